@@ -1,0 +1,51 @@
+# One virtual environment serves every target: the `dev` extra contains `quickstart`, so nobody installs twice
+# and `make test` after `make quickstart` starts at once. Pick the interpreter with: make PYTHON=python3.12 test
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.stamp-dev
+RUN := $(VENV)/bin/python
+BENCHMARKS := $(sort $(wildcard tests/benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart quickstart-long test test-all check format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+quickstart: $(STAMP)  ## a real corpus, three models side by side, evaluation, card, picture
+	$(RUN) -m training.quickstart
+
+quickstart-long: $(STAMP)  ## the same with the longer recipe
+	$(RUN) -m training.quickstart --recipe training/recipes/emoji_long.yaml
+
+test: $(STAMP)  ## the test suite without the slow tests
+	$(RUN) -m pytest
+
+test-all: $(STAMP)  ## the whole test suite
+	$(RUN) -m pytest -m "slow or not slow"
+
+check: $(STAMP)  ## lint, formatting and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(STAMP)  ## reformat the code and apply the safe fixes
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(STAMP)  ## run tests/benchmarks by hand
+	@test -n "$(BENCHMARKS)" || { echo "There are no benchmarks yet: put them into tests/benchmarks/." >&2; exit 1; }
+	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(RUN) $$file; done
+
+clean:  ## remove the environment, caches and build products
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find holistic_clip_hf training tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(STAMP): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Python 3.11 or newer is needed; '$(PYTHON)' is" \
+	         "'$$($(PYTHON) --version 2>&1)'. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned versions into $(VENV): some minutes, once."
+	@$(RUN) -m pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@

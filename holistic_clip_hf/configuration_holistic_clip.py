@@ -1,0 +1,186 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of Holistic CLIP: CLIP's two towers, with H named branches in the vision tower.
+
+- `num_branches=1` describes stock CLIP.
+- `perspectives[h]` is the name of what branch h reads; everything downstream (matching, records, cards) uses names.
+- Contradictions are refused at construction, with what to do about them.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+
+# The order in which the paper's released code merges its captions (PAPER: one web text, five generated ones).
+PAPER_PERSPECTIVES = ("web", "detail", "nouns", "background", "main_object", "style")
+
+BRANCH_TYPES = ("cls", "mlp")
+BRANCH_ISOLATIONS = ("isolated", "strict", "open", "official")
+PATCH_STEMS = ("linear", "convolutional")
+MATCHINGS = ("aligned", "free")
+FUSIONS = ("mean", "weighted", "max", "softmax")
+DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
+
+
+def _require(name: str, value: Any, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"`{name}` is {value!r}. Valid: {', '.join(map(repr, valid))}.")
+
+
+@strict
+class HolisticCLIPVisionConfig(CLIPVisionConfig):
+    """The vision tower: CLIP's, with `num_branches` outputs.
+
+    Args:
+        num_branches: H, the number of outputs. 1 is CLIP.
+        branch_type: `"cls"`, H class tokens (about +2 % compute at H=6, paper section "Psi_CLS"); or `"mlp"`, one class
+            token and an H-fold second MLP linear in the last layers ("Psi_MLP").
+        num_branch_layers: how many last layers are branched with `branch_type="mlp"`; 3 in the paper's figure of the
+            method. Not used by `"cls"`.
+        branch_isolation: what class tokens see with `branch_type="cls"`. `"isolated"`: not each other; `"strict"`: and
+            patches do not see class tokens, so that branches cannot talk through them; `"open"`: everything;
+            `"official"`: the authors' released code, whose boolean mask is *added*, as +1.0, to the attention logits
+            between different class tokens. Not used by `"mlp"`.
+        patch_dropout: share of patches left out at random while training (FLIP, https://arxiv.org/abs/2212.00794).
+            Class tokens are never dropped.
+        patch_stem: `"linear"`, CLIP's single strided convolution; or `"convolutional"`, a stack of 3x3 stride-2
+            convolutions (https://arxiv.org/abs/2106.14881), which learns from far fewer images. The latter needs a
+            power of two as `patch_size`.
+    """
+
+    model_type = "holistic_clip_vision_model"
+    base_config_key = "vision_config"
+
+    patch_size: int = 16  # the paper's backbone is ViT-B/16
+    hidden_act: str = "gelu"  # the paper trains with GELU; weights of OpenAI's CLIP need "quick_gelu"
+    num_branches: int = 1
+    branch_type: str = "cls"
+    num_branch_layers: int = 3
+    branch_isolation: str = "isolated"
+    patch_dropout: float = 0.0
+    patch_stem: str = "linear"
+
+    def validate_branches(self) -> None:
+        """Part of the `@strict` validation."""
+        _require("branch_type", self.branch_type, BRANCH_TYPES)
+        _require("branch_isolation", self.branch_isolation, BRANCH_ISOLATIONS)
+        if self.num_branches < 1:
+            raise ValueError(f"`num_branches` is {self.num_branches}. Valid: 1 (CLIP) or more.")
+        if self.branch_type == "mlp" and not 1 <= self.num_branch_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"`num_branch_layers` is {self.num_branch_layers}. Valid: 1 to `num_hidden_layers`, which is "
+                f"{self.num_hidden_layers}."
+            )
+
+    def validate_patches(self) -> None:
+        """Part of the `@strict` validation."""
+        _require("patch_stem", self.patch_stem, PATCH_STEMS)
+        if not 0.0 <= self.patch_dropout < 1.0:
+            raise ValueError(f"`patch_dropout` is {self.patch_dropout}. Valid: at least 0 and below 1.")
+        if self.patch_stem == "convolutional" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+            raise ValueError(
+                f"`patch_stem='convolutional'` halves the image once per layer, so `patch_size` must be a power of "
+                f"two; it is {self.patch_size}."
+            )
+
+
+@strict
+class HolisticCLIPConfig(PreTrainedConfig):
+    """Both towers and what joins them.
+
+    Args:
+        text_config: a `CLIPTextConfig` or its dict.
+        vision_config: a `HolisticCLIPVisionConfig` or its dict.
+        projection_dim: D, the width of the common space.
+        logit_scale_init_value: logarithm of the initial inverse temperature; ln(1/0.07) in CLIP and the paper.
+        perspectives: the H branch names. Left out: the paper's six where H = 6, else `branch_0` ... Given without
+            `num_branches` in `vision_config`, it sets H.
+        matching: which branch is held against which caption: `"aligned"` (by name; the paper's main setting) or
+            `"free"` (the branch that scores the true pair highest).
+        fusion: how the H similarities become one score. `"mean"` is the paper's (its Table 7: above max).
+        branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
+        diversity_weight, diversity_threshold: of the penalty on branches that say the same; 1.0 and 0.7 in the
+            paper's released code.
+        duplicate_captions: what two images with the same caption are to each other: `"positive"`, `"ignore"` or
+            `"negative"` (the paper).
+
+    Example:
+
+    >>> config = HolisticCLIPConfig(perspectives=["short", "style"])
+    >>> config.vision_config.num_branches
+    2
+    """
+
+    model_type = "holistic_clip"
+    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": HolisticCLIPVisionConfig}
+
+    text_config: dict | CLIPTextConfig | None = None
+    vision_config: dict | HolisticCLIPVisionConfig | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: float = 2.6592
+    initializer_factor: float = 1.0
+    perspectives: list[str] | tuple[str, ...] | None = None
+    matching: str = "aligned"
+    fusion: str = "mean"
+    branch_weights: list[float] | tuple[float, ...] | None = None
+    diversity_weight: float = 1.0
+    diversity_threshold: float = 0.7
+    duplicate_captions: str = "positive"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.text_config is None:
+            self.text_config = {"hidden_act": "gelu"}
+        if self.vision_config is None:
+            self.vision_config = {}
+        if isinstance(self.vision_config, dict) and "num_branches" not in self.vision_config:
+            num_branches = len(PAPER_PERSPECTIVES if self.perspectives is None else self.perspectives)
+            self.vision_config = {**self.vision_config, "num_branches": num_branches}
+        super().__post_init__(**kwargs)
+        num_branches = self.vision_config.num_branches
+        if self.perspectives is None:
+            named = num_branches == len(PAPER_PERSPECTIVES)
+            self.perspectives = PAPER_PERSPECTIVES if named else [f"branch_{h}" for h in range(num_branches)]
+        self.perspectives = list(self.perspectives)
+
+    def validate_perspectives(self) -> None:
+        """Part of the `@strict` validation."""
+        num_branches = self.vision_config.num_branches
+        if len(self.perspectives) != num_branches:
+            raise ValueError(
+                f"{len(self.perspectives)} `perspectives` ({', '.join(self.perspectives)}) for "
+                f"{num_branches} branches. Give one name per branch, or set `vision_config.num_branches`."
+            )
+        if len(set(self.perspectives)) != num_branches or not all(self.perspectives):
+            raise ValueError(f"`perspectives` must be distinct, non-empty names; got {self.perspectives}.")
+
+    def validate_objective(self) -> None:
+        """Part of the `@strict` validation."""
+        _require("matching", self.matching, MATCHINGS)
+        _require("duplicate_captions", self.duplicate_captions, DUPLICATE_CAPTIONS)
+        if self.diversity_weight < 0:
+            raise ValueError(f"`diversity_weight` is {self.diversity_weight}. Valid: 0 (off) or more.")
+
+    def validate_fusion(self) -> None:
+        """Part of the `@strict` validation."""
+        _require("fusion", self.fusion, FUSIONS)
+        if (self.fusion == "weighted") != (self.branch_weights is not None):
+            raise ValueError(
+                f"`branch_weights` go with `fusion='weighted'`, and only with it; got fusion={self.fusion!r}, "
+                f"branch_weights={self.branch_weights}."
+            )
+        if self.branch_weights is None:
+            return
+        if len(self.branch_weights) != len(self.perspectives) or min(self.branch_weights) < 0:
+            raise ValueError(
+                f"`branch_weights` needs {len(self.perspectives)} non-negative numbers, one per branch; got "
+                f"{list(self.branch_weights)}."
+            )
+        if sum(self.branch_weights) == 0:
+            raise ValueError("`branch_weights` are all zero. At least one branch must count.")
+
+    def branch_of_slot(self, slots: list[str] | tuple[str, ...]) -> list[int]:
+        """For each caption slot, the index of the branch of that name; -1 (free) where no branch has it."""
+        return [self.perspectives.index(slot) if slot in self.perspectives else -1 for slot in slots]
+
+
+__all__ = ["HolisticCLIPConfig", "HolisticCLIPVisionConfig"]

@@ -1,0 +1,583 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Holistic CLIP: CLIP with a vision tower that answers with H branch vectors per image.
+
+What is notable:
+- It states only what differs from `transformers.CLIPModel`; names of parameters are CLIP's, and branch 0 *is* CLIP's
+  class token or second MLP linear. A stock CLIP state dict loads by name; only `branch_*` weights are new.
+- Class tokens do not see each other (a real mask), and `num_branches=1` is CLIP, exactly.
+- Unless patches, hidden states or attentions are asked for, the last layer computes the class tokens alone.
+- Nested captions are encoded in length buckets; equal ones once, missing ones not at all.
+
+Axes: N images, H branches, M caption slots, T texts, L tokens, P patches, S tokens of the vision tower (class tokens,
+then patches), E tower width, D projection width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import (
+    CLIPAttention,
+    CLIPEncoderLayer,
+    CLIPMLP,
+    CLIPPreTrainedModel,
+    CLIPVisionEmbeddings,
+    eager_attention_forward,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
+from .loss_holistic_clip import multi_to_multi_loss
+
+
+@dataclass
+class HolisticCLIPVisionOutput(BaseModelOutputWithPooling):
+    """`BaseModelOutputWithPooling`, and all branches.
+
+    From the tower alone: `branch_embeds` (N, H, E), `pooler_output` (N, E) their mean.
+    From `get_image_features`: `branch_embeds` (N, H, D) of unit length, `pooler_output` (N, D) fused; it is *not* of
+    unit length, so that its dot product with a text vector is the fused similarity.
+    """
+
+    branch_embeds: Tensor | None = None
+
+
+@dataclass
+class HolisticCLIPOutput(ModelOutput):
+    """What `HolisticCLIPModel` returns; fields of a modality that was not given are `None`.
+
+    Args:
+        loss: scalar, with `return_loss=True`.
+        logits_per_image: (N, T), scaled and fused similarity; `None` for nested captions.
+        logits_per_text: (T, N), its transpose.
+        image_embeds: (N, D), the fused vectors.
+        branch_embeds: (N, H, D), unit length.
+        text_embeds: (T, D), or (N, M, D) for nested captions; unit length.
+        logit_scale: scalar, the inverse temperature (exponentiated).
+        loss_parts: `contrastive` and `diversity`, with `return_loss=True`.
+        text_model_output, vision_model_output: what the towers returned.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    branch_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    logit_scale: Tensor | None = None
+    loss_parts: dict[str, Tensor] | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: HolisticCLIPVisionOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class HolisticCLIPConvolutionalStem(nn.Module):
+    """Patches by 3x3 convolutions of stride 2 (https://arxiv.org/abs/2106.14881), their widths doubling up to E."""
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__()
+        halvings = config.patch_size.bit_length() - 1
+        widths = [config.num_channels] + [config.hidden_size >> shift for shift in reversed(range(halvings))]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(inside, outside, kernel_size=3, stride=2, padding=1, bias=False)
+            for inside, outside in zip(widths, widths[1:], strict=False)
+        )
+        # One group: a layer norm over channels and pixels, which unlike batch norm does not mix images.
+        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths[1:])
+        self.projection = nn.Conv2d(config.hidden_size, config.hidden_size, kernel_size=1, bias=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """As `Conv2d.weight`: `CLIPVisionEmbeddings` reads the dtype of its `patch_embedding` there."""
+        return self.projection.weight
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            pixel_values = F.relu(norm(convolution(pixel_values)))
+        return self.projection(pixel_values)
+
+
+class HolisticCLIPVisionEmbeddings(CLIPVisionEmbeddings):
+    """CLIP's embeddings, with the class tokens of branches 1 to H-1 behind the first."""
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__(config)
+        if config.patch_stem == "convolutional":
+            self.patch_embedding = HolisticCLIPConvolutionalStem(config)
+        self.num_class_tokens = config.num_branches if config.branch_type == "cls" else 1
+        if self.num_class_tokens > 1:
+            shape = (self.num_class_tokens - 1, config.hidden_size)
+            self.branch_class_embedding = nn.Parameter(torch.zeros(shape))
+            self.branch_position_embedding = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """(N, 3, height, width) to (N, S, E)."""
+        embeddings = super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        tokens, patches = embeddings[:, :1], self._drop_patches(embeddings[:, 1:])
+        if self.num_class_tokens > 1:
+            branch_tokens = self.branch_class_embedding + self.branch_position_embedding
+            tokens = torch.cat([tokens, branch_tokens.expand(len(tokens), -1, -1)], dim=1)
+        return torch.cat([tokens, patches], dim=1)
+
+    def _drop_patches(self, patches: Tensor) -> Tensor:
+        if not self.training or self.config.patch_dropout == 0.0:
+            return patches
+        num_kept = max(1, round(patches.shape[1] * (1 - self.config.patch_dropout)))
+        kept = torch.rand(patches.shape[:2], device=patches.device).topk(num_kept, dim=1).indices
+        return patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))
+
+
+class HolisticCLIPVisionAttention(CLIPAttention):
+    """CLIP's attention, able to answer for the first `num_queries` tokens alone."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        num_queries: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, Tensor | None]:
+        """(N, S, E) to (N, num_queries, E); all S by default."""
+        asking = hidden_states[:, :num_queries]
+        queries, keys, values = (
+            projection(states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for projection, states in (
+                (self.q_proj, asking),
+                (self.k_proj, hidden_states),
+                (self.v_proj, hidden_states),
+            )
+        )
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, :, :num_queries]
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attention(
+            self, queries, keys, values, attention_mask, scaling=self.scale, dropout=dropout, **kwargs
+        )
+        return self.out_proj(output.flatten(2)), weights
+
+
+class HolisticCLIPVisionLayer(CLIPEncoderLayer):
+    """CLIP's layer, able to answer for the first `num_queries` tokens alone."""
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.self_attn = HolisticCLIPVisionAttention(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        num_queries: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        """(N, S, E) to (N, num_queries, E); all S by default."""
+        attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, num_queries, **kwargs)
+        hidden_states = hidden_states[:, :num_queries] + attended
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class HolisticCLIPBranchMLP(CLIPMLP):
+    """An MLP whose second linear is H-fold: CLIP's own for branch 0, `branch_fc2[h - 1]` for branch h."""
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.branch_fc2 = nn.ModuleList(
+            nn.Linear(config.intermediate_size, config.hidden_size) for _ in range(config.num_branches - 1)
+        )
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(N, 1 or H, S, E) to (N, H, S, E)."""
+        inner = self.activation_fn(self.fc1(hidden_states))
+        linears = [self.fc2, *self.branch_fc2]
+        streams = inner.expand(-1, len(linears), -1, -1).unbind(dim=1)
+        return torch.stack([linear(stream) for linear, stream in zip(linears, streams, strict=True)], dim=1)
+
+
+class HolisticCLIPBranchLayer(HolisticCLIPVisionLayer):
+    """A layer of H streams. The first of them is given one stream, which its MLP fans out."""
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.mlp = HolisticCLIPBranchMLP(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        num_queries: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        """(N, 1 or H, S, E) to (N, H, num_queries, E); all S by default."""
+        sequences = self.layer_norm1(hidden_states).flatten(0, 1)  # attention knows no streams: (N * streams, S, E)
+        attended, _ = self.self_attn(sequences, attention_mask, num_queries, **kwargs)
+        hidden_states = hidden_states[:, :, :num_queries] + attended.unflatten(0, hidden_states.shape[:2])
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class HolisticCLIPVisionEncoder(nn.Module):
+    """Plain layers, then, with `branch_type="mlp"`, `num_branch_layers` of H streams."""
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__()
+        self.has_streams = config.branch_type == "mlp" and config.num_branches > 1
+        self.num_plain = config.num_hidden_layers - (config.num_branch_layers if self.has_streams else 0)
+        self.layers = nn.ModuleList(
+            HolisticCLIPVisionLayer(config) if index < self.num_plain else HolisticCLIPBranchLayer(config)
+            for index in range(config.num_hidden_layers)
+        )
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        num_queries: int | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """(N, S, E) to (N, S, E), or (N, H, S, E) with streams; the last layer for `num_queries` tokens."""
+        for index, layer in enumerate(self.layers):
+            if index == self.num_plain:
+                hidden_states = hidden_states.unsqueeze(1)
+            is_last = index == len(self.layers) - 1
+            hidden_states = layer(
+                hidden_states, attention_mask, num_queries=num_queries if is_last else None, **kwargs
+            )
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
+    """Weight initialisation and what transformers asks of every model."""
+
+    config: HolisticCLIPConfig
+    base_model_prefix = "holistic_clip"
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "HolisticCLIPVisionEmbeddings"] + [
+        "HolisticCLIPVisionLayer",
+        "HolisticCLIPBranchLayer",
+    ]
+    # Its own loss is a mean over the batch: the Trainer must divide by accumulation steps as usual.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        factor = self.config.initializer_factor
+        if isinstance(module, HolisticCLIPVisionEmbeddings) and module.num_class_tokens > 1:
+            init.normal_(module.branch_class_embedding, std=module.embed_dim**-0.5 * factor)
+            init.normal_(module.branch_position_embedding, std=module.config.initializer_range * factor)
+        elif isinstance(module, HolisticCLIPBranchMLP):
+            std = module.config.hidden_size**-0.5 * (2 * module.config.num_hidden_layers) ** -0.5 * factor
+            for linear in module.branch_fc2:
+                init.normal_(linear.weight, std=std)
+        elif isinstance(module, HolisticCLIPConvolutionalStem):
+            for convolution in module.convolutions:
+                init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            init.kaiming_normal_(module.projection.weight, mode="fan_out", nonlinearity="linear")
+        elif isinstance(module, HolisticCLIPModel):
+            for projection in (module.text_projection, module.visual_projection):
+                init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+
+class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
+    """The vision tower with its H branches, before projection."""
+
+    config: HolisticCLIPVisionConfig
+    base_model_prefix = "vision_model"  # loads by itself from a full checkpoint
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.embeddings = HolisticCLIPVisionEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # CLIP's spelling
+        self.encoder = HolisticCLIPVisionEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_patches: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HolisticCLIPVisionOutput:
+        """Encode images.
+
+        Args:
+            pixel_values: (N, 3, height, width).
+            interpolate_pos_encoding: take images of another size than `config.image_size`.
+            output_patches: without, the last layer is computed for class tokens alone, and `last_hidden_state` holds
+                no patches: (N, H, E), or (N, H, 1, E) with `branch_type="mlp"`.
+
+        Raises:
+            ValueError: no images, or images of another size.
+        """
+        if pixel_values is None:
+            raise ValueError("`pixel_values` is missing. Make it with the processor: `processor(images=...)`.")
+        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding))
+        num_class_tokens = self.embeddings.num_class_tokens
+        states = self.encoder(
+            hidden_states,
+            self._isolation_mask(hidden_states),
+            num_queries=None if output_patches else num_class_tokens,
+            **kwargs,
+        ).last_hidden_state
+        branches = states[:, :, 0] if self.encoder.has_streams else states[:, :num_class_tokens]
+        branches = self.post_layernorm(branches)
+        return HolisticCLIPVisionOutput(
+            last_hidden_state=states, pooler_output=branches.mean(dim=1), branch_embeds=branches
+        )
+
+    def _isolation_mask(self, hidden_states: Tensor) -> Tensor | None:
+        """(1, 1, S, S), added to the attention logits; `None` where everything sees everything."""
+        num_class_tokens, isolation = self.embeddings.num_class_tokens, self.config.branch_isolation
+        if num_class_tokens == 1 or isolation == "open":
+            return None
+        if "flash" in self.config._attn_implementation:
+            raise ValueError(
+                f"Flash attention takes no mask, which branch_isolation={isolation!r} needs. Load with "
+                f"attn_implementation='sdpa', or set branch_isolation='open'."
+            )
+        size, device = hidden_states.shape[1], hidden_states.device
+        is_class = torch.arange(size, device=device) < num_class_tokens
+        between = is_class[:, None] & is_class[None] & ~torch.eye(size, dtype=torch.bool, device=device)
+        if isolation == "strict":
+            between = between | (~is_class[:, None] & is_class[None])
+        # The released code's mask is boolean but added: +1.0, the opposite of its intent.
+        value = 1.0 if isolation == "official" else torch.finfo(hidden_states.dtype).min
+        return torch.zeros(size, size, dtype=hidden_states.dtype, device=device).masked_fill(between, value)[
+            None, None
+        ]
+
+
+class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
+    """Both towers and their common space: H vectors and one fused vector per image, one vector per text."""
+
+    def __init__(self, config: HolisticCLIPConfig) -> None:
+        super().__init__(config)
+        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.vision_model = HolisticCLIPVisionModel._from_config(config.vision_config)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode texts: (T, L) to `pooler_output` (T, D), of unit length."""
+        outputs = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
+        )
+        outputs.pooler_output = F.normalize(self.text_projection(outputs.pooler_output), dim=-1)
+        return outputs
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool = False,
+        output_patches: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HolisticCLIPVisionOutput:
+        """Encode images: (N, 3, height, width) to `pooler_output` (N, D) fused, `branch_embeds` (N, H, D) of unit length.
+
+        `last_hidden_state` holds patches too if they, hidden states or attentions are asked for.
+        """
+        asked_for_all = (
+            output_patches
+            or kwargs.get("output_hidden_states", self.config.output_hidden_states)
+            or kwargs.get("output_attentions", self.config.output_attentions)
+        )
+        outputs = self.vision_model(
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_patches=bool(asked_for_all),
+            return_dict=True,
+            **kwargs,
+        )
+        outputs.branch_embeds = F.normalize(self.visual_projection(outputs.branch_embeds), dim=-1)
+        outputs.pooler_output = self.fuse_branches(outputs.branch_embeds)
+        return outputs
+
+    def fuse_branches(self, branch_embeds: Tensor) -> Tensor:
+        """(N, H, D) to (N, D): the mean of unit vectors, weighted with `fusion="weighted"`.
+
+        It is not normalised again: its dot product with a unit text vector is then the mean of the branches'
+        similarities. `"max"` and `"softmax"` have no vector of their own and take the mean here.
+        """
+        if self.config.branch_weights is None:
+            return branch_embeds.mean(dim=1)
+        weights = branch_embeds.new_tensor(self.config.branch_weights)
+        return torch.einsum("nhd,h->nd", branch_embeds, weights / weights.sum())
+
+    def fused_similarity(self, branch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """(N, H, D) and (T, D) to (N, T): cosine similarity over branches, fused as `config.fusion` says."""
+        if self.config.fusion in ("mean", "weighted"):
+            return self.fuse_branches(branch_embeds) @ text_embeds.T
+        similarity = torch.einsum("nhd,td->nht", branch_embeds, text_embeds)
+        if self.config.fusion == "max":
+            return similarity.amax(dim=1)
+        return ((self.logit_scale.exp() * similarity).softmax(dim=1) * similarity).sum(dim=1)
+
+    def encode_captions(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+        caption_ids: Tensor | None = None,
+    ) -> Tensor:
+        """(N, M, L) to (N, M, D) of unit length; zeros where `caption_mask` (N, M) says that a caption is missing.
+
+        Missing captions never enter the text tower, and captions with the same id (N, M) enter it once.
+
+        Raises:
+            ValueError: no caption at all, or captions padded in front.
+        """
+        num_images, num_slots = input_ids.shape[:2]
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        elif (attention_mask[..., 0].logical_not() & attention_mask.any(dim=-1)).any():
+            raise ValueError("Captions are padded in front. Set the tokenizer's `padding_side` to 'right'.")
+        if caption_mask is None:
+            caption_mask = input_ids.new_ones(num_images, num_slots)
+        present = caption_mask.flatten().nonzero().squeeze(1)
+        if len(present) == 0:
+            raise ValueError("`caption_mask` leaves no caption in this batch. Check the corpus against the slots.")
+        places = torch.arange(len(present), device=present.device)
+        inverse, first = places, places
+        if caption_ids is not None:
+            distinct, inverse = caption_ids.flatten()[present].unique(return_inverse=True)
+            first = places.new_zeros(len(distinct)).scatter_reduce(0, inverse, places, "amin", include_self=False)
+        rows = present[first]
+        lengths = attention_mask.sum(dim=-1).flatten()[rows]
+        embeds = self._encode_in_buckets(input_ids.flatten(0, 1)[rows], lengths)[inverse]
+        flat = embeds.new_zeros(num_images * num_slots, embeds.shape[-1]).index_copy(0, present, embeds)
+        return flat.unflatten(0, (num_images, num_slots))
+
+    def _encode_in_buckets(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """(T, L) to (T, D), texts of like length together: up to 8, 16, 32 ... tokens.
+
+        CLIP's text tower is causal and reads the end token, so that padding behind it, trimmed here, changes nothing.
+        """
+        buckets = lengths.clamp(min=8).log2().ceil().long()
+        rows, embeds = [], []
+        for bucket in buckets.unique().tolist():
+            members = (buckets == bucket).nonzero().squeeze(1)
+            rows.append(members)
+            embeds.append(self.get_text_features(input_ids[members, : int(lengths[members].max())]).pooler_output)
+        return torch.cat(embeds)[torch.cat(rows).argsort()]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+        caption_ids: Tensor | None = None,
+        branch_of_slot: list[int] | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HolisticCLIPOutput:
+        """Score images against texts, or embed what is given.
+
+        Args:
+            input_ids: (T, L) texts to score, or (N, M, L) nested captions to train on.
+            pixel_values: (N, 3, height, width).
+            attention_mask: as `input_ids`.
+            position_ids: (T, L), for scoring only.
+            caption_mask: (N, M), false where a caption is missing.
+            caption_ids: (N, M), equal where two captions are the same text.
+            branch_of_slot: M branch indices, -1 for free (`config.branch_of_slot(names)` makes them).
+            return_loss: compute the loss of these images alone (`HolisticCLIPTrainer` gathers over ranks). Flat texts
+                (T = N) are one slot, in the order of the images.
+
+        Raises:
+            ValueError: nothing given; a loss without both modalities or with T different from N.
+        """
+        if input_ids is None and pixel_values is None:
+            raise ValueError("Give `pixel_values`, `input_ids`, or both.")
+        output = HolisticCLIPOutput(logit_scale=self.logit_scale.exp())
+        if pixel_values is not None:
+            output.vision_model_output = self.get_image_features(
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            )
+            output.image_embeds = output.vision_model_output.pooler_output
+            output.branch_embeds = output.vision_model_output.branch_embeds
+        if input_ids is not None and input_ids.ndim == 3:
+            output.text_embeds = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
+        elif input_ids is not None:
+            output.text_model_output = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+            output.text_embeds = output.text_model_output.pooler_output
+        if output.text_model_output is not None and pixel_values is not None:
+            similarity = self.fused_similarity(output.branch_embeds, output.text_embeds)
+            output.logits_per_image = output.logit_scale * similarity
+            output.logits_per_text = output.logits_per_image.T
+        if return_loss:
+            self._add_loss(output, caption_mask, caption_ids, branch_of_slot)
+        return output
+
+    def _add_loss(
+        self,
+        output: HolisticCLIPOutput,
+        caption_mask: Tensor | None,
+        caption_ids: Tensor | None,
+        branch_of_slot: list[int] | None,
+    ) -> None:
+        if output.branch_embeds is None or output.text_embeds is None:
+            raise ValueError("`return_loss=True` needs both `pixel_values` and `input_ids`.")
+        texts = output.text_embeds if output.text_embeds.ndim == 3 else output.text_embeds[:, None]
+        if len(texts) != len(output.branch_embeds):
+            raise ValueError(
+                f"`return_loss=True` pairs images and texts in order; got {len(output.branch_embeds)} images and "
+                f"{len(texts)} texts. Give one text per image, or nested captions (N, M, L)."
+            )
+        loss = multi_to_multi_loss(
+            output.branch_embeds,
+            texts,
+            output.logit_scale,
+            matching=self.config.matching,
+            branch_of_slot=branch_of_slot,
+            caption_mask=caption_mask,
+            caption_ids=caption_ids,
+            duplicate_captions=self.config.duplicate_captions,
+            diversity_weight=self.config.diversity_weight,
+            diversity_threshold=self.config.diversity_threshold,
+        )
+        output.loss = loss.total
+        output.loss_parts = {"contrastive": loss.contrastive, "diversity": loss.diversity}
+
+
+__all__ = ["HolisticCLIPModel", "HolisticCLIPOutput", "HolisticCLIPPreTrainedModel", "HolisticCLIPVisionModel"]

@@ -1,0 +1,192 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Training: `transformers.Trainer` with the multi-to-multi loss, global negatives and retrieval recall.
+
+Axes: N images per rank, H branches, M caption slots, D projection width.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+
+from .collator import HolisticCLIPCollator
+from .distributed import gather_rows, rank_offset
+from .evaluation.metrics import distinct_captions, retrieval_recalls
+from .loss_holistic_clip import CaptionBatch, multi_to_multi_loss
+from .modeling_holistic_clip import HolisticCLIPOutput
+from .processing_holistic_clip import HolisticCLIPProcessor
+
+# Branch tokens and positions are points, not maps: like biases, they are not decayed.
+UNDECAYED_NAMES = ("class_embedding", "position_embedding")
+
+
+@dataclass
+class HolisticCLIPTrainingArguments(TrainingArguments):
+    """`TrainingArguments`; only what differs stands here. Defaults are those of the paper's released `train.sh`."""
+
+    slots: list[str] | None = field(
+        default=None,
+        metadata={"help": "Perspectives to train on. Default: the model's own. H=1 with several is one-to-many."},
+    )
+    logit_scale_max: float = field(
+        default=100.0, metadata={"help": "The inverse temperature is clamped to 1 ... this after every step."}
+    )
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "Images per device."})
+    num_train_epochs: float = field(default=100, metadata={"help": "Passes over the images."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    weight_decay: float = field(default=0.2, metadata={"help": "Not on biases, norms, tokens, positions, scale."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second decay rate."})
+    adam_epsilon: float = field(default=1e-6, metadata={"help": "AdamW's epsilon."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=2000, metadata={"help": "Steps of linear warm-up, or their share if below 1."})
+    # Global negatives need batches of equal size; evaluation still sees every row.
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last partial batch of training."})
+    # The collator reads raw columns.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep corpus columns for the collator."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.logit_scale_max < 1:
+            raise ValueError(f"`logit_scale_max` is {self.logit_scale_max}. Valid: 1 or more; CLIP uses 100.")
+
+
+class ClampLogitScale(TrainerCallback):
+    """Keeps the inverse temperature between 1 and `logit_scale_max`, as CLIP does, after every optimizer step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        with torch.no_grad():
+            model.logit_scale.clamp_(0.0, math.log(args.logit_scale_max))
+
+
+class HolisticCLIPTrainer(Trainer):
+    """Trains a `HolisticCLIPModel` on a corpus.
+
+    Negatives are global: P processes give the loss and the gradients of one process that has the whole batch.
+    Evaluation reports, besides `eval_loss`, text-to-image and image-to-text recall over the whole evaluation set,
+    `eval_text_to_image_recall@5` for all slots together and `eval_<slot>_text_to_image_recall@5` for each.
+
+    Args:
+        processing_class: the model's `HolisticCLIPProcessor`; it is saved with every checkpoint.
+        data_collator: by default a `HolisticCLIPCollator` for `args.slots`.
+
+    Raises:
+        ValueError: no processor, or a one-slot-per-branch model without a slot for one of its branches.
+    """
+
+    # The loss is a mean over the batch; accumulated micro-batches are averaged by the Trainer.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: HolisticCLIPTrainingArguments,
+        *,
+        processing_class: HolisticCLIPProcessor,
+        data_collator: HolisticCLIPCollator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        slots = args.slots or list(model.config.perspectives)
+        self.branch_of_slot = model.config.branch_of_slot(slots)
+        self.loss_parts: list[tuple[Tensor, Tensor]] = []
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            data_collator=data_collator or HolisticCLIPCollator(processing_class, slots),
+            compute_metrics=kwargs.pop("compute_metrics", self.recall_by_slot),
+            **kwargs,
+        )
+        self.slots = slots
+        self.label_names: list[str] = []
+        self.add_callback(ClampLogitScale())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, HolisticCLIPOutput]:
+        """The multi-to-multi loss of this rank's rows against the rows of all ranks."""
+        output = model(**inputs)
+        config, mask, ids = self.model.config, inputs["caption_mask"], inputs["caption_ids"]
+        gathered = CaptionBatch(*map(gather_rows, (output.branch_embeds, output.text_embeds, mask, ids)))
+        loss = multi_to_multi_loss(
+            output.branch_embeds,
+            output.text_embeds,
+            output.logit_scale,
+            matching=config.matching,
+            branch_of_slot=self.branch_of_slot,
+            caption_mask=mask,
+            caption_ids=ids,
+            duplicate_captions=config.duplicate_captions,
+            diversity_weight=config.diversity_weight,
+            diversity_threshold=config.diversity_threshold,
+            gathered=gathered,
+            offset=rank_offset(len(mask)),
+        )
+        if model.training:
+            self.loss_parts.append((loss.contrastive.detach(), loss.diversity.detach()))
+        return (loss.total, output) if return_outputs else loss.total
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
+        """Embeddings as predictions, caption ids and mask as labels: recall needs them of the whole set at once."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, (output.image_embeds, output.text_embeds), (inputs["caption_ids"], inputs["caption_mask"])
+
+    def recall_by_slot(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Recall of the fused vector over the evaluation set: each slot by itself, and their mean."""
+        image_embeds, text_embeds = (torch.as_tensor(part) for part in prediction.predictions)
+        ids, mask = (torch.as_tensor(part) for part in prediction.label_ids)
+        metrics: dict[str, float] = {}
+        for index, slot in enumerate(self.slots):
+            if not mask[:, index].any():
+                raise ValueError(f"No row of the evaluation set has a caption for the slot {slot!r}.")
+            rows, pairs = distinct_captions(ids[:, index : index + 1], mask[:, index : index + 1])
+            recalls = retrieval_recalls(image_embeds, text_embeds[rows[:, 0], index], pairs)
+            metrics.update({f"{slot}_{name}": value for name, value in recalls.items()})
+        for name in recalls:
+            metrics[name] = sum(metrics[f"{slot}_{name}"] for slot in self.slots) / len(self.slots)
+        return metrics
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Evaluation sees every row, also where training drops the last partial batch."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices and convolutions decay; biases, norms, the logit scale, class tokens and positions do not."""
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim > 1 and not any(part in name for part in UNDECAYED_NAMES)
+        ]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the loss, averaged since the last log, and the temperature."""
+        if self.loss_parts and "loss" in logs:
+            contrastive, diversity = zip(*self.loss_parts, strict=True)
+            logs["contrastive"] = torch.stack(contrastive).mean().item()
+            logs["diversity"] = torch.stack(diversity).mean().item()
+            logs["logit_scale"] = self.model.logit_scale.exp().item()
+            self.loss_parts.clear()
+        super().log(logs, start_time)
