@@ -6,7 +6,7 @@
 - Contradictions are refused at construction, with what to do about them.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
@@ -33,8 +33,8 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
 
     Args:
         num_branches: H, the number of outputs. 1 is CLIP.
-        branch_type: `"cls"`, H class tokens (about +2 % compute at H=6, paper section "Psi_CLS"); or `"mlp"`, one class
-            token and an H-fold second MLP linear in the last layers ("Psi_MLP").
+        branch_type: `"cls"`, H class tokens (the paper's Psi_CLS, about +2 % compute at H=6); or `"mlp"`, one class
+            token and an H-fold second MLP linear in the last layers (Psi_MLP).
         num_branch_layers: how many last layers are branched with `branch_type="mlp"`; 3 in the paper's figure of the
             method. Not used by `"cls"`.
         branch_isolation: what class tokens see with `branch_type="cls"`. `"isolated"`: not each other; `"strict"`: and
@@ -119,7 +119,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
     initializer_factor: float = 1.0
-    perspectives: list[str] | tuple[str, ...] | None = None
+    perspectives: list[str] | tuple[str, ...] = ()
     matching: str = "aligned"
     fusion: str = "mean"
     branch_weights: list[float] | tuple[float, ...] | None = None
@@ -133,24 +133,27 @@ class HolisticCLIPConfig(PreTrainedConfig):
         if self.vision_config is None:
             self.vision_config = {}
         if isinstance(self.vision_config, dict) and "num_branches" not in self.vision_config:
-            num_branches = len(PAPER_PERSPECTIVES if self.perspectives is None else self.perspectives)
+            num_branches = len(self.perspectives or PAPER_PERSPECTIVES)
             self.vision_config = {**self.vision_config, "num_branches": num_branches}
         super().__post_init__(**kwargs)
-        num_branches = self.vision_config.num_branches
-        if self.perspectives is None:
-            named = num_branches == len(PAPER_PERSPECTIVES)
-            self.perspectives = PAPER_PERSPECTIVES if named else [f"branch_{h}" for h in range(num_branches)]
+        if not self.perspectives:
+            named = self.num_branches == len(PAPER_PERSPECTIVES)
+            self.perspectives = PAPER_PERSPECTIVES if named else [f"branch_{h}" for h in range(self.num_branches)]
         self.perspectives = list(self.perspectives)
+
+    @property
+    def num_branches(self) -> int:
+        """H, which the vision tower's configuration holds."""
+        return cast(HolisticCLIPVisionConfig, self.vision_config).num_branches
 
     def validate_perspectives(self) -> None:
         """Part of the `@strict` validation."""
-        num_branches = self.vision_config.num_branches
-        if len(self.perspectives) != num_branches:
+        if len(self.perspectives) != self.num_branches:
             raise ValueError(
                 f"{len(self.perspectives)} `perspectives` ({', '.join(self.perspectives)}) for "
-                f"{num_branches} branches. Give one name per branch, or set `vision_config.num_branches`."
+                f"{self.num_branches} branches. Give one name per branch, or set `vision_config.num_branches`."
             )
-        if len(set(self.perspectives)) != num_branches or not all(self.perspectives):
+        if len(set(self.perspectives)) != self.num_branches or not all(self.perspectives):
             raise ValueError(f"`perspectives` must be distinct, non-empty names; got {self.perspectives}.")
 
     def validate_objective(self) -> None:

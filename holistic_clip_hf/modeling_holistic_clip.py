@@ -24,9 +24,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import (
+    CLIPMLP,
     CLIPAttention,
     CLIPEncoderLayer,
-    CLIPMLP,
     CLIPPreTrainedModel,
     CLIPVisionEmbeddings,
     eager_attention_forward,
@@ -375,8 +375,9 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         super().__init__(config)
         self.text_model = CLIPTextModel._from_config(config.text_config)
         self.vision_model = HolisticCLIPVisionModel._from_config(config.vision_config)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        vision_width, text_width = self.vision_model.config.hidden_size, self.text_model.config.hidden_size
+        self.visual_projection = nn.Linear(vision_width, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(text_width, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.post_init()
 
@@ -409,7 +410,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         output_patches: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HolisticCLIPVisionOutput:
-        """Encode images: (N, 3, height, width) to `pooler_output` (N, D) fused, `branch_embeds` (N, H, D) of unit length.
+        """Encode images: (N, 3, height, width) to `pooler_output` (N, D) fused and `branch_embeds` (N, H, D).
 
         `last_hidden_state` holds patches too if they, hidden states or attentions are asked for.
         """
@@ -531,20 +532,18 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             raise ValueError("Give `pixel_values`, `input_ids`, or both.")
         output = HolisticCLIPOutput(logit_scale=self.logit_scale.exp())
         if pixel_values is not None:
-            output.vision_model_output = self.get_image_features(
-                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
-            )
-            output.image_embeds = output.vision_model_output.pooler_output
-            output.branch_embeds = output.vision_model_output.branch_embeds
+            images = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            output.vision_model_output = images
+            output.image_embeds, output.branch_embeds = images.pooler_output, images.branch_embeds
         if input_ids is not None and input_ids.ndim == 3:
             output.text_embeds = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
         elif input_ids is not None:
-            output.text_model_output = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-            output.text_embeds = output.text_model_output.pooler_output
-        if output.text_model_output is not None and pixel_values is not None:
-            similarity = self.fused_similarity(output.branch_embeds, output.text_embeds)
-            output.logits_per_image = output.logit_scale * similarity
-            output.logits_per_text = output.logits_per_image.T
+            texts = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+            output.text_model_output, output.text_embeds = texts, texts.pooler_output
+            if pixel_values is not None:
+                similarity = self.fused_similarity(images.branch_embeds, texts.pooler_output)
+                output.logits_per_image = self.logit_scale.exp() * similarity
+                output.logits_per_text = output.logits_per_image.T
         if return_loss:
             self._add_loss(output, caption_mask, caption_ids, branch_of_slot)
         return output
@@ -567,7 +566,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         loss = multi_to_multi_loss(
             output.branch_embeds,
             texts,
-            output.logit_scale,
+            self.logit_scale.exp(),
             matching=self.config.matching,
             branch_of_slot=branch_of_slot,
             caption_mask=caption_mask,

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin, logging
 
@@ -61,10 +60,10 @@ class HolisticCLIPProcessor(ProcessorMixin):
     def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Images to `pixel_values` (N, 3, height, width), texts to `input_ids` and `attention_mask` (T, L)."""
         if images is not None:
-            images = self._compose(images)
+            images = self._compose(self.image_processor.fetch_images(images))
         if text is not None:
             text = clean_caption(text) if isinstance(text, str) else [clean_caption(one) for one in text]
-            kwargs.setdefault("split_special_tokens", True)
+            kwargs["text_kwargs"] = {"split_special_tokens": True, **kwargs.get("text_kwargs", {})}
         return super().__call__(images=images, text=text, **kwargs)
 
     def nested_captions(self, captions: Sequence[Sequence[str | None]]) -> dict[str, Tensor]:
@@ -80,8 +79,8 @@ class HolisticCLIPProcessor(ProcessorMixin):
         num_images, num_slots = len(captions), len(captions[0]) if captions else 0
         if num_slots == 0 or any(len(row) != num_slots for row in captions):
             raise ValueError(
-                f"Every image needs the same number of caption slots, at least one; got {[len(row) for row in captions]}. "
-                f"Put None where a caption is missing."
+                f"Every image needs the same number of caption slots, at least one; got "
+                f"{[len(row) for row in captions]}. Put None where a caption is missing."
             )
         mask = torch.tensor([[text is not None for text in row] for row in captions])
         present = [clean_caption(text) for row in captions for text in row if text is not None]
@@ -109,10 +108,13 @@ class HolisticCLIPProcessor(ProcessorMixin):
     def _compose(self, images: Any) -> Any:
         if isinstance(images, (list, tuple)):
             return [self._compose(image) for image in images]
-        if not isinstance(images, Image.Image) or not images.has_transparency_data:
+        if not getattr(images, "has_transparency_data", False):  # arrays, tensors and opaque images
             return images
-        page = Image.new("RGBA", images.size, (*self.background, 255))
-        return Image.alpha_composite(page, images.convert("RGBA")).convert("RGB")
+        drawn = images.convert("RGBA")
+        page = drawn.convert("RGB")
+        page.paste(tuple(self.background), (0, 0, *page.size))
+        page.paste(drawn, mask=drawn.getchannel("A"))
+        return page
 
 
 __all__ = ["HolisticCLIPProcessor", "caption_id", "clean_caption"]

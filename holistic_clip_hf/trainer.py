@@ -18,7 +18,7 @@ from .collator import HolisticCLIPCollator
 from .distributed import gather_rows, rank_offset
 from .evaluation.metrics import distinct_captions, retrieval_recalls
 from .loss_holistic_clip import CaptionBatch, multi_to_multi_loss
-from .modeling_holistic_clip import HolisticCLIPOutput
+from .modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput
 from .processing_holistic_clip import HolisticCLIPProcessor
 
 # Branch tokens and positions are points, not maps: like biases, they are not decayed.
@@ -84,7 +84,7 @@ class HolisticCLIPTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: HolisticCLIPModel,
         args: HolisticCLIPTrainingArguments,
         *,
         processing_class: HolisticCLIPProcessor,
@@ -141,7 +141,7 @@ class HolisticCLIPTrainer(Trainer):
         inputs: dict[str, Tensor],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
+    ) -> tuple[Tensor, Any, Any]:
         """Embeddings as predictions, caption ids and mask as labels: recall needs them of the whole set at once."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():

@@ -42,9 +42,9 @@ class Recipe:
         """Every perspective that some run is trained on, in order of first appearance."""
         return list(dict.fromkeys(slot for run in self.runs.values() for slot in run.slots))
 
-    def fingerprint(self, run: str) -> str:
-        """Changes when anything changes that the weights of a run depend on."""
-        facts = {**asdict(self), "runs": asdict(self.runs[run]), "name": None}
+    def fingerprint(self, run: str, corpus: str) -> str:
+        """Changes with the recipe of a run and with the fingerprint of its corpus."""
+        facts = {**asdict(self), "runs": asdict(self.runs[run]), "name": None, "corpus": corpus}
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def config(self, run: str, tokenizer: CLIPTokenizer) -> HolisticCLIPConfig:

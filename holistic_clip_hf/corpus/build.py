@@ -1,0 +1,239 @@
+"""Rows to a corpus directory: parquet shards that a killed build keeps, then the manifest that makes it whole."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features
+from datasets.table import embed_table_storage
+from filelock import FileLock
+
+from .schema import validate_row
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "corpus.json"
+_SHARD_KEY = b"holistic_clip_shard"
+_ROWS_PER_GROUP = 100  # small row groups, so that streaming readers can skip through images
+
+
+class Skipped(NamedTuple):
+    """Yielded by a shard in place of a row that could not be made."""
+
+    item: str
+    reason: str
+
+
+Shard = Callable[[], Iterable[Mapping[str, Any] | Skipped]]
+
+
+def build_corpus(
+    directory: Path,
+    shards: Mapping[str, Shard],
+    features: Features,
+    *,
+    fingerprint: str,
+    about: Mapping[str, Any] | None = None,
+    card: Callable[[dict[str, Any]], str] | None = None,
+    counted: Sequence[str] = (),
+    required_bytes: int = 0,
+) -> Dataset:
+    """Write each shard, then `README.md` (from `card`, given the manifest), then the manifest, and load the corpus.
+
+    A shard is a function that yields rows and `Skipped` items; `fingerprint` stands for all that decides its rows.
+    Finished shards of the same fingerprint are kept. A corpus of another fingerprint stays whole and loadable until
+    the new manifest replaces its own. The manifest counts the values of the `counted` columns. Raises `ValueError`
+    for a malformed row, `OSError` when the disk is full.
+
+    Example: `build_corpus(path, {"part-0": lambda: rows}, corpus_features(), fingerprint="v1")`.
+    """
+    (directory / "data").mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / ".lock"):
+        if not is_whole(directory, fingerprint):
+            _check_free_space(directory, required_bytes)
+            records = {}
+            for name, shard in shards.items():
+                path = directory / "data" / f"{name}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:8]}.parquet"
+                if _read_shard_facts(path, fingerprint) is None:
+                    _write_shard(path, shard, features, fingerprint, counted)
+                records[name] = _describe_shard(path, fingerprint)
+            _finish(directory, records, fingerprint, about or {}, card)
+    return load_corpus(directory)
+
+
+def load_corpus(directory: Path) -> Dataset:
+    """The corpus, memory-mapped; `ValueError` for a directory that is not finished or was changed since."""
+    manifest = read_manifest(directory)
+    paths = []
+    for name, record in manifest["shards"].items():
+        path = directory / record["file"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != record["bytes"]:
+            got = "no file" if size is None else f"{size} bytes"
+            raise ValueError(
+                f"Shard {name!r} of {directory}: got {got} at {record['file']}, expected {record['bytes']} bytes as "
+                f"{MANIFEST} says. Delete {MANIFEST} and build the corpus again."
+            )
+        paths.append(str(path))
+    return Dataset.from_parquet(paths)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What `build_corpus` recorded: fingerprint, shards, perspectives, skipped items, and `about`."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        state = "a half-built corpus" if (directory / "data").is_dir() else "no corpus"
+        raise ValueError(f"Got {directory}, which holds {state}; expected {MANIFEST} in it. Build the corpus again.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def is_whole(directory: Path, fingerprint: str) -> bool:
+    """Whether `directory` holds a finished corpus of this fingerprint with all its shards in place."""
+    if not (directory / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(directory)
+    sizes = {directory / record["file"]: record["bytes"] for record in manifest["shards"].values()}
+    in_place = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+    return in_place and manifest["fingerprint"] == fingerprint
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears at `path` complete, or, after any error, not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            errno.ENOSPC, f"The disk of {path.parent} is full while writing {path.name}. Free space and run again"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_free_space(directory: Path, required_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < required_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"Got {free / 1e6:.0f} MB free at {directory}; the corpus needs {required_bytes / 1e6:.0f} MB. "
+            "Free space, or choose a directory on another disk",
+        )
+
+
+def _write_shard(path: Path, shard: Shard, features: Features, fingerprint: str, counted: Sequence[str]) -> None:
+    tally = _Tally(counted)
+    rows = tally.count(shard())
+    schema = features.arrow_schema
+    with write_atomically(path) as file, pq.ParquetWriter(file, schema) as writer:
+        while group := list(islice(rows, _ROWS_PER_GROUP)):
+            table = pa.Table.from_pylist([features.encode_example(row) for row in group], schema=schema)
+            writer.write_table(embed_table_storage(table))
+        writer.add_key_value_metadata({_SHARD_KEY: json.dumps({"fingerprint": fingerprint, **tally.facts()}).encode()})
+    logger.info("Wrote %s, skipped %d items", path, len(tally.skipped))
+
+
+class _Tally:
+    """What the manifest says of the rows that have passed."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.skipped: list[Skipped] = []
+        self.perspectives: Counter[str] = Counter()
+        self.columns: dict[str, Counter[str]] = {column: Counter() for column in columns}
+
+    def count(self, items: Iterable[Mapping[str, Any] | Skipped]) -> Iterator[Mapping[str, Any]]:
+        """The rows among `items`, each checked and counted."""
+        for item in items:
+            if isinstance(item, Skipped):
+                self.skipped.append(item)
+                continue
+            validate_row(item)
+            self.perspectives.update(caption["perspective"] for caption in item["captions"])
+            for column, counts in self.columns.items():
+                counts[item[column]] += 1
+            yield item
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"perspectives": self.perspectives, "columns": self.columns, "skipped": self.skipped}
+
+
+def _read_shard_facts(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """What the shard says of itself, or None where it is not finished or of another fingerprint."""
+    if not path.is_file():
+        return None
+    try:
+        metadata = pq.read_metadata(path)
+    except pa.ArrowInvalid:
+        logger.warning("%s is damaged and will be written again", path)
+        return None
+    facts = json.loads((metadata.metadata or {}).get(_SHARD_KEY, b"{}"))
+    return {**facts, "rows": metadata.num_rows} if facts.get("fingerprint") == fingerprint else None
+
+
+def _describe_shard(path: Path, fingerprint: str) -> dict[str, Any]:
+    facts = _read_shard_facts(path, fingerprint)
+    assert facts is not None
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "file": path.relative_to(path.parents[1]).as_posix(),
+        "rows": facts["rows"],
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+        "perspectives": facts["perspectives"],
+        "columns": facts["columns"],
+        "skipped": [Skipped(*item)._asdict() for item in facts["skipped"]],
+    }
+
+
+def _finish(
+    directory: Path,
+    records: dict[str, dict[str, Any]],
+    fingerprint: str,
+    about: Mapping[str, Any],
+    card: Callable[[dict[str, Any]], str] | None,
+) -> None:
+    columns = {column for record in records.values() for column in record["columns"]}
+    manifest = {
+        "fingerprint": fingerprint,
+        "rows": sum(record["rows"] for record in records.values()),
+        "perspectives": _add_up(record["perspectives"] for record in records.values()),
+        "columns": {
+            column: _add_up(record["columns"][column] for record in records.values()) for column in sorted(columns)
+        },
+        "about": dict(about),
+        "shards": records,
+    }
+    if card is not None:
+        with write_atomically(directory / "README.md") as file:
+            file.write(card(manifest).encode())
+    with write_atomically(directory / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    kept = {directory / record["file"] for record in records.values()}
+    for stale in set((directory / "data").iterdir()) - kept:
+        stale.unlink()
+
+
+def _add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))

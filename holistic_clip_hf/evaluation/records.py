@@ -1,0 +1,214 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Records: measured numbers, each with all that is needed to measure it again, and the file that holds them."""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+Detail = str | int | float | bool
+
+# Values of details that those who write records and those who read them must spell alike.
+PER_PERSPECTIVE = "per_perspective"  # of `protocol`
+FUSED = "fused"  # of `branch`
+
+PACKAGES = ("holistic-clip-hf", "torch", "transformers", "datasets")
+GIT_TIMEOUT_SECONDS = 10  # a checkout on a stalled network drive must not hold up an evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What all numbers of one run share.
+
+    Args:
+        model: name of the checkpoint, the one its card uses.
+        dataset, split: what was measured on.
+        seed: of everything random in the measurement.
+        command: as typed, without the interpreter's own path.
+        commit: of the checkout that holds this package; `None` outside one.
+        uncommitted_changes: whether tracked files differed from `commit`; `None` outside a checkout.
+        versions: of the interpreter and the packages that decide the numbers.
+        timestamp: UTC, ISO 8601, to the second.
+    """
+
+    model: str
+    dataset: str
+    split: str
+    seed: int
+    command: str
+    commit: str | None
+    uncommitted_changes: bool | None
+    versions: Mapping[str, str]
+    timestamp: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Provenance):
+    """One measured number.
+
+    Args:
+        metric: `"recall"`, `"median_rank"` ...
+        value: a finite number; shares are fractions of one, not percent.
+        task: `"retrieval"` ...
+        details: what tells this measurement from others of the same metric: perspective, direction, branch, k ...
+        counts: sizes the value depends on: queries, candidates ...
+        chance: what a model that knows nothing is expected to get, on the same data.
+        confidence_interval: low and high end, 95 %.
+
+    Example:
+
+    >>> provenance = capture_provenance(model="tiny", dataset="squares", split="test", seed=0)
+    >>> record = Record(**vars(provenance), metric="recall", value=0.5, task="retrieval", details={"k": 5})
+    >>> record.label
+    'recall@5'
+    """
+
+    metric: str
+    value: float
+    task: str
+    details: Mapping[str, Detail] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    chance: float | None = None
+    confidence_interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        texts = {name: vars(self)[name] for name in ("model", "dataset", "split", "command", "timestamp")}
+        for name, text in {**texts, "metric": self.metric, "task": self.task}.items():
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"`{name}` is {text!r}. A record needs a non-empty string there.")
+        for name, detail in self.details.items():
+            if not isinstance(detail, Detail):
+                raise ValueError(f"Detail `{name}` is {detail!r}. Valid: a string, a number or a truth value.")
+        numbers = {"value": [self.value], "chance": [] if self.chance is None else [self.chance]}
+        numbers["confidence interval"] = list(self.confidence_interval or ())
+        for name, found in numbers.items():
+            if not all(_is_finite(number) for number in found):
+                raise ValueError(f"The {name} of {self.label} is {found}. A record holds finite numbers only.")
+
+    @property
+    def label(self) -> str:
+        """The metric's name as tables print it."""
+        return f"{self.metric}@{self.details['k']}" if "k" in self.details else self.metric
+
+    @property
+    def key(self) -> tuple:
+        """Equal for two runs of the same measurement, whatever they found; orders records in a file."""
+        # A detail may be a number in one record and a string in another: never compare the two kinds.
+        details = tuple((name, isinstance(value, str), value) for name, value in sorted(self.details.items()))
+        return (self.model, self.task, self.dataset, self.split, self.metric, details)
+
+
+def capture_provenance(*, model: str, dataset: str, split: str, seed: int) -> Provenance:
+    """Provenance of the running process; what cannot be known is `None` or left out."""
+    commit = _git("rev-parse", "HEAD") if _is_tracked() else None
+    changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return Provenance(
+        model=model,
+        dataset=dataset,
+        split=split,
+        seed=seed,
+        command=shlex.join(["python", *sys.orig_argv[1:]]),
+        commit=commit,
+        uncommitted_changes=None if changes is None else bool(changes),
+        versions=_versions(),
+        timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
+    """Merge records into the file at `path`: the same measurement replaces, others stay, the order is by key.
+
+    The file is replaced in one step, so an interrupted write leaves the old one. Two processes that save to one file
+    at the same time are not merged: the later one wins.
+    """
+    path, new = Path(path), {}
+    for record in records:
+        if record.key in new:
+            raise ValueError(
+                f"Two of the records to save are the same measurement: {record.label}, {dict(record.details)}. Tell "
+                "them apart in `details`."
+            )
+        new[record.key] = record
+    merged = {record.key: record for record in (load_records(path) if path.exists() else [])} | new
+    rows = [asdict(merged[key]) for key in sorted(merged)]
+    text = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_records(path: str | os.PathLike) -> list[Record]:
+    """The records in a file written by `save_records`. Raises `ValueError` where the file holds anything else."""
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Expected a file written by `save_records`.") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a {type(rows).__name__}. Expected a list of records.")
+    return [_record_from_row(row, f"Record {number} of {path}") for number, row in enumerate(rows)]
+
+
+def _record_from_row(row: Any, where: str) -> Record:
+    expected = {item.name for item in fields(Record)}
+    if not isinstance(row, dict) or set(row) != expected:
+        found = set(row) if isinstance(row, dict) else set()
+        raise ValueError(
+            f"{where} is malformed: missing {sorted(expected - found)}, unknown {sorted(found - expected)}. Expected "
+            "the fields that `save_records` writes; evaluate again, or correct the file."
+        )
+    for name in ("details", "counts", "versions"):
+        if not isinstance(row[name], dict):
+            raise ValueError(f"{where} is malformed: `{name}` is {row[name]!r}. Expected an object.")
+    interval = row["confidence_interval"]
+    if interval is not None and (not isinstance(interval, list) or len(interval) != 2):
+        raise ValueError(f"{where} is malformed: the interval is {interval!r}. Expected two numbers or null.")
+    try:
+        return Record(**{**row, "confidence_interval": None if interval is None else tuple(interval)})
+    except ValueError as error:
+        raise ValueError(f"{where} is malformed: {error}") from error
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _is_tracked() -> bool:
+    # An installed copy may lie inside someone else's checkout (a virtual environment); that commit is not ours.
+    return _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=GIT_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

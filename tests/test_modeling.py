@@ -1,0 +1,287 @@
+"""The joint model: CLIP at H=1, stock weights by name, texts in buckets, fusion, and what a checkpoint keeps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, CLIPConfig, CLIPModel
+
+from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, multi_to_multi_loss
+
+MakeModel = Callable[..., HolisticCLIPModel]
+MakeTokens = Callable[[list[int]], tuple[Tensor, Tensor]]
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def stock_clip(config: HolisticCLIPConfig, attention: str = "sdpa") -> CLIPModel:
+    text, vision = config.text_config.to_dict(), config.vision_config.to_dict()
+    stock = CLIPConfig(
+        text_config={**text, "model_type": "clip_text_model"},
+        vision_config={**vision, "model_type": "clip_vision_model"},
+        projection_dim=config.projection_dim,
+    )
+    return CLIPModel._from_config(stock, attn_implementation=attention).eval()
+
+
+def parameter_gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+def test_one_branch_is_clip(
+    make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, branch_type: str, attention: str
+) -> None:
+    model = make_model(vision={"num_branches": 1, "branch_type": branch_type}, attention=attention)
+    clip = stock_clip(model.config, attention)
+    clip.load_state_dict(model.state_dict(), strict=True)
+    ids, mask = make_tokens([4, 9, 6, 12])
+    batch = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixel_values, "return_loss": True}
+    ours, theirs = model(**batch, output_hidden_states=True), clip(**batch, output_hidden_states=True)
+    torch.testing.assert_close(ours.logits_per_image, theirs.logits_per_image, **CLOSE)
+    torch.testing.assert_close(ours.logits_per_text, theirs.logits_per_text, **CLOSE)
+    torch.testing.assert_close(ours.image_embeds, theirs.image_embeds, **CLOSE)
+    torch.testing.assert_close(ours.text_embeds, theirs.text_embeds, **CLOSE)
+    torch.testing.assert_close(ours.loss, theirs.loss, **CLOSE)
+    for tower in ("vision_model_output", "text_model_output"):
+        assert len(ours[tower].hidden_states) == 3
+        torch.testing.assert_close(ours[tower].hidden_states, theirs[tower].hidden_states, **CLOSE)
+    model(**batch).loss.backward()  # without hidden states, so that the last layer is pruned
+    theirs.loss.backward()
+    torch.testing.assert_close(parameter_gradients(model), parameter_gradients(clip), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("branch_type", "new"),
+    [
+        ("cls", {"embeddings.branch_class_embedding", "embeddings.branch_position_embedding"}),
+        ("mlp", {f"encoder.layers.1.mlp.branch_fc2.{h}.{part}" for h in (0, 1) for part in ("weight", "bias")}),
+    ],
+)
+def test_stock_weights_load_by_name(
+    make_config: Callable[..., HolisticCLIPConfig], tmp_path: Path, branch_type: str, new: set[str]
+) -> None:
+    config = make_config(vision={"branch_type": branch_type})
+    stock_clip(config).save_pretrained(tmp_path)
+    model, report = HolisticCLIPModel.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert set(report["missing_keys"]) == {f"vision_model.{name}" for name in new}
+    assert not report["unexpected_keys"] and not report["mismatched_keys"]
+    stock, ours = CLIPModel.from_pretrained(tmp_path).state_dict(), model.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in stock.items())
+    weights = [ours[f"vision_model.{name}"] for name in new if not name.endswith("bias")]
+    assert all(weight.isfinite().all() and weight.std() > 0 for weight in weights)
+
+
+LAYER = [f"self_attn.{name}_proj" for name in ("k", "v", "q", "out")]
+LAYER = [f"{name}.{part}" for name in (*LAYER, "layer_norm1", "mlp.fc1", "mlp.fc2", "layer_norm2") for part in "wb"]
+
+
+def expected_keys(branch_type: str) -> set[str]:
+    """Written out once: these names are an interface, which published checkpoints rely on."""
+    full = {"w": "weight", "b": "bias"}
+    layers = [f"encoder.layers.{index}.{name[:-1]}{full[name[-1]]}" for index in (0, 1) for name in LAYER]
+    text = ["embeddings.token_embedding.weight", "embeddings.position_embedding.weight"]
+    text += ["final_layer_norm.weight", "final_layer_norm.bias", *layers]
+    vision = ["embeddings.class_embedding", "embeddings.patch_embedding.weight"]
+    vision += ["embeddings.position_embedding.weight", *layers]
+    vision += [f"{norm}.{part}" for norm in ("pre_layrnorm", "post_layernorm") for part in ("weight", "bias")]
+    if branch_type == "cls":
+        vision += ["embeddings.branch_class_embedding", "embeddings.branch_position_embedding"]
+    else:
+        vision += [f"encoder.layers.1.mlp.branch_fc2.{h}.{part}" for h in (0, 1) for part in ("weight", "bias")]
+    joint = ["logit_scale", "visual_projection.weight", "text_projection.weight"]
+    return {*joint, *(f"text_model.{key}" for key in text), *(f"vision_model.{key}" for key in vision)}
+
+
+@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+def test_parameter_names_are_pinned(make_model: MakeModel, branch_type: str) -> None:
+    model = make_model(vision={"branch_type": branch_type})
+    assert set(model.state_dict()) == expected_keys(branch_type)
+
+
+@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+def test_saves_and_loads_bitwise(
+    make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, tmp_path: Path, branch_type: str
+) -> None:
+    model = make_model(vision={"branch_type": branch_type})
+    model.save_pretrained(tmp_path)
+    loaded, again = (AutoModel.from_pretrained(tmp_path, trust_remote_code=False) for _ in range(2))
+    assert type(loaded) is HolisticCLIPModel
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+    # Buffers are not in the file: they are made anew after a start on the meta device.
+    buffers = dict(model.named_buffers())
+    assert buffers.keys() == dict(loaded.named_buffers()).keys()
+    for other in (loaded, again):
+        assert all(torch.equal(value, buffers[name]) for name, value in other.named_buffers())
+    ids, mask = make_tokens([4, 9])
+    batch = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixel_values}
+    torch.testing.assert_close(model(**batch).logits_per_image, loaded(**batch).logits_per_image, **CLOSE)
+
+
+def test_initialisation_is_clips(make_config: Callable[..., HolisticCLIPConfig]) -> None:
+    config = make_config(vision={"hidden_size": 64, "intermediate_size": 96})
+    ours, clip = HolisticCLIPModel(config).state_dict(), stock_clip(config).state_dict()
+    sizes = {name: (ours[name].std().item(), value.std().item()) for name, value in clip.items() if value.ndim > 1}
+    assert {name: pair for name, pair in sizes.items() if pair[0] != pytest.approx(pair[1], rel=0.15)} == {}
+    assert all(
+        torch.equal(ours[name], value) for name, value in clip.items() if value.ndim < 2 and "class" not in name
+    )
+
+
+def test_initialisation_of_branches(make_config: Callable[..., HolisticCLIPConfig]) -> None:
+    embeddings = HolisticCLIPModel(make_config(vision={"num_branches": 40})).vision_model.embeddings
+    assert embeddings.branch_class_embedding.std().item() == pytest.approx(32**-0.5, rel=0.1)
+    assert embeddings.branch_position_embedding.std().item() == pytest.approx(0.02, rel=0.1)
+    mlp = HolisticCLIPModel(make_config(vision={"branch_type": "mlp"})).vision_model.encoder.layers[1].mlp
+    for linear in (mlp.fc2, *mlp.branch_fc2):
+        assert linear.weight.std().item() == pytest.approx(32**-0.5 / 2, rel=0.1)
+        assert not linear.bias.any()
+
+
+def test_initialisation_of_the_convolutional_stem(make_config: Callable[..., HolisticCLIPConfig]) -> None:
+    stem = HolisticCLIPModel(
+        make_config(vision={"patch_stem": "convolutional"})
+    ).vision_model.embeddings.patch_embedding
+    for convolution in stem.convolutions:
+        fan_out = convolution.out_channels * 9
+        assert convolution.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+    assert stem.projection.weight.std().item() == pytest.approx((1 / 32) ** 0.5, rel=0.15)
+
+
+def nested(make_tokens: MakeTokens) -> tuple[Tensor, Tensor, Tensor]:
+    """(4, 3, 20): lengths in four buckets, two captions missing."""
+    lengths = [3, 20, 9, 8, 5, 16, 17, 4, 12, 7, 10, 3]
+    ids, mask = make_tokens(lengths)
+    present = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1], [0, 1, 1]], dtype=torch.bool)
+    return ids.unflatten(0, (4, 3)), mask.unflatten(0, (4, 3)), present
+
+
+def test_nested_captions_are_encoded_as_one_by_one(make_model: MakeModel, make_tokens: MakeTokens) -> None:
+    model = make_model()
+    ids, mask, present = nested(make_tokens)
+    found = model.encode_captions(ids, mask, present)
+    weight = torch.randn_like(found)
+    (found * weight).sum().backward()
+    gradients = parameter_gradients(model)
+    model.zero_grad()
+    expected = torch.zeros_like(found)
+    rows = [(image, slot) for image, slot in present.nonzero().tolist()]
+    for image, slot in rows:
+        one = model.get_text_features(ids[image, slot][None], mask[image, slot][None]).pooler_output[0]
+        (one * weight[image, slot]).sum().backward()
+        expected[image, slot] = one.detach()
+    torch.testing.assert_close(found.detach(), expected, **CLOSE)
+    assert (found[~present] == 0).all()
+    torch.testing.assert_close(found[present].norm(dim=-1), torch.ones(len(rows)))
+    # One by one, no row of the position table beyond the longest text has been touched; nor may it be here.
+    torch.testing.assert_close(gradients, parameter_gradients(model), rtol=1e-4, atol=1e-5)
+
+
+def test_missing_captions_never_enter_the_text_tower(make_model: MakeModel, make_tokens: MakeTokens) -> None:
+    model = make_model()
+    shapes: list[tuple[int, ...]] = []
+    model.text_model.embeddings.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    ids, mask, present = nested(make_tokens)
+    model.encode_captions(ids, mask, present)
+    # Lengths present: up to 8 tokens (3, 8, 5, 4, 7, 3), up to 16 (16, 10), up to 32 (20, 17); missing: 9, 7
+    assert sorted(shape[:2] for shape in shapes) == sorted([(5, 8), (3, 16), (2, 20)])
+    with pytest.raises(ValueError, match="leaves no caption"):
+        model.encode_captions(ids, mask, torch.zeros_like(present))
+
+
+def test_defaults_of_nested_captions(make_model: MakeModel, make_tokens: MakeTokens) -> None:
+    model = make_model()
+    ids, mask, present = nested(make_tokens)
+    plain = model.encode_captions(ids)
+    torch.testing.assert_close(plain, model.encode_captions(ids, mask, torch.ones_like(present)), **CLOSE)
+
+
+def test_loss_of_nested_captions(make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor) -> None:
+    options = {"diversity_weight": 0.5, "diversity_threshold": -1.0, "duplicate_captions": "ignore"}
+    model = make_model(**options, matching="aligned")
+    ids, mask, present = nested(make_tokens)
+    caption_ids = torch.tensor([[1, 2, 3], [1, 5, 6], [7, 8, 6], [9, 2, 4]])
+    batch = {"input_ids": ids, "attention_mask": mask, "caption_mask": present, "caption_ids": caption_ids}
+    output = model(**batch, pixel_values=pixel_values, branch_of_slot=[2, -1, 0], return_loss=True)
+    expected = multi_to_multi_loss(
+        output.branch_embeds,
+        output.text_embeds,
+        model.logit_scale.exp(),
+        branch_of_slot=[2, -1, 0],
+        caption_mask=present,
+        caption_ids=caption_ids,
+        **options,
+    )
+    assert torch.equal(output.loss, expected.total)
+    assert torch.equal(output.loss_parts["contrastive"], expected.contrastive)
+    assert torch.equal(output.loss_parts["diversity"], expected.diversity)
+    assert output.logits_per_image is None and output.text_embeds.shape == (4, 3, 16)
+
+
+FUSIONS: list[dict[str, Any]] = [
+    {"fusion": "mean"},
+    {"fusion": "weighted", "branch_weights": [1.0, 0.0, 3.0]},
+    {"fusion": "max"},
+    {"fusion": "softmax"},
+]
+
+
+@pytest.mark.parametrize("options", FUSIONS, ids=[options["fusion"] for options in FUSIONS])
+def test_fusion_equals_the_loops(
+    make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, options: dict[str, Any]
+) -> None:
+    model = make_model(**options)
+    ids, mask = make_tokens([4, 9])
+    output = model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values)
+    scale = model.logit_scale.exp().item()
+    for image, text in [(image, text) for image in range(4) for text in range(2)]:
+        scores = (output.branch_embeds[image] @ output.text_embeds[text]).tolist()
+        boltzmann = torch.tensor([scale * score for score in scores]).softmax(dim=0).tolist()
+        expected = {
+            "mean": sum(scores) / 3,
+            "weighted": 0.25 * scores[0] + 0.75 * scores[2],
+            "max": max(scores),
+            "softmax": sum(weight * score for weight, score in zip(boltzmann, scores, strict=True)),
+        }[options["fusion"]]
+        assert output.logits_per_image[image, text].item() == pytest.approx(scale * expected, abs=1e-4)
+        assert output.logits_per_text[text, image] == output.logits_per_image[image, text]
+    if options["fusion"] in ("mean", "weighted"):
+        torch.testing.assert_close(
+            output.logits_per_image, output.logit_scale * output.image_embeds @ output.text_embeds.T, **CLOSE
+        )
+
+
+def test_one_modality_and_tuples(make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor) -> None:
+    model = make_model()
+    ids, mask = make_tokens([4, 9])
+    images, texts = model(pixel_values=pixel_values), model(input_ids=ids, attention_mask=mask)
+    assert set(images) == {"image_embeds", "branch_embeds", "logit_scale", "vision_model_output"}
+    assert set(texts) == {"text_embeds", "logit_scale", "text_model_output"}
+    both = model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values)
+    assert torch.equal(both.branch_embeds, images.branch_embeds) and torch.equal(both.text_embeds, texts.text_embeds)
+    flat = model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values, return_dict=False)
+    assert isinstance(flat, tuple) and torch.equal(flat[0], both.logits_per_image)
+    assert isinstance(flat[-1], tuple)
+    features = model.get_image_features(pixel_values)
+    assert features.pooler_output.shape == (4, 16) and features.branch_embeds.shape == (4, 3, 16)
+    torch.testing.assert_close(features.branch_embeds.norm(dim=-1), torch.ones(4, 3))
+    torch.testing.assert_close(features.pooler_output, features.branch_embeds.sum(dim=1) / 3)
+    assert isinstance(model.get_text_features(ids, mask, return_dict=False), tuple)
+
+
+def test_misuse_is_refused(make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor) -> None:
+    model = make_model()
+    ids, mask = make_tokens([4, 9])
+    with pytest.raises(ValueError, match="Give `pixel_values`, `input_ids`, or both"):
+        model()
+    with pytest.raises(ValueError, match="needs both `pixel_values` and `input_ids`"):
+        model(pixel_values=pixel_values, return_loss=True)
+    with pytest.raises(ValueError, match="got 4 images and 2 texts"):
+        model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values, return_loss=True)
+    with pytest.raises(ValueError, match="`pixel_values` is missing"):
+        model.vision_model()
+    with pytest.raises(ValueError, match="doesn't match model"):
+        model(pixel_values=pixel_values[..., :24])

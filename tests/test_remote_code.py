@@ -1,0 +1,126 @@
+"""A saved checkpoint works for people who never heard of this package: its code travels with it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+
+TRAVELLING = {f"{part}_holistic_clip.py" for part in ("configuration", "loss", "modeling", "processing")}
+STAGED = TRAVELLING | {"config.json", "model.safetensors", "processor_config.json"}
+STAGED |= {"tokenizer.json", "tokenizer_config.json"}
+CAPTIONS = [["a red circle", None, "drawn <|endoftext|> flat"]]
+
+# An installed package wins over the code in the folder, so this one is kept off the path and shown to be absent.
+SCRIPT = """
+import json
+import sys
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "holistic_clip_hf":
+            sys.exit(f"imported {name}")
+
+
+sys.meta_path.insert(0, Absent())
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+torch.set_num_threads(1)
+folder = sys.argv[1]
+facts = {}
+for auto in (AutoConfig, AutoModel, AutoProcessor):
+    try:
+        auto.from_pretrained(folder, trust_remote_code=False)
+        facts[auto.__name__] = "loaded"
+    except ValueError as error:
+        facts[auto.__name__] = str(error)
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+facts["modules"] = [type(one).__module__ for one in (config, config.vision_config, model, processor)]
+facts["names"] = [type(one).__name__ for one in (config, config.vision_config, model, processor)]
+facts["perspectives"] = config.perspectives
+facts["package"] = "holistic_clip_hf" in sys.modules
+with Image.open(sys.argv[2]) as image:
+    images = processor(images=image, return_tensors="pt")
+batch = {**images, **processor.nested_captions(json.loads(sys.argv[3]))}
+with torch.no_grad():
+    output = model(**batch, return_loss=True)
+    flat = model(**processor(text=["a red circle", "a"], padding=True, return_tensors="pt"), **images)
+numbers = [output.branch_embeds, output.text_embeds, output.loss, flat.logits_per_image]
+torch.save((numbers, model.state_dict()), sys.argv[4])
+model.save_pretrained(sys.argv[5])
+processor.save_pretrained(sys.argv[5])
+sys.stdout.write(json.dumps(facts))
+"""
+
+
+def expected_numbers(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, path: Path) -> list[torch.Tensor]:
+    images = processor(images=Image.open(path), return_tensors="pt")
+    with torch.no_grad():
+        output = model(**images, **processor.nested_captions(CAPTIONS), return_loss=True)
+        flat = model(**processor(text=["a red circle", "a"], padding=True, return_tensors="pt"), **images)
+    return [output.branch_embeds, output.text_embeds, output.loss, flat.logits_per_image]
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., HolisticCLIPModel]) -> HolisticCLIPModel:
+    return make_model(perspectives=["short", "colour", "shape"])
+
+
+@pytest.fixture
+def staged(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_folder_holds_exactly_what_is_needed(staged: Path) -> None:
+    assert {str(path.relative_to(staged)) for path in staged.rglob("*")} == STAGED
+    auto_map = json.loads((staged / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoConfig"] == "configuration_holistic_clip.HolisticCLIPConfig"
+    assert auto_map["AutoModel"] == "modeling_holistic_clip.HolisticCLIPModel"
+
+
+def test_stranger_loads_it_and_gets_the_same_numbers(
+    model: HolisticCLIPModel, processor: HolisticCLIPProcessor, staged: Path, red_square: Image.Image, tmp_path: Path
+) -> None:
+    picture, numbers, again = tmp_path / "red.png", tmp_path / "numbers.pt", tmp_path / "again"
+    red_square.save(picture)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-I", "-c", SCRIPT, str(staged), str(picture), json.dumps(CAPTIONS)]
+    command += [str(numbers), str(again)]
+    ran = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    facts = json.loads(ran.stdout.splitlines()[-1])
+    assert facts["package"] is False
+    assert all(module.startswith("transformers_modules.") for module in facts["modules"]), facts["modules"]
+    names = ["HolisticCLIPConfig", "HolisticCLIPVisionConfig", "HolisticCLIPModel", "HolisticCLIPProcessor"]
+    assert facts["names"] == names
+    assert facts["perspectives"] == ["short", "colour", "shape"]
+    for auto in ("AutoConfig", "AutoModel", "AutoProcessor"):
+        assert "trust_remote_code=True" in facts[auto], f"{auto} {facts[auto]}"
+    found_numbers, state = torch.load(numbers)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    # Weights are bitwise the same; sums over them may differ in the last bit, by where they lie in memory.
+    for found, expected in zip(found_numbers, expected_numbers(model, processor, picture), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    # What the stranger saves can be passed on.
+    assert {str(path.relative_to(again)) for path in again.rglob("*")} == STAGED
+    for name in TRAVELLING:
+        assert (again / name).read_text() == (staged / name).read_text()

@@ -1,0 +1,226 @@
+"""Retrieval on a stand-in model whose embeddings are one-hot keywords, so that every rank is known beforehand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+from torch import nn
+
+from holistic_clip_hf.evaluation.records import capture_provenance
+from holistic_clip_hf.evaluation.retrieval import encode_images, encode_texts, evaluate_retrieval
+
+WORDS = ("<pad>", "fox", "owl", "elephant", "cat", "flat", "watercolour", "photo")
+PROVENANCE = capture_provenance(model="keywords", dataset="drawings", split="test", seed=0)
+
+# Each image: the words that its two branches read, and its captions. The cat has no caption of its object.
+DRAWINGS = (
+    (("fox", "flat"), {"object": "fox", "style": "flat"}),
+    (("owl", "flat"), {"object": "owl", "style": "flat"}),
+    (("elephant", "watercolour"), {"object": "elephant", "style": " watercolour"}),
+    (("cat", "watercolour"), {"style": "watercolour"}),
+)
+
+
+class KeywordModel(nn.Module):
+    """Branch h of an image is the one-hot word in its colour channel h; a text is the *unnormalised* word it holds."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, perspectives: tuple[str, ...] = ("object", "style"), fusion: str = "mean") -> None:
+        super().__init__()
+        self.config = SimpleNamespace(perspectives=perspectives, fusion=fusion)
+        self.frozen = nn.Dropout()
+        self.seen_texts: list[int] = []
+        self.seen_modes: list[bool] = []
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        self.seen_modes += [self.training, torch.is_grad_enabled()]
+        words = pixel_values[:, : len(self.config.perspectives), 0, 0].long()
+        branches = nn.functional.one_hot(words, len(WORDS)).float()
+        return SimpleNamespace(pooler_output=branches.mean(dim=1), branch_embeds=branches)
+
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        self.seen_modes += [self.training, torch.is_grad_enabled()]
+        self.seen_texts += [len(input_ids)]
+        assert torch.equal(attention_mask.bool(), input_ids > 0)
+        return SimpleNamespace(
+            pooler_output=7.0 * nn.functional.one_hot(input_ids, len(WORDS)).sum(dim=1)[:, :].float()
+        )
+
+
+def processor(images=None, text=None, *, return_tensors, padding=None, truncation=None) -> dict[str, torch.Tensor]:
+    assert return_tensors == "pt"
+    if images is not None:
+        return {
+            "pixel_values": torch.tensor([image.convert("RGB").getpixel((0, 0)) for image in images])[:, :, None, None]
+        }
+    assert padding and truncation
+    rows = [[WORDS.index(word) for word in one.split()] for one in text]
+    length = max(map(len, rows))
+    input_ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def corpus(order: tuple[int, ...] = (0, 1, 2, 3)) -> Dataset:
+    captions = List({name: Value("string") for name in ("perspective", "text", "source")})
+    features = Features(
+        {"image_id": Value("string"), "image": Image(), "captions": captions, "artist": Value("string")}
+    )
+    rows = [
+        {
+            "image_id": str(index),
+            "image": PILImage.new("RGB", (2, 2), (*map(WORDS.index, DRAWINGS[index][0]), 0)),
+            "captions": [{"perspective": p, "text": t, "source": "me"} for p, t in DRAWINGS[index][1].items()],
+            "artist": "someone",
+        }
+        for index in order
+    ]
+    return Dataset.from_list(rows, features=features)
+
+
+def measure(model: nn.Module | None = None, dataset: Dataset | None = None, **options) -> dict[tuple, object]:
+    options = {"perspectives": ["object", "style"], "ks": (1, 3), "batch_size": 3, **options}
+    records = evaluate_retrieval(
+        model or KeywordModel(), processor, corpus() if dataset is None else dataset, provenance=PROVENANCE, **options
+    )
+    keyed = {(r.details["perspective"], r.details["direction"], r.details["branch"], r.label): r for r in records}
+    assert len(keyed) == len(records)
+    return keyed
+
+
+def test_every_number_of_a_known_model():
+    values = {key: record.value for key, record in measure().items()}
+
+    for branch in ("fused", "object"):
+        assert values["object", "text_to_image", branch, "recall@1"] == 1.0
+        assert values["object", "image_to_text", branch, "recall@1"] == 1.0
+        assert values["object", "text_to_image", branch, "median_rank"] == 1.0
+    for branch in ("fused", "style"):
+        assert values["style", "text_to_image", branch, "recall@1"] == 1.0
+        assert values["style", "image_to_text", branch, "recall@1"] == 1.0
+    # The style branch scores zero for every object: three of four images tie with the right one, and go first.
+    assert values["object", "text_to_image", "style", "recall@1"] == 0.0
+    assert values["object", "text_to_image", "style", "recall@3"] == 0.0
+    assert values["object", "text_to_image", "style", "median_rank"] == 4.0
+    # Of three object texts two tie with the right one.
+    assert values["object", "image_to_text", "style", "recall@1"] == 0.0
+    assert values["object", "image_to_text", "style", "recall@3"] == 1.0
+    # Two of four images are right for a style, so at worst the third is.
+    assert values["style", "text_to_image", "object", "recall@3"] == 1.0
+    assert len(values) == 2 * 2 * 3 * 3  # perspectives, directions, fused and branches, metrics
+
+
+def test_counts_chance_and_what_makes_a_record_repeatable():
+    records = measure()
+
+    text_to_image = records["object", "text_to_image", "fused", "recall@1"]
+    assert text_to_image.counts == {"n_queries": 3, "n_candidates": 4, "n_left_out": 0}
+    assert text_to_image.chance == 1 / 4
+    assert text_to_image.confidence_interval == (1.0, 1.0)
+    image_to_text = records["object", "image_to_text", "fused", "recall@1"]
+    assert image_to_text.counts == {"n_queries": 3, "n_candidates": 3, "n_left_out": 1}  # the cat
+    # " watercolour" and "watercolour" are one text: two queries, each with two right images of four.
+    style = records["style", "text_to_image", "style", "recall@1"]
+    assert style.counts == {"n_queries": 2, "n_candidates": 4, "n_left_out": 0}
+    assert style.chance == pytest.approx(0.5)
+    assert style.details == {
+        "protocol": "per_perspective",
+        "perspective": "style",
+        "direction": "text_to_image",
+        "branch": "style",
+        "k": 1,
+    }
+    assert text_to_image.details["fusion"] == "mean"
+    assert records["style", "text_to_image", "style", "median_rank"].chance == 1.0
+    assert (style.model, style.dataset, style.split, style.task) == ("keywords", "drawings", "test", "retrieval")
+    assert (style.timestamp, style.command) == (PROVENANCE.timestamp, PROVENANCE.command)
+
+
+def test_results_do_not_depend_on_batch_size_or_row_order():
+    expected = {key: record.value for key, record in measure().items()}
+
+    for options in ({"batch_size": 1}, {"batch_size": 100}, {"dataset": corpus((3, 1, 0, 2))}):
+        assert {key: record.value for key, record in measure(**options).items()} == expected
+
+
+def test_one_branch_is_measured_once():
+    keys = measure(KeywordModel(("object",)), ks=(1,), perspectives=["object"])
+    assert {branch for _, _, branch, _ in keys} == {"fused"}
+
+
+def test_images_keep_their_order_and_shapes():
+    embeddings = encode_images(KeywordModel(), processor, corpus((2, 0, 3)), batch_size=2)
+
+    assert embeddings.fused.shape == (3, len(WORDS))
+    assert embeddings.branches.shape == (3, 2, len(WORDS))
+    words = [[WORDS[index] for index in row] for row in embeddings.branches.argmax(dim=-1).tolist()]
+    assert words == [list(DRAWINGS[index][0]) for index in (2, 0, 3)]
+    assert torch.equal(embeddings.fused, embeddings.branches.mean(dim=1))
+
+
+def test_texts_are_encoded_once_put_back_in_order_and_of_unit_length():
+    model, texts = KeywordModel(), ["owl photo", "fox", "owl photo", "fox cat flat photo", "cat", "fox"]
+    embeds = encode_texts(model, processor, texts, batch_size=2)
+
+    assert model.seen_texts == [2, 2]
+    assert torch.allclose(embeds.norm(dim=-1), torch.ones(len(texts)))
+    # One-hot sums of the words; the padding word is word 0 and carries no meaning in this model.
+    held = [{WORDS[index] for index in row.nonzero().flatten().tolist()} - {"<pad>"} for row in embeds]
+    assert held == [set(text.split()) for text in texts]
+
+
+def test_texts_of_like_length_share_a_batch():
+    lengths = []
+
+    def measuring(text, **options):
+        lengths.append([len(one.split()) for one in text])
+        return processor(text=text, **options)
+
+    encode_texts(KeywordModel(), measuring, ["fox owl cat", "fox", "owl fox cat", "owl"], batch_size=2)
+    assert lengths == [[1, 1], [3, 3]]
+
+
+def test_model_is_in_evaluation_mode_without_gradients_and_then_as_before():
+    model = KeywordModel()
+    model.train()
+    model.frozen.eval()
+    measure(model)
+
+    assert model.seen_modes and not any(model.seen_modes)
+    assert model.training and not model.frozen.training
+
+
+def test_model_is_as_before_also_after_an_error():
+    model = KeywordModel().train()
+    with pytest.raises(ValueError, match="not in tuple"):
+        encode_texts(model, processor, ["unknown"], batch_size=1)
+    assert model.training and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (
+            KeywordModel(),
+            {"perspectives": ["object", "mood"]},
+            "caption of mood. It has object, style",
+        ),
+        (KeywordModel(), {"perspectives": []}, "`perspectives` is empty"),
+        (KeywordModel(fusion="max"), {}, "fusion is 'max'"),
+        (KeywordModel(("fused", "style")), {}, "A branch is called 'fused'"),
+        (KeywordModel(), {"dataset": corpus().select([])}, "It has no captions"),
+    ],
+)
+def test_misuse_is_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        measure(model, **options)
+
+
+def test_nothing_to_encode_is_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        encode_images(KeywordModel(), processor, corpus().select([]), batch_size=1)
+    with pytest.raises(ValueError, match="no texts"):
+        encode_texts(KeywordModel(), processor, [], batch_size=1)

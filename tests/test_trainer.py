@@ -1,0 +1,230 @@
+"""The trainer: what moves, what is clamped and logged, what evaluation sees, and that resuming changes nothing."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModel, AutoProcessor
+
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, multi_to_multi_loss
+from holistic_clip_hf.collator import HolisticCLIPCollator, RandomCrop
+from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
+
+MakeModel = Callable[..., HolisticCLIPModel]
+MakeTrainer = Callable[..., HolisticCLIPTrainer]
+SLOTS = ["short", "colour", "shape"]
+
+
+@pytest.fixture
+def make_trainer(
+    make_model: MakeModel, processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
+) -> MakeTrainer:
+    """`make_trainer(model_options, train=..., evaluation=..., **arguments)`; batches of four unless said."""
+
+    def make(
+        model_options: dict[str, Any] | None = None,
+        train: Dataset = corpus,
+        evaluation: Dataset | None = None,
+        **arguments: Any,
+    ) -> HolisticCLIPTrainer:
+        model = make_model(**{"perspectives": SLOTS, **(model_options or {})})
+        options = {"max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0, "per_device_train_batch_size": 4}
+        options |= {"per_device_eval_batch_size": 4, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
+        args = HolisticCLIPTrainingArguments(str(tmp_path), disable_tqdm=True, **(options | arguments))
+        return HolisticCLIPTrainer(
+            model, args, processing_class=processor, train_dataset=train, eval_dataset=evaluation
+        )
+
+    return make
+
+
+def weights(model: HolisticCLIPModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("vision", [{}, {"branch_type": "mlp"}, {"patch_stem": "convolutional"}], ids=str)
+def test_every_parameter_moves(make_trainer: MakeTrainer, vision: dict[str, Any]) -> None:
+    trainer = make_trainer({"vision": vision, "diversity_threshold": 0.0}, weight_decay=0.0)
+    before = weights(trainer.model)
+    trainer.train()
+    after = weights(trainer.model)
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    # What is added to every key alike changes no attention.
+    assert [name for name in still if not name.endswith("k_proj.bias")] == []
+    assert all(value.isfinite().all() for value in after.values())
+
+
+MAPS = ["q_proj", "k_proj", "v_proj", "out_proj", "mlp.fc1", "mlp.fc2"]
+
+
+@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+def test_what_decays(make_trainer: MakeTrainer, branch_type: str) -> None:
+    trainer = make_trainer({"vision": {"branch_type": branch_type}}, weight_decay=0.3)
+    expected = {"text_model.embeddings.token_embedding.weight", "vision_model.embeddings.patch_embedding.weight"}
+    expected |= {"visual_projection.weight", "text_projection.weight"}
+    for tower, layer, part in [(t, n, m) for t in ("text", "vision") for n in (0, 1) for m in MAPS]:
+        inside = part if part.startswith("mlp") else f"self_attn.{part}"
+        expected.add(f"{tower}_model.encoder.layers.{layer}.{inside}.weight")
+    if branch_type == "mlp":
+        expected |= {f"vision_model.encoder.layers.1.mlp.branch_fc2.{h}.weight" for h in (0, 1)}
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    groups = trainer.create_optimizer().param_groups
+    decayed = {names[id(p)] for group in groups for p in group["params"] if group["weight_decay"] == 0.3}
+    others = {names[id(p)] for group in groups for p in group["params"] if group["weight_decay"] == 0.0}
+    assert decayed == expected
+    assert decayed | others == set(names.values()) and not decayed & others
+
+
+@pytest.mark.parametrize(("start", "expected"), [(5.0, math.log(20)), (-1.0, 0.0)])
+def test_temperature_is_clamped(make_trainer: MakeTrainer, start: float, expected: float) -> None:
+    trainer = make_trainer(logit_scale_max=20.0, max_steps=1, learning_rate=1e-5)
+    trainer.model.logit_scale.data.fill_(start)
+    trainer.train()
+    assert trainer.model.logit_scale.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_parts_of_the_loss_are_logged(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer({"diversity_weight": 0.5, "diversity_threshold": 0.0}, max_steps=3)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logs] == [1, 2, 3]
+    for entry in logs:
+        assert entry["diversity"] > 0
+        assert entry["loss"] == pytest.approx(entry["contrastive"] + 0.5 * entry["diversity"], abs=2e-4)
+    assert logs[-1]["logit_scale"] == pytest.approx(trainer.model.logit_scale.exp().item())
+
+
+def recall_by_loops(queries: list[Tensor], candidates: list[Tensor], correct: list[set[int]], k: int) -> float:
+    hits = 0
+    for query, right in zip(queries, correct, strict=True):
+        scores = [float(query @ candidate) for candidate in candidates]
+        best = max(scores[index] for index in right)
+        hits += sum(score > best for index, score in enumerate(scores) if index not in right) < k
+    return hits / len(queries)
+
+
+def recalls_of_slot(
+    model: HolisticCLIPModel, processor: HolisticCLIPProcessor, rows: list[dict[str, Any]], slot: str
+) -> dict[str, float]:
+    """Everything encoded one by one; equal texts are one text, which all its images are right for."""
+    pixels = [processor(images=row["image"], return_tensors="pt")["pixel_values"] for row in rows]
+    images = [model.get_image_features(values).pooler_output[0].detach() for values in pixels]
+    owned = [next((c["text"] for c in row["captions"] if c["perspective"] == slot), None) for row in rows]
+    texts = sorted({text for text in owned if text})
+    tokens = [processor(text=[text], return_tensors="pt")["input_ids"] for text in texts]
+    embeds = [model.get_text_features(ids).pooler_output[0].detach() for ids in tokens]
+    images_of = [{index for index, text in enumerate(owned) if text == one} for one in texts]
+    askers = [image for image, text in zip(images, owned, strict=True) if text]
+    text_of = [{texts.index(text)} for text in owned if text]
+    found = {}
+    for k in (1, 5, 10):
+        found[f"text_to_image_recall@{k}"] = recall_by_loops(embeds, images, images_of, k)
+        found[f"image_to_text_recall@{k}"] = recall_by_loops(askers, embeds, text_of, k)
+    return found
+
+
+def test_evaluation_equals_a_recomputation(
+    make_trainer: MakeTrainer, processor: HolisticCLIPProcessor, corpus: Dataset
+) -> None:
+    def lose_one(row: dict[str, Any], index: int) -> dict[str, Any]:
+        return {"captions": [c for c in row["captions"] if (index, c["perspective"]) != (2, "shape")]}
+
+    seven = corpus.select(range(7)).map(lose_one, with_indices=True)  # batches of four and three
+    trainer = make_trainer(evaluation=seven)
+    metrics = trainer.evaluate()
+    assert trainer.args.dataloader_drop_last is True
+    model, rows, means = trainer.model.eval(), list(seven), {}
+    for slot in SLOTS:
+        for name, value in recalls_of_slot(model, processor, rows, slot).items():
+            assert metrics[f"eval_{slot}_{name}"] == pytest.approx(value), (slot, name)
+            means.setdefault(name, []).append(value)
+    for name, values in means.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(sum(values) / 3)
+    assert 0 < metrics["eval_text_to_image_recall@5"] < 1, "neither trivial"
+    losses = []
+    for part in (rows[:4], rows[4:]):
+        batch = HolisticCLIPCollator(processor, SLOTS)(part)
+        output = model(**batch)
+        names = ("caption_mask", "caption_ids")
+        given = {name: batch[name] for name in names}
+        loss = multi_to_multi_loss(output.branch_embeds, output.text_embeds, output.logit_scale, **given)
+        losses.append(loss.total.item())
+    assert metrics["eval_loss"] == pytest.approx((4 * losses[0] + 3 * losses[1]) / 7, rel=1e-5)
+
+
+def test_loss_only_evaluation(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    trainer = make_trainer(evaluation=corpus, prediction_loss_only=True)
+    metrics = trainer.evaluate()
+    assert math.isfinite(metrics["eval_loss"])
+    assert not [name for name in metrics if "recall" in name]
+
+
+def test_evaluation_without_a_slot_says_so(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    with pytest.raises(ValueError, match="for the slot 'style'"):
+        make_trainer(evaluation=corpus, slots=["short", "style"]).evaluate()
+
+
+def test_accumulating_the_same_batch_is_one_batch(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    four = corpus.select(range(4))
+    thrice = corpus.select([0, 1, 2, 3] * 3)
+    options = {"optim": "sgd", "weight_decay": 0.0, "learning_rate": 0.1, "max_steps": 1}
+    options["train_sampling_strategy"] = "sequential"
+    once, accumulated = (
+        make_trainer(train=four, **options),
+        make_trainer(train=thrice, gradient_accumulation_steps=3, **options),
+    )
+    start = weights(once.model)
+    once.train()
+    accumulated.train()
+    expected, found = weights(once.model), weights(accumulated.model)
+    assert (expected["visual_projection.weight"] - start["visual_projection.weight"]).abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_resuming_changes_nothing(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path, step: int) -> None:
+    """Random windows and shuffling included: two steps per epoch, stopped after an epoch and in the middle of one."""
+    corpus = corpus.select(range(8))
+    corpus.set_transform(RandomCrop(scale=(0.3, 0.9)))
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    whole = make_trainer(train=corpus, **options)
+    whole.train()
+    torch.manual_seed(99)
+    resumed = make_trainer({"seed": 5}, train=corpus, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert resumed.state.global_step == 4
+    found, expected = weights(resumed.model), weights(whole.model)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def test_checkpoint_loads(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path) -> None:
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    model = AutoModel.from_pretrained(tmp_path / "checkpoint-1", trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(tmp_path / "checkpoint-1", trust_remote_code=False)
+    assert type(model) is HolisticCLIPModel and type(processor) is HolisticCLIPProcessor
+    batch = HolisticCLIPCollator(processor, SLOTS)(list(corpus))
+    found, expected = model.eval()(**batch), trainer.model.eval()(**batch)
+    state = trainer.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(found.branch_embeds, expected.branch_embeds, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.text_embeds, expected.text_embeds, rtol=1e-5, atol=1e-6)
+
+
+def test_one_branch_takes_all_slots(make_trainer: MakeTrainer) -> None:
+    options = {"vision": {"num_branches": 1}, "perspectives": ["all"]}
+    trainer = make_trainer(options, slots=SLOTS)
+    assert trainer.branch_of_slot == [-1, -1, -1]
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert make_trainer(slots=["shape", "short"]).branch_of_slot == [2, 0]
+
+
+def test_impossible_temperature_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`logit_scale_max` is 0.5"):
+        HolisticCLIPTrainingArguments(str(tmp_path), logit_scale_max=0.5)

@@ -1,0 +1,139 @@
+"""From nothing to three compared models: `python -m training.quickstart [--recipe training/recipes/emoji.yaml]`.
+
+Builds the corpus, trains every run of the recipe, evaluates each on the artist that none has seen, and shows a table,
+a picture, a model card and how to load the result. What is already there is reused.
+"""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_progress_bars
+from transformers import AutoModel, AutoProcessor
+
+import holistic_clip_hf  # noqa: F401  (registers the Auto classes)
+from holistic_clip_hf.corpus.build import read_manifest
+from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, load_records, save_records
+from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
+from holistic_clip_hf.publishing.model_card import CardFacts, TrainingData, render_model_card
+from training.corpora.opening import corpus_directory, open_split
+from training.evaluate import draw_results
+from training.recipe import Recipe, load_recipe
+from training.train import train_run
+
+RESULTS = "results.json"
+PICTURE = "results.png"
+SHOWN_RUN = "holistic"
+TEST_SPLIT = "test"
+
+LOADING = """
+Picture     {picture}
+Model card  {card}
+Load it:
+
+    import holistic_clip_hf
+    from transformers import AutoModel, AutoProcessor
+
+    model = AutoModel.from_pretrained("{checkpoint}")
+    processor = AutoProcessor.from_pretrained("{checkpoint}")
+"""
+
+
+def evaluate_run(recipe: Recipe, run: str, test: Dataset, checkpoint: Path) -> list[Record]:
+    """Records of a finished run on the held-out artist: read if they are there, else measured."""
+    path = checkpoint / RESULTS
+    if path.is_file():
+        return load_records(path)
+    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+    records = evaluate_retrieval(
+        model,
+        processor,
+        test,
+        provenance=capture_provenance(model=run, dataset=recipe.corpus, split=TEST_SPLIT, seed=recipe.seed),
+        perspectives=recipe.slots,
+        progress=True,
+    )
+    save_records(path, records)
+    return records
+
+
+def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
+    """Recall@5 of the fused vector in percent: a line per model and direction, a column per perspective."""
+    cells: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        if record.label == "recall@5" and record.details["branch"] == FUSED:
+            line = (str(record.details["direction"]), record.model)
+            cells.setdefault(line, {})[str(record.details["perspective"])] = record
+    lines = [f"{'recall@5, %':28}" + "".join(f"{slot:>10}" for slot in slots)]
+    for (direction, model), found in sorted(cells.items(), reverse=True):
+        values = "".join(f"{100 * found[slot].value:10.1f}" for slot in slots)
+        lines.append(f"{direction.replace('_', ' '):15}{model:13}{values}")
+    for direction in sorted({direction for direction, _ in cells}, reverse=True):
+        found = next(found for line, found in cells.items() if line[0] == direction)
+        chances = "".join(f"{100 * found[slot].chance:10.1f}" for slot in slots)
+        lines.append(f"{direction.replace('_', ' '):15}{'(chance)':13}{chances}")
+    return "\n".join(lines)
+
+
+def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) -> CardFacts:
+    """What the card says beside configuration and records."""
+    packages, shards = manifest["about"]["packages"], manifest["shards"]
+    held_out = "held out, for evaluation only"
+    data = [
+        TrainingData(
+            name=facts["title"] + (f" ({held_out})" if name == "openmoji" else ""),
+            license=facts["license"],
+            url=facts["source"],
+            num_images=shards[name]["rows"] if name in shards else None,
+        )
+        for name, facts in packages.items()
+    ]
+    settings = ("max_steps", "per_device_train_batch_size", "learning_rate", "seed")
+    return CardFacts(
+        repo_id=str(checkpoint),
+        model_name=SHOWN_RUN,
+        language="en",
+        summary="A small model, trained from scratch on emoji by many artists, to show the whole way from corpus to "
+        "checkpoint. It is compared with CLIP and with a one-to-many model of the same backbone, steps and batch.",
+        training_data=data,
+        training={name.replace("_", " "): recipe.training[name] for name in settings},
+        limitations=("It has seen emoji only; it knows neither photographs nor whole sentences.",),
+        pictures={"Texts and what the branches find": PICTURE},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="training/recipes/emoji.yaml")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
+    options = parser.parse_args()
+    disable_progress_bars()  # of `datasets`: rows are read from the cache in a second
+    started, recipe = time.monotonic(), load_recipe(options.recipe)
+    output_dir = options.output_dir / recipe.name
+
+    print("== corpus", flush=True)
+    corpus = corpus_directory(recipe.corpus)
+    manifest = read_manifest(corpus)
+    print(f"{manifest['rows']:,} images, captions: {manifest['perspectives']}")
+    for column, counts in manifest["columns"].items():
+        print(f"{column}: {counts}")
+    print(f"The dataset card, with all licences: {corpus / 'README.md'}", flush=True)
+
+    test = open_split(corpus, TEST_SPLIT, split_column="artist_split")
+    records = []
+    for run in recipe.runs:
+        print(f"== {run}", flush=True)
+        train_run(recipe, run, corpus, output_dir / run)
+        records += evaluate_run(recipe, run, test, output_dir / run)
+
+    print(f"== results on {len(test):,} drawings by an artist that none has seen")
+    print(comparison_table(records, recipe.slots))
+    checkpoint = output_dir / SHOWN_RUN
+    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+    draw_results(model, processor, test, checkpoint / PICTURE, perspectives=recipe.slots, seed=recipe.seed)
+    card = render_model_card(model.config, records, card_facts(recipe, manifest, checkpoint))
+    (checkpoint / "README.md").write_text(card)
+    print(LOADING.format(checkpoint=checkpoint, picture=checkpoint / PICTURE, card=checkpoint / "README.md"))
+    print(f"All of it took {(time.monotonic() - started) / 60:.1f} minutes.")
