@@ -13,7 +13,7 @@ then patches), E tower width, D projection width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ class HolisticCLIPOutput(ModelOutput):
     vision_model_output: HolisticCLIPVisionOutput | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+        found = (self[field.name] for field in fields(self) if field.name in self)
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in found)
 
 
 class HolisticCLIPConvolutionalStem(nn.Module):
@@ -88,6 +89,7 @@ class HolisticCLIPConvolutionalStem(nn.Module):
 
     def __init__(self, config: HolisticCLIPVisionConfig) -> None:
         super().__init__()
+        self.patch_size = config.patch_size
         halvings = config.patch_size.bit_length() - 1
         widths = [config.num_channels] + [config.hidden_size >> shift for shift in reversed(range(halvings))]
         self.convolutions = nn.ModuleList(
@@ -103,7 +105,16 @@ class HolisticCLIPConvolutionalStem(nn.Module):
         """As `Conv2d.weight`: `CLIPVisionEmbeddings` reads the dtype of its `patch_embedding` there."""
         return self.projection.weight
 
+    def initialize(self) -> None:
+        """Keep the variance of activations from layer to layer."""
+        for convolution in self.convolutions:
+            init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        init.kaiming_normal_(self.projection.weight, mode="fan_out", nonlinearity="linear")
+
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """(N, 3, height, width) to (N, E, rows, columns); as CLIP's, it leaves out pixels that fill no patch."""
+        height, width = (size - size % self.patch_size for size in pixel_values.shape[2:])
+        pixel_values = pixel_values[:, :, :height, :width]
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             pixel_values = F.relu(norm(convolution(pixel_values)))
         return self.projection(pixel_values)
@@ -272,21 +283,25 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
     # Its own loss is a mean over the batch: the Trainer must divide by accumulation steps as usual.
     accepts_loss_kwargs = False
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside transformers the library skips modules without parameters of their own, such as attention
+        # and MLP, whose linears CLIP initialises through them. It need not: we write through `init`, as it asks.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         factor = self.config.initializer_factor
-        if isinstance(module, HolisticCLIPVisionEmbeddings) and module.num_class_tokens > 1:
-            init.normal_(module.branch_class_embedding, std=module.embed_dim**-0.5 * factor)
-            init.normal_(module.branch_position_embedding, std=module.config.initializer_range * factor)
+        if isinstance(module, HolisticCLIPVisionEmbeddings):
+            if module.num_class_tokens > 1:
+                init.normal_(module.branch_class_embedding, std=module.embed_dim**-0.5 * factor)
+                init.normal_(module.branch_position_embedding, std=module.config.initializer_range * factor)
+            if isinstance(module.patch_embedding, HolisticCLIPConvolutionalStem):
+                module.patch_embedding.initialize()
         elif isinstance(module, HolisticCLIPBranchMLP):
             std = module.config.hidden_size**-0.5 * (2 * module.config.num_hidden_layers) ** -0.5 * factor
             for linear in module.branch_fc2:
                 init.normal_(linear.weight, std=std)
-        elif isinstance(module, HolisticCLIPConvolutionalStem):
-            for convolution in module.convolutions:
-                init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            init.kaiming_normal_(module.projection.weight, mode="fan_out", nonlinearity="linear")
         elif isinstance(module, HolisticCLIPModel):
             for projection in (module.text_projection, module.visual_projection):
                 init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
+from .augmentation import Augmentation
 from .collator import HolisticCLIPCollator
 from .distributed import gather_rows, rank_offset
 from .evaluation.metrics import distinct_captions, retrieval_recalls
@@ -64,6 +65,16 @@ class ClampLogitScale(TrainerCallback):
             model.logit_scale.clamp_(0.0, math.log(args.logit_scale_max))
 
 
+class TellEpoch(TrainerCallback):
+    """Tells the collator which epoch it is: what it draws depends on it."""
+
+    def __init__(self, collator: HolisticCLIPCollator) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.collator.epoch = math.floor(state.epoch)
+
+
 class HolisticCLIPTrainer(Trainer):
     """Trains a `HolisticCLIPModel` on a corpus.
 
@@ -73,10 +84,7 @@ class HolisticCLIPTrainer(Trainer):
 
     Args:
         processing_class: the model's `HolisticCLIPProcessor`; it is saved with every checkpoint.
-        data_collator: by default a `HolisticCLIPCollator` for `args.slots`.
-
-    Raises:
-        ValueError: no processor, or a one-slot-per-branch model without a slot for one of its branches.
+        augmentation: random changes to training rows.
     """
 
     # The loss is a mean over the batch; accumulated micro-batches are averaged by the Trainer.
@@ -88,7 +96,7 @@ class HolisticCLIPTrainer(Trainer):
         args: HolisticCLIPTrainingArguments,
         *,
         processing_class: HolisticCLIPProcessor,
-        data_collator: HolisticCLIPCollator | None = None,
+        augmentation: Augmentation | None = None,
         **kwargs: Any,
     ) -> None:
         slots = args.slots or list(model.config.perspectives)
@@ -98,13 +106,14 @@ class HolisticCLIPTrainer(Trainer):
             model=model,
             args=args,
             processing_class=processing_class,
-            data_collator=data_collator or HolisticCLIPCollator(processing_class, slots),
+            data_collator=HolisticCLIPCollator(processing_class, slots, augmentation=augmentation, seed=args.seed),
             compute_metrics=kwargs.pop("compute_metrics", self.recall_by_slot),
             **kwargs,
         )
         self.slots = slots
         self.label_names: list[str] = []
         self.add_callback(ClampLogitScale())
+        self.add_callback(TellEpoch(self.data_collator))
 
     def compute_loss(
         self,
@@ -131,7 +140,7 @@ class HolisticCLIPTrainer(Trainer):
             gathered=gathered,
             offset=rank_offset(len(mask)),
         )
-        if model.training:
+        if model.training and self.args.logging_strategy != "no":
             self.loss_parts.append((loss.contrastive.detach(), loss.diversity.detach()))
         return (loss.total, output) if return_outputs else loss.total
 
@@ -166,12 +175,13 @@ class HolisticCLIPTrainer(Trainer):
         return metrics
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Evaluation sees every row, also where training drops the last partial batch."""
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        """Evaluation sees every row, also where training drops the last partial batch, and nothing at random."""
+        drop_last, collator = self.args.dataloader_drop_last, self.data_collator
+        self.args.dataloader_drop_last, self.data_collator = False, collator.for_evaluation()
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.args.dataloader_drop_last = drop_last
+            self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and convolutions decay; biases, norms, the logit scale, class tokens and positions do not."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPVisionModel
+from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, HolisticCLIPVisionModel
 
 MakeModel = Callable[..., HolisticCLIPModel]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -242,6 +242,26 @@ def test_convolutional_stem_with_a_rest(make_model: MakeModel) -> None:
     for patch_stem in ("linear", "convolutional"):
         model = tower(make_model, patch_stem=patch_stem, image_size=36)
         assert model(torch.randn(1, 3, 36, 36)).last_hidden_state.shape[1] == 3 + 16
+
+
+def test_initialisation_of_branches(make_config: Callable[..., HolisticCLIPConfig]) -> None:
+    embeddings = HolisticCLIPModel(make_config(vision={"num_branches": 40})).vision_model.embeddings
+    assert embeddings.branch_class_embedding.std().item() == pytest.approx(32**-0.5, rel=0.1)
+    assert embeddings.branch_position_embedding.std().item() == pytest.approx(0.02, rel=0.1)
+    mlp = HolisticCLIPModel(make_config(vision={"branch_type": "mlp"})).vision_model.encoder.layers[1].mlp
+    for linear in (mlp.fc2, *mlp.branch_fc2):
+        assert linear.weight.std().item() == pytest.approx(32**-0.5 / 2, rel=0.1)
+        assert not linear.bias.any()
+
+
+def test_initialisation_of_the_convolutional_stem(make_config: Callable[..., HolisticCLIPConfig]) -> None:
+    stem = HolisticCLIPModel(
+        make_config(vision={"patch_stem": "convolutional"})
+    ).vision_model.embeddings.patch_embedding
+    for convolution in stem.convolutions:
+        fan_out = convolution.out_channels * 9
+        assert convolution.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+    assert stem.projection.weight.std().item() == pytest.approx((1 / 32) ** 0.5, rel=0.15)
 
 
 def test_flash_attention_with_a_mask_is_refused(make_model: MakeModel) -> None:

@@ -2,7 +2,7 @@
 
     0  *_holistic_clip.py, the files that travel to the Hub: torch, transformers and each other
     1  pure parts that know no model: they may not import level 0 either
-    2  captioning, corpus, collator, initialization
+    2  augmentation, captioning, corpus, collator, initialization
     3  trainer, evaluation, publishing, search, visualization, demo, and the package's own `__init__`
     4  training/ and tests/, which nothing in the package may import
 
@@ -41,7 +41,7 @@ LEVELS = {
     **dict.fromkeys(SIBLINGS, 0),
     **dict.fromkeys(["captioning.perspectives", "corpus.schema", "distributed"], 1),
     **dict.fromkeys(["evaluation.metrics", "evaluation.records"], 1),
-    **dict.fromkeys(["captioning", "collator", "corpus", "initialization"], 2),
+    **dict.fromkeys(["augmentation", "captioning", "collator", "corpus", "initialization"], 2),
     **dict.fromkeys(["demo", "evaluation", "publishing", "search", "trainer", "visualization"], 3),
     "": 3,
 }

@@ -131,26 +131,6 @@ def test_initialisation_is_clips(make_config: Callable[..., HolisticCLIPConfig])
     )
 
 
-def test_initialisation_of_branches(make_config: Callable[..., HolisticCLIPConfig]) -> None:
-    embeddings = HolisticCLIPModel(make_config(vision={"num_branches": 40})).vision_model.embeddings
-    assert embeddings.branch_class_embedding.std().item() == pytest.approx(32**-0.5, rel=0.1)
-    assert embeddings.branch_position_embedding.std().item() == pytest.approx(0.02, rel=0.1)
-    mlp = HolisticCLIPModel(make_config(vision={"branch_type": "mlp"})).vision_model.encoder.layers[1].mlp
-    for linear in (mlp.fc2, *mlp.branch_fc2):
-        assert linear.weight.std().item() == pytest.approx(32**-0.5 / 2, rel=0.1)
-        assert not linear.bias.any()
-
-
-def test_initialisation_of_the_convolutional_stem(make_config: Callable[..., HolisticCLIPConfig]) -> None:
-    stem = HolisticCLIPModel(
-        make_config(vision={"patch_stem": "convolutional"})
-    ).vision_model.embeddings.patch_embedding
-    for convolution in stem.convolutions:
-        fan_out = convolution.out_channels * 9
-        assert convolution.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
-    assert stem.projection.weight.std().item() == pytest.approx((1 / 32) ** 0.5, rel=0.15)
-
-
 def nested(make_tokens: MakeTokens) -> tuple[Tensor, Tensor, Tensor]:
     """(4, 3, 20): lengths in four buckets, two captions missing."""
     lengths = [3, 20, 9, 8, 5, 16, 17, 4, 12, 7, 10, 3]
@@ -190,6 +170,26 @@ def test_missing_captions_never_enter_the_text_tower(make_model: MakeModel, make
     assert sorted(shape[:2] for shape in shapes) == sorted([(5, 8), (3, 16), (2, 20)])
     with pytest.raises(ValueError, match="leaves no caption"):
         model.encode_captions(ids, mask, torch.zeros_like(present))
+
+
+def test_same_captions_enter_the_text_tower_once(make_model: MakeModel, make_tokens: MakeTokens) -> None:
+    model = make_model()
+    ids, mask, present = nested(make_tokens)
+    ids[1, 1], mask[1, 1] = ids[0, 0], mask[0, 0]  # the text of (0, 0) in another image and slot
+    caption_ids = torch.arange(12).view(4, 3).index_put((torch.tensor([1]), torch.tensor([1])), torch.tensor(0))
+    expected = model.encode_captions(ids, mask, present)
+    rows: list[int] = []
+    model.text_model.embeddings.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    found = model.encode_captions(ids, mask, present, caption_ids)
+    assert sum(rows) == 9
+    torch.testing.assert_close(found, expected, **CLOSE)
+    weight = torch.randn_like(found)
+    one, other = (
+        torch.autograd.grad((part * weight).sum(), model.text_projection.weight) for part in (found, expected)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="padded in front"):
+        model.encode_captions(ids.flip(-1), mask.flip(-1), present)
 
 
 def test_defaults_of_nested_captions(make_model: MakeModel, make_tokens: MakeTokens) -> None:

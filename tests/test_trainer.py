@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, multi_to_multi_loss
-from holistic_clip_hf.collator import HolisticCLIPCollator, RandomCrop
+from holistic_clip_hf.augmentation import Augmentation
+from holistic_clip_hf.collator import HolisticCLIPCollator
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
 
 MakeModel = Callable[..., HolisticCLIPModel]
@@ -30,6 +31,7 @@ def make_trainer(
         model_options: dict[str, Any] | None = None,
         train: Dataset = corpus,
         evaluation: Dataset | None = None,
+        augmentation: Augmentation | None = None,
         **arguments: Any,
     ) -> HolisticCLIPTrainer:
         model = make_model(**{"perspectives": SLOTS, **(model_options or {})})
@@ -37,7 +39,12 @@ def make_trainer(
         options |= {"per_device_eval_batch_size": 4, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
         args = HolisticCLIPTrainingArguments(str(tmp_path), disable_tqdm=True, **(options | arguments))
         return HolisticCLIPTrainer(
-            model, args, processing_class=processor, train_dataset=train, eval_dataset=evaluation
+            model,
+            args,
+            processing_class=processor,
+            augmentation=augmentation,
+            train_dataset=train,
+            eval_dataset=evaluation,
         )
 
     return make
@@ -135,7 +142,8 @@ def test_evaluation_equals_a_recomputation(
         return {"captions": [c for c in row["captions"] if (index, c["perspective"]) != (2, "shape")]}
 
     seven = corpus.select(range(7)).map(lose_one, with_indices=True)  # batches of four and three
-    trainer = make_trainer(evaluation=seven)
+    slots = SLOTS[::-1]
+    trainer = make_trainer(evaluation=seven, slots=slots)
     metrics = trainer.evaluate()
     assert trainer.args.dataloader_drop_last is True
     model, rows, means = trainer.model.eval(), list(seven), {}
@@ -148,10 +156,10 @@ def test_evaluation_equals_a_recomputation(
     assert 0 < metrics["eval_text_to_image_recall@5"] < 1, "neither trivial"
     losses = []
     for part in (rows[:4], rows[4:]):
-        batch = HolisticCLIPCollator(processor, SLOTS)(part)
+        batch = HolisticCLIPCollator(processor, slots)(part)
         output = model(**batch)
-        names = ("caption_mask", "caption_ids")
-        given = {name: batch[name] for name in names}
+        given = {name: batch[name] for name in ("caption_mask", "caption_ids")}
+        given["branch_of_slot"] = [2, 1, 0]
         loss = multi_to_multi_loss(output.branch_embeds, output.text_embeds, output.logit_scale, **given)
         losses.append(loss.total.item())
     assert metrics["eval_loss"] == pytest.approx((4 * losses[0] + 3 * losses[1]) / 7, rel=1e-5)
@@ -190,8 +198,8 @@ def test_accumulating_the_same_batch_is_one_batch(make_trainer: MakeTrainer, cor
 def test_resuming_changes_nothing(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path, step: int) -> None:
     """Random windows and shuffling included: two steps per epoch, stopped after an epoch and in the middle of one."""
     corpus = corpus.select(range(8))
-    corpus.set_transform(RandomCrop(scale=(0.3, 0.9)))
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    augmentation = Augmentation(scale=(0.3, 0.9), recolour=0.3)
+    options = {"augmentation": augmentation, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     whole = make_trainer(train=corpus, **options)
     whole.train()
     torch.manual_seed(99)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, logging
 
 import holistic_clip_hf  # noqa: F401  (registers the Auto classes)
 from holistic_clip_hf.corpus.build import read_manifest
@@ -34,7 +34,7 @@ Model card  {card}
 Load it:
 
     import holistic_clip_hf
-    from transformers import AutoModel, AutoProcessor
+    from transformers import AutoModel, AutoProcessor, logging
 
     model = AutoModel.from_pretrained("{checkpoint}")
     processor = AutoProcessor.from_pretrained("{checkpoint}")
@@ -109,7 +109,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="training/recipes/emoji.yaml")
     parser.add_argument("--output-dir", type=Path, default=Path("runs"))
     options = parser.parse_args()
-    disable_progress_bars()  # of `datasets`: rows are read from the cache in a second
+    disable_progress_bars()  # of `datasets` and `transformers`: reading and writing takes a second
+    logging.disable_progress_bar()
     started, recipe = time.monotonic(), load_recipe(options.recipe)
     output_dir = options.output_dir / recipe.name
 
@@ -137,3 +138,7 @@ def main() -> None:
     (checkpoint / "README.md").write_text(card)
     print(LOADING.format(checkpoint=checkpoint, picture=checkpoint / PICTURE, card=checkpoint / "README.md"))
     print(f"All of it took {(time.monotonic() - started) / 60:.1f} minutes.")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import CLIPImageProcessorPil, PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.collator import RandomCrop
+from holistic_clip_hf.augmentation import Augmentation
 from holistic_clip_hf.corpus.build import read_manifest
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
 from training.corpora.opening import corpus_directory, open_split
@@ -41,14 +42,20 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     processor = make_processor(recipe, train)
     trainer = HolisticCLIPTrainer(
         model=HolisticCLIPModel(recipe.config(run, processor.tokenizer)),
-        args=HolisticCLIPTrainingArguments(output_dir=str(states), slots=recipe.runs[run].slots, **recipe.training),
+        args=HolisticCLIPTrainingArguments(
+            output_dir=str(states),
+            slots=recipe.runs[run].slots,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **recipe.training,
+        ),
         processing_class=processor,
-        train_dataset=train.with_transform(RandomCrop(**recipe.augmentation)),
+        augmentation=Augmentation(**recipe.augmentation),
+        train_dataset=train,
         eval_dataset=validation,
-        callbacks=[OneLineProgress()],
     )
     for chatty in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(chatty)
+    trainer.add_callback(OneLineProgress())
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(states)) if states.is_dir() else None)
     publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
     shutil.rmtree(states.parent)
