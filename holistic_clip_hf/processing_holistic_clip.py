@@ -58,12 +58,17 @@ class HolisticCLIPProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
-        """Images to `pixel_values` (N, 3, height, width), texts to `input_ids` and `attention_mask` (T, L)."""
+        """Images to `pixel_values` (N, 3, height, width), texts to `input_ids` and `attention_mask` (T, L).
+
+        Unless told otherwise, texts are padded to the longest and cut at the tokenizer's `model_max_length`.
+        """
         if images is not None:
             images = self._compose(self.image_processor.fetch_images(images))
         if text is not None:
             text = clean_caption(text) if isinstance(text, str) else [clean_caption(one) for one in text]
             kwargs["text_kwargs"] = {"split_special_tokens": True, **kwargs.get("text_kwargs", {})}
+            for option in {"padding", "truncation"} - kwargs["text_kwargs"].keys():
+                kwargs.setdefault(option, True)
         return super().__call__(images=images, text=text, **kwargs)
 
     def nested_captions(self, captions: Sequence[Sequence[str | None]]) -> dict[str, Tensor]:

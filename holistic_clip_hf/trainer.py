@@ -18,7 +18,7 @@ from .augmentation import Augmentation
 from .collator import HolisticCLIPCollator
 from .distributed import gather_rows, rank_offset
 from .evaluation.metrics import distinct_captions, retrieval_recalls
-from .loss_holistic_clip import CaptionBatch, multi_to_multi_loss
+from .loss_holistic_clip import FREE, CaptionBatch, multi_to_multi_loss
 from .modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput
 from .processing_holistic_clip import HolisticCLIPProcessor
 
@@ -85,10 +85,14 @@ class HolisticCLIPTrainer(Trainer):
     Args:
         processing_class: the model's `HolisticCLIPProcessor`; it is saved with every checkpoint.
         augmentation: random changes to training rows.
+
+    Raises:
+        ValueError: a branch that no slot would train.
     """
 
     # The loss is a mean over the batch; accumulated micro-batches are averaged by the Trainer.
     loss_is_scaled_for_ga = False
+    data_collator: HolisticCLIPCollator
 
     def __init__(
         self,
@@ -101,6 +105,13 @@ class HolisticCLIPTrainer(Trainer):
     ) -> None:
         slots = args.slots or list(model.config.perspectives)
         self.branch_of_slot = model.config.branch_of_slot(slots)
+        if FREE not in self.branch_of_slot and model.config.matching == "aligned":
+            idle = [name for name in model.config.perspectives if name not in slots]
+            if idle:
+                raise ValueError(
+                    f"No slot trains the branches {idle}; the slots are {slots}. Add slots of these names, or build "
+                    f"the model with `perspectives={slots}`."
+                )
         self.loss_parts: list[tuple[Tensor, Tensor]] = []
         super().__init__(
             model=model,

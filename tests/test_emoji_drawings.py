@@ -23,10 +23,18 @@ def rectangle(x: float, y: float, width: float, height: float, colour: str = "#f
     return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="{colour}"/>'
 
 
-def test_an_icon_is_drawn_in_the_box_of_its_set() -> None:
-    drawn = pixels(draw(icon_set({"half": {"body": rectangle(0, 0, 4, 8)}}, width=8, height=8).svg("half"), 16))
+@pytest.mark.parametrize("left", [0, 4])
+def test_a_drawing_fills_the_picture_wherever_it_lies_in_its_box(left: int) -> None:
+    drawn = pixels(draw(icon_set({"half": {"body": rectangle(left, 0, 4, 8)}}, width=8, height=8).svg("half"), 16))
     assert drawn.shape == (16, 16, 4)
-    assert (drawn[:, :8] == [255, 0, 0, 255]).all() and (drawn[:, 8:, 3] == 0).all()
+    assert (drawn[:, 4:12] == [255, 0, 0, 255]).all()
+    assert (drawn[:, :4, 3] == 0).all() and (drawn[:, 12:, 3] == 0).all()
+
+
+def test_an_icon_is_cut_at_the_box_of_its_set() -> None:
+    halves = rectangle(0, 0, 8, 8, "#f00") + rectangle(8, 0, 8, 8, "#00f")
+    drawn = pixels(draw(icon_set({"cut": {"body": halves}}, width=8, height=8).svg("cut"), 16))
+    assert (drawn == [255, 0, 0, 255]).all()
 
 
 def test_an_icon_has_a_box_of_its_own() -> None:

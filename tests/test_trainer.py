@@ -230,9 +230,14 @@ def test_one_branch_takes_all_slots(make_trainer: MakeTrainer) -> None:
     assert trainer.branch_of_slot == [-1, -1, -1]
     trainer.train()
     assert trainer.state.global_step == 2
-    assert make_trainer(slots=["shape", "short"]).branch_of_slot == [2, 0]
+    assert make_trainer(slots=["shape", "colour", "short"]).branch_of_slot == [2, 1, 0]
 
 
 def test_impossible_temperature_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`logit_scale_max` is 0.5"):
         HolisticCLIPTrainingArguments(str(tmp_path), logit_scale_max=0.5)
+
+
+def test_branch_without_a_slot_is_refused(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match=r"No slot trains the branches \['colour', 'shape'\]"):
+        make_trainer(slots=["short"])
