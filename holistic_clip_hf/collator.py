@@ -25,7 +25,7 @@ class HolisticCLIPCollator:
     Args:
         processor: of the model.
         slots: names of perspectives, in the order of the caption slots.
-        augmentation: random changes to rows while training.
+        augmentation: random changes to images while training.
         seed: of all that is random.
 
     Example: two rows, of which the second lacks a style.
@@ -71,9 +71,9 @@ class HolisticCLIPCollator:
         seen, captions = [], []
         for row in rows:
             generator = self._generator(row)
-            changed = row if self.augmentation is None else self.augmentation(row, generator)
-            seen.append(changed["image"])
-            captions.append([self._draw(changed, slot, generator) for slot in self.slots])
+            image = row["image"]
+            seen.append(image if self.augmentation is None else self.augmentation(image, generator))
+            captions.append([self._draw(row, slot, generator) for slot in self.slots])
         if not any(text for texts in captions for text in texts):
             present = sorted({caption["perspective"] for row in rows for caption in row["captions"]})
             raise ValueError(

@@ -92,9 +92,8 @@ class HolisticCLIPProcessor(ProcessorMixin):
         if not present or not all(present):
             raise ValueError("A caption is empty, or none is given. Put None where a caption is missing.")
         unique = list(dict.fromkeys(present))
-        tokens = self.tokenizer(
-            unique, padding="longest", truncation=True, split_special_tokens=True, return_tensors="pt"
-        )
+        encoded = self.tokenizer(unique, padding="longest", truncation=True, split_special_tokens=True)
+        tokens = {name: torch.tensor(encoded[name]) for name in ("input_ids", "attention_mask")}
         row_of_text = {text: row for row, text in enumerate(unique)}
         rows = torch.tensor([row_of_text[text] for text in present])
         length = tokens["input_ids"].shape[1]

@@ -84,7 +84,7 @@ class HolisticCLIPTrainer(Trainer):
 
     Args:
         processing_class: the model's `HolisticCLIPProcessor`; it is saved with every checkpoint.
-        augmentation: random changes to training rows.
+        augmentation: random changes to training images.
 
     Raises:
         ValueError: a branch that no slot would train.

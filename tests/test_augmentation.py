@@ -1,4 +1,4 @@
-"""Random windows stay inside the image; recoloured images lose the captions that speak of colours."""
+"""A random window stays inside the image and has the share and the shape that were asked for."""
 
 from typing import Any
 
@@ -18,55 +18,43 @@ def gradient_image(width: int, height: int) -> Image.Image:
     return image
 
 
-def test_crop_of_everything_is_identity() -> None:
-    image = gradient_image(40, 24)
-    assert Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0)).crop(image, torch.Generator()).tobytes() == image.tobytes()
+def corners(window: Image.Image) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the window, as shares of the `gradient_image` that it shows."""
+    last = window.width - 1
+    (left, top, _), (right, bottom, _) = window.getpixel((0, 0)), window.getpixel((last, last))
+    return left / 255, top / 255, right / 255, bottom / 255
 
 
-def test_crop_stays_inside_and_has_the_share_asked_for() -> None:
-    """What colours the corners have says which window was shown."""
-    image, crop = gradient_image(64, 48), Augmentation(scale=(0.25, 0.64), ratio=(1.0, 1.0))
-    sides, corners = [], []
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(60):
-        window = crop.crop(image, generator)
-        assert window.size == image.size
-        (left, top, _), (right, bottom, _) = window.getpixel((0, 0)), window.getpixel((63, 47))
-        assert right - left == pytest.approx(bottom - top, abs=16)  # the window has the image's own shape
-        sides.append((right - left) / 255)
-        corners.append(left)
-    assert min(sides) > 0.40 and max(sides) < 0.85  # square roots of 0.25 and 0.64, and rounding
-    assert max(sides) - min(sides) > 0.15 and max(corners) - min(corners) > 60
+def test_a_window_of_everything_is_the_image() -> None:
+    image = gradient_image(40, 40)
+    augmentation = Augmentation(size=40, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    assert augmentation(image, torch.Generator()).tobytes() == image.tobytes()
 
 
-def test_crop_changes_the_shape_within_the_ratio() -> None:
-    image, crop = gradient_image(64, 64), Augmentation(scale=(0.25, 0.25), ratio=(0.5, 2.0))
-    stretches = []
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(60):
-        window = crop.crop(image, generator)
-        (left, top, _), (right, bottom, _) = window.getpixel((0, 0)), window.getpixel((63, 63))
-        stretches.append((right - left) / (bottom - top))
-    assert 0.45 < min(stretches) < 0.8 and 1.3 < max(stretches) < 2.2
+def test_windows_stay_inside_and_have_the_share_asked_for() -> None:
+    image, generator = gradient_image(128, 128), torch.Generator().manual_seed(0)
+    augmentation = Augmentation(size=128, scale=(0.25, 0.64), ratio=(1.0, 1.0))
+    found = [corners(augmentation(image, generator)) for _ in range(60)]
+    sides = [right - left for left, _, right, _ in found]
+    assert all(right - left == pytest.approx(bottom - top, abs=0.03) for left, top, right, bottom in found)
+    assert min(sides) > 0.47 and max(sides) < 0.83  # square roots of 0.25 and 0.64, and rounding
+    assert max(sides) - min(sides) > 0.15
+    assert max(left for left, *_ in found) - min(left for left, *_ in found) > 0.25
 
 
-def test_recolouring_takes_captions_about_colours_away() -> None:
-    captions = [{"perspective": name, "text": name, "source": "test"} for name in ("short", "palette")]
-    row = {"image_id": "a", "image": gradient_image(20, 20), "captions": captions}
-    options = {"scale": (1.0, 1.0), "recolour": 0.5, "colour_perspectives": ("palette",)}
-    always, never = (Augmentation(**options, recolour_share=share) for share in (1.0, 0.0))
-    changed, same = (augmentation(row, torch.Generator().manual_seed(0)) for augmentation in (always, never))
-    assert [caption["perspective"] for caption in changed["captions"]] == ["short"]
-    assert same["captions"] == captions and same["image"].tobytes() == row["image"].tobytes()
-    assert changed["image"].convert("RGB").tobytes() != row["image"].tobytes()
-    assert row["captions"] == captions
+def test_shape_of_a_window_is_within_the_ratio() -> None:
+    """Also where the image is not square: width to height is counted in pixels."""
+    image, generator = gradient_image(160, 80), torch.Generator().manual_seed(0)
+    augmentation = Augmentation(size=64, scale=(0.1, 0.1), ratio=(0.5, 2.0))
+    found = [corners(augmentation(image, generator)) for _ in range(60)]
+    shapes = [160 * (right - left) / (80 * (bottom - top)) for left, top, right, bottom in found]
+    assert 0.4 < min(shapes) < 0.8 and 1.4 < max(shapes) < 2.2
 
 
-def test_recolouring_keeps_white_and_transparency() -> None:
-    image = Image.new("RGBA", (4, 4), (255, 255, 255, 90))
-    mixed = Augmentation(recolour=0.7).mix_colours(image, torch.Generator().manual_seed(3))
-    assert mixed.getpixel((1, 1))[3] == 90
-    assert all(abs(channel - 255) <= 1 for channel in mixed.getpixel((1, 1))[:3])
+def test_a_window_is_drawn_by_the_generator() -> None:
+    augmentation, image = Augmentation(size=24, scale=(0.3, 0.6)), gradient_image(40, 40)
+    one, same, other = (augmentation(image, torch.Generator().manual_seed(seed)).tobytes() for seed in (1, 1, 2))
+    assert one == same != other
 
 
 @pytest.mark.parametrize(
@@ -74,10 +62,9 @@ def test_recolouring_keeps_white_and_transparency() -> None:
 )
 def test_crop_refuses_impossible_windows(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must rise within"):
-        Augmentation(**options)
+        Augmentation(size=24, **options)
 
 
-@pytest.mark.parametrize("options", [{"recolour": -0.1}, {"recolour_share": 1.5}])
-def test_recolouring_refuses_impossible_numbers(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="`recolour` must be 0 or more"):
-        Augmentation(**options)
+def test_a_size_is_needed() -> None:
+    with pytest.raises(ValueError, match="`size` is 0"):
+        Augmentation(size=0)

@@ -72,7 +72,9 @@ def test_what_is_random_depends_on_seed_epoch_and_image_alone(
 ) -> None:
     def pixels(order: list[int], seed: int = 0, epoch: int = 0, noise: int = 0) -> torch.Tensor:
         torch.manual_seed(noise)
-        collator = HolisticCLIPCollator(processor, ["short"], augmentation=Augmentation(scale=(0.2, 0.4)), seed=seed)
+        collator = HolisticCLIPCollator(
+            processor, ["short"], augmentation=Augmentation(size=32, scale=(0.2, 0.4)), seed=seed
+        )
         collator.epoch = epoch
         return collator([rows[index] for index in order])["pixel_values"]
 
@@ -81,7 +83,7 @@ def test_what_is_random_depends_on_seed_epoch_and_image_alone(
     assert not torch.equal(once[1], pixels([0, 1], seed=1)[1]) or not torch.equal(once[0], pixels([0, 1], seed=1)[0])
     assert not torch.equal(once, pixels([0, 1], epoch=1))
     plain = HolisticCLIPCollator(processor, ["short"])
-    augmented = HolisticCLIPCollator(processor, ["short"], augmentation=Augmentation(scale=(0.2, 0.4)))
+    augmented = HolisticCLIPCollator(processor, ["short"], augmentation=Augmentation(size=32, scale=(0.2, 0.4)))
     assert torch.equal(augmented.for_evaluation()(rows)["pixel_values"], plain(rows)["pixel_values"])
 
 

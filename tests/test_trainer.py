@@ -198,7 +198,7 @@ def test_accumulating_the_same_batch_is_one_batch(make_trainer: MakeTrainer, cor
 def test_resuming_changes_nothing(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path, step: int) -> None:
     """Random windows and shuffling included: two steps per epoch, stopped after an epoch and in the middle of one."""
     corpus = corpus.select(range(8))
-    augmentation = Augmentation(scale=(0.3, 0.9), recolour=0.3)
+    augmentation = Augmentation(size=32, scale=(0.3, 0.9))
     options = {"augmentation": augmentation, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     whole = make_trainer(train=corpus, **options)
     whole.train()

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor, logging
 
 import holistic_clip_hf  # noqa: F401  (registers the Auto classes)
 from holistic_clip_hf.corpus.build import read_manifest
+from holistic_clip_hf.evaluation.metrics import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, load_records, save_records
 from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
 from holistic_clip_hf.publishing.model_card import CardFacts, TrainingData, render_model_card
@@ -60,26 +61,30 @@ def evaluate_run(recipe: Recipe, run: str, test: Dataset, checkpoint: Path) -> l
 
 
 def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
-    """Recall@5 of the fused vector in percent: a line per model and direction, a column per perspective."""
-    cells: dict[tuple[str, str], dict[str, Record]] = {}
+    """Recall@5 in percent: a line per direction and model, a column per perspective, chance below.
+
+    The fused vector of each model, and, where it has one, the branch of the text's own perspective.
+    """
+    cells: dict[tuple[str, str], dict[str, float]] = {}
     for record in records:
-        if record.label == "recall@5" and record.details["branch"] == FUSED:
-            line = (str(record.details["direction"]), record.model)
-            cells.setdefault(line, {})[str(record.details["perspective"])] = record
-    lines = [f"{'recall@5, %':28}" + "".join(f"{slot:>10}" for slot in slots)]
-    for (direction, model), found in sorted(cells.items(), reverse=True):
-        values = "".join(f"{100 * found[slot].value:10.1f}" for slot in slots)
-        lines.append(f"{direction.replace('_', ' '):15}{model:13}{values}")
-    for direction in sorted({direction for direction, _ in cells}, reverse=True):
-        found = next(found for line, found in cells.items() if line[0] == direction)
-        chances = "".join(f"{100 * found[slot].chance:10.1f}" for slot in slots)
-        lines.append(f"{direction.replace('_', ' '):15}{'(chance)':13}{chances}")
+        direction, perspective, branch = (str(record.details[key]) for key in ("direction", "perspective", "branch"))
+        if record.label != "recall@5" or branch not in (FUSED, perspective):
+            continue
+        model = record.model if branch == FUSED else f"{record.model}, own branch"
+        cells.setdefault((direction, model), {})[perspective] = record.value
+        cells.setdefault((direction, "(chance)"), {})[perspective] = record.chance or 0.0
+    lines = [f"{'recall@5, %':40}" + "".join(f"{slot:>10}" for slot in slots)]
+    for direction in (TEXT_TO_IMAGE, IMAGE_TO_TEXT):
+        models = sorted((line[1] for line in cells if line[0] == direction), key=lambda model: model == "(chance)")
+        for model in models:
+            values = "".join(f"{100 * cells[direction, model][slot]:10.1f}" for slot in slots)
+            lines.append(f"{direction.replace('_', ' '):16}{model:24}{values}")
     return "\n".join(lines)
 
 
 def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) -> CardFacts:
     """What the card says beside configuration and records."""
-    packages, shards = manifest["about"]["packages"], manifest["shards"]
+    packages, shards = manifest["about"].get("packages", {}), manifest["shards"]
     held_out = "held out, for evaluation only"
     data = [
         TrainingData(

@@ -49,7 +49,7 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
             **recipe.training,
         ),
         processing_class=processor,
-        augmentation=Augmentation(**recipe.augmentation),
+        augmentation=Augmentation(size=recipe.image_size, **recipe.augmentation),
         train_dataset=train,
         eval_dataset=validation,
     )
