@@ -29,8 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The travelling files, each with the siblings it may import.
 SIBLINGS = {
     "configuration_holistic_clip": set(),
+    "layers_holistic_clip": {"configuration_holistic_clip"},
     "loss_holistic_clip": set(),
-    "modeling_holistic_clip": {"configuration_holistic_clip", "loss_holistic_clip"},
+    "modeling_holistic_clip": {"configuration_holistic_clip", "layers_holistic_clip", "loss_holistic_clip"},
     "processing_holistic_clip": {"configuration_holistic_clip"},
 }
 # Besides the standard library. transformers' strict configurations need the decorator of huggingface_hub.
@@ -196,7 +197,7 @@ def test_the_package_keeps_its_levels():
 def test_everything_the_model_needs_travels_with_it():
     modeling = ROOT / PACKAGE / "modeling_holistic_clip.py"
     carried = {Path(path).stem for path in get_relative_import_files(modeling)}
-    assert carried == {"configuration_holistic_clip", "loss_holistic_clip"}
+    assert carried == {"configuration_holistic_clip", "layers_holistic_clip", "loss_holistic_clip"}
 
 
 CLEAN = {

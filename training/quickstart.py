@@ -5,6 +5,7 @@ a picture, a model card and how to load the result. What is already there is reu
 """
 
 import argparse
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from training.evaluate import draw_results
 from training.recipe import Recipe, load_recipe
 from training.train import train_run
 
+CARD = "README.md"
 RESULTS = "results.json"
 PICTURE = "results.png"
 SHOWN_RUN = "holistic"
@@ -40,6 +42,16 @@ Load it:
     model = AutoModel.from_pretrained("{checkpoint}")
     processor = AutoProcessor.from_pretrained("{checkpoint}")
 """
+
+
+def describe_corpus(corpus: Path) -> None:
+    """Print what the corpus holds, and where its own card lies."""
+    manifest = read_manifest(corpus)
+    print(f"== corpus: {manifest['rows']:,} images")
+    print(f"captions: {manifest['perspectives']}")
+    for column, counts in manifest["columns"].items():
+        print(f"{column}: {counts}")
+    print(f"licences and all counts: {corpus / CARD}", flush=True)
 
 
 def evaluate_run(recipe: Recipe, run: str, test: Dataset, checkpoint: Path) -> list[Record]:
@@ -99,6 +111,7 @@ def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) ->
     return CardFacts(
         repo_id=str(checkpoint),
         model_name=SHOWN_RUN,
+        heading=f"holistic-clip-{recipe.name.replace('_', '-')}",
         language="en",
         summary="A small model, trained from scratch on emoji by many artists, to show the whole way from corpus to "
         "checkpoint. It is compared with CLIP and with a one-to-many model of the same backbone, steps and batch.",
@@ -109,26 +122,28 @@ def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) ->
     )
 
 
+def write_card(recipe: Recipe, corpus: Path, test: Dataset, records: Sequence[Record], checkpoint: Path) -> None:
+    """Draw the picture and render the card of a checkpoint, into its folder."""
+    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+    draw_results(model, processor, test, checkpoint / PICTURE, perspectives=recipe.slots, seed=recipe.seed)
+    facts = card_facts(recipe, read_manifest(corpus), checkpoint)
+    (checkpoint / CARD).write_text(render_model_card(model.config, records, facts))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="training/recipes/emoji.yaml")
     parser.add_argument("--output-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--card-dir", type=Path, default=None, help="also put card, picture and all records there")
     options = parser.parse_args()
     disable_progress_bars()  # of `datasets` and `transformers`: reading and writing takes a second
     logging.disable_progress_bar()
     started, recipe = time.monotonic(), load_recipe(options.recipe)
     output_dir = options.output_dir / recipe.name
 
-    print("== corpus", flush=True)
     corpus = corpus_directory(recipe.corpus)
-    manifest = read_manifest(corpus)
-    print(f"{manifest['rows']:,} images, captions: {manifest['perspectives']}")
-    for column, counts in manifest["columns"].items():
-        print(f"{column}: {counts}")
-    print(f"The dataset card, with all licences: {corpus / 'README.md'}", flush=True)
-
-    test = open_split(corpus, TEST_SPLIT, split_column="artist_split")
-    records = []
+    describe_corpus(corpus)
+    test, records = open_split(corpus, TEST_SPLIT, split_column="artist_split"), []
     for run in recipe.runs:
         print(f"== {run}", flush=True)
         train_run(recipe, run, corpus, output_dir / run)
@@ -137,11 +152,13 @@ def main() -> None:
     print(f"== results on {len(test):,} drawings by an artist that none has seen")
     print(comparison_table(records, recipe.slots))
     checkpoint = output_dir / SHOWN_RUN
-    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
-    draw_results(model, processor, test, checkpoint / PICTURE, perspectives=recipe.slots, seed=recipe.seed)
-    card = render_model_card(model.config, records, card_facts(recipe, manifest, checkpoint))
-    (checkpoint / "README.md").write_text(card)
-    print(LOADING.format(checkpoint=checkpoint, picture=checkpoint / PICTURE, card=checkpoint / "README.md"))
+    write_card(recipe, corpus, test, records, checkpoint)
+    if options.card_dir:
+        options.card_dir.mkdir(parents=True, exist_ok=True)
+        for name in (CARD, PICTURE):
+            shutil.copy(checkpoint / name, options.card_dir / name)
+        save_records(options.card_dir / RESULTS, records)
+    print(LOADING.format(checkpoint=checkpoint, picture=checkpoint / PICTURE, card=checkpoint / CARD))
     print(f"All of it took {(time.monotonic() - started) / 60:.1f} minutes.")
 
 

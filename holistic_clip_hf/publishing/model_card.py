@@ -50,6 +50,7 @@ class CardFacts:
         limitations: one sentence each.
         pictures: file in the repository by alternative text.
         code_url: of the code base.
+        heading: of the card; default: the end of `repo_id`.
     """
 
     repo_id: str
@@ -63,10 +64,11 @@ class CardFacts:
     limitations: Sequence[str] = ()
     pictures: Mapping[str, str] = field(default_factory=dict)
     code_url: str = ""
+    heading: str = ""
 
     @property
     def title(self) -> str:
-        return self.repo_id.split("/")[-1]
+        return self.heading or self.repo_id.split("/")[-1]
 
 
 def render_model_card(
