@@ -6,6 +6,7 @@
 - Contradictions are refused at construction, with what to do about them.
 """
 
+import math
 from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
@@ -57,7 +58,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     branch_type: str = "cls"
     num_branch_layers: int = 3
     branch_isolation: str = "isolated"
-    patch_dropout: float = 0.0
+    patch_dropout: float | int = 0.0
     patch_stem: str = "linear"
 
     def validate_branches(self) -> None:
@@ -117,14 +118,14 @@ class HolisticCLIPConfig(PreTrainedConfig):
     text_config: dict | CLIPTextConfig | None = None
     vision_config: dict | HolisticCLIPVisionConfig | None = None
     projection_dim: int = 512
-    logit_scale_init_value: float = 2.6592
-    initializer_factor: float = 1.0
+    logit_scale_init_value: float | int = 2.6592
+    initializer_factor: float | int = 1.0
     perspectives: list[str] | tuple[str, ...] = ()
     matching: str = "aligned"
     fusion: str = "mean"
-    branch_weights: list[float] | tuple[float, ...] | None = None
-    diversity_weight: float = 1.0
-    diversity_threshold: float = 0.7
+    branch_weights: list[float | int] | tuple[float | int, ...] | None = None
+    diversity_weight: float | int = 1.0
+    diversity_threshold: float | int = 0.7
     duplicate_captions: str = "positive"
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -132,14 +133,21 @@ class HolisticCLIPConfig(PreTrainedConfig):
             self.text_config = {"hidden_act": "gelu"}
         if self.vision_config is None:
             self.vision_config = {}
-        if isinstance(self.vision_config, dict) and "num_branches" not in self.vision_config:
-            num_branches = len(self.perspectives or PAPER_PERSPECTIVES)
-            self.vision_config = {**self.vision_config, "num_branches": num_branches}
+        if isinstance(self.vision_config, dict):
+            self.vision_config = self._complete(self.vision_config)
         super().__post_init__(**kwargs)
         if not self.perspectives:
             named = self.num_branches == len(PAPER_PERSPECTIVES)
             self.perspectives = PAPER_PERSPECTIVES if named else [f"branch_{h}" for h in range(self.num_branches)]
         self.perspectives = list(self.perspectives)
+
+    def _complete(self, vision: dict[str, Any]) -> dict[str, Any]:
+        if vision.get("model_type") == CLIPVisionConfig.model_type:
+            # A stock CLIP checkpoint, which may have saved only what differs from CLIP's own defaults.
+            stock = CLIPVisionConfig(**vision).to_dict()
+            del stock["model_type"]
+            return {**stock, "num_branches": max(1, len(self.perspectives))}
+        return {"num_branches": len(self.perspectives or PAPER_PERSPECTIVES), **vision}
 
     @property
     def num_branches(self) -> int:
@@ -173,7 +181,8 @@ class HolisticCLIPConfig(PreTrainedConfig):
             )
         if self.branch_weights is None:
             return
-        if len(self.branch_weights) != len(self.perspectives) or min(self.branch_weights) < 0:
+        usable = all(math.isfinite(weight) and weight >= 0 for weight in self.branch_weights)
+        if len(self.branch_weights) != len(self.perspectives) or not usable:
             raise ValueError(
                 f"`branch_weights` needs {len(self.perspectives)} non-negative numbers, one per branch; got "
                 f"{list(self.branch_weights)}."

@@ -95,7 +95,10 @@ def multi_to_multi_loss(
     torch.Size([])
     """
     local = _caption_batch(branch_embeds, text_embeds, caption_mask, caption_ids, offset)
-    everyone = local if gathered is None else gathered
+    everyone = local
+    if gathered is not None:
+        rows = gathered
+        everyone = _caption_batch(rows.branch_embeds, rows.text_embeds, rows.caption_mask, rows.caption_ids, 0)
     num_branches, num_slots = branch_embeds.shape[1], text_embeds.shape[1]
     slots = resolve_matching(matching, branch_of_slot, num_branches, num_slots)
     assignment = assign_branches(local.branch_embeds, local.text_embeds, slots)
@@ -122,7 +125,9 @@ def _caption_batch(
             f"`caption_mask` and `caption_ids` must be (N, M) = {(rows, slots)}; got {tuple(mask.shape)} and "
             f"{tuple(ids.shape)}."
         )
-    return CaptionBatch(branch_embeds, text_embeds, mask.bool(), ids)
+    mask = mask.bool()
+    # Not even NaN may reach a gradient from a row that is not there.
+    return CaptionBatch(branch_embeds, torch.where(mask[..., None], text_embeds, 0.0), mask, ids)
 
 
 def resolve_matching(matching: str, branch_of_slot: list[int] | None, num_branches: int, num_slots: int) -> list[int]:

@@ -198,6 +198,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
 
     def __init__(self, config: HolisticCLIPConfig) -> None:
         super().__init__(config)
+        config.validate_perspectives()  # keywords of `from_pretrained` are set after the configuration's own checks
         self.text_model = CLIPTextModel._from_config(config.text_config)
         self.vision_model = HolisticCLIPVisionModel._from_config(config.vision_config)
         vision_width, text_width = self.vision_model.config.hidden_size, self.text_model.config.hidden_size
@@ -295,7 +296,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         elif (attention_mask[..., 0].logical_not() & attention_mask.any(dim=-1)).any():
             raise ValueError("Captions are padded in front. Set the tokenizer's `padding_side` to 'right'.")
         if caption_mask is None:
-            caption_mask = input_ids.new_ones(num_images, num_slots)
+            caption_mask = attention_mask.any(dim=-1)
         present = caption_mask.flatten().nonzero().squeeze(1)
         if len(present) == 0:
             raise ValueError("`caption_mask` leaves no caption in this batch. Check the corpus against the slots.")
@@ -361,6 +362,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             output.vision_model_output = images
             output.image_embeds, output.branch_embeds = images.pooler_output, images.branch_embeds
         if input_ids is not None and input_ids.ndim == 3:
+            if caption_mask is None and attention_mask is not None:
+                caption_mask = attention_mask.any(dim=-1)
             output.text_embeds = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
         elif input_ids is not None:
             texts = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)

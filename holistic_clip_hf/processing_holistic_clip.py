@@ -112,6 +112,8 @@ class HolisticCLIPProcessor(ProcessorMixin):
     def _compose(self, images: Any) -> Any:
         if isinstance(images, (list, tuple)):
             return [self._compose(image) for image in images]
+        if getattr(images, "mode", "").startswith("I;16"):
+            return images.point(lambda value: value * (1 / 257)).convert("L")  # Pillow would clip 16 bits to white
         if not getattr(images, "has_transparency_data", False):  # arrays, tensors and opaque images
             return images
         drawn = images.convert("RGBA")

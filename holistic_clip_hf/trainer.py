@@ -5,6 +5,8 @@ Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from .augmentation import Augmentation
 from .collator import HolisticCLIPCollator
+from .corpus.schema import count_perspectives
 from .distributed import gather_rows, rank_offset
 from .evaluation.metrics import distinct_captions, retrieval_recalls
 from .loss_holistic_clip import FREE, CaptionBatch, multi_to_multi_loss
@@ -53,6 +56,11 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dataloader_persistent_workers:
+            raise ValueError(
+                "`dataloader_persistent_workers=True` would repeat the random draws of the first epoch for ever: "
+                "workers that stay do not learn which epoch it is. Leave it off."
+            )
         if self.logit_scale_max < 1:
             raise ValueError(f"`logit_scale_max` is {self.logit_scale_max}. Valid: 1 or more; CLIP uses 100.")
 
@@ -87,7 +95,7 @@ class HolisticCLIPTrainer(Trainer):
         augmentation: random changes to training images.
 
     Raises:
-        ValueError: a branch that no slot would train.
+        ValueError: a branch that no slot would train, a slot without captions, or one process with several GPUs.
     """
 
     # The loss is a mean over the batch; accumulated micro-batches are averaged by the Trainer.
@@ -103,7 +111,14 @@ class HolisticCLIPTrainer(Trainer):
         augmentation: Augmentation | None = None,
         **kwargs: Any,
     ) -> None:
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {args.n_gpu} GPUs. Start one process per GPU: `accelerate launch` or "
+                f"`torchrun --nproc-per-node {args.n_gpu}`."
+            )
         slots = args.slots or list(model.config.perspectives)
+        for name in ("train_dataset", "eval_dataset"):
+            _require_captions(name, kwargs.get(name), slots)
         self.branch_of_slot = model.config.branch_of_slot(slots)
         if FREE not in self.branch_of_slot and model.config.matching == "aligned":
             idle = [name for name in model.config.perspectives if name not in slots]
@@ -185,14 +200,25 @@ class HolisticCLIPTrainer(Trainer):
             metrics[name] = sum(metrics[f"{slot}_{name}"] for slot in self.slots) / len(self.slots)
         return metrics
 
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Evaluation sees every row, also where training drops the last partial batch, and nothing at random."""
+    @contextmanager
+    def _everything_as_it_is(self) -> Iterator[None]:
+        """Every row, also where training drops the last partial batch, and nothing at random."""
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
         self.args.dataloader_drop_last, self.data_collator = False, collator.for_evaluation()
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Every row, unaugmented."""
+        with self._everything_as_it_is():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Every row, unaugmented."""
+        with self._everything_as_it_is():
+            return super().get_test_dataloader(test_dataset)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and convolutions decay; biases, norms, the logit scale, class tokens and positions do not."""
@@ -203,7 +229,7 @@ class HolisticCLIPTrainer(Trainer):
         ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of the loss, averaged since the last log, and the temperature."""
+        """Adds the parts of this rank's loss, averaged since the last log, and the temperature."""
         if self.loss_parts and "loss" in logs:
             contrastive, diversity = zip(*self.loss_parts, strict=True)
             logs["contrastive"] = torch.stack(contrastive).mean().item()
@@ -211,3 +237,17 @@ class HolisticCLIPTrainer(Trainer):
             logs["logit_scale"] = self.model.logit_scale.exp().item()
             self.loss_parts.clear()
         super().log(logs, start_time)
+
+
+def _require_captions(name: str, dataset: Any, slots: list[str]) -> None:
+    """Refuse a dataset that has no caption at all for one of the slots, before hours of training."""
+    for each in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        if not isinstance(each, Dataset):
+            continue  # a stream cannot be counted beforehand
+        found = count_perspectives(each)
+        absent = [slot for slot in slots if slot not in found]
+        if absent:
+            raise ValueError(
+                f"`{name}` has no caption of {absent}. It has: {', '.join(sorted(found))}. Set `slots` to "
+                f"perspectives of the corpus."
+            )

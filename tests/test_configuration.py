@@ -124,3 +124,20 @@ def test_every_field_is_read() -> None:
     fields = own_fields(HolisticCLIPConfig, PreTrainedConfig) | own_fields(HolisticCLIPVisionConfig, CLIPVisionConfig)
     assert {"num_branches", "patch_stem", "fusion", "duplicate_captions"} <= fields
     assert [name for name in sorted(fields) if not re.search(rf"\bconfig\.{name}\b", source)] == []
+
+
+def test_a_stock_clip_configuration_has_one_branch() -> None:
+    """Also where it saved only what differs from CLIP's own defaults, which are not ours."""
+    config = HolisticCLIPConfig(vision_config={"model_type": "clip_vision_model"})
+    vision = config.vision_config
+    assert (vision.num_branches, vision.patch_size, vision.hidden_act) == (1, 32, "quick_gelu")
+    assert config.perspectives == ["branch_0"]
+    branched = HolisticCLIPConfig(vision_config={"model_type": "clip_vision_model"}, perspectives=["short", "style"])
+    assert branched.vision_config.num_branches == 2 and branched.vision_config.patch_size == 32
+
+
+def test_whole_numbers_do_as_numbers() -> None:
+    config = HolisticCLIPConfig(perspectives=["a", "b"], diversity_weight=0, fusion="weighted", branch_weights=[1, 2])
+    assert (config.diversity_weight, list(config.branch_weights)) == (0, [1, 2])
+    with pytest.raises(Exception, match="non-negative numbers"):
+        HolisticCLIPConfig(perspectives=["a", "b"], fusion="weighted", branch_weights=[float("nan"), 1.0])

@@ -246,3 +246,16 @@ def test_refusals_say_what_was_got() -> None:
     refuse("`duplicate_captions` is 'drop'. Valid: 'positive'", branches, texts, duplicate_captions="drop")()
     refuse("`diversity` is 'mean'. Valid: 'pairwise'", branches, texts, diversity="mean")()
     refuse("no caption in any slot", branches, texts, caption_mask=torch.zeros(4, 3, dtype=torch.bool))()
+
+
+def test_whatever_a_missing_row_holds() -> None:
+    branches = torch.randn(4, 2, 8, requires_grad=True)
+    texts = torch.randn(4, 2, 8)
+    texts[1, 0] = torch.nan
+    texts.requires_grad_()
+    mask = torch.ones(4, 2, dtype=torch.bool)
+    mask[1, 0] = False
+    loss = multi_to_multi_loss(branches, texts, torch.tensor(10.0), caption_mask=mask, diversity_weight=0.0)
+    loss.total.backward()
+    assert branches.grad.isfinite().all() and texts.grad.isfinite().all()
+    assert texts.grad[1, 0].count_nonzero() == 0

@@ -285,3 +285,19 @@ def test_misuse_is_refused(make_model: MakeModel, make_tokens: MakeTokens, pixel
         model.vision_model()
     with pytest.raises(ValueError, match="doesn't match model"):
         model(pixel_values=pixel_values[..., :24])
+
+
+def test_a_saved_clip_loads_as_one_branch(tmp_path: Path) -> None:
+    """`from_pretrained` on a checkpoint of `CLIPModel` itself."""
+    text = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "eos_token_id": 98, "bos_token_id": 97}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    clip = CLIPModel(
+        CLIPConfig(text_config=text, vision_config={**vision, "image_size": 64}, projection_dim=24)
+    ).eval()
+    clip.save_pretrained(tmp_path)
+    model = HolisticCLIPModel.from_pretrained(tmp_path).eval()
+    batch = {"input_ids": torch.tensor([[97, 5, 98], [97, 7, 98]]), "pixel_values": torch.randn(2, 3, 64, 64)}
+    torch.testing.assert_close(model(**batch).logits_per_image, clip(**batch).logits_per_image, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="3 `perspectives`"):
+        HolisticCLIPModel.from_pretrained(tmp_path, perspectives=["a", "b", "c"])

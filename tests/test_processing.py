@@ -138,3 +138,9 @@ def test_saves_and_loads(processor: HolisticCLIPProcessor, red_square: Image.Ima
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         nested, before = (one.nested_captions([["a red <|endoftext|>", None]]) for one in (loaded, processor))
         assert all(torch.equal(nested[name], before[name]) for name in before)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(processor: HolisticCLIPProcessor) -> None:
+    deep, shallow = Image.new("I;16", (32, 32), 257 * 100), Image.new("L", (32, 32), 100)
+    pixels = processor(images=[deep, shallow], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels[0], pixels[1])

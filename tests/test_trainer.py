@@ -173,8 +173,34 @@ def test_loss_only_evaluation(make_trainer: MakeTrainer, corpus: Dataset) -> Non
 
 
 def test_evaluation_without_a_slot_says_so(make_trainer: MakeTrainer, corpus: Dataset) -> None:
-    with pytest.raises(ValueError, match="for the slot 'style'"):
-        make_trainer(evaluation=corpus, slots=["short", "style"]).evaluate()
+    """Before training, not after an hour of it."""
+    plain = [{**row, "captions": row["captions"][:1]} for row in corpus]
+    names = {caption["perspective"] for row in plain for caption in row["captions"]}
+    assert names == {"short"}
+    evaluation = Dataset.from_list(plain, features=corpus.features)
+    with pytest.raises(ValueError, match=r"`eval_dataset` has no caption of \['colour', 'shape'\]. It has: short"):
+        make_trainer(evaluation=evaluation)
+    with pytest.raises(ValueError, match=r"`train_dataset` has no caption of \['style'\]"):
+        make_trainer(slots=[*SLOTS, "style"])
+
+
+def test_several_gpus_in_one_process_are_refused(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HolisticCLIPTrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
+        make_trainer()
+
+
+def test_prediction_sees_every_row_without_augmentation(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    trainer = make_trainer(augmentation=Augmentation(size=32, scale=(0.1, 0.2)))
+    batches = list(trainer.get_test_dataloader(corpus.select(range(7))))
+    assert [len(batch["pixel_values"]) for batch in batches] == [4, 3]
+    expected = trainer.processing_class(images=corpus[:4]["image"], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batches[0]["pixel_values"], expected)
+
+
+def test_workers_that_stay_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="first epoch for ever"):
+        HolisticCLIPTrainingArguments(str(tmp_path), dataloader_num_workers=1, dataloader_persistent_workers=True)
 
 
 def test_accumulating_the_same_batch_is_one_batch(make_trainer: MakeTrainer, corpus: Dataset) -> None:

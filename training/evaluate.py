@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.corpus.build import load_corpus
 from holistic_clip_hf.corpus.schema import count_perspectives
 from holistic_clip_hf.evaluation.metrics import caption_pairs, top_candidates
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, save_records
@@ -23,6 +22,7 @@ from holistic_clip_hf.evaluation.retrieval import (
     evaluate_retrieval,
 )
 from holistic_clip_hf.visualization import ResultRow, result_grid
+from training.corpora.opening import open_split
 
 IMAGES_PER_ROW = 8
 
@@ -87,8 +87,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = HolisticCLIPModel.from_pretrained(options.model).to(device)
     processor = HolisticCLIPProcessor.from_pretrained(options.model)
-    corpus = load_corpus(options.corpus)
-    dataset = corpus.filter(lambda split: split == options.split, input_columns=options.split_column)
+    dataset = open_split(options.corpus, options.split, split_column=options.split_column)
     perspectives = options.perspectives or sorted(count_perspectives(dataset))
     name = options.name or Path(options.model).name
     provenance = capture_provenance(model=name, dataset=options.corpus.name, split=options.split, seed=options.seed)

@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import AutoModel, AutoProcessor, logging
 
-import holistic_clip_hf  # noqa: F401  (registers the Auto classes)
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.corpus.build import read_manifest
 from holistic_clip_hf.evaluation.metrics import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, load_records, save_records
 from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
 from holistic_clip_hf.publishing.model_card import CardFacts, TrainingData, render_model_card
+from training.corpora.emoji.splits import TEST_ARTIST
 from training.corpora.opening import corpus_directory, open_split
 from training.evaluate import draw_results
 from training.recipe import Recipe, load_recipe
@@ -37,7 +39,7 @@ Model card  {card}
 Load it:
 
     import holistic_clip_hf
-    from transformers import AutoModel, AutoProcessor, logging
+    from transformers import AutoModel, AutoProcessor
 
     model = AutoModel.from_pretrained("{checkpoint}")
     processor = AutoProcessor.from_pretrained("{checkpoint}")
@@ -54,22 +56,28 @@ def describe_corpus(corpus: Path) -> None:
     print(f"licences and all counts: {corpus / CARD}", flush=True)
 
 
-def evaluate_run(recipe: Recipe, run: str, test: Dataset, checkpoint: Path) -> list[Record]:
+def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoint: Path) -> list[Record]:
     """Records of a finished run on the held-out artist: read if they are there, else measured."""
     path = checkpoint / RESULTS
     if path.is_file():
         return load_records(path)
-    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+    model, processor = load(checkpoint)
     records = evaluate_retrieval(
         model,
         processor,
         test,
-        provenance=capture_provenance(model=run, dataset=recipe.corpus, split=TEST_SPLIT, seed=recipe.seed),
+        provenance=capture_provenance(model=run, dataset=dataset, split=TEST_SPLIT, seed=recipe.seed),
         perspectives=recipe.slots,
         progress=True,
     )
     save_records(path, records)
     return records
+
+
+def load(checkpoint: Path) -> tuple[HolisticCLIPModel, HolisticCLIPProcessor]:
+    """As anybody would load it, onto the device that training used."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return AutoModel.from_pretrained(checkpoint).to(device), AutoProcessor.from_pretrained(checkpoint)
 
 
 def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
@@ -89,7 +97,8 @@ def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
     for direction in (TEXT_TO_IMAGE, IMAGE_TO_TEXT):
         models = sorted((line[1] for line in cells if line[0] == direction), key=lambda model: model == "(chance)")
         for model in models:
-            values = "".join(f"{100 * cells[direction, model][slot]:10.1f}" for slot in slots)
+            found = cells[direction, model]
+            values = "".join(f"{100 * found[slot]:10.1f}" if slot in found else " " * 10 for slot in slots)
             lines.append(f"{direction.replace('_', ' '):16}{model:24}{values}")
     return "\n".join(lines)
 
@@ -100,7 +109,7 @@ def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) ->
     held_out = "held out, for evaluation only"
     data = [
         TrainingData(
-            name=facts["title"] + (f" ({held_out})" if name == "openmoji" else ""),
+            name=facts["title"] + (f" ({held_out})" if name == TEST_ARTIST else ""),
             license=facts["license"],
             url=facts["source"],
             num_images=shards[name]["rows"] if name in shards else None,
@@ -110,13 +119,13 @@ def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) ->
     settings = ("max_steps", "per_device_train_batch_size", "learning_rate", "seed")
     return CardFacts(
         repo_id=str(checkpoint),
-        model_name=SHOWN_RUN,
+        model_name=checkpoint.name,
         heading=f"holistic-clip-{recipe.name.replace('_', '-')}",
         language="en",
         summary="A small model, trained from scratch on emoji by many artists, to show the whole way from corpus to "
         "checkpoint. It is compared with CLIP and with a one-to-many model of the same backbone, steps and batch.",
         training_data=data,
-        training={name.replace("_", " "): recipe.training[name] for name in settings},
+        training={name.replace("_", " "): recipe.training[name] for name in settings if name in recipe.training},
         limitations=("It has seen emoji only; it knows neither photographs nor whole sentences.",),
         pictures={"Texts and what the branches find": PICTURE},
     )
@@ -124,7 +133,7 @@ def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) ->
 
 def write_card(recipe: Recipe, corpus: Path, test: Dataset, records: Sequence[Record], checkpoint: Path) -> None:
     """Draw the picture and render the card of a checkpoint, into its folder."""
-    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+    model, processor = load(checkpoint)
     draw_results(model, processor, test, checkpoint / PICTURE, perspectives=recipe.slots, seed=recipe.seed)
     facts = card_facts(recipe, read_manifest(corpus), checkpoint)
     (checkpoint / CARD).write_text(render_model_card(model.config, records, facts))
@@ -143,20 +152,21 @@ def main() -> None:
 
     corpus = corpus_directory(recipe.corpus)
     describe_corpus(corpus)
-    test, records = open_split(corpus, TEST_SPLIT, split_column="artist_split"), []
+    test, records = open_split(corpus, TEST_SPLIT, split_column=recipe.split_column), []
     for run in recipe.runs:
         print(f"== {run}", flush=True)
         train_run(recipe, run, corpus, output_dir / run)
-        records += evaluate_run(recipe, run, test, output_dir / run)
+        records += evaluate_run(recipe, run, corpus.name, test, output_dir / run)
 
     print(f"== results on {len(test):,} drawings by an artist that none has seen")
     print(comparison_table(records, recipe.slots))
-    checkpoint = output_dir / SHOWN_RUN
+    checkpoint = output_dir / (SHOWN_RUN if SHOWN_RUN in recipe.runs else list(recipe.runs)[-1])
     write_card(recipe, corpus, test, records, checkpoint)
     if options.card_dir:
         options.card_dir.mkdir(parents=True, exist_ok=True)
         for name in (CARD, PICTURE):
             shutil.copy(checkpoint / name, options.card_dir / name)
+        (options.card_dir / RESULTS).unlink(missing_ok=True)  # records of other runs do not belong to this card
         save_records(options.card_dir / RESULTS, records)
     print(LOADING.format(checkpoint=checkpoint, picture=checkpoint / PICTURE, card=checkpoint / CARD))
     print(f"All of it took {(time.monotonic() - started) / 60:.1f} minutes.")

@@ -22,10 +22,14 @@ class Run:
 
 @dataclass
 class Recipe:
-    """A recipe file; see the comments at the head of each in `training/recipes/`."""
+    """A recipe file; see the comments at the head of each in `training/recipes/`.
+
+    `corpus` is `emoji` or a corpus directory, whose column `split_column` says train, validation or test.
+    """
 
     name: str
     corpus: str
+    split_column: str
     image_size: int
     tokenizer: dict[str, int]
     augmentation: dict[str, list[float]]

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from transformers import CLIPImageProcessorPil, PrinterCallback, ProgressCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.augmentation import Augmentation
@@ -28,16 +29,26 @@ FINISHED = "finished.json"
 def is_finished(checkpoint: Path, fingerprint: str) -> bool:
     """Whether this very run has been trained to its end."""
     marker = checkpoint / FINISHED
-    return marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint
+    if not marker.is_file() or not (checkpoint / SAFE_WEIGHTS_NAME).is_file():
+        return False
+    return json.loads(marker.read_text())["fingerprint"] == fingerprint
+
+
+def last_whole_state(states: Path) -> str | None:
+    """The newest saved state. The Trainer writes `trainer_state.json` last: without it, a save was cut short."""
+    whole = [path.parent for path in states.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     """Train a run into `checkpoint`, unless it is there; an interrupted one goes on from its last saved state."""
     fingerprint = recipe.fingerprint(run, read_manifest(corpus)["fingerprint"])
     if is_finished(checkpoint, fingerprint):
+        print(f"already trained: {checkpoint}")
         return
     states = checkpoint.with_name(f"{checkpoint.name}-states") / fingerprint
-    train, validation = (open_split(corpus, split, split_column="artist_split") for split in ("train", "validation"))
+    column = recipe.split_column
+    train, validation = (open_split(corpus, split, split_column=column) for split in ("train", "validation"))
     set_seed(recipe.seed)
     processor = make_processor(recipe, train)
     trainer = HolisticCLIPTrainer(
@@ -56,9 +67,14 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     for chatty in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(chatty)
     trainer.add_callback(OneLineProgress())
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(states)) if states.is_dir() else None)
-    publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
-    shutil.rmtree(states.parent)
+    state = last_whole_state(states)
+    if state:
+        print(f"going on from {state}")
+    trainer.train(resume_from_checkpoint=state)
+    if trainer.is_world_process_zero():
+        publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
+        shutil.rmtree(states.parent)
+    trainer.accelerator.wait_for_everyone()
 
 
 def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: dict[str, str]) -> None:
