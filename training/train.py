@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from transformers import CLIPImageProcessorPil, PrinterCallback, ProgressCallback, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
@@ -81,6 +81,7 @@ def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: di
     """Put the trained model in place; the marker comes last, so that half a checkpoint is never taken for a whole."""
     shutil.rmtree(checkpoint, ignore_errors=True)
     trainer.save_model(str(checkpoint))
+    (checkpoint / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody should be asked to load
     trainer.state.save_to_json(str(checkpoint / "trainer_state.json"))
     write_whole(checkpoint / FINISHED, json.dumps(facts, indent=2) + "\n")
 
