@@ -1,6 +1,6 @@
-"""Measure retrieval of a checkpoint: `python -m training.evaluate --model runs/emoji/holistic --corpus DIR`.
+"""Measure retrieval of a checkpoint: `python -m training.evaluate --model runs/emoji/holistic`.
 
-`DIR` is what `python -m training.build_corpus` prints last. Records are merged into `--output`.
+Records are merged into `--output`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from holistic_clip_hf.evaluation.retrieval import (
     evaluate_retrieval,
 )
 from holistic_clip_hf.visualization import ResultRow, result_grid
-from training.corpora.opening import open_split
+from training.corpora.opening import corpus_directory, open_split
 
 IMAGES_PER_ROW = 8
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a checkpoint's directory, or its name on the Hub")
     parser.add_argument("--name", default=None, help="what records call the model; default: the end of `--model`")
-    parser.add_argument("--corpus", type=Path, required=True, help="a corpus directory")
+    parser.add_argument("--corpus", default="emoji", help="`emoji`, or a corpus directory")
     parser.add_argument("--split-column", default="artist_split", help="the column that holds the split's name")
     parser.add_argument("--split", default="test")
     parser.add_argument("--perspectives", nargs="+", default=None, help="default: all that the split has")
@@ -87,10 +87,11 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = HolisticCLIPModel.from_pretrained(options.model).to(device)
     processor = HolisticCLIPProcessor.from_pretrained(options.model)
-    dataset = open_split(options.corpus, options.split, split_column=options.split_column)
+    corpus = corpus_directory(options.corpus)
+    dataset = open_split(corpus, options.split, split_column=options.split_column)
     perspectives = options.perspectives or sorted(count_perspectives(dataset))
     name = options.name or Path(options.model).name
-    provenance = capture_provenance(model=name, dataset=options.corpus.name, split=options.split, seed=options.seed)
+    provenance = capture_provenance(model=name, dataset=corpus.name, split=options.split, seed=options.seed)
     common = {"perspectives": perspectives, "batch_size": options.batch_size}
     records = evaluate_retrieval(model, processor, dataset, provenance=provenance, progress=True, **common)
     save_records(options.output, records)
