@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from transformers import AutoModel, AutoProcessor
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.corpus.schema import count_perspectives
@@ -25,6 +26,12 @@ from holistic_clip_hf.visualization import ResultRow, result_grid
 from training.corpora.opening import corpus_directory, open_split
 
 IMAGES_PER_ROW = 8
+
+
+def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPProcessor]:
+    """As anybody would load it, onto the device that training would use."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return AutoModel.from_pretrained(name).to(device), AutoProcessor.from_pretrained(name)
 
 
 def draw_results(
@@ -84,9 +91,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=None, help="also draw a grid of results into this PNG")
     options = parser.parse_args()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = HolisticCLIPModel.from_pretrained(options.model).to(device)
-    processor = HolisticCLIPProcessor.from_pretrained(options.model)
+    model, processor = load_checkpoint(options.model)
     corpus = corpus_directory(options.corpus)
     dataset = open_split(corpus, options.split, split_column=options.split_column)
     perspectives = options.perspectives or sorted(count_perspectives(dataset))

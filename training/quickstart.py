@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, disable_progress_bars
-from transformers import AutoModel, AutoProcessor, logging
+from transformers import logging
 
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.corpus.build import read_manifest
 from holistic_clip_hf.evaluation.metrics import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, load_records, save_records
@@ -23,7 +21,7 @@ from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
 from holistic_clip_hf.publishing.model_card import CardFacts, TrainingData, render_model_card
 from training.corpora.emoji.splits import TEST_ARTIST
 from training.corpora.opening import corpus_directory, open_split
-from training.evaluate import draw_results
+from training.evaluate import draw_results, load_checkpoint
 from training.recipe import Recipe, load_recipe
 from training.train import train_run
 
@@ -61,7 +59,7 @@ def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoi
     path = checkpoint / RESULTS
     if path.is_file():
         return load_records(path)
-    model, processor = load(checkpoint)
+    model, processor = load_checkpoint(checkpoint)
     records = evaluate_retrieval(
         model,
         processor,
@@ -72,12 +70,6 @@ def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoi
     )
     save_records(path, records)
     return records
-
-
-def load(checkpoint: Path) -> tuple[HolisticCLIPModel, HolisticCLIPProcessor]:
-    """As anybody would load it, onto the device that training used."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModel.from_pretrained(checkpoint).to(device), AutoProcessor.from_pretrained(checkpoint)
 
 
 def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
@@ -133,7 +125,7 @@ def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) ->
 
 def write_card(recipe: Recipe, corpus: Path, test: Dataset, records: Sequence[Record], checkpoint: Path) -> None:
     """Draw the picture and render the card of a checkpoint, into its folder."""
-    model, processor = load(checkpoint)
+    model, processor = load_checkpoint(checkpoint)
     draw_results(model, processor, test, checkpoint / PICTURE, perspectives=recipe.slots, seed=recipe.seed)
     facts = card_facts(recipe, read_manifest(corpus), checkpoint)
     (checkpoint / CARD).write_text(render_model_card(model.config, records, facts))

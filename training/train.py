@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.augmentation import Augmentation
-from holistic_clip_hf.corpus.build import read_manifest
+from holistic_clip_hf.corpus.build import read_manifest, write_atomically
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
 from training.corpora.opening import corpus_directory, open_split
 from training.progress import OneLineProgress
@@ -83,7 +81,8 @@ def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: di
     trainer.save_model(str(checkpoint))
     (checkpoint / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody should be asked to load
     trainer.state.save_to_json(str(checkpoint / "trainer_state.json"))
-    write_whole(checkpoint / FINISHED, json.dumps(facts, indent=2) + "\n")
+    with write_atomically(checkpoint / FINISHED) as marker:
+        marker.write(f"{json.dumps(facts, indent=2)}\n".encode())
 
 
 def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
@@ -98,13 +97,6 @@ def caption_texts(corpus: Dataset) -> Iterator[str]:
     for captions in corpus.select_columns("captions")["captions"]:
         for caption in captions:
             yield caption["text"]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as partial:
-        partial.write(text)
-    os.replace(partial.name, path)
 
 
 def main() -> None:
