@@ -7,13 +7,19 @@ transformers are imported by path: `holistic_clip_hf.trainer`, `.collator`, `.co
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
 
 from .configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
 from .loss_holistic_clip import MultiToMultiLoss, multi_to_multi_loss
-from .modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput, HolisticCLIPVisionModel
+from .modeling_holistic_clip import (
+    HolisticCLIPForImageClassification,
+    HolisticCLIPModel,
+    HolisticCLIPOutput,
+    HolisticCLIPVisionModel,
+)
 from .processing_holistic_clip import HolisticCLIPProcessor
 
 __version__ = "0.1.0"
@@ -22,16 +28,21 @@ AutoConfig.register(HolisticCLIPConfig.model_type, HolisticCLIPConfig)
 AutoConfig.register(HolisticCLIPVisionConfig.model_type, HolisticCLIPVisionConfig)
 AutoModel.register(HolisticCLIPConfig, HolisticCLIPModel)
 AutoModel.register(HolisticCLIPVisionConfig, HolisticCLIPVisionModel)
+AutoModelForImageClassification.register(HolisticCLIPConfig, HolisticCLIPForImageClassification)
 AutoModelForZeroShotImageClassification.register(HolisticCLIPConfig, HolisticCLIPModel)
 AutoProcessor.register(HolisticCLIPConfig, HolisticCLIPProcessor)
 
 # A saved checkpoint carries this code along, for people who do not have the package.
 HolisticCLIPConfig.register_for_auto_class()
+HolisticCLIPVisionConfig.register_for_auto_class()
 HolisticCLIPModel.register_for_auto_class("AutoModel")
+HolisticCLIPVisionModel.register_for_auto_class("AutoModel")
+HolisticCLIPForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 HolisticCLIPProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "HolisticCLIPConfig",
+    "HolisticCLIPForImageClassification",
     "HolisticCLIPModel",
     "HolisticCLIPOutput",
     "HolisticCLIPProcessor",

@@ -10,7 +10,7 @@ import math
 from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 # The order in which the paper's released code merges its captions (PAPER: one web text, five generated ones).
 PAPER_PERSPECTIVES = ("web", "detail", "nouns", "background", "main_object", "style")
@@ -26,6 +26,16 @@ DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 def _require(name: str, value: Any, valid: tuple[str, ...]) -> None:
     if value not in valid:
         raise ValueError(f"`{name}` is {value!r}. Valid: {', '.join(map(repr, valid))}.")
+
+
+def _require_family(config_dict: dict[str, Any], *families: str) -> None:
+    """transformers would only warn, and start from random weights."""
+    found = config_dict.get("model_type")
+    if found is not None and found not in families:
+        raise ValueError(
+            f"This is a checkpoint of {found!r}. Valid: {', '.join(map(repr, families))}; other families of CLIP "
+            f"weights come in through `holistic_clip_hf.initialization`."
+        )
 
 
 @strict
@@ -60,6 +70,12 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     branch_isolation: str = "isolated"
     patch_dropout: float | int = 0.0
     patch_stem: str = "linear"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPVisionConfig":
+        """Refuses the configuration of another architecture than this tower or CLIP's."""
+        _require_family(config_dict, cls.model_type, CLIPVisionConfig.model_type)
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_branches(self) -> None:
         """Part of the `@strict` validation."""
@@ -140,6 +156,12 @@ class HolisticCLIPConfig(PreTrainedConfig):
             named = self.num_branches == len(PAPER_PERSPECTIVES)
             self.perspectives = PAPER_PERSPECTIVES if named else [f"branch_{h}" for h in range(self.num_branches)]
         self.perspectives = list(self.perspectives)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPConfig":
+        """Refuses the configuration of another architecture than this one or CLIP."""
+        _require_family(config_dict, cls.model_type, CLIPConfig.model_type)
+        return super().from_dict(config_dict, **kwargs)
 
     def _complete(self, vision: dict[str, Any]) -> dict[str, Any]:
         if vision.get("model_type") == CLIPVisionConfig.model_type:

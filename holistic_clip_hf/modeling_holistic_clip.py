@@ -12,7 +12,8 @@ Axes: N images, H branches, M caption slots, T texts, L tokens, P patches, S tok
 then patches), E tower width, D projection width.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -34,7 +35,7 @@ from .layers_holistic_clip import (
     HolisticCLIPVisionEmbeddings,
     HolisticCLIPVisionEncoder,
 )
-from .loss_holistic_clip import multi_to_multi_loss
+from .loss_holistic_clip import MultiToMultiLoss, multi_to_multi_loss
 
 
 @dataclass
@@ -47,6 +48,20 @@ class HolisticCLIPVisionOutput(BaseModelOutputWithPooling):
     """
 
     branch_embeds: Tensor | None = None
+
+
+@dataclass
+class HolisticCLIPPatchOutput(ModelOutput):
+    """What `get_patch_features` returns, all of unit length but the mean over branches.
+
+    Args:
+        patch_embeds: (N, P, D), row by row from the top left; with `branch_type="mlp"` fused over branches.
+        branch_patch_embeds: (N, H, P, D) with `branch_type="mlp"`, where every branch has patches of its own; else
+            `None`.
+    """
+
+    patch_embeds: Tensor | None = None
+    branch_patch_embeds: Tensor | None = None
 
 
 @dataclass
@@ -77,8 +92,7 @@ class HolisticCLIPOutput(ModelOutput):
     vision_model_output: HolisticCLIPVisionOutput | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
-        found = (self[field.name] for field in fields(self) if field.name in self)
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in found)
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
@@ -92,6 +106,14 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
     ]
     # Its own loss is a mean over the batch: the Trainer must divide by accumulation steps as usual.
     accepts_loss_kwargs = False
+    # The Auto classes through which a saved checkpoint can be loaded; pipelines each ask for their own.
+    auto_classes: tuple[str, ...] = ("AutoModel",)
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+        """As in transformers, which would record one Auto class only, and keep those of what this was loaded from."""
+        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.config.auto_map = dict.fromkeys(self.auto_classes, name)
+        super().save_pretrained(save_directory, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside transformers the library skips modules without parameters of their own, such as attention
@@ -116,6 +138,8 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
             for projection in (module.text_projection, module.visual_projection):
                 init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        elif isinstance(module, HolisticCLIPForImageClassification):
+            init.normal_(module.classifier.weight, std=module.classifier.in_features**-0.5 * factor)
 
 
 class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
@@ -155,8 +179,7 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
         Raises:
             ValueError: no images, or images of another size.
         """
-        if pixel_values is None:
-            raise ValueError("`pixel_values` is missing. Make it with the processor: `processor(images=...)`.")
+        self._check_pixels(pixel_values, interpolate_pos_encoding)
         hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding))
         num_class_tokens = self.embeddings.num_class_tokens
         states = self.encoder(
@@ -170,6 +193,24 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
         return HolisticCLIPVisionOutput(
             last_hidden_state=states, pooler_output=branches.mean(dim=1), branch_embeds=branches
         )
+
+    def _check_pixels(self, pixel_values: Tensor | None, any_size: bool) -> None:
+        if pixel_values is None:
+            raise ValueError("`pixel_values` is missing. Make it with the processor: `processor(images=...)`.")
+        config = self.config
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+            raise ValueError(
+                f"`pixel_values` must be (N, {config.num_channels}, height, width); got {tuple(pixel_values.shape)}. "
+                f"Make it with the processor: `processor(images=...)`."
+            )
+        size = tuple(pixel_values.shape[2:])
+        if not any_size and size != (config.image_size, config.image_size):
+            raise ValueError(
+                f"Images of {size[0]} x {size[1]} pixels for a model of {config.image_size} x {config.image_size}. "
+                f"Resize them with the processor, or pass interpolate_pos_encoding=True."
+            )
+        if min(size) < config.patch_size:
+            raise ValueError(f"Images of {size[0]} x {size[1]} pixels hold no patch of {config.patch_size} pixels.")
 
     def _isolation_mask(self, hidden_states: Tensor) -> Tensor | None:
         """(1, 1, S, S), added to the attention logits; `None` where everything sees everything."""
@@ -196,6 +237,8 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
 class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     """Both towers and their common space: H vectors and one fused vector per image, one vector per text."""
 
+    auto_classes = ("AutoModel", "AutoModelForZeroShotImageClassification")
+
     def __init__(self, config: HolisticCLIPConfig) -> None:
         super().__init__(config)
         config.validate_perspectives()  # keywords of `from_pretrained` are set after the configuration's own checks
@@ -207,7 +250,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -221,7 +264,12 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         position_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encode texts: (T, L) to `pooler_output` (T, D), of unit length."""
+        """Encode texts: (T, L) to `pooler_output` (T, D), of unit length.
+
+        Raises:
+            ValueError: texts longer than the model has positions, or token ids that it does not know.
+        """
+        self._check_tokens(input_ids)
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
@@ -255,6 +303,41 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         outputs.branch_embeds = F.normalize(self.visual_projection(outputs.branch_embeds), dim=-1)
         outputs.pooler_output = self.fuse_branches(outputs.branch_embeds)
         return outputs
+
+    @can_return_tuple
+    def get_patch_features(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> HolisticCLIPPatchOutput:
+        """Encode images patch by patch, in the space of texts: (N, 3, height, width) to (N, P, D).
+
+        As CLIP's class token, patches pass the last norm and the projection. No loss ever trained them to: their
+        agreement with texts is a by-product.
+        """
+        tower = self.vision_model
+        states = tower(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs).last_hidden_state
+        patches = tower.post_layernorm(states[..., tower.embeddings.num_class_tokens :, :])
+        embeds = F.normalize(self.visual_projection(patches), dim=-1)
+        if not tower.encoder.has_streams:
+            return HolisticCLIPPatchOutput(patch_embeds=embeds)
+        fused = self.fuse_branches(embeds.flatten(2)).unflatten(-1, embeds.shape[2:])
+        return HolisticCLIPPatchOutput(patch_embeds=fused, branch_patch_embeds=embeds)
+
+    def _check_tokens(self, input_ids: Tensor) -> None:
+        longest, known = self.text_model.config.max_position_embeddings, self.get_input_embeddings().num_embeddings
+        if input_ids.shape[-1] > longest:
+            raise ValueError(
+                f"Texts of {input_ids.shape[-1]} tokens for a model of {longest} positions. Truncate them with the "
+                f"processor, or stretch the positions with `holistic_clip_hf.initialization.stretch_text_positions`."
+            )
+        # On a GPU an unknown id would end the process. A compiled graph cannot look at values.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or input_ids.numel() == 0:
+            return
+        lowest, highest = (int(bound) for bound in input_ids.aminmax())
+        if lowest < 0 or highest >= known:
+            raise ValueError(
+                f"Token ids from {lowest} to {highest} for a vocabulary of {known}. Use this checkpoint's own "
+                f"processor, or `resize_token_embeddings` after adding tokens."
+            )
 
     def fuse_branches(self, branch_embeds: Tensor) -> Tensor:
         """(N, H, D) to (N, D): the mean of unit vectors, weighted with `fusion="weighted"`.
@@ -356,44 +439,56 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("Give `pixel_values`, `input_ids`, or both.")
-        output = HolisticCLIPOutput(logit_scale=self.logit_scale.exp())
+        images = texts = text_embeds = logits = None
         if pixel_values is not None:
             images = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-            output.vision_model_output = images
-            output.image_embeds, output.branch_embeds = images.pooler_output, images.branch_embeds
         if input_ids is not None and input_ids.ndim == 3:
             if caption_mask is None and attention_mask is not None:
                 caption_mask = attention_mask.any(dim=-1)
-            output.text_embeds = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
+            text_embeds = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
         elif input_ids is not None:
             texts = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-            output.text_model_output, output.text_embeds = texts, texts.pooler_output
-            if pixel_values is not None:
-                similarity = self.fused_similarity(images.branch_embeds, texts.pooler_output)
-                output.logits_per_image = self.logit_scale.exp() * similarity
-                output.logits_per_text = output.logits_per_image.T
+            text_embeds = texts.pooler_output
+            if images is not None:
+                logits = self.logit_scale.exp() * self.fused_similarity(images.branch_embeds, text_embeds)
+        loss = None
         if return_loss:
-            self._add_loss(output, caption_mask, caption_ids, branch_of_slot)
-        return output
+            branch_embeds = None if images is None else images.branch_embeds
+            loss = self._loss(branch_embeds, text_embeds, caption_mask, caption_ids, branch_of_slot)
+        # Made at once: pipelines read an output in the order in which its fields were set.
+        return HolisticCLIPOutput(
+            loss=None if loss is None else loss.total,
+            logits_per_image=logits,
+            logits_per_text=None if logits is None else logits.T,
+            image_embeds=None if images is None else images.pooler_output,
+            branch_embeds=None if images is None else images.branch_embeds,
+            text_embeds=text_embeds,
+            logit_scale=self.logit_scale.exp(),
+            loss_parts=None if loss is None else {"contrastive": loss.contrastive, "diversity": loss.diversity},
+            text_model_output=texts,
+            vision_model_output=images,
+        )
 
-    def _add_loss(
+    def _loss(
         self,
-        output: HolisticCLIPOutput,
+        branch_embeds: Tensor | None,
+        text_embeds: Tensor | None,
         caption_mask: Tensor | None,
         caption_ids: Tensor | None,
         branch_of_slot: list[int] | None,
-    ) -> None:
-        if output.branch_embeds is None or output.text_embeds is None:
+    ) -> MultiToMultiLoss:
+        if branch_embeds is None or text_embeds is None:
             raise ValueError("`return_loss=True` needs both `pixel_values` and `input_ids`.")
-        texts = output.text_embeds if output.text_embeds.ndim == 3 else output.text_embeds[:, None]
-        if len(texts) != len(output.branch_embeds):
+        if text_embeds.ndim == 2:
+            text_embeds = text_embeds[:, None]
+        if len(text_embeds) != len(branch_embeds):
             raise ValueError(
-                f"`return_loss=True` pairs images and texts in order; got {len(output.branch_embeds)} images and "
-                f"{len(texts)} texts. Give one text per image, or nested captions (N, M, L)."
+                f"`return_loss=True` pairs images and texts in order; got {len(branch_embeds)} images and "
+                f"{len(text_embeds)} texts. Give one text per image, or nested captions (N, M, L)."
             )
-        loss = multi_to_multi_loss(
-            output.branch_embeds,
-            texts,
+        return multi_to_multi_loss(
+            branch_embeds,
+            text_embeds,
             self.logit_scale.exp(),
             matching=self.config.matching,
             branch_of_slot=branch_of_slot,
@@ -403,8 +498,59 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             diversity_weight=self.config.diversity_weight,
             diversity_threshold=self.config.diversity_threshold,
         )
-        output.loss = loss.total
-        output.loss_parts = {"contrastive": loss.contrastive, "diversity": loss.diversity}
 
 
-__all__ = ["HolisticCLIPModel", "HolisticCLIPOutput", "HolisticCLIPPreTrainedModel", "HolisticCLIPVisionModel"]
+class HolisticCLIPForImageClassification(HolisticCLIPPreTrainedModel):
+    """The vision tower and one linear over its H branches, side by side, for supervised fine-tuning.
+
+    It takes the vision tower of any `HolisticCLIPModel` checkpoint: `from_pretrained(checkpoint, num_labels=C)`.
+    """
+
+    base_model_prefix = "vision_model"  # loads from a vision tower too
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    auto_classes = ("AutoModelForImageClassification",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_"]
+    _input_embed_layer = "patch_embedding"
+
+    def __init__(self, config: HolisticCLIPConfig) -> None:
+        super().__init__(config)
+        config.validate_perspectives()
+        self.vision_model = HolisticCLIPVisionModel._from_config(config.vision_config)
+        width = config.num_branches * self.vision_model.config.hidden_size
+        self.classifier = nn.Linear(width, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Classify images: (N, 3, height, width) to `logits` (N, C).
+
+        Args:
+            pixel_values: (N, 3, height, width).
+            labels: (N,) class indices, (N, C) for several labels, or (N,) numbers for regression
+                (`config.problem_type`); with them, `loss` is returned.
+            interpolate_pos_encoding: take images of another size than `config.vision_config.image_size`.
+        """
+        images = self.vision_model(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        logits = self.classifier(images.branch_embeds.flatten(1))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=images.hidden_states, attentions=images.attentions
+        )
+
+
+__all__ = [
+    "HolisticCLIPForImageClassification",
+    "HolisticCLIPModel",
+    "HolisticCLIPOutput",
+    "HolisticCLIPPatchOutput",
+    "HolisticCLIPPreTrainedModel",
+    "HolisticCLIPVisionModel",
+    "HolisticCLIPVisionOutput",
+]

@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, CLIPConfig, CLIPModel
+from transformers import AutoModel, BertConfig, CLIPConfig, CLIPModel, SiglipConfig
 
-from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, multi_to_multi_loss
+from holistic_clip_hf import (
+    HolisticCLIPConfig,
+    HolisticCLIPForImageClassification,
+    HolisticCLIPModel,
+    HolisticCLIPVisionModel,
+    multi_to_multi_loss,
+)
 
 MakeModel = Callable[..., HolisticCLIPModel]
 MakeTokens = Callable[[list[int]], tuple[Tensor, Tensor]]
@@ -283,8 +289,63 @@ def test_misuse_is_refused(make_model: MakeModel, make_tokens: MakeTokens, pixel
         model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values, return_loss=True)
     with pytest.raises(ValueError, match="`pixel_values` is missing"):
         model.vision_model()
-    with pytest.raises(ValueError, match="doesn't match model"):
+    with pytest.raises(ValueError, match="32 x 24 pixels for a model of 32 x 32"):
         model(pixel_values=pixel_values[..., :24])
+    with pytest.raises(ValueError, match="hold no patch of 8 pixels"):
+        model(pixel_values=pixel_values[..., :7], interpolate_pos_encoding=True)
+    for shape in ((4, 1, 32, 32), (3, 32, 32)):
+        with pytest.raises(ValueError, match=r"must be \(N, 3, height, width\)"):
+            model(pixel_values=torch.zeros(shape))
+    vocabulary, positions = model.config.text_config.vocab_size, model.config.text_config.max_position_embeddings
+    for unknown in (-1, vocabulary):
+        with pytest.raises(ValueError, match=f"for a vocabulary of {vocabulary}"):
+            model(input_ids=torch.tensor([[3, unknown]]))
+    with pytest.raises(ValueError, match=f"{positions + 1} tokens for a model of {positions} positions"):
+        model(input_ids=torch.ones(2, positions + 1, dtype=torch.long))
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    """transformers would warn and go on with random weights."""
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    for name, config in {"bert": BertConfig(**tower), "siglip": SiglipConfig(vision_config=tower)}.items():
+        AutoModel.from_config(config).save_pretrained(tmp_path / name)
+        for kind in (HolisticCLIPModel, HolisticCLIPVisionModel, HolisticCLIPForImageClassification):
+            with pytest.raises(ValueError, match=f"a checkpoint of '{name}"):
+                kind.from_pretrained(tmp_path / name)
+
+
+def test_patches_of_one_branch_are_those_of_clip(make_model: MakeModel, pixel_values: Tensor) -> None:
+    """With copies as branches of the MLP, those of every branch are."""
+    model = make_model(vision={"num_branches": 1})
+    clip = stock_clip(model.config)
+    clip.load_state_dict(model.state_dict())
+    states = clip.vision_model(pixel_values).last_hidden_state[:, 1:]
+    patches = clip.visual_projection(clip.vision_model.post_layernorm(states))
+    expected = patches / patches.norm(dim=-1, keepdim=True)
+    found = model.get_patch_features(pixel_values)
+    assert found.branch_patch_embeds is None and found.patch_embeds.shape == (4, 16, 16)
+    torch.testing.assert_close(found.patch_embeds, expected, **CLOSE)
+
+    branched = make_model(vision={"branch_type": "mlp", "num_branches": 3, "num_branch_layers": 2})
+    state = {**model.state_dict()}
+    for name in branched.state_dict().keys() - state.keys():
+        head, _, tail = name.partition("branch_fc2.")
+        state[name] = state[f"{head}fc2.{tail.split('.')[1]}"]
+    branched.load_state_dict(state)
+    found = branched.get_patch_features(pixel_values)
+    torch.testing.assert_close(found.patch_embeds, expected, **CLOSE)
+    torch.testing.assert_close(found.branch_patch_embeds, expected[:, None].expand(-1, 3, -1, -1), **CLOSE)
+
+
+def test_patches_are_told_apart_from_class_tokens(make_model: MakeModel, pixel_values: Tensor) -> None:
+    """Patch p of the output is patch p of the image: in the first layers, a change there moves it the most."""
+    model = make_model(vision={"num_branches": 3, "num_hidden_layers": 1, "branch_isolation": "strict"})
+    changed = pixel_values.clone()
+    changed[:, :, 8:16, 24:32] += 1.0  # row 1, column 3 of a grid of 4 x 4
+    moved = (
+        model.get_patch_features(changed).patch_embeds - model.get_patch_features(pixel_values).patch_embeds
+    ).norm(dim=-1)
+    assert moved.shape == (4, 16) and moved.argmax(dim=1).tolist() == [7] * 4
 
 
 def test_a_saved_clip_loads_as_one_branch(tmp_path: Path) -> None:

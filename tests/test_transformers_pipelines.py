@@ -1,0 +1,91 @@
+"""transformers' pipelines by path, in a process that never imported the package, against direct calls of the model."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from holistic_clip_hf import HolisticCLIPForImageClassification, HolisticCLIPModel, HolisticCLIPProcessor
+
+LABELS = ["red square", "blue circle", "green square"]
+
+# As in test_remote_code.py: an installed package would win over the code in the folder.
+SCRIPT = """
+import json
+import sys
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "holistic_clip_hf":
+            sys.exit(f"imported {name}")
+
+
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import pipeline
+
+torch.set_num_threads(1)
+joint, classifier, picture, labels = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+
+
+def make(task, folder):
+    return pipeline(task, model=folder, trust_remote_code=True, device="cpu")
+
+
+found = {
+    "zero-shot-image-classification": make("zero-shot-image-classification", joint)(
+        picture, candidate_labels=labels, hypothesis_template="a {}"
+    ),
+    "image-feature-extraction": make("image-feature-extraction", joint)(picture),
+    "feature-extraction": make("feature-extraction", joint)("a red square"),
+    "image-classification": make("image-classification", classifier)(picture, top_k=3),
+}
+sys.stdout.write(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., HolisticCLIPModel]) -> HolisticCLIPModel:
+    return make_model(perspectives=["short", "colour", "shape"])
+
+
+def test_pipelines_by_path(
+    model: HolisticCLIPModel, processor: HolisticCLIPProcessor, red_square: Image.Image, tmp_path: Path
+) -> None:
+    joint, single, picture = tmp_path / "joint", tmp_path / "classifier", tmp_path / "red.png"
+    red_square.save(picture)
+    classifier = HolisticCLIPForImageClassification(model.config).eval()
+    classifier.config.id2label = {0: "no", 1: "perhaps"}
+    for one, folder in ((model, joint), (classifier, single)):
+        one.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-I", "-c", SCRIPT, str(joint), str(single), str(picture), json.dumps(LABELS)]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = json.loads(ran.stdout.splitlines()[-1])
+
+    images = processor(images=red_square, return_tensors="pt")
+    texts = processor(text=[f"a {label}" for label in LABELS], return_tensors="pt")
+    with torch.no_grad():
+        output = model(**images, **texts)
+        text = model(**processor(text=["a red square"], return_tensors="pt"))
+        scores = classifier(**images).logits.softmax(dim=1)[0]
+    probabilities = dict(zip(LABELS, output.logits_per_image.softmax(dim=1)[0].tolist(), strict=True))
+    zero_shot = {row["label"]: row["score"] for row in found["zero-shot-image-classification"]}
+    assert zero_shot == pytest.approx(probabilities, abs=1e-5)
+    assert {row["label"]: row["score"] for row in found["image-classification"]} == pytest.approx(
+        {"no": scores[0].item(), "perhaps": scores[1].item()}, abs=1e-5
+    )
+    # The first thing that the model returns: the fused vector of an image, the vector of a text.
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(torch.tensor(found["image-feature-extraction"]), output.image_embeds, **close)
+    torch.testing.assert_close(torch.tensor(found["feature-extraction"]), text.text_embeds, **close)
