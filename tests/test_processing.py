@@ -1,17 +1,26 @@
-"""The processor: nested captions as exact tensors, ids of captions, transparency, and what the disk keeps."""
+"""The processor: open_clip's token ids, nested captions as exact tensors, transparency, what is refused and kept."""
 
 import hashlib
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor, CLIPTokenizer
 
 from holistic_clip_hf import HolisticCLIPProcessor
+from holistic_clip_hf import processing_holistic_clip as processing
 from holistic_clip_hf.processing_holistic_clip import clean_caption
+
+OPEN_CLIP = Path(__file__).parent / "data" / "open_clip"
+# What only ftfy can repair: letters that were decoded wrongly, and entities that HTML does not know.
+NEEDS_FTFY = {"mojibake, Latin", "mojibake, twice", "mojibake, emoji", "C1 controls", "other white space"}
+NEEDS_FTFY |= {"entities without semicolon, in capitals"}
 
 
 def hashed(text: str) -> int:
@@ -38,21 +47,103 @@ def test_nested_captions_exactly(processor: HolisticCLIPProcessor) -> None:
     assert set(types.values()) == {torch.int64}
 
 
-def test_long_captions_are_cut_before_the_end_token(processor: HolisticCLIPProcessor) -> None:
-    ids = processor.nested_captions([["red circle " * 40, "red"]])["input_ids"]
-    assert ids.shape == (1, 2, processor.tokenizer.model_max_length)
+@pytest.fixture(scope="module")
+def open_clip() -> dict[str, tuple[str, list[int]]]:
+    """kind → (text, ids up to the end token)."""
+    captions = json.loads((OPEN_CLIP / "captions.json").read_text())
+    return {caption["kind"]: (caption["text"], caption["ids"]) for caption in captions}
+
+
+@pytest.fixture
+def full(processor: HolisticCLIPProcessor) -> HolisticCLIPProcessor:
+    """The processor with the part of CLIP's vocabulary that open_clip's texts need."""
+    part = json.loads((OPEN_CLIP / "vocabulary.json").read_text())
+    merges = [tuple(pair) for pair in part["merges"]]
+    processor.tokenizer = CLIPTokenizer(vocab=part["vocab"], merges=merges, model_max_length=77)
+    return processor
+
+
+def kinds_that_differ(processor: HolisticCLIPProcessor, expected: dict[str, tuple[str, list[int]]]) -> set[str]:
+    texts = [text for text, _ in expected.values()]
+    flat = processor(text=texts, padding=False)["input_ids"]
+    nested = processor.nested_captions([texts])
+    lengths = nested["attention_mask"][0].sum(-1).tolist()
+    cut = [ids[:length].tolist() for ids, length in zip(nested["input_ids"][0], lengths, strict=True)]
+    assert cut == flat
+    return {kind for (kind, (_, ids)), found in zip(expected.items(), flat, strict=True) if ids != found}
+
+
+def test_ids_are_those_of_open_clip(full: HolisticCLIPProcessor, open_clip: dict[str, tuple[str, list[int]]]) -> None:
+    assert len(open_clip) == 64
+    assert kinds_that_differ(full, open_clip) == set()
+
+
+def test_without_ftfy_only_mis_decoded_letters_differ_and_that_is_said_once(
+    full: HolisticCLIPProcessor,
+    open_clip: dict[str, tuple[str, list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cleaned = {kind: clean_caption(text) for kind, (text, _) in open_clip.items()}
+    monkeypatch.setattr(processing, "ftfy", None)
+    processing.logger.warning_once.cache_clear()
+    full(text=["Tom & Jerry: 3 < 4\n"])
+    assert not caplog.records
+    assert kinds_that_differ(full, open_clip) == NEEDS_FTFY
+    assert {kind for kind, (text, _) in open_clip.items() if clean_caption(text) != cleaned[kind]} == NEEDS_FTFY
+    assert [record.message.endswith("pip install ftfy") for record in caplog.records].count(True) == 1
+
+
+def test_long_texts_are_cut_before_the_end_token_and_counted(
+    processor: HolisticCLIPProcessor, caplog: pytest.LogCaptureFixture
+) -> None:
+    long, longest = "red circle " * 40, processor.tokenizer.model_max_length
+    ids = processor.nested_captions([[long, "red"], [long, "a " + long]])["input_ids"]
+    assert ids.shape == (2, 2, longest)
     assert ids[0, 0, -1] == processor.tokenizer.eos_token_id
-    assert processor(text=["red circle " * 40], truncation=True)["input_ids"] == [ids[0, 0].tolist()]
+    assert processor.num_truncated == 2
+    assert processor(text=[long])["input_ids"] == [ids[0, 0].tolist()]
+    assert processor(text=long, return_tensors="pt")["input_ids"].tolist() == [ids[0, 0].tolist()]
+    assert processor.num_truncated == 4
+    assert len(processor(text=["red " * (longest - 2)])["input_ids"][0]) == longest
+    assert len(processor(text=[long], truncation=False)["input_ids"][0]) == 82
+    assert processor.num_truncated == 4
+    said = [record.message for record in caplog.records if "cut" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith("2 of 3 texts are too long") and "stretch_text_positions" in said[0]
+
+
+def test_without_a_longest_length_nothing_is_cut(processor: HolisticCLIPProcessor) -> None:
+    processor.tokenizer.model_max_length = int(1e30)  # what transformers sets where a tokenizer says nothing
+    long = "red circle " * 40
+    assert processor(text=[long, "red"], return_tensors="pt")["input_ids"].shape == (2, 82)
+    assert processor.nested_captions([[long], [None]])["input_ids"].shape == (2, 1, 82)
+    assert processor.num_truncated == 0
+
+
+def test_what_the_tokenizer_was_made_with_stands(processor: HolisticCLIPProcessor) -> None:
+    processor.tokenizer.init_kwargs["max_length"] = 5
+    assert len(processor(text="red circle " * 3)["input_ids"]) == 5
+    assert len(processor(text="red circle " * 3, max_length=6)["input_ids"]) == 6
+
+
+def test_short_rows_miss_their_last_captions(processor: HolisticCLIPProcessor) -> None:
+    ragged = processor.nested_captions([["red"], [None, "a circle", "red"], []])
+    filled = processor.nested_captions([["red", None, None], [None, "a circle", "red"], [None, None, None]])
+    assert ragged["caption_mask"].tolist() == [[True, False, False], [False, True, True], [False] * 3]
+    assert all(torch.equal(ragged[name], filled[name]) for name in filled)
 
 
 REFUSED: list[tuple[Any, str]] = [
-    ([], r"at least one; got \[\]"),
-    ([[]], r"at least one; got \[0\]"),
-    ([["a"], ["a", "b"]], r"got \[1, 2\]. Put None"),
-    ([[None, None]], "none is given"),
-    ([["a", ""]], "A caption is empty"),
-    ([["a", " \n "]], "A caption is empty"),
-    ([["a", "&nbsp;"]], "A caption is empty"),
+    ([], "No image has a caption. Put None"),
+    ([[]], "No image has a caption"),
+    ([[None, None], []], "No image has a caption"),
+    ([["a", "b"], [None, ""]], r"empty at \(image, slot\) \[\(1, 1\)\]. Put None where"),
+    ([["a", " \n "]], r"empty at \(image, slot\) \[\(0, 1\)\]"),
+    ([["a", "&nbsp;"]], r"empty at \(image, slot\) \[\(0, 1\)\]"),
+    ([["a"], "b"], "a list of strings .* got 'b' for image 1"),
+    ([["a"], ["b", 3]], r"a list of strings .* got \['b', 3\] for image 1"),
+    ([["a"], None], "a list of strings .* got None for image 1"),
 ]
 
 
@@ -60,6 +151,47 @@ REFUSED: list[tuple[Any, str]] = [
 def test_refused_captions(processor: HolisticCLIPProcessor, captions: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         processor.nested_captions(captions)
+
+
+REFUSED_TEXTS: list[tuple[Any, str]] = [
+    ("", r"`text` is empty at \[0\]. Leave empty texts out"),
+    (["a", "&nbsp;", "b", "\n"], r"`text` is empty at \[1, 3\]"),
+    ([], "`text` is empty. Leave"),
+    ([["a", "b"], ["c"]], "several captions per image, use `nested_captions`"),
+    (["a", None], r"a string or a list of strings; got \['a', None\]"),
+    (b"a red square", "a string or a list of strings"),
+    (3, "a string or a list of strings; got 3"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED_TEXTS, ids=[repr(text) for text, _ in REFUSED_TEXTS])
+def test_refused_texts(processor: HolisticCLIPProcessor, text: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor(text=text)
+
+
+def spoilt(value: float) -> np.ndarray:
+    image = np.ones((32, 32, 3), dtype=np.float32)
+    image[3, 4, 1] = value
+    return image
+
+
+GRAY = Image.new("RGB", (32, 32), "gray")
+REFUSED_IMAGES: list[tuple[Any, str]] = [
+    ([], "`images` is empty"),
+    (spoilt(math.nan), "Image 0 has pixels that are NaN or infinite"),
+    ([GRAY, spoilt(1), spoilt(-math.inf)], "Image 2 has pixels that are NaN"),
+    (np.stack([spoilt(1), spoilt(math.inf)]), "Image 1 has pixels that are NaN"),
+    ([[GRAY], [torch.from_numpy(spoilt(math.nan)).half()]], "Image 1 has pixels that are NaN"),
+    ([GRAY, np.zeros((0, 32, 3))], r"Image 1 has no pixels: its shape is \(0, 32, 3\)"),
+    ([GRAY, np.ones((32, 32, 4))], "Image 1 has four channels of float64. Valid .* uint8"),
+]
+
+
+@pytest.mark.parametrize(("images", "message"), REFUSED_IMAGES, ids=[message[:30] for _, message in REFUSED_IMAGES])
+def test_refused_images(processor: HolisticCLIPProcessor, images: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor(images=images)
 
 
 def test_caption_ids_are_equal_exactly_for_the_same_text(processor: HolisticCLIPProcessor) -> None:
@@ -90,7 +222,7 @@ def test_special_token_in_a_caption_stays_text(processor: HolisticCLIPProcessor,
     assert written == text.replace(" ", "")
 
 
-def pixel(processor: HolisticCLIPProcessor, image: Image.Image) -> list[float]:
+def pixel(processor: HolisticCLIPProcessor, image: Any) -> list[float]:
     """RGB of the middle, undoing the normalisation, 0 to 255."""
     values = processor(images=image, return_tensors="pt")["pixel_values"][0, :, 16, 16]
     mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
@@ -115,11 +247,15 @@ def test_alpha_is_composed_on_the_background(tokenizer: CLIPTokenizer, backgroun
     assert pixel(processor, Image.new("LA", (32, 32), (90, 0))) == pytest.approx(background, abs=1e-3)
     assert pixel(processor, palette_with_transparency()) == pytest.approx(background, abs=1e-3)
     assert pixel(processor, Image.new("RGB", (32, 32), (1, 2, 3))) == pytest.approx((1, 2, 3), abs=1e-3)
+    pixels = np.array(half)
+    for array in (pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+        assert pixel(processor, array) == pytest.approx(expected, abs=0.51)
+    assert pixel(processor, np.full((32, 32, 3), 7, dtype=np.uint8)) == pytest.approx([7] * 3, abs=1e-3)
     many = processor(images=[half, Image.new("RGB", (32, 32))], return_tensors="pt")["pixel_values"]
     assert torch.equal(many[0], processor(images=half, return_tensors="pt")["pixel_values"][0])
 
 
-@pytest.mark.parametrize("background", [(1, 2), (0, 0, 256), (-1, 0, 0)])
+@pytest.mark.parametrize("background", [(1, 2), (0, 0, 256), (-1, 0, 0), (0.5, 0, 0)])
 def test_background_is_checked(background: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="`background` must be three numbers from 0 to 255"):
         HolisticCLIPProcessor(background=background)
@@ -127,11 +263,12 @@ def test_background_is_checked(background: tuple[int, ...]) -> None:
 
 def test_saves_and_loads(processor: HolisticCLIPProcessor, red_square: Image.Image, tmp_path: Path) -> None:
     processor.background = [7, 8, 9]
+    processor(text=["red " * 80])
     processor.save_pretrained(tmp_path)
     load: list[Callable[..., Any]] = [HolisticCLIPProcessor.from_pretrained, AutoProcessor.from_pretrained]
     for loaded in (from_pretrained(tmp_path, trust_remote_code=False) for from_pretrained in load):
         assert type(loaded) is HolisticCLIPProcessor
-        assert loaded.background == [7, 8, 9]
+        assert (loaded.background, loaded.num_truncated) == ([7, 8, 9], 0)
         batch = {"images": red_square, "text": ["a red circle"], "return_tensors": "pt"}
         found, expected = loaded(**batch), processor(**batch)
         assert found.keys() == expected.keys() == {"input_ids", "attention_mask", "pixel_values"}
@@ -144,3 +281,9 @@ def test_sixteen_bits_are_scaled_not_clipped(processor: HolisticCLIPProcessor) -
     deep, shallow = Image.new("I;16", (32, 32), 257 * 100), Image.new("L", (32, 32), 100)
     pixels = processor(images=[deep, shallow], return_tensors="pt")["pixel_values"]
     assert torch.equal(pixels[0], pixels[1])
+
+
+def test_transparent_shade_of_sixteen_bits(processor: HolisticCLIPProcessor, tmp_path: Path) -> None:
+    shade = 257 * 200 + 250
+    Image.new("I;16", (32, 32), shade).save(tmp_path / "deep.png", transparency=shade)
+    assert pixel(processor, Image.open(tmp_path / "deep.png")) == pytest.approx([255] * 3, abs=1e-3)
