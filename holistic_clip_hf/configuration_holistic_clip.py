@@ -16,9 +16,10 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTraine
 PAPER_PERSPECTIVES = ("web", "detail", "nouns", "background", "main_object", "style")
 
 BRANCH_TYPES = ("cls", "mlp")
-BRANCH_ISOLATIONS = ("isolated", "strict", "open", "official")
+BRANCH_ISOLATIONS = ("isolated", "strict", "anchored", "open", "official")
 PATCH_STEMS = ("linear", "convolutional")
-MATCHINGS = ("aligned", "free")
+MATCHINGS = ("aligned", "free", "balanced")
+OBJECTIVES = ("softmax", "sigmoid")
 FUSIONS = ("mean", "weighted", "max", "softmax")
 DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 
@@ -49,9 +50,10 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         num_branch_layers: how many last layers are branched with `branch_type="mlp"`; 3 in the paper's figure of the
             method. Not used by `"cls"`.
         branch_isolation: what class tokens see with `branch_type="cls"`. `"isolated"`: not each other; `"strict"`: and
-            patches do not see class tokens, so that branches cannot talk through them; `"open"`: everything;
-            `"official"`: the authors' released code, whose boolean mask is *added*, as +1.0, to the attention logits
-            between different class tokens. Not used by `"mlp"`.
+            patches do not see class tokens, so that branches cannot talk through them; `"anchored"`: not each other,
+            and patches see branch 0's alone, so that copies of CLIP's class token each give CLIP's own answer;
+            `"open"`: everything; `"official"`: the authors' released code, whose boolean mask is *added*, as +1.0, to
+            the attention logits between different class tokens. Not used by `"mlp"`.
         patch_dropout: share of patches left out at random while training (FLIP, https://arxiv.org/abs/2212.00794).
             Class tokens are never dropped.
         patch_stem: `"linear"`, CLIP's single strided convolution; or `"convolutional"`, a stack of 3x3 stride-2
@@ -112,8 +114,11 @@ class HolisticCLIPConfig(PreTrainedConfig):
         logit_scale_init_value: logarithm of the initial inverse temperature; ln(1/0.07) in CLIP and the paper.
         perspectives: the H branch names. Left out: the paper's six where H = 6, else `branch_0` ... Given without
             `num_branches` in `vision_config`, it sets H.
-        matching: which branch is held against which caption: `"aligned"` (by name; the paper's main setting) or
-            `"free"` (the branch that scores the true pair highest).
+        objective: `"softmax"` (the paper, CLIP) or `"sigmoid"` (SigLIP, https://arxiv.org/abs/2303.15343, which starts
+            from `logit_scale_init_value=2.3026`, that is ln 10).
+        logit_bias_init_value: initial bias of the logits with `objective="sigmoid"`; -10 in SigLIP. Not used else.
+        matching: which branch is held against which caption: `"aligned"` (by name; the paper's main setting),
+            `"free"` (the branch that scores the true pair highest) or `"balanced"` (free, but no branch starves).
         fusion: how the H similarities become one score. `"mean"` is the paper's (its Table 7: above max).
         branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
         diversity_weight, diversity_threshold: of the penalty on branches that say the same; 1.0 and 0.7 in the
@@ -137,6 +142,8 @@ class HolisticCLIPConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
     perspectives: list[str] | tuple[str, ...] = ()
+    objective: str = "softmax"
+    logit_bias_init_value: float | int = -10.0
     matching: str = "aligned"
     fusion: str = "mean"
     branch_weights: list[float | int] | tuple[float | int, ...] | None = None
@@ -159,7 +166,10 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPConfig":
-        """Refuses the configuration of another architecture than this one or CLIP."""
+        """Refuses the configuration of another architecture than this one or CLIP; completes a vision tower's."""
+        if config_dict.get("model_type") == HolisticCLIPVisionConfig.model_type:
+            vision = HolisticCLIPVisionConfig.from_dict(config_dict)
+            config_dict = {"vision_config": vision, "architectures": config_dict.get("architectures")}
         _require_family(config_dict, cls.model_type, CLIPConfig.model_type)
         return super().from_dict(config_dict, **kwargs)
 
@@ -188,6 +198,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
     def validate_objective(self) -> None:
         """Part of the `@strict` validation."""
+        _require("objective", self.objective, OBJECTIVES)
         _require("matching", self.matching, MATCHINGS)
         _require("duplicate_captions", self.duplicate_captions, DUPLICATE_CAPTIONS)
         if self.diversity_weight < 0:

@@ -82,7 +82,7 @@ class HolisticCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         tokens, patches = embeddings[:, :1], self._drop_patches(embeddings[:, 1:])
         if self.num_class_tokens > 1:
             branch_tokens = self.branch_class_embedding + self.branch_position_embedding
-            tokens = torch.cat([tokens, branch_tokens.expand(len(tokens), -1, -1)], dim=1)
+            tokens = torch.cat([tokens, branch_tokens.expand(tokens.shape[0], -1, -1)], dim=1)
         return torch.cat([tokens, patches], dim=1)
 
     def _drop_patches(self, patches: Tensor) -> Tensor:
@@ -115,6 +115,11 @@ class HolisticCLIPVisionAttention(CLIPAttention):
         )
         if attention_mask is not None:
             attention_mask = attention_mask[:, :, :num_queries]
+            if self.config._attn_implementation == "flex_attention":
+                # transformers indexes a mask by image, unchecked, so that one for all images is read beyond its end,
+                # and torch 2.13 on CPUs corrupts memory even where it is not. A bias is the same sum, done right.
+                kwargs["position_bias"] = attention_mask.expand(queries.shape[0], self.num_heads, -1, -1)
+                attention_mask = None
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

@@ -3,19 +3,25 @@
 
 - Pure functions of tensors: no model, no process group, no training step. Gathering happens at the edge.
 - Negatives come only from the *same slot* of other images, as in the paper.
+- The logits themselves, and their gradients: `streaming_holistic_clip`. Which branch: `matching_holistic_clip`.
 - A missing caption is neither query nor candidate; images with the same caption are not each other's negatives.
 
 Axes: N images in the batch, G images after gathering over ranks (G = N without), H branches, M caption slots,
 D projection width.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FREE = -1
+from .matching_holistic_clip import FREE, assign_branches, branch_shares, resolve_matching
+from .streaming_holistic_clip import Contest, Objective, Side, sum_over_queries
+
+BRANCHES, TEXTS = 0, 1  # places among the tensors of a rank
 
 
 @dataclass
@@ -50,6 +56,8 @@ def multi_to_multi_loss(
     text_embeds: Tensor,
     logit_scale: Tensor,
     *,
+    objective: str = "softmax",
+    logit_bias: Tensor | None = None,
     matching: str = "aligned",
     branch_of_slot: list[int] | None = None,
     caption_mask: Tensor | None = None,
@@ -60,20 +68,27 @@ def multi_to_multi_loss(
     diversity_threshold: float = 0.7,
     gathered: CaptionBatch | None = None,
     offset: int = 0,
+    chunk_size: int | None = None,
 ) -> MultiToMultiLoss:
     """Match, contrast, penalise (paper, section on multi-to-multi contrastive learning).
 
     Per slot m, in both directions, the cross entropy of the true pair against the other images of the batch in the
     same slot; the mean over present captions; the mean of both directions. With H = M = 1 this is CLIP's loss, with
-    H = 1 the one-to-many baseline.
+    H = 1 the one-to-many baseline. The logits are never held whole: rows are streamed, forward and backward.
 
     Args:
         branch_embeds: (N, H, D), unit length.
         text_embeds: (N, M, D), unit length.
         logit_scale: the inverse temperature itself (exponentiated), a scalar.
-        matching: `"aligned"` holds slot m against branch `branch_of_slot[m]`; `"free"` frees all slots.
+        objective: `"softmax"` (above); or `"sigmoid"` (SigLIP, https://arxiv.org/abs/2303.15343), which asks of each
+            caption and each image whether they belong together: the sum over images of -log sigmoid, the mean over
+            captions. The image answers through the branch that the caption met, so that all images are asked the
+            same, also in a free slot; a pair counts once, since it reads the same in both directions.
+        logit_bias: a scalar, added to the logits of `"sigmoid"`, which needs it; SigLIP starts from -10.
+        matching: `"aligned"` holds slot m against branch `branch_of_slot[m]`; `"free"` frees all slots; `"balanced"`
+            too, but shares their captions, of the whole batch, out evenly between the branches.
         branch_of_slot: M branch indices, -1 for a slot that is free. Default: slot m to branch m for m < H, the rest
-            free. A free slot takes, for each image, the branch that scores the true pair highest.
+            free. Unless balanced, a caption in a free slot takes the branch of its image that is nearest to it.
         caption_mask: (N, M) bool. Default: all captions are there.
         caption_ids: (N, M) int64. Default: all captions differ.
         duplicate_captions: images whose caption in a slot has the same id are to each other `"positive"` (the target
@@ -84,9 +99,12 @@ def multi_to_multi_loss(
         gathered: the rows of all ranks (G), in rank order. With them, the mean over ranks of this loss, and of its
             gradients, is the loss of one process that has the whole batch. Default: the rows given above.
         offset: where this rank's rows begin in `gathered`.
+        chunk_size: queries whose logits are held at a time. The result does not depend on it. Default: as many as
+            make 64 MB.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown option, or no caption at all.
+        ValueError: shapes that do not fit, an unknown option, a bias without sigmoid or the reverse, or no caption at
+            all.
 
     Example:
 
@@ -95,15 +113,16 @@ def multi_to_multi_loss(
     torch.Size([])
     """
     local = _caption_batch(branch_embeds, text_embeds, caption_mask, caption_ids, offset)
-    everyone = local
-    if gathered is not None:
-        rows = gathered
-        everyone = _caption_batch(rows.branch_embeds, rows.text_embeds, rows.caption_mask, rows.caption_ids, 0)
-    num_branches, num_slots = branch_embeds.shape[1], text_embeds.shape[1]
-    slots = resolve_matching(matching, branch_of_slot, num_branches, num_slots)
-    assignment = assign_branches(local.branch_embeds, local.text_embeds, slots)
-    contrastive = _contrastive(local, everyone, assignment, slots, logit_scale, duplicate_captions, offset)
-    penalty = diversity_penalty(everyone.branch_embeds, diversity_threshold, form=diversity)
+    everyone = _of_all_ranks(gathered, local, offset)
+    slots = resolve_matching(matching, branch_of_slot, branch_embeds.shape[1], text_embeds.shape[1])
+    terms = Objective(objective, logit_scale, logit_bias, chunk_size)
+    mine = slice(offset, offset + len(branch_embeds))
+    # Half precision cannot tell near logits apart.
+    with torch.autocast(branch_embeds.device.type, enabled=False):
+        rows = everyone.branch_embeds, everyone.text_embeds, everyone.caption_mask
+        assignment = assign_branches(*rows, slots, balanced=matching == "balanced")[mine]
+        contrastive = _contrastive(local, everyone, assignment, terms, duplicate_captions, offset)
+        penalty = diversity_penalty(everyone.branch_embeds, diversity_threshold, form=diversity)
     return MultiToMultiLoss(contrastive + diversity_weight * penalty, contrastive, penalty, assignment)
 
 
@@ -125,102 +144,72 @@ def _caption_batch(
             f"`caption_mask` and `caption_ids` must be (N, M) = {(rows, slots)}; got {tuple(mask.shape)} and "
             f"{tuple(ids.shape)}."
         )
-    mask = mask.bool()
-    # Not even NaN may reach a gradient from a row that is not there.
-    return CaptionBatch(branch_embeds, torch.where(mask[..., None], text_embeds, 0.0), mask, ids)
+    return CaptionBatch(branch_embeds, text_embeds, mask.bool(), ids)
 
 
-def resolve_matching(matching: str, branch_of_slot: list[int] | None, num_branches: int, num_slots: int) -> list[int]:
-    """The branch of each slot, -1 for free: M numbers."""
-    if matching not in ("aligned", "free"):
-        raise ValueError(f"`matching` is {matching!r}. Valid: 'aligned', 'free'.")
-    if matching == "free":
-        return [FREE] * num_slots
-    if branch_of_slot is None:
-        return [slot if slot < num_branches else FREE for slot in range(num_slots)]
-    if len(branch_of_slot) != num_slots or not all(FREE <= branch < num_branches for branch in branch_of_slot):
-        raise ValueError(
-            f"`branch_of_slot` needs {num_slots} numbers, each -1 (free) or a branch below {num_branches}; got "
-            f"{list(branch_of_slot)}."
+def _of_all_ranks(gathered: CaptionBatch | None, local: CaptionBatch, offset: int) -> CaptionBatch:
+    rows = local
+    # Where there is one rank, its rows and those of all ranks are the same tensors.
+    if gathered is not None and gathered.text_embeds is not local.text_embeds:
+        rows = _caption_batch(
+            gathered.branch_embeds, gathered.text_embeds, gathered.caption_mask, gathered.caption_ids, offset=0
         )
-    return list(branch_of_slot)
-
-
-@torch.no_grad()
-def assign_branches(branch_embeds: Tensor, text_embeds: Tensor, slots: list[int]) -> Tensor:
-    """(N, M) int64: the branch that each caption is held against; for a free slot the one nearest to the caption."""
-    fixed = torch.tensor(slots, device=branch_embeds.device).expand(text_embeds.shape[:2])
-    if FREE not in slots:
-        return fixed
-    nearest = torch.einsum("nhd,nmd->nmh", branch_embeds, text_embeds).argmax(dim=-1)
-    return torch.where(fixed == FREE, nearest, fixed)
+    mine, whole = ([tuple(one.shape) for one in (each.branch_embeds, each.text_embeds)] for each in (local, rows))
+    if [shape[1:] for shape in mine] != [shape[1:] for shape in whole] or not 0 <= offset <= whole[0][0] - mine[0][0]:
+        raise ValueError(
+            f"`gathered` must hold the rows of this rank, from `offset` on; got embeddings of shapes {whole} for "
+            f"{mine} at offset {offset}."
+        )
+    return rows
 
 
 def _contrastive(
     local: CaptionBatch,
     everyone: CaptionBatch,
     assignment: Tensor,
-    slots: list[int],
-    logit_scale: Tensor,
+    objective: Objective,
     duplicate_captions: str,
     offset: int,
 ) -> Tensor:
     num_captions = everyone.caption_mask.sum()
     if num_captions == 0:
         raise ValueError("The batch has no caption in any slot. Check the corpus against the slots trained on.")
-    # (N, M, D): the branch of each image that meets its own caption
-    met = local.branch_embeds.gather(1, assignment[..., None].expand(-1, -1, local.branch_embeds.shape[-1]))
-    image_to_text = logit_scale * torch.einsum("nmd,gmd->mng", met, everyone.text_embeds)
-    text_to_image = logit_scale * _text_to_image_similarity(local, everyone, assignment, slots)
-    targets, candidates = _targets(local, everyone, duplicate_captions, offset)
-    rows = sum(_cross_entropy(logits, targets, candidates) for logits in (image_to_text, text_to_image)) / 2  # (M, N)
+    batches = [local] if everyone is local else [local, everyone]
+    tensors = [tensor for batch in batches for tensor in (batch.branch_embeds, batch.text_embeds)]
+    contests = list(_contests(local, everyone, assignment, objective, duplicate_captions, offset))
+    directions = 2 if objective.name == "softmax" else 1
     # Every rank's loss is scaled so that the mean over ranks (what DDP takes of gradients) is the mean over captions.
     num_ranks = everyone.caption_mask.shape[0] / local.caption_mask.shape[0]
-    return torch.where(local.caption_mask.T, rows, 0.0).sum() * num_ranks / num_captions
+    return sum_over_queries(contests, objective, tensors) * num_ranks / directions / num_captions
 
 
-def _text_to_image_similarity(
-    local: CaptionBatch, everyone: CaptionBatch, assignment: Tensor, slots: list[int]
-) -> Tensor:
-    """(M, N, G): each local caption against every image, through the branch that the caption was assigned."""
-    per_slot = []
-    for slot, branch in enumerate(slots):
-        texts = local.text_embeds[:, slot]
-        if branch != FREE:
-            per_slot.append(texts @ everyone.branch_embeds[:, branch].T)
-            continue
-        every_branch = torch.einsum("nd,ghd->ngh", texts, everyone.branch_embeds)
-        chosen = assignment[:, slot, None, None].expand(-1, every_branch.shape[1], 1)
-        per_slot.append(every_branch.gather(2, chosen).squeeze(2))
-    return torch.stack(per_slot)
-
-
-def _targets(
-    local: CaptionBatch, everyone: CaptionBatch, duplicate_captions: str, offset: int
-) -> tuple[Tensor, Tensor]:
-    """(M, N, G) each: the target distribution of every row, and which columns take part in it."""
-    rows, columns = local.caption_mask.shape[0], everyone.caption_mask.shape[0]
-    own = torch.arange(columns, device=local.caption_mask.device) == (
-        offset + torch.arange(rows, device=local.caption_mask.device)[:, None]
-    )
-    candidates = everyone.caption_mask.T[:, None, :].expand(-1, rows, -1)
-    same = (local.caption_ids.T[:, :, None] == everyone.caption_ids.T[:, None, :]) & candidates
-    if duplicate_captions == "positive":
-        positives = same | own
-    elif duplicate_captions == "ignore":
-        positives, candidates = own.expand_as(same), candidates & (~same | own)
-    elif duplicate_captions == "negative":
-        positives = own.expand_as(same)
-    else:
+def _contests(
+    local: CaptionBatch,
+    everyone: CaptionBatch,
+    assignment: Tensor,
+    objective: Objective,
+    duplicate_captions: str,
+    offset: int,
+) -> Iterator[Contest]:
+    """Per slot and branch, the captions that met it against the images, and their images against the captions."""
+    if duplicate_captions not in ("positive", "ignore", "negative"):
         raise ValueError(f"`duplicate_captions` is {duplicate_captions!r}. Valid: 'positive', 'ignore', 'negative'.")
-    return positives / positives.sum(dim=-1, keepdim=True), candidates | own
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor, candidates: Tensor) -> Tensor:
-    """(M, N) from (M, N, G): in float32 or better, since half precision cannot tell near logits apart."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_probabilities = logits.masked_fill(~candidates, float("-inf")).log_softmax(dim=-1)
-    return -torch.where(targets > 0, targets * log_probabilities, 0.0).sum(dim=-1)
+    whole, softmax = everyone is local, objective.name == "softmax"
+    shift = 0 if whole else 2  # where the tensors of all ranks begin
+    for slot, branch in product(range(local.text_embeds.shape[1]), range(local.branch_embeds.shape[1])):
+        rows = (local.caption_mask[:, slot] & (assignment[:, slot] == branch)).nonzero().squeeze(1)
+        if len(rows) == 0:
+            continue
+        columns = everyone.caption_mask[:, slot].nonzero().squeeze(1)
+        images = (offset + rows, columns)
+        captions = (local.caption_ids[rows, slot], everyone.caption_ids[columns, slot])
+        ids = captions if duplicate_captions == "positive" else images
+        ignored = captions if duplicate_captions == "ignore" else (None, None)
+        here, there = (rows, ids[0], ignored[0]), (columns, ids[1], ignored[1])
+        mutual = whole and softmax and len(rows) == len(columns)
+        yield Contest(Side(TEXTS, slot, *here), Side(shift + BRANCHES, branch, *there), mutual)
+        if softmax and not mutual:
+            yield Contest(Side(BRANCHES, branch, *here), Side(shift + TEXTS, slot, *there))
 
 
 def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "pairwise") -> Tensor:
@@ -238,10 +227,17 @@ def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "p
     if num_branches == 1:
         return branch_embeds.new_zeros((), dtype=torch.float32)
     branch_embeds = branch_embeds.to(torch.promote_types(branch_embeds.dtype, torch.float32))
-    cosines = torch.einsum("nhd,nkd->hk", branch_embeds, branch_embeds) / branch_embeds.shape[0]
+    cosines = (branch_embeds @ branch_embeds.mT).mean(dim=0)
     above, other = torch.triu_indices(num_branches, num_branches, offset=1, device=branch_embeds.device)
     pairs = cosines[above, other]
     return F.relu(pairs - threshold).mean() if form == "pairwise" else F.relu(pairs.mean() - threshold)
 
 
-__all__ = ["CaptionBatch", "MultiToMultiLoss", "assign_branches", "diversity_penalty", "multi_to_multi_loss"]
+__all__ = [
+    "FREE",
+    "CaptionBatch",
+    "MultiToMultiLoss",
+    "branch_shares",
+    "diversity_penalty",
+    "multi_to_multi_loss",
+]

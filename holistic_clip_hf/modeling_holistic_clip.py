@@ -76,6 +76,7 @@ class HolisticCLIPOutput(ModelOutput):
         branch_embeds: (N, H, D), unit length.
         text_embeds: (T, D), or (N, M, D) for nested captions; unit length.
         logit_scale: scalar, the inverse temperature (exponentiated).
+        logit_bias: scalar, added to the logits with `objective="sigmoid"`.
         loss_parts: `contrastive` and `diversity`, with `return_loss=True`.
         text_model_output, vision_model_output: what the towers returned.
     """
@@ -87,6 +88,7 @@ class HolisticCLIPOutput(ModelOutput):
     branch_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     logit_scale: Tensor | None = None
+    logit_bias: Tensor | None = None
     loss_parts: dict[str, Tensor] | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: HolisticCLIPVisionOutput | None = None
@@ -115,10 +117,11 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
         self.config.auto_map = dict.fromkeys(self.auto_classes, name)
         super().save_pretrained(save_directory, **kwargs)
 
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+    @classmethod
+    def is_custom_code(cls) -> bool:
         # For code outside transformers the library skips modules without parameters of their own, such as attention
-        # and MLP, whose linears CLIP initialises through them. It need not: we write through `init`, as it asks.
-        super()._initialize_weights(module, is_custom_code=False)
+        # and MLP, in all towers; CLIP initialises linears through them. We write through `init`, which is all it asks.
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -138,6 +141,8 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
             for projection in (module.text_projection, module.visual_projection):
                 init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
         elif isinstance(module, HolisticCLIPForImageClassification):
             init.normal_(module.classifier.weight, std=module.classifier.in_features**-0.5 * factor)
 
@@ -223,10 +228,12 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
                 f"attn_implementation='sdpa', or set branch_isolation='open'."
             )
         size, device = hidden_states.shape[1], hidden_states.device
-        is_class = torch.arange(size, device=device) < num_class_tokens
+        places = torch.arange(size, device=device)
+        is_class = places < num_class_tokens
         between = is_class[:, None] & is_class[None] & ~torch.eye(size, dtype=torch.bool, device=device)
-        if isolation == "strict":
-            between = between | (~is_class[:, None] & is_class[None])
+        if isolation in ("strict", "anchored"):
+            hidden = is_class if isolation == "strict" else is_class & (places > 0)
+            between = between | (~is_class[:, None] & hidden[None])
         # The released code's mask is boolean but added: +1.0, the opposite of its intent.
         value = 1.0 if isolation == "official" else torch.finfo(hidden_states.dtype).min
         return torch.zeros(size, size, dtype=hidden_states.dtype, device=device).masked_fill(between, value)[
@@ -238,9 +245,16 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     """Both towers and their common space: H vectors and one fused vector per image, one vector per text."""
 
     auto_classes = ("AutoModel", "AutoModelForZeroShotImageClassification")
+    # Off where weights are sharded over ranks (FSDP): there, every rank must call the text tower equally often.
+    bucket_texts = True
 
     def __init__(self, config: HolisticCLIPConfig) -> None:
         super().__init__(config)
+        if config.architectures == [HolisticCLIPVisionModel.__name__]:
+            raise ValueError(
+                "This is a checkpoint of a vision tower alone. Load it with `HolisticCLIPVisionModel`, or under a "
+                "classifier with `HolisticCLIPForImageClassification`."
+            )
         config.validate_perspectives()  # keywords of `from_pretrained` are set after the configuration's own checks
         self.text_model = CLIPTextModel._from_config(config.text_config)
         self.vision_model = HolisticCLIPVisionModel._from_config(config.vision_config)
@@ -248,6 +262,9 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         self.visual_projection = nn.Linear(vision_width, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(text_width, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.logit_bias = None
+        if config.objective == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init_value)))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -286,7 +303,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     ) -> HolisticCLIPVisionOutput:
         """Encode images: (N, 3, height, width) to `pooler_output` (N, D) fused and `branch_embeds` (N, H, D).
 
-        `last_hidden_state` holds patches too if they, hidden states or attentions are asked for.
+        `last_hidden_state` holds patches too with `output_patches`.
         """
         asked_for_all = (
             output_patches
@@ -300,6 +317,10 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
+        if not output_patches:
+            # What is returned must not depend on what else is asked for.
+            num_class_tokens = self.vision_model.embeddings.num_class_tokens
+            outputs.last_hidden_state = outputs.last_hidden_state[..., :num_class_tokens, :]
         outputs.branch_embeds = F.normalize(self.visual_projection(outputs.branch_embeds), dim=-1)
         outputs.pooler_output = self.fuse_branches(outputs.branch_embeds)
         return outputs
@@ -371,7 +392,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         Missing captions never enter the text tower, and captions with the same id (N, M) enter it once.
 
         Raises:
-            ValueError: no caption at all, or captions padded in front.
+            ValueError: captions padded in front.
         """
         num_images, num_slots = input_ids.shape[:2]
         if attention_mask is None:
@@ -382,7 +403,9 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             caption_mask = attention_mask.any(dim=-1)
         present = caption_mask.flatten().nonzero().squeeze(1)
         if len(present) == 0:
-            raise ValueError("`caption_mask` leaves no caption in this batch. Check the corpus against the slots.")
+            # The text tower is run all the same: with several ranks, all must take part in every step.
+            unused = self.get_text_features(input_ids[:1, 0, :1]).pooler_output
+            return (0.0 * unused).expand(num_images, num_slots, -1)
         places = torch.arange(len(present), device=present.device)
         inverse, first = places, places
         if caption_ids is not None:
@@ -399,7 +422,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
 
         CLIP's text tower is causal and reads the end token, so that padding behind it, trimmed here, changes nothing.
         """
-        buckets = lengths.clamp(min=8).log2().ceil().long()
+        buckets = lengths.clamp(min=8).log2().ceil().long() if self.bucket_texts else torch.zeros_like(lengths)
         rows, embeds = [], []
         for bucket in buckets.unique().tolist():
             members = (buckets == bucket).nonzero().squeeze(1)
@@ -451,6 +474,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             text_embeds = texts.pooler_output
             if images is not None:
                 logits = self.logit_scale.exp() * self.fused_similarity(images.branch_embeds, text_embeds)
+                if self.logit_bias is not None:
+                    logits = logits + self.logit_bias
         loss = None
         if return_loss:
             branch_embeds = None if images is None else images.branch_embeds
@@ -464,6 +489,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             branch_embeds=None if images is None else images.branch_embeds,
             text_embeds=text_embeds,
             logit_scale=self.logit_scale.exp(),
+            logit_bias=self.logit_bias,
             loss_parts=None if loss is None else {"contrastive": loss.contrastive, "diversity": loss.diversity},
             text_model_output=texts,
             vision_model_output=images,
@@ -490,6 +516,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             branch_embeds,
             text_embeds,
             self.logit_scale.exp(),
+            objective=self.config.objective,
+            logit_bias=self.logit_bias,
             matching=self.config.matching,
             branch_of_slot=branch_of_slot,
             caption_mask=caption_mask,

@@ -1,10 +1,12 @@
 """The multi-to-multi loss once more, in loops over single numbers: the oracle of the tests.
 
-It shares no code with the package. Numbers may be floats or 0-dimensional tensors; with the latter, gradients follow.
+It shares no code with the package; Sinkhorn's algorithm multiplies here where the package adds logarithms. Numbers
+may be floats or 0-dimensional tensors; with the latter, gradients follow.
 
 Axes: N images, H branches, M caption slots, D projection width.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,9 +27,54 @@ def log_sum_exp(values: list[Any]) -> Tensor:
     return torch.log(sum(torch.exp(torch.as_tensor(value - largest)) for value in values)) + largest
 
 
-def best_branch(branches: Any, text: Any) -> int:
-    scores = [number(dot(branch, text)) for branch in branches]
-    return scores.index(max(scores))
+def best(scores: Sequence[float]) -> int:
+    return list(scores).index(max(scores))
+
+
+def similarities(branches: Any, text: Any) -> list[float]:
+    return [number(dot(branch, text)) for branch in branches]
+
+
+def transport_plan(scores: list[list[float]]) -> list[list[float]]:
+    """Sinkhorn as in SwAV: three times, equal shares of all branches, then equal shares of all captions."""
+    plan = [[math.exp(score / 0.05) for score in row] for row in scores]
+    for _ in range(3):
+        totals = [sum(column) for column in zip(*plan, strict=True)]
+        plan = [[value / total for value, total in zip(row, totals, strict=True)] for row in plan]
+        plan = [[value / sum(row) for value in row] for row in plan]
+    return plan
+
+
+def balanced(scores: list[list[float]]) -> list[int]:
+    """For each caption a branch; each branch gets at least its whole share."""
+    plan = transport_plan(scores)
+    chosen = [best(row) for row in plan]
+    waiting, is_open = list(range(len(plan))), list(range(len(scores[0])))
+    for _ in range(len(scores[0])):
+        asking: dict[int, list[int]] = {branch: [] for branch in is_open}
+        for caption in waiting:
+            asking[max(is_open, key=lambda branch, row=plan[caption]: row[branch])].append(caption)
+        branch = max(is_open, key=lambda each: len(asking[each]))
+        kept = sorted(asking[branch], key=lambda caption: -plan[caption][branch])[: len(plan) // len(scores[0])]
+        for caption in kept:
+            chosen[caption] = branch
+            waiting.remove(caption)
+        is_open.remove(branch)
+    return chosen
+
+
+def met_branches(branches: Any, texts: Any, branch_of_slot: list[int], mask: Any, matching: str) -> list[list[int]]:
+    """`branch_of_slot` has -1 for a free slot; what a missing caption meets does not matter."""
+    met = [
+        [best(similarities(image, text)) if wanted < 0 else wanted for text, wanted in zip(row, slots, strict=True)]
+        for image, row, slots in zip(branches, texts, [branch_of_slot] * len(branches), strict=True)
+    ]
+    if matching == "balanced":
+        pairs = [(i, m) for i, row in enumerate(mask) for m, there in enumerate(row) if bool(there)]
+        chosen = balanced([similarities(branches[image], texts[image][slot]) for image, slot in pairs])
+        for (image, slot), branch in zip(pairs, chosen, strict=True):
+            met[image][slot] = branch
+    return met
 
 
 def one_row(logits: dict[int, Any], positives: list[int]) -> Any:
@@ -49,21 +96,37 @@ def positives_and_candidates(
 
 
 def contrastive(
-    branches: Any, texts: Any, scale: Any, branch_of_slot: list[int], mask: Any, ids: Any, duplicate_captions: str
+    branches: Any, texts: Any, scale: Any, met: list[list[int]], mask: Any, ids: Any, duplicate_captions: str
 ) -> Any:
-    """`branches[n][h][d]`, `texts[n][m][d]`; `branch_of_slot` has -1 for a free slot."""
+    """`branches[n][h][d]`, `texts[n][m][d]`, `met[n][m]`: the branch of each caption."""
     rows = []
-    for slot, wanted in enumerate(branch_of_slot):
-        for image in range(len(branches)):
-            if not bool(mask[image][slot]):
-                continue
-            text = texts[image][slot]
-            branch = best_branch(branches[image], text) if wanted < 0 else wanted
-            positives, candidates = positives_and_candidates(image, slot, mask, ids, duplicate_captions)
-            to_texts = {other: scale * dot(branches[image][branch], texts[other][slot]) for other in candidates}
-            to_images = {other: scale * dot(text, branches[other][branch]) for other in candidates}
-            rows.append((one_row(to_texts, positives) + one_row(to_images, positives)) / 2)
+    for image, slot in ((i, m) for i in range(len(met)) for m in range(len(met[0])) if bool(mask[i][m])):
+        text, branch = texts[image][slot], met[image][slot]
+        positives, candidates = positives_and_candidates(image, slot, mask, ids, duplicate_captions)
+        to_texts = {other: scale * dot(branches[image][branch], texts[other][slot]) for other in candidates}
+        to_images = {other: scale * dot(text, branches[other][branch]) for other in candidates}
+        rows.append((one_row(to_texts, positives) + one_row(to_images, positives)) / 2)
     return sum(rows) / len(rows)
+
+
+def sigmoid_contrastive(
+    branches: Any,
+    texts: Any,
+    scale: Any,
+    bias: Any,
+    met: list[list[int]],
+    mask: Any,
+    ids: Any,
+    duplicate_captions: str,
+) -> Any:
+    """Of each caption and each image, through the caption's branch: do they belong together?"""
+    rows = []
+    for image, slot in ((i, m) for i in range(len(met)) for m in range(len(met[0])) if bool(mask[i][m])):
+        positives, candidates = positives_and_candidates(image, slot, mask, ids, duplicate_captions)
+        for other in candidates:
+            logit = scale * dot(texts[image][slot], branches[other][met[image][slot]]) + bias
+            rows.append(-torch.log(1 / (1 + torch.exp(-logit if other in positives else logit))))
+    return sum(rows) / sum(bool(there) for row in mask for there in row)
 
 
 def diversity(branches: Any, threshold: float, form: str) -> Any:

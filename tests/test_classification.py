@@ -1,6 +1,5 @@
 """The vision tower under one linear, for supervised fine-tuning."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,15 +28,24 @@ def test_it_takes_the_vision_tower_of_a_joint_checkpoint(
 ) -> None:
     model, folder = checkpoint
     model.vision_model.save_pretrained(tmp_path / "tower")
-    config = copy.deepcopy(model.config)
-    config.num_labels = 5
-    for source, options in ((folder, {"num_labels": 5}), (tmp_path / "tower", {"config": config})):
-        found, report = HolisticCLIPForImageClassification.from_pretrained(source, output_loading_info=True, **options)
+    for source in (folder, tmp_path / "tower"):
+        found, report = HolisticCLIPForImageClassification.from_pretrained(
+            source, num_labels=5, output_loading_info=True
+        )
         assert set(report["missing_keys"]) == {"classifier.weight", "classifier.bias"}
         assert not report["unexpected_keys"]
         for name, value in model.vision_model.state_dict().items():
             assert torch.equal(found.vision_model.state_dict()[name], value), name
+        assert found.classifier.weight.shape == (5, 3 * 32)
         assert found.classifier.weight.std() > 0 and found.classifier.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("num_branches", [1, 3])
+def test_a_vision_tower_alone_is_no_joint_model(make_model: MakeModel, tmp_path: Path, num_branches: int) -> None:
+    make_model(vision={"num_branches": num_branches}).vision_model.save_pretrained(tmp_path)
+    assert HolisticCLIPForImageClassification.from_pretrained(tmp_path).config.num_branches == num_branches
+    with pytest.raises(ValueError, match="a vision tower alone"):
+        HolisticCLIPModel.from_pretrained(tmp_path)
 
 
 def test_logits_are_a_linear_of_all_branches(

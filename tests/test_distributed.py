@@ -28,12 +28,12 @@ OPTIONS: dict[str, Any] = {
     "duplicate_captions": "positive",
 }
 
-# The script forks its ranks, so that torch is imported once, and reads the two modules by themselves, without the
-# package and with it transformers. Every rank saves a result of its own, or the text of the error it met.
+# The script forks its ranks, so that torch is imported once, and reads the modules without the package's `__init__`
+# and with it transformers. Every rank saves a result of its own, or the text of the error it met.
 SCRIPT = """
-import importlib.util
 import multiprocessing
 import sys
+import types
 from datetime import timedelta
 
 import torch
@@ -42,13 +42,11 @@ from torch.nn import functional as F
 
 torch.set_num_threads(1)
 folder, package = sys.argv[1:]
-modules = {}
-for name in ("distributed", "loss_holistic_clip"):
-    spec = importlib.util.spec_from_file_location(name, f"{package}/{name}.py")
-    modules[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(modules[name])
-from distributed import gather_rows, rank_offset, world_size
-from loss_holistic_clip import CaptionBatch, multi_to_multi_loss
+parts = types.ModuleType("parts")  # the package's files without its `__init__`
+parts.__path__ = [package]
+sys.modules["parts"] = parts
+from parts.distributed import gather_rows, rank_offset, world_size
+from parts.loss_holistic_clip import CaptionBatch, multi_to_multi_loss
 
 given = torch.load(f"{folder}/given.pt")
 

@@ -174,8 +174,27 @@ def test_missing_captions_never_enter_the_text_tower(make_model: MakeModel, make
     model.encode_captions(ids, mask, present)
     # Lengths present: up to 8 tokens (3, 8, 5, 4, 7, 3), up to 16 (16, 10), up to 32 (20, 17); missing: 9, 7
     assert sorted(shape[:2] for shape in shapes) == sorted([(5, 8), (3, 16), (2, 20)])
-    with pytest.raises(ValueError, match="leaves no caption"):
-        model.encode_captions(ids, mask, torch.zeros_like(present))
+
+
+def test_text_tower_runs_even_without_any_caption(make_model: MakeModel, make_tokens: MakeTokens) -> None:
+    """One rank may have none; were it to leave the tower out, the others would wait for it for ever."""
+    model = make_model()
+    ids, mask, present = nested(make_tokens)
+    embeds = model.encode_captions(ids, mask, torch.zeros_like(present))
+    assert embeds.shape == (*present.shape, 16) and not embeds.any()
+    embeds.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.text_model.parameters())
+
+
+def test_one_bucket_gives_the_same_numbers(make_model: MakeModel, make_tokens: MakeTokens) -> None:
+    model = make_model()
+    ids, mask, present = nested(make_tokens)
+    expected = model.encode_captions(ids, mask, present)
+    model.bucket_texts = False
+    shapes: list[tuple[int, ...]] = []
+    model.text_model.embeddings.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    torch.testing.assert_close(model.encode_captions(ids, mask, present), expected, **CLOSE)
+    assert [shape[:2] for shape in shapes] == [(10, 20)]
 
 
 def test_same_captions_enter_the_text_tower_once(make_model: MakeModel, make_tokens: MakeTokens) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 
-TRAVELLING = {f"{part}_holistic_clip.py" for part in ("configuration", "layers", "loss", "modeling", "processing")}
+PARTS = ("configuration", "layers", "loss", "matching", "modeling", "processing", "streaming")
+TRAVELLING = {f"{part}_holistic_clip.py" for part in PARTS}
 STAGED = TRAVELLING | {"config.json", "model.safetensors", "processor_config.json"}
 STAGED |= {"tokenizer.json", "tokenizer_config.json"}
 CAPTIONS = [["a red circle", None, "drawn <|endoftext|> flat"]]
@@ -90,7 +91,8 @@ def test_folder_holds_exactly_what_is_needed(staged: Path) -> None:
     assert {str(path.relative_to(staged)) for path in staged.rglob("*")} == STAGED
     auto_map = json.loads((staged / "config.json").read_text())["auto_map"]
     assert auto_map["AutoConfig"] == "configuration_holistic_clip.HolisticCLIPConfig"
-    assert auto_map["AutoModel"] == "modeling_holistic_clip.HolisticCLIPModel"
+    model = "modeling_holistic_clip.HolisticCLIPModel"
+    assert auto_map["AutoModel"] == auto_map["AutoModelForZeroShotImageClassification"] == model
 
 
 def test_stranger_loads_it_and_gets_the_same_numbers(

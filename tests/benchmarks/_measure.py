@@ -1,0 +1,86 @@
+"""What the benchmarks share: cases timed in turn, peak memory in a fresh process each, and the record of a run."""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+RESULTS = Path(__file__).parent / "results"
+MEBIBYTE = 2**20
+
+
+def interleaved(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each case in each round. Taking turns, all cases share whatever else the machine is doing."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(rounds + 1):
+        for name, run in cases.items():
+            start = time.perf_counter()
+            run()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+        sys.stderr.write(f"\rround {number} of {rounds}")
+    sys.stderr.write("\n")
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, peer: str) -> float:
+    """Median over rounds of the quotient within a round."""
+    return statistics.median(ours / theirs for ours, theirs in zip(seconds[name], seconds[peer], strict=True))
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """How far resident memory rises above where it stood, while `run` runs (Linux only)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - before
+
+
+def peak_in_fresh_process(script: str, case: str) -> int:
+    """`python SCRIPT --memory CASE`, which prints `peak_bytes` of that case."""
+    command = [sys.executable, script, "--memory", case]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def arguments(description: str | None, rounds: int) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds, after one that warms up")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    parser.add_argument(
+        "--memory", metavar="CASE", help="print the peak memory of this case, in bytes, and nothing else"
+    )
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    return chosen
+
+
+def write_record(name: str, results: dict[str, Any]) -> None:
+    """`results/NAME.json`: the numbers, and what is needed to repeat them."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    record = {
+        "command": f"python tests/benchmarks/{name}.py {' '.join(sys.argv[1:])}".strip(),
+        "commit": commit.stdout.strip(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "seed": 0,
+        **results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
