@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.stamp-dev
+PEERS := $(VENV)/.stamp-peers
 RUN := $(VENV)/bin/python
 BENCHMARKS := $(sort $(wildcard tests/benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-long test test-all check format bench clean
+.PHONY: help quickstart quickstart-long test test-all test-peers check format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +24,10 @@ test: $(STAMP)  ## the test suite without the slow tests
 
 test-all: $(STAMP)  ## the whole test suite
 	$(RUN) -m pytest -m "slow or not slow"
+
+test-peers: $(PEERS)  ## the suites of transformers and a client, run on ours; fetches the suites once
+	$(RUN) tests/peers/fetch_suites.py
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest tests/peers
 
 check: $(STAMP)  ## lint, formatting and types
 	$(RUN) -m ruff check .
@@ -48,4 +53,8 @@ $(STAMP): setup.cfg constraints.txt
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the pinned versions into $(VENV): some minutes, once."
 	@$(RUN) -m pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(PEERS): $(STAMP)
+	@$(RUN) -m pip install -qq -c constraints.txt -e '.[peers]'
 	@touch $@

@@ -17,6 +17,7 @@ import pytest
 PACKAGE = "holistic_clip_hf"
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "training/README.md", "training/LOG.md"]
+DOCUMENTS += ["tests/peers/README.md"]
 FOLDERS = {PACKAGE, "training", "tests", "model_cards", ".ci"}
 SOURCE_SUFFIXES = {".py", ".cfg", ".toml", ".yaml", ".cff"}
 

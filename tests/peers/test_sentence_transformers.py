@@ -1,0 +1,122 @@
+"""sentence-transformers loads a saved checkpoint as it is: no adapter, no wrapper, texts and images alike."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+
+TEXTS = ["a red square", "a blue circle, drawn flat on white", "all green"]
+EXACT = {"rtol": 1e-5, "atol": 1e-6}
+
+SCRIPT = """
+import json
+import sys
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "holistic_clip_hf":
+            sys.exit(f"imported {name}")
+
+
+sys.meta_path.insert(0, Absent())
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+torch.set_num_threads(1)
+encoder = SentenceTransformer(sys.argv[1], device="cpu", trust_remote_code=True)
+images = [Image.open(path) for path in json.loads(sys.argv[3])]
+torch.save([encoder.encode(some, convert_to_tensor=True) for some in (json.loads(sys.argv[2]), images)], sys.argv[4])
+sys.stdout.write(type(encoder[0].model).__module__)
+"""
+
+
+@pytest.fixture
+def images(red_square: Image.Image) -> list[Image.Image]:
+    return [red_square, red_square.rotate(90).convert("L").convert("RGB")]
+
+
+@pytest.fixture
+def model(make_model: Callable[..., HolisticCLIPModel]) -> HolisticCLIPModel:
+    return make_model(perspectives=["short", "colour", "shape"])
+
+
+@pytest.fixture
+def checkpoint(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, tmp_path: Path) -> Path:
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def expected(
+    model: HolisticCLIPModel, processor: HolisticCLIPProcessor, images: list[Image.Image]
+) -> tuple[Tensor, Tensor]:
+    """(T, D) and (N, D)."""
+    with torch.no_grad():
+        texts = model.get_text_features(**processor(text=TEXTS, return_tensors="pt")).pooler_output
+        fused = model.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
+    return texts, fused
+
+
+def test_vectors_are_the_models_own(
+    checkpoint: Path, expected: tuple[Tensor, Tensor], images: list[Image.Image]
+) -> None:
+    encoder = SentenceTransformer(str(checkpoint), device="cpu")
+    assert isinstance(encoder[0].model, HolisticCLIPModel)
+    assert set(encoder.modalities) == {"text", "image"}
+    for found, wanted in zip((encoder.encode(TEXTS), encoder.encode(images)), expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), wanted, **EXACT)
+
+
+def test_dot_product_ranks_images_as_the_model_does(
+    checkpoint: Path, model: HolisticCLIPModel, processor: HolisticCLIPProcessor, images: list[Image.Image]
+) -> None:
+    # sentence-transformers does not normalise, so the dot product is the fused similarity. Its default is the cosine,
+    # which divides by the length of the fused vector, another one for each image.
+    encoder = SentenceTransformer(str(checkpoint), device="cpu", similarity_fn_name="dot")
+    scores = encoder.similarity(encoder.encode(images), encoder.encode(TEXTS))  # (N, T)
+    with torch.no_grad():
+        output = model(**processor(images=images, text=TEXTS, return_tensors="pt"))
+    torch.testing.assert_close(scores * output.logit_scale, output.logits_per_image, rtol=1e-4, atol=1e-5)
+
+
+def test_normalised_vectors_have_the_same_directions(
+    checkpoint: Path, expected: tuple[Tensor, Tensor], images: list[Image.Image]
+) -> None:
+    encoder = SentenceTransformer(str(checkpoint), device="cpu")
+    found = torch.from_numpy(encoder.encode(images, normalize_embeddings=True))
+    torch.testing.assert_close(found, expected[1] / expected[1].norm(dim=-1, keepdim=True), **EXACT)
+    assert expected[1].norm(dim=-1).max() < 0.999  # so that the two are not the same thing
+
+
+def test_it_works_where_the_package_was_never_imported(
+    checkpoint: Path, expected: tuple[Tensor, Tensor], images: list[Image.Image], tmp_path: Path
+) -> None:
+    paths = [str(tmp_path / f"{index}.png") for index in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    arguments = [str(checkpoint), json.dumps(TEXTS), json.dumps(paths), str(tmp_path / "vectors.pt")]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", SCRIPT, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("transformers_modules.")
+    for found, wanted in zip(torch.load(tmp_path / "vectors.pt"), expected, strict=True):
+        torch.testing.assert_close(found, wanted, **EXACT)
