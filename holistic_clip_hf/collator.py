@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
 
 from .augmentation import Augmentation
+from .corpus.sampling import sample_sentences
 from .processing_holistic_clip import HolisticCLIPProcessor
+from .unreadable import UnreadableImageError, decode_image
 
 Row = Mapping[str, Any]
+
+PASS = "_pass"  # the column in which a row of a stream says which pass over the stream it is of
 
 
 class HolisticCLIPCollator:
@@ -22,11 +26,21 @@ class HolisticCLIPCollator:
     one would have seen, in whatever process. Where a row has several captions of one perspective (several
     captioners), one of them is drawn in each epoch; evaluation takes the first.
 
+    An image that does not decode stays in the batch, so that all ranks bring equally many: without captions, and
+    behind the pixels of the first image that does. Nothing of it is in the contrastive loss; the penalty on alike
+    branches sees that other image once more.
+
     Args:
         processor: of the model.
         slots: names of perspectives, in the order of the caption slots.
         augmentation: random changes to images while training.
+        captions_per_image: while training, so many of an image's captions are drawn in each epoch. Default: all.
+        sentences_per_caption: while training, of captions of several sentences 1 to this many are drawn
+            (`corpus.sampling`). Default: captions as they are.
         seed: of all that is random.
+
+    Raises:
+        ValueError: slots that are not distinct, a batch without any caption for them, or without any readable image.
 
     Example: two rows, of which the second lacks a style.
 
@@ -40,6 +54,9 @@ class HolisticCLIPCollator:
     tensor([[ True,  True],
             [ True, False]])
 
+    Besides, for the trainer and not for the model: `image_ids`, a list of N strings, and `unreadable`, the reasons of
+    images that do not decode, by their ids.
+
     Shapes: `pixel_values` (N, 3, height, width); `input_ids`, `attention_mask` (N, M, L); `caption_mask`,
     `caption_ids` (N, M).
     """
@@ -50,6 +67,8 @@ class HolisticCLIPCollator:
         slots: Sequence[str],
         *,
         augmentation: Augmentation | None = None,
+        captions_per_image: int | None = None,
+        sentences_per_caption: int | None = None,
         seed: int = 0,
     ) -> None:
         if not slots or len(set(slots)) != len(slots):
@@ -57,6 +76,8 @@ class HolisticCLIPCollator:
         self.processor = processor
         self.slots = list(slots)
         self.augmentation = augmentation
+        self.captions_per_image = captions_per_image
+        self.sentences_per_caption = sentences_per_caption
         self.seed = seed
         self.epoch = 0
         self.is_training = True
@@ -67,26 +88,69 @@ class HolisticCLIPCollator:
         other.is_training, other.augmentation = False, None
         return other
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        seen, captions = [], []
-        for row in rows:
+    def __call__(self, rows: Sequence[Row | None]) -> dict[str, Any]:
+        """A batch; nothing where rows are None, which stands for those that a resumed run has seen."""
+        present = [row for row in rows if row is not None]
+        if not present:
+            return {}
+        images: list[Image.Image | None] = []
+        captions: list[list[str | None]] = []
+        unreadable: dict[str, str] = {}
+        for row in present:
             generator = self._generator(row)
-            image = row["image"]
-            seen.append(image if self.augmentation is None else self.augmentation(image, generator))
-            captions.append([self._draw(row, slot, generator) for slot in self.slots])
+            try:
+                image = decode_image(row["image"])
+            except UnreadableImageError as error:
+                unreadable[row["image_id"]] = str(error)
+                images.append(None)
+                captions.append([None] * len(self.slots))
+            else:
+                images.append(image if self.augmentation is None else self.augmentation(image, generator))
+                captions.append(self._draw_captions(row, generator))
+        stand_in = next((image for image in images if image is not None), None)
+        self._require_something(present, stand_in, captions, unreadable)
+        images = [stand_in if image is None else image for image in images]
+        return {
+            "pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"],
+            **self.processor.nested_captions(captions),
+            "image_ids": [row["image_id"] for row in present],
+            "unreadable": unreadable,
+        }
+
+    def _require_something(
+        self,
+        rows: Sequence[Row],
+        stand_in: Image.Image | None,
+        captions: Sequence[Sequence[str | None]],
+        unreadable: Mapping[str, str],
+    ) -> None:
+        if stand_in is None:
+            reasons = "; ".join(f"{image_id}: {reason}" for image_id, reason in unreadable.items())
+            raise ValueError(f"No image of the batch is readable. {reasons}. Check where the images are stored.")
         if not any(text for texts in captions for text in texts):
             present = sorted({caption["perspective"] for row in rows for caption in row["captions"]})
             raise ValueError(
-                f"No image of the batch has a caption for any of the slots {self.slots}. The corpus has: "
+                f"No readable image of the batch has a caption for any of the slots {self.slots}. The corpus has: "
                 f"{', '.join(present) or 'none'}. Set `slots` to perspectives of the corpus."
             )
-        pixel_values = self.processor(images=seen, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, **self.processor.nested_captions(captions)}
 
     def _generator(self, row: Row) -> torch.Generator:
-        what = f"{self.seed} {self.epoch} {row['image_id']}".encode()
+        what = f"{self.seed} {row.get(PASS, self.epoch)} {row['image_id']}".encode()
         seed = int.from_bytes(hashlib.blake2b(what, digest_size=8).digest(), "big") >> 1
         return torch.Generator().manual_seed(seed)
+
+    def _draw_captions(self, row: Row, generator: torch.Generator) -> list[str | None]:
+        texts = [self._draw(row, slot, generator) for slot in self.slots]
+        if not self.is_training:
+            return texts
+        present = [place for place, text in enumerate(texts) if text is not None]
+        if self.captions_per_image is not None and len(present) > self.captions_per_image:
+            for left_out in torch.randperm(len(present), generator=generator)[self.captions_per_image :].tolist():
+                texts[present[left_out]] = None
+        if self.sentences_per_caption is not None:
+            most = self.sentences_per_caption
+            texts = [text if text is None else sample_sentences(text, most, generator) for text in texts]
+        return texts
 
     def _draw(self, row: Row, slot: str, generator: torch.Generator) -> str | None:
         texts = [caption["text"] for caption in row["captions"] if caption["perspective"] == slot]

@@ -6,11 +6,13 @@
 Axes: N rows of this rank, G rows of all ranks, in rank order.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Thing = TypeVar("Thing")
 
 
 class _GatherRows(torch.autograd.Function):
@@ -38,9 +40,30 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's among all; 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def rank_offset(num_rows: int) -> int:
     """Where this rank's rows begin among all."""
-    return dist.get_rank() * num_rows if world_size() > 1 else 0
+    return rank() * num_rows
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of what all ranks give, of any one shape; without gradients."""
+    total = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gather_objects(thing: Thing) -> list[Thing]:
+    """What each rank gives, in rank order."""
+    things = [thing] * world_size()
+    if len(things) > 1:
+        dist.all_gather_object(things, thing)
+    return things
 
 
 def gather_rows(rows: Tensor) -> Tensor:

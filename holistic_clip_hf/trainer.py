@@ -4,83 +4,45 @@
 Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
-import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import TrainOutput
 
 from .augmentation import Augmentation
+from .callbacks import ClampLogitScale, MovingAverage, TellEpoch
 from .collator import HolisticCLIPCollator
-from .corpus.schema import count_perspectives
 from .distributed import gather_rows, rank_offset
-from .evaluation.metrics import distinct_captions, retrieval_recalls
-from .loss_holistic_clip import FREE, CaptionBatch, multi_to_multi_loss
+from .evaluation.retrieval import recall_by_slot
+from .gradient_cache import Embeddings, cached_backward, split_batch
+from .loss_holistic_clip import CaptionBatch, multi_to_multi_loss
+from .matching_holistic_clip import FREE
 from .modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput
+from .parameter_groups import decayed_names, freeze, scale_learning_rates
 from .processing_holistic_clip import HolisticCLIPProcessor
+from .reading import stream_loader, undecoded
+from .resuming import FindPlace, last_whole_checkpoint
+from .training_arguments import HolisticCLIPTrainingArguments
+from .training_checks import (
+    require_corpus,
+    require_countable,
+    require_finite,
+    require_one_device,
+    require_slots_for_all_branches,
+    warn_of_accumulation,
+)
+from .training_logs import LossLog
+from .unreadable import UnreadableImages
 
-# Branch tokens and positions are points, not maps: like biases, they are not decayed.
-UNDECAYED_NAMES = ("class_embedding", "position_embedding")
-
-
-@dataclass
-class HolisticCLIPTrainingArguments(TrainingArguments):
-    """`TrainingArguments`; only what differs stands here. Defaults are those of the paper's released `train.sh`."""
-
-    slots: list[str] | None = field(
-        default=None,
-        metadata={"help": "Perspectives to train on. Default: the model's own. H=1 with several is one-to-many."},
-    )
-    logit_scale_max: float = field(
-        default=100.0, metadata={"help": "The inverse temperature is clamped to 1 ... this after every step."}
-    )
-    per_device_train_batch_size: int = field(default=256, metadata={"help": "Images per device."})
-    num_train_epochs: float = field(default=100, metadata={"help": "Passes over the images."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
-    weight_decay: float = field(default=0.2, metadata={"help": "Not on biases, norms, tokens, positions, scale."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second decay rate."})
-    adam_epsilon: float = field(default=1e-6, metadata={"help": "AdamW's epsilon."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=2000, metadata={"help": "Steps of linear warm-up, or their share if below 1."})
-    # Global negatives need batches of equal size; evaluation still sees every row.
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last partial batch of training."})
-    # The collator reads raw columns.
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep corpus columns for the collator."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dataloader_persistent_workers:
-            raise ValueError(
-                "`dataloader_persistent_workers=True` would repeat the random draws of the first epoch for ever: "
-                "workers that stay do not learn which epoch it is. Leave it off."
-            )
-        if self.logit_scale_max < 1:
-            raise ValueError(f"`logit_scale_max` is {self.logit_scale_max}. Valid: 1 or more; CLIP uses 100.")
-
-
-class ClampLogitScale(TrainerCallback):
-    """Keeps the inverse temperature between 1 and `logit_scale_max`, as CLIP does, after every optimizer step."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        with torch.no_grad():
-            model.logit_scale.clamp_(0.0, math.log(args.logit_scale_max))
-
-
-class TellEpoch(TrainerCallback):
-    """Tells the collator which epoch it is: what it draws depends on it."""
-
-    def __init__(self, collator: HolisticCLIPCollator) -> None:
-        self.collator = collator
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.collator.epoch = math.floor(state.epoch)
+# Entries of a batch that are for the trainer and not for the model.
+ABOUT_ROWS = ("image_ids", "unreadable")
 
 
 class HolisticCLIPTrainer(Trainer):
@@ -111,51 +73,88 @@ class HolisticCLIPTrainer(Trainer):
         augmentation: Augmentation | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"One process sees {args.n_gpu} GPUs. Start one process per GPU: `accelerate launch` or "
-                f"`torchrun --nproc-per-node {args.n_gpu}`."
-            )
         slots = args.slots or list(model.config.perspectives)
+        require_one_device(args)
+        require_slots_for_all_branches(model.config, slots)
+        require_countable(kwargs.get("eval_dataset"), args)
         for name in ("train_dataset", "eval_dataset"):
-            _require_captions(name, kwargs.get(name), slots)
-        self.branch_of_slot = model.config.branch_of_slot(slots)
-        if FREE not in self.branch_of_slot and model.config.matching == "aligned":
-            idle = [name for name in model.config.perspectives if name not in slots]
-            if idle:
-                raise ValueError(
-                    f"No slot trains the branches {idle}; the slots are {slots}. Add slots of these names, or build "
-                    f"the model with `perspectives={slots}`."
-                )
-        self.loss_parts: list[tuple[Tensor, Tensor]] = []
+            require_corpus(kwargs.get(name), slots, name=name)
+            kwargs[name] = undecoded(kwargs.get(name))
+        freeze(model, args.frozen)
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
-            data_collator=HolisticCLIPCollator(processing_class, slots, augmentation=augmentation, seed=args.seed),
+            data_collator=HolisticCLIPCollator(
+                processing_class,
+                slots,
+                augmentation=augmentation,
+                captions_per_image=args.captions_per_image,
+                sentences_per_caption=args.sentences_per_caption,
+                seed=args.seed,
+            ),
             compute_metrics=kwargs.pop("compute_metrics", self.recall_by_slot),
             **kwargs,
         )
         self.slots = slots
+        self.branch_of_slot = model.config.branch_of_slot(slots)
         self.label_names: list[str] = []
-        self.add_callback(ClampLogitScale())
-        self.add_callback(TellEpoch(self.data_collator))
+        choose = model.config.matching != "aligned" or FREE in self.branch_of_slot
+        self.loss_log = LossLog(model.config.perspectives if choose else [], slots)
+        self.unreadable = UnreadableImages(Path(args.output_dir))
+        self.moving_average = None if args.ema_decay is None else MovingAverage(model, args.ema_decay)
+        callbacks = [ClampLogitScale(), TellEpoch(self.data_collator), FindPlace(), self.unreadable]
+        for callback in [*callbacks, *([] if self.moving_average is None else [self.moving_average])]:
+            self.add_callback(callback)
+        self._adapt_to_scale(model)
+
+    def _adapt_to_scale(self, model: HolisticCLIPModel) -> None:
+        """What weights sharded over ranks do not go with, and what accumulation does not do."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        model.bucket_texts = not sharded
+        if self.moving_average is not None and sharded:
+            raise ValueError("`ema_decay` needs whole weights on every rank. Leave it out with FSDP and DeepSpeed.")
+        if self.args.gradient_cache_size is not None and self.is_deepspeed_enabled:
+            raise ValueError("`gradient_cache_size` and DeepSpeed do not go together. Use DDP or FSDP.")
+        warn_of_accumulation(self.args)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end."""
+        if resume_from_checkpoint is True:
+            checkpoint = last_whole_checkpoint(Path(self.args.output_dir), self.args.world_size)
+            resume_from_checkpoint = str(checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The inherited one; streams are read by `reading.EndlessRows`."""
+        if not isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        return stream_loader(self.train_dataset, self.data_collator, self.args, batch_size=self._train_batch_size)
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, HolisticCLIPOutput]:
         """The multi-to-multi loss of this rank's rows against the rows of all ranks."""
-        output = model(**inputs)
+        output = self._encode(model, inputs)
+        loss = self._loss_of(*_embeddings(output), inputs, model.training)
+        return (loss, output) if return_outputs else loss
+
+    def _encode(self, model: nn.Module, inputs: dict[str, Any]) -> HolisticCLIPOutput:
+        return model(**{name: value for name, value in inputs.items() if name not in ABOUT_ROWS})
+
+    def _loss_of(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any], is_training: bool) -> Tensor:
         config, mask, ids = self.model.config, inputs["caption_mask"], inputs["caption_ids"]
-        gathered = CaptionBatch(*map(gather_rows, (output.branch_embeds, output.text_embeds, mask, ids)))
+        branch_embeds, text_embeds = rows
         loss = multi_to_multi_loss(
-            output.branch_embeds,
-            output.text_embeds,
-            output.logit_scale,
+            branch_embeds,
+            text_embeds,
+            scalars[0],
+            objective=config.objective,
+            logit_bias=scalars[1] if len(scalars) > 1 else None,
             matching=config.matching,
             branch_of_slot=self.branch_of_slot,
             caption_mask=mask,
@@ -163,12 +162,45 @@ class HolisticCLIPTrainer(Trainer):
             duplicate_captions=config.duplicate_captions,
             diversity_weight=config.diversity_weight,
             diversity_threshold=config.diversity_threshold,
-            gathered=gathered,
+            gathered=CaptionBatch(*map(gather_rows, (*rows, mask, ids))),
             offset=rank_offset(len(mask)),
+            chunk_size=self.args.loss_chunk_size,
         )
-        if model.training and self.args.logging_strategy != "no":
-            self.loss_parts.append((loss.contrastive.detach(), loss.diversity.detach()))
-        return (loss.total, output) if return_outputs else loss.total
+        if is_training:
+            require_finite(loss.total, inputs["image_ids"], step=self.state.global_step)
+            self.loss_log.note(loss, mask)
+        self.unreadable.note(inputs["unreadable"])
+        return loss.total
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One backward pass; with `gradient_cache_size`, piece by piece, to the same gradients."""
+        size = self.args.gradient_cache_size
+        if size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        captions = {name: inputs[name] for name in ("caption_mask", "caption_ids", *ABOUT_ROWS)}
+
+        def embed(piece: dict[str, Any]) -> Embeddings:
+            with self.compute_loss_context_manager():
+                return _embeddings(self._encode(model, piece))
+
+        def backward(rows: list[Tensor], scalars: list[Tensor]) -> Tensor:
+            with self.compute_loss_context_manager():
+                loss = self._loss_of(rows, scalars, captions, is_training=True)
+            loss = loss / self.current_gradient_accumulation_steps
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+        return cached_backward(
+            list(split_batch(inputs, size)),
+            embed,
+            backward,
+            device=self.args.device,
+            no_sync=partial(self.accelerator.no_sync, model),
+        )
 
     def prediction_step(
         self,
@@ -187,18 +219,8 @@ class HolisticCLIPTrainer(Trainer):
 
     def recall_by_slot(self, prediction: EvalPrediction) -> dict[str, float]:
         """Recall of the fused vector over the evaluation set: each slot by itself, and their mean."""
-        image_embeds, text_embeds = (torch.as_tensor(part) for part in prediction.predictions)
-        ids, mask = (torch.as_tensor(part) for part in prediction.label_ids)
-        metrics: dict[str, float] = {}
-        for index, slot in enumerate(self.slots):
-            if not mask[:, index].any():
-                raise ValueError(f"No row of the evaluation set has a caption for the slot {slot!r}.")
-            rows, pairs = distinct_captions(ids[:, index : index + 1], mask[:, index : index + 1])
-            recalls = retrieval_recalls(image_embeds, text_embeds[rows[:, 0], index], pairs)
-            metrics.update({f"{slot}_{name}": value for name, value in recalls.items()})
-        for name in recalls:
-            metrics[name] = sum(metrics[f"{slot}_{name}"] for slot in self.slots) / len(self.slots)
-        return metrics
+        (images, texts), (ids, mask) = prediction.predictions, prediction.label_ids
+        return recall_by_slot(self.slots, *(torch.as_tensor(part) for part in (images, texts, ids, mask)))
 
     @contextmanager
     def _everything_as_it_is(self) -> Iterator[None]:
@@ -212,42 +234,70 @@ class HolisticCLIPTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Every row, unaugmented."""
+        require_countable(eval_dataset, self.args)
         with self._everything_as_it_is():
-            return super().get_eval_dataloader(eval_dataset)
+            return super().get_eval_dataloader(undecoded(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """Every row, unaugmented."""
+        require_countable(test_dataset, self.args)
         with self._everything_as_it_is():
-            return super().get_test_dataloader(test_dataset)
+            return super().get_test_dataloader(undecoded(test_dataset))
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """With the averaged weights, where there are any, and without a draw that training would have made."""
+        average = self.moving_average
+        averaged = nullcontext() if average is None or not average.average else average.in_place()
+        with averaged, torch.random.fork_rng(devices=[]):
+            output = super().evaluation_loop(*args, **kwargs)
+        self.unreadable.save()
+        return output
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and convolutions decay; biases, norms, the logit scale, class tokens and positions do not."""
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.ndim > 1 and not any(part in name for part in UNDECAYED_NAMES)
-        ]
+        return decayed_names(model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The inherited one, with `learning_rate_multipliers`."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.args.multipliers:
+            scale_learning_rates(optimizer, self.model if model is None else model, self.args.multipliers)
+        return optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A checkpoint to go on from holds the weights as trained, and their average beside them."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.moving_average is not None and self.args.should_save:
+            self.moving_average.save(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.moving_average is not None:
+            self.moving_average.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.moving_average is not None:
+            self.moving_average.load(Path(self.state.best_model_checkpoint))  # it was measured, so it is the best
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: cards are rendered from records, by `holistic_clip_hf.publishing`."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of this rank's loss, averaged since the last log, and the temperature."""
-        if self.loss_parts and "loss" in logs:
-            contrastive, diversity = zip(*self.loss_parts, strict=True)
-            logs["contrastive"] = torch.stack(contrastive).mean().item()
-            logs["diversity"] = torch.stack(diversity).mean().item()
+        """Adds what the loss consists of, the mean since the last log over ranks, and the temperature."""
+        if "loss" in logs:
+            logs |= self.loss_log.take()
             logs["logit_scale"] = self.model.logit_scale.exp().item()
-            self.loss_parts.clear()
+            logs["unreadable_images"] = self.unreadable.count()
+            self.loss_log.warn_of_empty_slots()
         super().log(logs, start_time)
 
 
-def _require_captions(name: str, dataset: Any, slots: list[str]) -> None:
-    """Refuse a dataset that has no caption at all for one of the slots, before hours of training."""
-    for each in dataset.values() if isinstance(dataset, dict) else [dataset]:
-        if not isinstance(each, Dataset):
-            continue  # a stream cannot be counted beforehand
-        found = count_perspectives(each)
-        absent = [slot for slot in slots if slot not in found]
-        if absent:
-            raise ValueError(
-                f"`{name}` has no caption of {absent}. It has: {', '.join(sorted(found))}. Set `slots` to "
-                f"perspectives of the corpus."
-            )
+def _embeddings(output: HolisticCLIPOutput) -> Embeddings:
+    scalars = [scalar for scalar in (output.logit_scale, output.logit_bias) if scalar is not None]
+    assert output.branch_embeds is not None and output.text_embeds is not None  # a training batch has both
+    return [output.branch_embeds, output.text_embeds], scalars
+
+
+__all__ = ["HolisticCLIPTrainer", "HolisticCLIPTrainingArguments"]

@@ -7,6 +7,7 @@ exchanging two branches would go unnoticed.
 import copy
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Read when huggingface_hub is imported, hence before the imports below.
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.augmentation import Augmentation
+from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
 from training.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
@@ -32,6 +35,7 @@ IMAGE_SIZE = 32
 MAX_LENGTH = 24
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 SHAPES = ("square", "circle")
+CORPUS_SLOTS = ["short", "colour", "shape"]
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +155,32 @@ def corpus() -> Dataset:
     caption = {"perspective": Value("string"), "text": Value("string"), "source": Value("string")}
     features = Features({"image_id": Value("string"), "image": ImageFeature(), "captions": List(caption)})
     return Dataset.from_list(rows, features=features)
+
+
+@pytest.fixture
+def make_trainer(
+    make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
+) -> Callable[..., HolisticCLIPTrainer]:
+    """`make_trainer(model_options, train=..., evaluation=..., **arguments)`; batches of four unless said."""
+
+    def make(
+        model_options: dict[str, Any] | None = None,
+        train: Dataset = corpus,
+        evaluation: Dataset | None = None,
+        augmentation: Augmentation | None = None,
+        **arguments: Any,
+    ) -> HolisticCLIPTrainer:
+        model = make_model(**{"perspectives": CORPUS_SLOTS, **(model_options or {})})
+        options = {"max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0, "per_device_train_batch_size": 4}
+        options |= {"per_device_eval_batch_size": 4, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
+        args = HolisticCLIPTrainingArguments(str(tmp_path), disable_tqdm=True, **(options | arguments))
+        return HolisticCLIPTrainer(
+            model,
+            args,
+            processing_class=processor,
+            augmentation=augmentation,
+            train_dataset=train,
+            eval_dataset=evaluation,
+        )
+
+    return make

@@ -21,35 +21,6 @@ MakeTrainer = Callable[..., HolisticCLIPTrainer]
 SLOTS = ["short", "colour", "shape"]
 
 
-@pytest.fixture
-def make_trainer(
-    make_model: MakeModel, processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
-) -> MakeTrainer:
-    """`make_trainer(model_options, train=..., evaluation=..., **arguments)`; batches of four unless said."""
-
-    def make(
-        model_options: dict[str, Any] | None = None,
-        train: Dataset = corpus,
-        evaluation: Dataset | None = None,
-        augmentation: Augmentation | None = None,
-        **arguments: Any,
-    ) -> HolisticCLIPTrainer:
-        model = make_model(**{"perspectives": SLOTS, **(model_options or {})})
-        options = {"max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0, "per_device_train_batch_size": 4}
-        options |= {"per_device_eval_batch_size": 4, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
-        args = HolisticCLIPTrainingArguments(str(tmp_path), disable_tqdm=True, **(options | arguments))
-        return HolisticCLIPTrainer(
-            model,
-            args,
-            processing_class=processor,
-            augmentation=augmentation,
-            train_dataset=train,
-            eval_dataset=evaluation,
-        )
-
-    return make
-
-
 def weights(model: HolisticCLIPModel) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
@@ -157,6 +128,7 @@ def test_evaluation_equals_a_recomputation(
     losses = []
     for part in (rows[:4], rows[4:]):
         batch = HolisticCLIPCollator(processor, slots)(part)
+        del batch["image_ids"], batch["unreadable"]
         output = model(**batch)
         given = {name: batch[name] for name in ("caption_mask", "caption_ids")}
         given["branch_of_slot"] = [2, 1, 0]
@@ -243,6 +215,7 @@ def test_checkpoint_loads(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: 
     processor = AutoProcessor.from_pretrained(tmp_path / "checkpoint-1", trust_remote_code=False)
     assert type(model) is HolisticCLIPModel and type(processor) is HolisticCLIPProcessor
     batch = HolisticCLIPCollator(processor, SLOTS)(list(corpus))
+    del batch["image_ids"], batch["unreadable"]
     found, expected = model.eval()(**batch), trainer.model.eval()(**batch)
     state = trainer.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -267,3 +240,39 @@ def test_impossible_temperature_is_refused(tmp_path: Path) -> None:
 def test_branch_without_a_slot_is_refused(make_trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match=r"No slot trains the branches \['colour', 'shape'\]"):
         make_trainer(slots=["short"])
+
+
+def test_a_loss_that_is_no_number_stops_with_the_images(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    trainer = make_trainer(train=corpus.select(range(4)), per_device_train_batch_size=4)
+    with torch.no_grad():
+        trainer.model.visual_projection.weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match="The loss is nan at step 0, on the images") as caught:
+        trainer.train()
+    assert all(image_id in str(caught.value) for image_id in corpus["image_id"][:4])
+
+
+def test_accumulation_says_what_it_does_not_do(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(gradient_accumulation_steps=2, gradient_cache_size=2)
+    make_trainer()
+    assert not [record for record in caplog.records if record.name == "holistic_clip_hf.trainer"]
+    make_trainer(gradient_accumulation_steps=2)
+    assert "only from those of its own micro-batch of 4" in caplog.text
+
+
+def test_an_image_alone_is_refused(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match="an image alone has no other"):
+        make_trainer(per_device_train_batch_size=1)
+
+
+@pytest.mark.parametrize("matching", ["aligned", "free", "balanced"])
+def test_shares_of_branches_are_logged_where_captions_choose(make_trainer: MakeTrainer, matching: str) -> None:
+    trainer = make_trainer({"matching": matching}, max_steps=1)
+    trainer.train()
+    shares = {name: value for name, value in trainer.state.log_history[0].items() if name.startswith("share_of_")}
+    if matching == "aligned":
+        assert shares == {}
+        return
+    assert shares.keys() == {f"share_of_{name}" for name in SLOTS}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    if matching == "balanced":  # four images of three captions: four for each branch
+        assert list(shares.values()) == pytest.approx([1 / 3] * 3, abs=0.1)

@@ -1,7 +1,7 @@
 """The corpus row: one image, and its captions by perspective and source."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -62,3 +62,14 @@ def count_perspectives(dataset: Dataset) -> dict[str, int]:
         perspectives = table["captions"].combine_chunks().flatten().field("perspective")
         counts.update({pair["values"]: pair["counts"] for pair in pc.value_counts(perspectives).to_pylist()})
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def require_perspectives(dataset: Dataset, perspectives: Sequence[str], *, name: str) -> None:
+    """Raise `ValueError` unless the dataset has captions of every perspective; `name` is what to call it."""
+    found = count_perspectives(dataset)
+    absent = [perspective for perspective in perspectives if perspective not in found]
+    if absent:
+        raise ValueError(
+            f"`{name}` has no caption of {absent}. It has: {', '.join(sorted(found)) or 'none'}. Set `slots` to "
+            f"perspectives of the corpus."
+        )

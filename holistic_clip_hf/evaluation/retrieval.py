@@ -25,9 +25,11 @@ from .metrics import (
     caption_pairs,
     chance_median_rank,
     chance_recall_at,
+    distinct_captions,
     median_rank,
     rank_both_directions,
     recall_at,
+    retrieval_recalls,
 )
 from .records import FUSED, PER_PERSPECTIVE, Provenance, Record
 
@@ -172,7 +174,13 @@ def captions_by_perspective(dataset: Dataset, perspectives: Sequence[str]) -> di
     for index, row in enumerate(rows):
         for caption in row:
             if caption["perspective"] in found:
-                found[caption["perspective"]][index].append(clean_caption(caption["text"]))
+                text = clean_caption(caption["text"])
+                if not text:
+                    raise ValueError(
+                        f"Row {index}: the caption of {caption['perspective']} is empty once cleaned; it was "
+                        f"{caption['text']!r}. Leave a missing caption out of the list."
+                    )
+                found[caption["perspective"]][index].append(text)
     absent = [perspective for perspective, texts in found.items() if not any(texts)]
     if absent:
         present = sorted({caption["perspective"] for row in rows for caption in row})
@@ -223,3 +231,29 @@ def _records_of_ranks(
         chance=chance_median_rank(result.num_correct, result.num_candidates),
     )
     return [*records, median]
+
+
+def recall_by_slot(
+    slots: Sequence[str], image_embeds: Tensor, text_embeds: Tensor, caption_ids: Tensor, caption_mask: Tensor
+) -> dict[str, float]:
+    """Recall of one vector per image, in both directions: of each slot by itself, and the mean over slots.
+
+    Args:
+        slots: M names.
+        image_embeds: (N, D), fused.
+        text_embeds: (N, M, D).
+        caption_ids, caption_mask: (N, M), as the collator makes them.
+
+    Raises:
+        ValueError: a slot without any caption.
+    """
+    metrics: dict[str, float] = {}
+    for index, slot in enumerate(slots):
+        if not caption_mask[:, index].any():
+            raise ValueError(f"No row of the evaluation set has a caption for the slot {slot!r}.")
+        rows, pairs = distinct_captions(caption_ids[:, index : index + 1], caption_mask[:, index : index + 1])
+        recalls = retrieval_recalls(image_embeds, text_embeds[rows[:, 0], index], pairs)
+        metrics.update({f"{slot}_{name}": value for name, value in recalls.items()})
+    for name in recalls:
+        metrics[name] = sum(metrics[f"{slot}_{name}"] for slot in slots) / len(slots)
+    return metrics

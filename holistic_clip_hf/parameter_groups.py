@@ -1,0 +1,64 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which parameters are trained, decayed, and with what share of the learning rate, by patterns of their names."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+# Branch tokens and positions are points, not maps: like biases, they are not decayed.
+UNDECAYED_NAMES = ("class_embedding", "position_embedding")
+
+
+def decayed_names(model: nn.Module) -> list[str]:
+    """Matrices and convolutions; biases, norms, the logit scale and bias, class tokens and positions do not decay."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and not any(part in name for part in UNDECAYED_NAMES)
+    ]
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Take the parameters that fit a pattern out of training.
+
+    Raises:
+        ValueError: a pattern that fits nothing, or patterns that leave nothing to train.
+    """
+    _require_matches("frozen", patterns, [name for name, _ in model.named_parameters()])
+    for name, parameter in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+    if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"`frozen` {list(patterns)} leaves no parameter to train. Freeze less.")
+
+
+def scale_learning_rates(optimizer: torch.optim.Optimizer, model: nn.Module, multipliers: Mapping[str, float]) -> None:
+    """Split the optimizer's groups, before its first step, by the factor on the learning rate.
+
+    A parameter takes the factor of the first pattern that fits its name; others keep the learning rate.
+
+    Raises:
+        ValueError: a pattern that fits nothing.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    _require_matches("learning_rate_multipliers", multipliers, names.values())
+    split = []
+    for group in optimizer.param_groups:
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            fitting = (factor for pattern, factor in multipliers.items() if fnmatchcase(names[id(parameter)], pattern))
+            by_factor.setdefault(next(fitting, 1.0), []).append(parameter)
+        split += [{**group, "params": some, "lr": group["lr"] * factor} for factor, some in by_factor.items()]
+    optimizer.param_groups[:] = split
+
+
+def _require_matches(option: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+    names = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"`{option}`: no parameter fits {pattern!r}. They are named as {names[0]!r} or {names[-1]!r}; "
+                f"`model.named_parameters()` lists them, and `text_model.*` means all of the text tower."
+            )

@@ -1,0 +1,95 @@
+"""The moving average of the weights: what it is, when it is used, and that resuming does not lose it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from holistic_clip_hf.callbacks import EMA_NAME
+from holistic_clip_hf.trainer import HolisticCLIPTrainer
+
+MakeTrainer = Callable[..., HolisticCLIPTrainer]
+
+
+class History(TrainerCallback):
+    """The weights at the start and after every step."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def note(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+
+    on_train_begin = on_step_end = note
+
+
+def test_training_ends_with_the_average(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    trainer = make_trainer(ema_decay=0.3, **options)
+    history = History()
+    trainer.add_callback(history)
+    trainer.train()
+    average = history.weights[0]
+    for step, weights in enumerate(history.weights[1:], start=1):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
+    found = {name: weight.detach() for name, weight in trainer.model.named_parameters()}
+    torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-6)
+    # A checkpoint holds both: the weights to go on from, and their average.
+    state = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    assert torch.equal(state["logit_scale"], history.weights[-1]["logit_scale"])
+    assert torch.equal(load_file(tmp_path / "checkpoint-4" / EMA_NAME)["logit_scale"], found["logit_scale"])
+
+
+def test_evaluation_sees_the_average(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    trainer = make_trainer(ema_decay=0.99, evaluation=corpus, eval_strategy="steps", eval_steps=2, max_steps=2)
+    trainer.train()
+    during = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        during, abs=1e-6
+    )  # the average is what training ended with
+
+
+def test_resuming_brings_the_average_back(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "ema_decay": 0.9}
+    whole = make_trainer(train=corpus, **options)
+    whole.train()
+    resumed = make_trainer({"seed": 5}, train=corpus, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = dict(whole.model.named_parameters())
+    assert [name for name, weight in resumed.model.named_parameters() if not torch.equal(weight, expected[name])] == []
+    (tmp_path / "checkpoint-2" / EMA_NAME).unlink()
+    with pytest.raises(ValueError, match="trained without `ema_decay`"):
+        make_trainer(train=corpus, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_early_stopping_ends_with_the_best(
+    make_trainer: MakeTrainer, corpus: Dataset, ema_decay: float | None
+) -> None:
+    """A learning rate that spoils the model: recall falls, training stops, and the best weights come back."""
+    metric = "image_to_text_recall@5"
+    trainer = make_trainer(
+        evaluation=corpus,
+        max_steps=12,
+        learning_rate=0.3,
+        ema_decay=ema_decay,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+        greater_is_better=True,
+    )
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+    trainer.train()
+    history = [entry[f"eval_{metric}"] for entry in trainer.state.log_history if f"eval_{metric}" in entry]
+    assert trainer.state.global_step < 12 and trainer.state.best_metric == max(history) > min(history)
+    assert trainer.evaluate()[f"eval_{metric}"] == max(history)
