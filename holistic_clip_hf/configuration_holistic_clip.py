@@ -73,6 +73,12 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     patch_dropout: float | int = 0.0
     patch_stem: str = "linear"
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        # The decorator would run these later, and make of their ValueError an exception that is none.
+        self.validate_branches()
+        self.validate_patches()
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPVisionConfig":
         """Refuses the configuration of another architecture than this tower or CLIP's."""
@@ -163,6 +169,8 @@ class HolisticCLIPConfig(PreTrainedConfig):
             named = self.num_branches == len(PAPER_PERSPECTIVES)
             self.perspectives = PAPER_PERSPECTIVES if named else [f"branch_{h}" for h in range(self.num_branches)]
         self.perspectives = list(self.perspectives)
+        for check in (self.validate_perspectives, self.validate_objective, self.validate_fusion):
+            check()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPConfig":

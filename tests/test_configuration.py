@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
 
 import holistic_clip_hf
@@ -71,7 +70,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_contradiction_is_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(StrictDataclassClassValidationError, match=message):
+    with pytest.raises(ValueError, match=message):
         HolisticCLIPConfig(**fields)
 
 
@@ -139,5 +138,5 @@ def test_a_stock_clip_configuration_has_one_branch() -> None:
 def test_whole_numbers_do_as_numbers() -> None:
     config = HolisticCLIPConfig(perspectives=["a", "b"], diversity_weight=0, fusion="weighted", branch_weights=[1, 2])
     assert (config.diversity_weight, list(config.branch_weights)) == (0, [1, 2])
-    with pytest.raises(Exception, match="non-negative numbers"):
+    with pytest.raises(ValueError, match="non-negative numbers"):
         HolisticCLIPConfig(perspectives=["a", "b"], fusion="weighted", branch_weights=[float("nan"), 1.0])

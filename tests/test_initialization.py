@@ -74,6 +74,12 @@ def test_perspectives_say_how_many_branches(make_clip: MakeClip) -> None:
     assert from_clip(make_clip()).config.perspectives == HolisticCLIPConfig().perspectives
 
 
+def test_an_initial_temperature_of_its_own_is_kept(make_clip: MakeClip) -> None:
+    clip = make_clip()
+    clip.config.logit_scale_init_value = 1.5
+    assert from_clip(clip, vision_config=H3).config.logit_scale_init_value == 1.5
+
+
 @pytest.mark.parametrize("vision", COPIES, ids=["cls", "mlp"])
 def test_perturbation(make_clip: MakeClip, pixel_values: Tensor, vision: dict[str, Any]) -> None:
     clip = make_clip()
