@@ -18,9 +18,9 @@ from .modeling_holistic_clip import (
     HolisticCLIPForImageClassification,
     HolisticCLIPModel,
     HolisticCLIPOutput,
-    HolisticCLIPVisionModel,
 )
 from .processing_holistic_clip import HolisticCLIPProcessor
+from .vision_holistic_clip import HolisticCLIPVisionModel
 
 __version__ = "0.1.0"
 

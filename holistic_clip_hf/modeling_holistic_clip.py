@@ -13,7 +13,6 @@ then patches), E tower width, D projection width.
 """
 
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import torch
@@ -22,32 +21,13 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.generic import can_return_tuple
 
-from .configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
-from .layers_holistic_clip import (
-    HolisticCLIPBranchMLP,
-    HolisticCLIPConvolutionalStem,
-    HolisticCLIPVisionEmbeddings,
-    HolisticCLIPVisionEncoder,
-)
+from .configuration_holistic_clip import HolisticCLIPConfig
 from .loss_holistic_clip import MultiToMultiLoss, multi_to_multi_loss
-
-
-@dataclass
-class HolisticCLIPVisionOutput(BaseModelOutputWithPooling):
-    """`BaseModelOutputWithPooling`, and all branches.
-
-    From the tower alone: `branch_embeds` (N, H, E), `pooler_output` (N, E) their mean.
-    From `get_image_features`: `branch_embeds` (N, H, D) of unit length, `pooler_output` (N, D) fused; it is *not* of
-    unit length, so that its dot product with a text vector is the fused similarity.
-    """
-
-    branch_embeds: Tensor | None = None
+from .vision_holistic_clip import HolisticCLIPPreTrainedModel, HolisticCLIPVisionModel, HolisticCLIPVisionOutput
 
 
 @dataclass
@@ -97,150 +77,6 @@ class HolisticCLIPOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
-    """Weight initialisation and what transformers asks of every model."""
-
-    config: HolisticCLIPConfig
-    base_model_prefix = "holistic_clip"
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "HolisticCLIPVisionEmbeddings"] + [
-        "HolisticCLIPVisionLayer",
-        "HolisticCLIPBranchLayer",
-    ]
-    # Its own loss is a mean over the batch: the Trainer must divide by accumulation steps as usual.
-    accepts_loss_kwargs = False
-    # The Auto classes through which a saved checkpoint can be loaded; pipelines each ask for their own.
-    auto_classes: tuple[str, ...] = ("AutoModel",)
-
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
-        """As in transformers, which would record one Auto class only, and keep those of what this was loaded from."""
-        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        self.config.auto_map = dict.fromkeys(self.auto_classes, name)
-        super().save_pretrained(save_directory, **kwargs)
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        # For code outside transformers the library skips modules without parameters of their own, such as attention
-        # and MLP, in all towers; CLIP initialises linears through them. We write through `init`, which is all it asks.
-        return False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        factor = self.config.initializer_factor
-        if isinstance(module, HolisticCLIPVisionEmbeddings):
-            if module.num_class_tokens > 1:
-                init.normal_(module.branch_class_embedding, std=module.embed_dim**-0.5 * factor)
-                init.normal_(module.branch_position_embedding, std=module.config.initializer_range * factor)
-            if isinstance(module.patch_embedding, HolisticCLIPConvolutionalStem):
-                module.patch_embedding.initialize()
-        elif isinstance(module, HolisticCLIPBranchMLP):
-            std = module.config.hidden_size**-0.5 * (2 * module.config.num_hidden_layers) ** -0.5 * factor
-            for linear in module.branch_fc2:
-                init.normal_(linear.weight, std=std)
-        elif isinstance(module, HolisticCLIPModel):
-            for projection in (module.text_projection, module.visual_projection):
-                init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
-            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-            if module.logit_bias is not None:
-                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
-        elif isinstance(module, HolisticCLIPForImageClassification):
-            init.normal_(module.classifier.weight, std=module.classifier.in_features**-0.5 * factor)
-
-
-class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
-    """The vision tower with its H branches, before projection."""
-
-    config: HolisticCLIPVisionConfig
-    base_model_prefix = "vision_model"  # loads by itself from a full checkpoint
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _input_embed_layer = "patch_embedding"
-
-    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
-        super().__init__(config)
-        self.embeddings = HolisticCLIPVisionEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # CLIP's spelling
-        self.encoder = HolisticCLIPVisionEncoder(config)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        output_patches: bool = True,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> HolisticCLIPVisionOutput:
-        """Encode images.
-
-        Args:
-            pixel_values: (N, 3, height, width).
-            interpolate_pos_encoding: take images of another size than `config.image_size`.
-            output_patches: without, the last layer is computed for class tokens alone, and `last_hidden_state` holds
-                no patches: (N, H, E), or (N, H, 1, E) with `branch_type="mlp"`.
-
-        Raises:
-            ValueError: no images, or images of another size.
-        """
-        self._check_pixels(pixel_values, interpolate_pos_encoding)
-        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding))
-        num_class_tokens = self.embeddings.num_class_tokens
-        states = self.encoder(
-            hidden_states,
-            self._isolation_mask(hidden_states),
-            num_queries=None if output_patches else num_class_tokens,
-            **kwargs,
-        ).last_hidden_state
-        branches = states[:, :, 0] if self.encoder.has_streams else states[:, :num_class_tokens]
-        branches = self.post_layernorm(branches)
-        return HolisticCLIPVisionOutput(
-            last_hidden_state=states, pooler_output=branches.mean(dim=1), branch_embeds=branches
-        )
-
-    def _check_pixels(self, pixel_values: Tensor | None, any_size: bool) -> None:
-        if pixel_values is None:
-            raise ValueError("`pixel_values` is missing. Make it with the processor: `processor(images=...)`.")
-        config = self.config
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
-            raise ValueError(
-                f"`pixel_values` must be (N, {config.num_channels}, height, width); got {tuple(pixel_values.shape)}. "
-                f"Make it with the processor: `processor(images=...)`."
-            )
-        size = tuple(pixel_values.shape[2:])
-        if not any_size and size != (config.image_size, config.image_size):
-            raise ValueError(
-                f"Images of {size[0]} x {size[1]} pixels for a model of {config.image_size} x {config.image_size}. "
-                f"Resize them with the processor, or pass interpolate_pos_encoding=True."
-            )
-        if min(size) < config.patch_size:
-            raise ValueError(f"Images of {size[0]} x {size[1]} pixels hold no patch of {config.patch_size} pixels.")
-
-    def _isolation_mask(self, hidden_states: Tensor) -> Tensor | None:
-        """(1, 1, S, S), added to the attention logits; `None` where everything sees everything."""
-        num_class_tokens, isolation = self.embeddings.num_class_tokens, self.config.branch_isolation
-        if num_class_tokens == 1 or isolation == "open":
-            return None
-        if "flash" in self.config._attn_implementation:
-            raise ValueError(
-                f"Flash attention takes no mask, which branch_isolation={isolation!r} needs. Load with "
-                f"attn_implementation='sdpa', or set branch_isolation='open'."
-            )
-        size, device = hidden_states.shape[1], hidden_states.device
-        places = torch.arange(size, device=device)
-        is_class = places < num_class_tokens
-        between = is_class[:, None] & is_class[None] & ~torch.eye(size, dtype=torch.bool, device=device)
-        if isolation in ("strict", "anchored"):
-            hidden = is_class if isolation == "strict" else is_class & (places > 0)
-            between = between | (~is_class[:, None] & hidden[None])
-        # The released code's mask is boolean but added: +1.0, the opposite of its intent.
-        value = 1.0 if isolation == "official" else torch.finfo(hidden_states.dtype).min
-        return torch.zeros(size, size, dtype=hidden_states.dtype, device=device).masked_fill(between, value)[
-            None, None
-        ]
-
-
 class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     """Both towers and their common space: H vectors and one fused vector per image, one vector per text."""
 
@@ -266,6 +102,18 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         if config.objective == "sigmoid":
             self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init_value)))
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is not self:
+            return
+        for projection in (self.text_projection, self.visual_projection):
+            std = projection.in_features**-0.5 * self.config.initializer_factor
+            init.normal_(projection.weight, std=std)
+        init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+        if self.logit_bias is not None:
+            init.constant_(self.logit_bias, self.config.logit_bias_init_value)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_model.get_input_embeddings()
@@ -373,12 +221,14 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
 
     def fused_similarity(self, branch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """(N, H, D) and (T, D) to (N, T): cosine similarity over branches, fused as `config.fusion` says."""
+        text_embeds = text_embeds.to(branch_embeds.device)  # a device map may have put the towers on two
         if self.config.fusion in ("mean", "weighted"):
             return self.fuse_branches(branch_embeds) @ text_embeds.T
         similarity = torch.einsum("nhd,td->nht", branch_embeds, text_embeds)
         if self.config.fusion == "max":
             return similarity.amax(dim=1)
-        return ((self.logit_scale.exp() * similarity).softmax(dim=1) * similarity).sum(dim=1)
+        weights = (self.logit_scale.exp().to(similarity.device) * similarity).softmax(dim=1)
+        return (weights * similarity).sum(dim=1)
 
     def encode_captions(
         self,
@@ -428,7 +278,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             members = (buckets == bucket).nonzero().squeeze(1)
             rows.append(members)
             embeds.append(self.get_text_features(input_ids[members, : int(lengths[members].max())]).pooler_output)
-        return torch.cat(embeds)[torch.cat(rows).argsort()]
+        return torch.cat(embeds).to(input_ids.device)[torch.cat(rows).argsort()]
 
     @can_return_tuple
     def forward(
@@ -473,9 +323,10 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             texts = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
             text_embeds = texts.pooler_output
             if images is not None:
-                logits = self.logit_scale.exp() * self.fused_similarity(images.branch_embeds, text_embeds)
+                similarity = self.fused_similarity(images.branch_embeds, text_embeds)
+                logits = self.logit_scale.exp().to(similarity.device) * similarity
                 if self.logit_bias is not None:
-                    logits = logits + self.logit_bias
+                    logits = logits + self.logit_bias.to(logits.device)
         loss = None
         if return_loss:
             branch_embeds = None if images is None else images.branch_embeds
@@ -512,16 +363,17 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
                 f"`return_loss=True` pairs images and texts in order; got {len(branch_embeds)} images and "
                 f"{len(text_embeds)} texts. Give one text per image, or nested captions (N, M, L)."
             )
+        device = branch_embeds.device  # a device map may have put the towers on two
         return multi_to_multi_loss(
             branch_embeds,
-            text_embeds,
-            self.logit_scale.exp(),
+            text_embeds.to(device),
+            self.logit_scale.exp().to(device),
             objective=self.config.objective,
-            logit_bias=self.logit_bias,
+            logit_bias=None if self.logit_bias is None else self.logit_bias.to(device),
             matching=self.config.matching,
             branch_of_slot=branch_of_slot,
-            caption_mask=caption_mask,
-            caption_ids=caption_ids,
+            caption_mask=None if caption_mask is None else caption_mask.to(device),
+            caption_ids=None if caption_ids is None else caption_ids.to(device),
             duplicate_captions=self.config.duplicate_captions,
             diversity_weight=self.config.diversity_weight,
             diversity_threshold=self.config.diversity_threshold,
@@ -548,6 +400,12 @@ class HolisticCLIPForImageClassification(HolisticCLIPPreTrainedModel):
         width = config.num_branches * self.vision_model.config.hidden_size
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.classifier:
+            init.normal_(module.weight, std=module.in_features**-0.5 * self.config.initializer_factor)
 
     @can_return_tuple
     def forward(

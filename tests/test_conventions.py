@@ -187,7 +187,7 @@ def test_device_maps_keep_layers_whole(make_model: MakeModel, vision: dict[str, 
     for kilobytes in range(10, 250, 5):
         room = {"cpu": 1000 * kilobytes, "disk": 10**9}
         cut |= set(infer_auto_device_map(model, room, no_split_module_classes=model._no_split_modules))
-    assert "vision_model.encoder.layers.1" in cut  # the towers themselves are cut
+    assert {"vision_model.embeddings", "vision_model.encoder"} <= cut  # the tower itself is cut
     assert not {key for key in cut if re.search(r"(embeddings|layers\.\d)\.", key)}
 
 
@@ -232,3 +232,14 @@ def test_shards(make_model: MakeModel, tmp_path: Path, vision: dict[str, Any]) -
     state = model.state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(value, loaded[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("fusion", ["mean", "softmax"])
+def test_towers_on_two_devices(make_model: MakeModel, batch: dict[str, Tensor], fusion: str) -> None:
+    """As a device map over two GPUs leaves it; the meta device stands for the second."""
+    model = make_model(fusion=fusion)
+    model.vision_model.to("meta")
+    model.visual_projection.to("meta")
+    batch["pixel_values"] = batch["pixel_values"].to("meta")
+    output = model(**batch)
+    assert output.logits_per_image.device == output.image_embeds.device == torch.device("meta")

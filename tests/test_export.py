@@ -88,6 +88,22 @@ def test_scoring_is_one_graph(
     torch.testing.assert_close(model(**batch).logits_per_image, expected, **CLOSE)
 
 
+@pytest.mark.slow
+def test_the_loss_of_nested_captions_compiles_in_pieces(
+    make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor
+) -> None:
+    """Lengths, missing and equal captions are values, on which no single graph can depend."""
+    model = make_model().train()
+    ids, mask = (tensor.unflatten(0, (4, 3)) for tensor in make_tokens([3, 20, 9, 8, 5, 16, 17, 4, 12, 7, 10, 3]))
+    steps = []
+    for forward in (model, torch.compile(model, backend="eager")):
+        model.zero_grad()
+        loss = forward(input_ids=ids, attention_mask=mask, pixel_values=pixel_values, return_loss=True).loss
+        loss.backward()
+        steps.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+    torch.testing.assert_close(steps[0], steps[1], **CLOSE)
+
+
 @visions("isolated", slow=("mlp",))
 def test_training_step_of_the_tower_is_one_graph(
     make_model: MakeModel, pixel_values: Tensor, vision: dict[str, Any]

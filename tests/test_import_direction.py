@@ -32,9 +32,10 @@ SIBLINGS = {
     "layers_holistic_clip": {"configuration_holistic_clip"},
     "loss_holistic_clip": {"matching_holistic_clip", "streaming_holistic_clip"},
     "matching_holistic_clip": set(),
-    "modeling_holistic_clip": {"configuration_holistic_clip", "layers_holistic_clip", "loss_holistic_clip"},
+    "modeling_holistic_clip": {"configuration_holistic_clip", "loss_holistic_clip", "vision_holistic_clip"},
     "processing_holistic_clip": set(),
     "streaming_holistic_clip": set(),
+    "vision_holistic_clip": {"configuration_holistic_clip", "layers_holistic_clip"},
 }
 # Besides the standard library. transformers' strict configurations need the decorator of huggingface_hub.
 TRAVELLING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub.dataclasses"}
@@ -47,7 +48,9 @@ LEVELS = {
     **dict.fromkeys(["captioning.perspectives", "corpus.schema", "distributed"], 1),
     **dict.fromkeys(["evaluation.metrics", "evaluation.records", "gradient_cache", "parameter_groups"], 1),
     **dict.fromkeys(["augmentation", "captioning", "collator", "corpus", "initialization"], 2),
+    **dict.fromkeys(["reading", "unreadable"], 2),
     **dict.fromkeys(["callbacks", "training_arguments", "trainer"], 3),
+    **dict.fromkeys(["resuming", "training_checks", "training_logs"], 3),
     **dict.fromkeys(["demo", "evaluation", "publishing", "search", "visualization"], 3),
     "": 3,
 }
