@@ -1,27 +1,35 @@
-"""Train one run of a recipe: `python -m training.train --run holistic [--recipe training/recipes/emoji.yaml]`."""
+"""Train one run of a recipe: `python -m training.train --run holistic [--recipe training/recipes/emoji.yaml]`.
+
+Under `accelerate launch` or `torchrun` the same command trains on many devices. With `--tiny` the recipe is made so
+small that a CPU runs it offline in seconds.
+"""
 
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from transformers import CLIPImageProcessorPil, PrinterCallback, ProgressCallback, set_seed
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from accelerate import PartialState
+from datasets import disable_progress_bars
+from transformers import PrinterCallback, ProgressCallback, logging, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.augmentation import Augmentation
 from holistic_clip_hf.corpus.build import read_manifest, write_atomically
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
 from training.corpora.opening import corpus_directory, open_split
+from training.models import make_model, make_processor
 from training.progress import OneLineProgress
 from training.recipe import Recipe, load_recipe
-from training.tokenizer import train_tokenizer
+from training.sharding import keep_scalars_whole
+from training.tiny import changes, make_ingredients, shrink
 
 FINISHED = "finished.json"
+TINY = "tiny"
 
 
 def is_finished(checkpoint: Path, fingerprint: str) -> bool:
@@ -45,72 +53,96 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
         print(f"already trained: {checkpoint}")
         return
     states = checkpoint.with_name(f"{checkpoint.name}-states") / fingerprint
+    trainer = make_trainer(recipe, run, corpus, states)
+    state = last_whole_state(states)
+    if state and trainer.is_world_process_zero():
+        print(f"going on from {state}")
+    trainer.train(resume_from_checkpoint=state)
+    publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
+    if trainer.is_world_process_zero():
+        shutil.rmtree(states.parent)
+    trainer.accelerator.wait_for_everyone()
+
+
+def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> HolisticCLIPTrainer:
+    """The trainer of a run, which saves into `states`."""
+    args = HolisticCLIPTrainingArguments(
+        output_dir=str(states),
+        slots=recipe.runs[run].slots,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **recipe.training,
+    )
     column = recipe.split_column
     train, validation = (open_split(corpus, split, split_column=column) for split in ("train", "validation"))
     set_seed(recipe.seed)
     processor = make_processor(recipe, train)
+    augmentation = recipe.augmentation
     trainer = HolisticCLIPTrainer(
-        model=HolisticCLIPModel(recipe.config(run, processor.tokenizer)),
-        args=HolisticCLIPTrainingArguments(
-            output_dir=str(states),
-            slots=recipe.runs[run].slots,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            **recipe.training,
-        ),
+        model=make_model(recipe, run, processor.tokenizer),
+        args=args,
         processing_class=processor,
-        augmentation=Augmentation(size=recipe.image_size, **recipe.augmentation),
+        augmentation=None if augmentation is None else Augmentation(size=recipe.image_size, **augmentation),
         train_dataset=train,
         eval_dataset=validation,
     )
     for chatty in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(chatty)
     trainer.add_callback(OneLineProgress())
-    state = last_whole_state(states)
-    if state:
-        print(f"going on from {state}")
-    trainer.train(resume_from_checkpoint=state)
-    if trainer.is_world_process_zero():
-        publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
-        shutil.rmtree(states.parent)
-    trainer.accelerator.wait_for_everyone()
+    keep_scalars_whole(trainer)
+    return trainer
 
 
 def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: dict[str, str]) -> None:
     """Put the trained model in place; the marker comes last, so that half a checkpoint is never taken for a whole."""
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # by all ranks: shards are gathered from them
+    if not trainer.is_world_process_zero():
+        return
     shutil.rmtree(checkpoint, ignore_errors=True)
-    trainer.save_model(str(checkpoint))
-    (checkpoint / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody should be asked to load
-    trainer.state.save_to_json(str(checkpoint / "trainer_state.json"))
+    model = HolisticCLIPModel(trainer.model.config)  # FSDP2 has put a class of its own in place of the trained one's
+    model.load_state_dict(weights)
+    for part in (model, trainer.processing_class):
+        part.save_pretrained(checkpoint)
+    trainer.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
     with write_atomically(checkpoint / FINISHED) as marker:
         marker.write(f"{json.dumps(facts, indent=2)}\n".encode())
 
 
-def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
-    """CLIP's image processor at the recipe's size, and a tokenizer trained on the corpus."""
-    size = recipe.image_size
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    return HolisticCLIPProcessor(image_processor, train_tokenizer(caption_texts(corpus), **recipe.tokenizer))
-
-
-def caption_texts(corpus: Dataset) -> Iterator[str]:
-    """All captions of a corpus, without decoding its images."""
-    for captions in corpus.select_columns("captions")["captions"]:
-        for caption in captions:
-            yield caption["text"]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="training/recipes/emoji.yaml")
     parser.add_argument("--run", required=True, help="a name under `runs` in the recipe")
+    parser.add_argument("--corpus", default=None, help="a corpus directory; default: the recipe's")
+    parser.add_argument("--tiny", action="store_true", help="the recipe at its smallest, on drawings, on the CPU")
     parser.add_argument("--output-dir", type=Path, default=Path("runs"))
     options = parser.parse_args()
+    disable_progress_bars()  # of `datasets` and `transformers`: reading and writing takes a second
+    logging.disable_progress_bar()
     recipe = load_recipe(options.recipe)
     if options.run not in recipe.runs:
         raise ValueError(f"{options.recipe} has no run {options.run!r}. It has: {', '.join(recipe.runs)}.")
-    checkpoint = options.output_dir / recipe.name / options.run
-    train_run(recipe, options.run, corpus_directory(recipe.corpus), checkpoint)
-    print(checkpoint)
+    if options.tiny and options.corpus is not None:
+        raise ValueError("`--tiny` draws a corpus of its own. Leave out `--corpus`, or leave out `--tiny`.")
+    if options.corpus is not None:
+        recipe = replace(recipe, corpus=options.corpus)
+    output_dir = options.output_dir / (TINY if options.tiny else "") / recipe.name
+    if options.tiny:
+        recipe = make_tiny(recipe, output_dir, options.run)
+    train_run(recipe, options.run, corpus_directory(recipe.corpus), output_dir / options.run)
+    if PartialState().is_main_process:
+        print(output_dir / options.run)
+
+
+def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
+    """The recipe at its smallest, with nothing left of an earlier run of this kind."""
+    state, ingredients = PartialState(cpu=True), output_dir / "ingredients"
+    small = shrink(recipe, ingredients)
+    with state.main_process_first():
+        if state.is_main_process:
+            for old in (ingredients, output_dir / run, output_dir / f"{run}-states"):
+                shutil.rmtree(old, ignore_errors=True)
+            make_ingredients(recipe, ingredients)
+            print("\n".join(["Made tiny, to show that the recipe runs:", *changes(recipe, small)]), flush=True)
+    return small
 
 
 if __name__ == "__main__":
