@@ -21,6 +21,7 @@ PATCH_STEMS = ("linear", "convolutional")
 MATCHINGS = ("aligned", "free", "balanced")
 OBJECTIVES = ("softmax", "sigmoid")
 FUSIONS = ("mean", "weighted", "max", "softmax")
+DIVERSITIES = ("pairwise", "official")
 DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 
 
@@ -127,6 +128,8 @@ class HolisticCLIPConfig(PreTrainedConfig):
             `"free"` (the branch that scores the true pair highest) or `"balanced"` (free, but no branch starves).
         fusion: how the H similarities become one score. `"mean"` is the paper's (its Table 7: above max).
         branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
+        diversity: what is penalised: `"pairwise"`, each pair of branches that say the same; `"official"`, as the released
+            code, only a high mean over all pairs, which two collapsed branches of five do not reach.
         diversity_weight, diversity_threshold: of the penalty on branches that say the same; 1.0 and 0.7 in the
             paper's released code.
         duplicate_captions: what two images with the same caption are to each other: `"positive"`, `"ignore"` or
@@ -153,6 +156,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
     matching: str = "aligned"
     fusion: str = "mean"
     branch_weights: list[float | int] | tuple[float | int, ...] | None = None
+    diversity: str = "pairwise"
     diversity_weight: float | int = 1.0
     diversity_threshold: float | int = 0.7
     duplicate_captions: str = "positive"
@@ -208,6 +212,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         """Part of the `@strict` validation."""
         _require("objective", self.objective, OBJECTIVES)
         _require("matching", self.matching, MATCHINGS)
+        _require("diversity", self.diversity, DIVERSITIES)
         _require("duplicate_captions", self.duplicate_captions, DUPLICATE_CAPTIONS)
         if self.diversity_weight < 0:
             raise ValueError(f"`diversity_weight` is {self.diversity_weight}. Valid: 0 (off) or more.")

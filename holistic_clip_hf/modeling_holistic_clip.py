@@ -375,6 +375,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             caption_mask=None if caption_mask is None else caption_mask.to(device),
             caption_ids=None if caption_ids is None else caption_ids.to(device),
             duplicate_captions=self.config.duplicate_captions,
+            diversity=self.config.diversity,
             diversity_weight=self.config.diversity_weight,
             diversity_threshold=self.config.diversity_threshold,
         )

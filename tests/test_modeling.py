@@ -16,6 +16,7 @@ from holistic_clip_hf import (
     HolisticCLIPVisionModel,
     multi_to_multi_loss,
 )
+from holistic_clip_hf.loss_holistic_clip import diversity_penalty
 
 MakeModel = Callable[..., HolisticCLIPModel]
 MakeTokens = Callable[[list[int]], tuple[Tensor, Tensor]]
@@ -224,8 +225,12 @@ def test_defaults_of_nested_captions(make_model: MakeModel, make_tokens: MakeTok
     torch.testing.assert_close(plain, model.encode_captions(ids, mask, torch.ones_like(present)), **CLOSE)
 
 
-def test_loss_of_nested_captions(make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor) -> None:
-    options = {"diversity_weight": 0.5, "diversity_threshold": -1.0, "duplicate_captions": "ignore"}
+@pytest.mark.parametrize("diversity", ["pairwise", "official"])
+def test_loss_of_nested_captions(
+    make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, diversity: str
+) -> None:
+    options: dict[str, Any] = {"diversity_weight": 0.5, "diversity_threshold": 0.45, "duplicate_captions": "ignore"}
+    options["diversity"] = diversity
     model = make_model(**options, matching="aligned")
     ids, mask, present = nested(make_tokens)
     caption_ids = torch.tensor([[1, 2, 3], [1, 5, 6], [7, 8, 6], [9, 2, 4]])
@@ -243,6 +248,8 @@ def test_loss_of_nested_captions(make_model: MakeModel, make_tokens: MakeTokens,
     assert torch.equal(output.loss, expected.total)
     assert torch.equal(output.loss_parts["contrastive"], expected.contrastive)
     assert torch.equal(output.loss_parts["diversity"], expected.diversity)
+    other = diversity_penalty(output.branch_embeds, 0.45, form={"pairwise": "official"}.get(diversity, "pairwise"))
+    assert (other - expected.diversity).abs() > 1e-3
     assert output.logits_per_image is None and output.text_embeds.shape == (4, 3, 16)
 
 
