@@ -12,11 +12,10 @@ from PIL import Image
 from .augmentation import Augmentation
 from .corpus.sampling import sample_sentences
 from .processing_holistic_clip import HolisticCLIPProcessor
+from .reading import PLACE
 from .unreadable import UnreadableImageError, decode_image
 
 Row = Mapping[str, Any]
-
-PASS = "_pass"  # the column in which a row of a stream says which pass over the stream it is of
 
 
 class HolisticCLIPCollator:
@@ -55,7 +54,7 @@ class HolisticCLIPCollator:
             [ True, False]])
 
     Besides, for the trainer and not for the model: `image_ids`, a list of N strings, and `unreadable`, the reasons of
-    images that do not decode, by their ids.
+    images that do not decode, by their ids. Of a stream also `place`, the `reading.Place` of the last row.
 
     Shapes: `pixel_values` (N, 3, height, width); `input_ids`, `attention_mask` (N, M, L); `caption_mask`,
     `caption_ids` (N, M).
@@ -115,6 +114,7 @@ class HolisticCLIPCollator:
             **self.processor.nested_captions(captions),
             "image_ids": [row["image_id"] for row in present],
             "unreadable": unreadable,
+            **({"place": tuple(present[-1][PLACE])} if PLACE in present[-1] else {}),
         }
 
     def _require_something(
@@ -135,7 +135,8 @@ class HolisticCLIPCollator:
             )
 
     def _generator(self, row: Row) -> torch.Generator:
-        what = f"{self.seed} {row.get(PASS, self.epoch)} {row['image_id']}".encode()
+        epoch = row[PLACE].number if PLACE in row else self.epoch
+        what = f"{self.seed} {epoch} {row['image_id']}".encode()
         seed = int.from_bytes(hashlib.blake2b(what, digest_size=8).digest(), "big") >> 1
         return torch.Generator().manual_seed(seed)
 

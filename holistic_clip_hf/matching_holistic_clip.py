@@ -48,8 +48,7 @@ def assign_branches(
         return fixed
     exact = torch.promote_types(text_embeds.dtype, torch.float32)
     similarity = torch.einsum("nhd,nmd->nmh", branch_embeds.to(exact), text_embeds.to(exact))
-    # A missing caption may hold anything.
-    nearest = similarity.masked_fill(~caption_mask[..., None], 0.0).argmax(dim=-1)
+    nearest = similarity.argmax(dim=-1)
     if balanced:
         free = (fixed == FREE) & caption_mask
         nearest[free] = balanced_branches(similarity[free])

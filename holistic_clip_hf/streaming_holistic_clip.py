@@ -145,7 +145,6 @@ class _SumOverQueries(torch.autograd.Function):
             for side, gradient in zip(sides, (sums.of_queries, sums.of_candidates), strict=True):
                 _accumulate(gradients[2 + side.tensor], (side.rows, side.place), scale * gradient)
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = [None if one is None else one.dtype for one in given]
         return value
 
     @staticmethod
@@ -155,10 +154,7 @@ class _SumOverQueries(torch.autograd.Function):
             raise RuntimeError(
                 "The contrastive loss is differentiable once. Take its gradient without `create_graph`."
             )
-        gradients = (
-            None if gradient is None else (grad_output * gradient).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
+        gradients = (None if gradient is None else grad_output * gradient for gradient in ctx.saved_tensors)
         return (None, None, None, *gradients)
 
 
@@ -187,7 +183,9 @@ def _run(contest: Contest, objective: Objective, queries: Tensor, candidates: Te
             logits = objective.logits(contest, block, queries, candidates)
             columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
     for block in blocks:
-        logits = objective.logits(contest, block, queries, candidates)
+        # A block that is the only one is still there.
+        if columns is None or len(blocks) > 1:
+            logits = objective.logits(contest, block, queries, candidates)
         rows, push = _push_softmax(logits, columns) if objective.name == "softmax" else _push_sigmoid(logits)
         if columns is not None:
             rows = rows + columns[block]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import TrainOutput
 
+from . import training_checks as checks
 from .augmentation import Augmentation
 from .callbacks import ClampLogitScale, MovingAverage, TellEpoch
 from .collator import HolisticCLIPCollator
@@ -28,21 +29,13 @@ from .modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput
 from .parameter_groups import decayed_names, freeze, scale_learning_rates
 from .processing_holistic_clip import HolisticCLIPProcessor
 from .reading import stream_loader, undecoded
-from .resuming import FindPlace, last_whole_checkpoint
+from .resuming import StreamPlace, last_whole_checkpoint
 from .training_arguments import HolisticCLIPTrainingArguments
-from .training_checks import (
-    require_corpus,
-    require_countable,
-    require_finite,
-    require_one_device,
-    require_slots_for_all_branches,
-    warn_of_accumulation,
-)
 from .training_logs import LossLog
 from .unreadable import UnreadableImages
 
 # Entries of a batch that are for the trainer and not for the model.
-ABOUT_ROWS = ("image_ids", "unreadable")
+ABOUT_ROWS = ("image_ids", "unreadable", "place")
 
 
 class HolisticCLIPTrainer(Trainer):
@@ -55,6 +48,11 @@ class HolisticCLIPTrainer(Trainer):
     Args:
         processing_class: the model's `HolisticCLIPProcessor`; it is saved with every checkpoint.
         augmentation: random changes to training images.
+
+    Datasets are those of `datasets`, with random access or streams. A stream needs `max_steps`; each rank reads its
+    own share of it, and its passes are not told apart as epochs. Images are decoded by the data loader's workers; one
+    that does not decode is left out (`collator`), counted as `unreadable_images` over all ranks in the logs, and
+    listed in `unreadable_images.json`. Resuming gives the weights, bit for bit, that the run would have had.
 
     Raises:
         ValueError: a branch that no slot would train, a slot without captions, or one process with several GPUs.
@@ -74,11 +72,11 @@ class HolisticCLIPTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         slots = args.slots or list(model.config.perspectives)
-        require_one_device(args)
-        require_slots_for_all_branches(model.config, slots)
-        require_countable(kwargs.get("eval_dataset"), args)
+        checks.require_one_device(args)
+        checks.require_slots_for_all_branches(model.config, slots)
+        checks.require_countable(kwargs.get("eval_dataset"), args)
         for name in ("train_dataset", "eval_dataset"):
-            require_corpus(kwargs.get(name), slots, name=name)
+            checks.require_corpus(kwargs.get(name), slots, name=name)
             kwargs[name] = undecoded(kwargs.get(name))
         freeze(model, args.frozen)
         super().__init__(
@@ -103,26 +101,20 @@ class HolisticCLIPTrainer(Trainer):
         self.loss_log = LossLog(model.config.perspectives if choose else [], slots)
         self.unreadable = UnreadableImages(Path(args.output_dir))
         self.moving_average = None if args.ema_decay is None else MovingAverage(model, args.ema_decay)
-        callbacks = [ClampLogitScale(), TellEpoch(self.data_collator), FindPlace(), self.unreadable]
+        self.stream_place = StreamPlace()
+        callbacks = [ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.unreadable]
         for callback in [*callbacks, *([] if self.moving_average is None else [self.moving_average])]:
             self.add_callback(callback)
-        self._adapt_to_scale(model)
-
-    def _adapt_to_scale(self, model: HolisticCLIPModel) -> None:
-        """What weights sharded over ranks do not go with, and what accumulation does not do."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         model.bucket_texts = not sharded
-        if self.moving_average is not None and sharded:
-            raise ValueError("`ema_decay` needs whole weights on every rank. Leave it out with FSDP and DeepSpeed.")
-        if self.args.gradient_cache_size is not None and self.is_deepspeed_enabled:
-            raise ValueError("`gradient_cache_size` and DeepSpeed do not go together. Use DDP or FSDP.")
-        warn_of_accumulation(self.args)
+        checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end."""
         if resume_from_checkpoint is True:
-            checkpoint = last_whole_checkpoint(Path(self.args.output_dir), self.args.world_size)
-            resume_from_checkpoint = str(checkpoint)
+            resume_from_checkpoint = str(last_whole_checkpoint(Path(self.args.output_dir)))
+        if resume_from_checkpoint and isinstance(self.train_dataset, IterableDataset):
+            self.stream_place.load(Path(resume_from_checkpoint), self.args)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -167,7 +159,7 @@ class HolisticCLIPTrainer(Trainer):
             chunk_size=self.args.loss_chunk_size,
         )
         if is_training:
-            require_finite(loss.total, inputs["image_ids"], step=self.state.global_step)
+            checks.require_finite(loss.total, inputs["image_ids"], step=self.state.global_step)
             self.loss_log.note(loss, mask)
         self.unreadable.note(inputs["unreadable"])
         return loss.total
@@ -177,11 +169,12 @@ class HolisticCLIPTrainer(Trainer):
     ) -> Tensor:
         """One backward pass; with `gradient_cache_size`, piece by piece, to the same gradients."""
         size = self.args.gradient_cache_size
+        self.stream_place.note(inputs)
         if size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
-        captions = {name: inputs[name] for name in ("caption_mask", "caption_ids", *ABOUT_ROWS)}
+        captions = {name: inputs[name] for name in ("caption_mask", "caption_ids", "image_ids", "unreadable")}
 
         def embed(piece: dict[str, Any]) -> Embeddings:
             with self.compute_loss_context_manager():
@@ -234,13 +227,13 @@ class HolisticCLIPTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Every row, unaugmented."""
-        require_countable(eval_dataset, self.args)
+        checks.require_countable(eval_dataset, self.args)
         with self._everything_as_it_is():
             return super().get_eval_dataloader(undecoded(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """Every row, unaugmented."""
-        require_countable(test_dataset, self.args)
+        checks.require_countable(test_dataset, self.args)
         with self._everything_as_it_is():
             return super().get_test_dataloader(undecoded(test_dataset))
 
@@ -268,7 +261,10 @@ class HolisticCLIPTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint to go on from holds the weights as trained, and their average beside them."""
         super().save_model(output_dir, _internal_call)
-        if _internal_call and self.moving_average is not None and self.args.should_save:
+        if not _internal_call:
+            return
+        self.stream_place.save(Path(output_dir or self.args.output_dir))
+        if self.moving_average is not None and self.args.should_save:
             self.moving_average.save(Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -73,7 +73,6 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
                 "`accelerator_config.dispatch_batches=True` would read and decode all images in the first process. "
                 "Leave it out: each process reads its own share, of a stream too."
             )
-        self.accelerator_config.dispatch_batches = False  # accelerate's default for streams is True
         if self.logit_scale_max < 1:
             raise ValueError(f"`logit_scale_max` is {self.logit_scale_max}. Valid: 1 or more; CLIP uses 100.")
         for name in ("captions_per_image", "sentences_per_caption", "gradient_cache_size", "loss_chunk_size"):

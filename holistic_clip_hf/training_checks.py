@@ -72,8 +72,12 @@ def require_slots_for_all_branches(config: HolisticCLIPConfig, slots: list[str])
         )
 
 
-def warn_of_accumulation(args: HolisticCLIPTrainingArguments) -> None:
-    """Say what gradient accumulation does not do."""
+def require_scale(args: HolisticCLIPTrainingArguments, *, sharded: bool, deepspeed: bool) -> None:
+    """Raise `ValueError` for what sharded weights do not go with; say what gradient accumulation does not do."""
+    if args.ema_decay is not None and sharded:
+        raise ValueError("`ema_decay` needs whole weights on every rank. Leave it out with FSDP and DeepSpeed.")
+    if args.gradient_cache_size is not None and deepspeed:
+        raise ValueError("`gradient_cache_size` and DeepSpeed do not go together. Use DDP or FSDP.")
     if args.gradient_accumulation_steps > 1 and args.gradient_cache_size is None:
         logger.warning(
             "gradient_accumulation_steps=%d: an image is told only from those of its own micro-batch of %d. To have "

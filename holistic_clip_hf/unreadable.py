@@ -72,22 +72,25 @@ class UnreadableImages(TrainerCallback):
     def __init__(self, folder: Path) -> None:
         self.path = folder / UNREADABLE_NAME
         self.reasons: dict[str, str] = {}
-        self.mine: dict[str, str] = {}
+        self.unshared: dict[str, str] = {}  # what other ranks do not know yet
+        self.num_named = 0
 
     def note(self, found: Mapping[str, str]) -> None:
         """Take up what this rank met; the first of them are named in a warning each."""
         for image_id, reason in found.items():
-            if image_id in self.mine or image_id in self.reasons:
+            if image_id in self.unshared or image_id in self.reasons:
                 continue
-            self.mine[image_id] = reason
-            if len(self.mine) <= MOST_WARNINGS:
-                more = f" More are only counted; {self.path} lists all." if len(self.mine) == MOST_WARNINGS else ""
-                logger.warning("Image %s is left out: %s.%s", image_id, reason, more)
+            self.unshared[image_id] = reason
+            if self.num_named < MOST_WARNINGS:
+                self.num_named += 1
+                more = f" More are only counted; {self.path} lists all." if self.num_named == MOST_WARNINGS else ""
+                logger.warning("Image %s is left out: %s.%s", image_id, reason.rstrip("."), more)
 
     def count(self) -> int:
         """Of different images that any rank met; to be called on all ranks."""
-        for theirs in gather_objects(self.mine):
+        for theirs in gather_objects(self.unshared):
             self.reasons |= theirs
+        self.unshared = {}
         return len(self.reasons)
 
     def save(self) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPProcessor
 from holistic_clip_hf.augmentation import Augmentation
-from holistic_clip_hf.collator import PASS, HolisticCLIPCollator
+from holistic_clip_hf.collator import HolisticCLIPCollator
 from holistic_clip_hf.processing_holistic_clip import caption_id
+from holistic_clip_hf.reading import PLACE, Place
 
 
 def caption(perspective: str, text: str) -> dict[str, str]:
@@ -153,6 +154,7 @@ def damaged_images(red_square: Image.Image, folder: Path) -> dict[str, Any]:
     jpeg = encoded(red_square.resize((200, 200)), "JPEG")["bytes"]
     return {
         "truncated": {"path": None, "bytes": jpeg[:-200]},
+        "is truncated": Image.open(io.BytesIO(jpeg[:-200])),
         "cannot identify": {"path": None, "bytes": b"<html>404</html>"},
         "cannot identify image": {"path": None, "bytes": b""},
         "no such file": {"path": str(folder / "nowhere.png"), "bytes": None},
@@ -210,7 +212,10 @@ def test_the_pass_of_a_stream_counts_as_the_epoch(
 ) -> None:
     augmentation = Augmentation(size=32, scale=(0.2, 0.4))
     collator = HolisticCLIPCollator(processor, ["short"], augmentation=augmentation)
-    streamed = collator([{**row, PASS: 3} for row in rows])["pixel_values"]
+    places = [Place(3, 1, "a"), Place(3, 2, "b")]
+    batch = collator([{**row, PLACE: place} for row, place in zip(rows, places, strict=True)])
+    streamed = batch["pixel_values"]
+    assert batch["place"] == places[-1]
     assert not torch.equal(streamed, collator(rows)["pixel_values"])
     collator.epoch = 3
     assert torch.equal(streamed, collator(rows)["pixel_values"])

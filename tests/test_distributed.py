@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import holistic_clip_hf
 from holistic_clip_hf import multi_to_multi_loss
-from holistic_clip_hf.distributed import gather_rows, rank_offset, world_size
+from holistic_clip_hf.distributed import gather_objects, gather_rows, rank, rank_offset, sum_over_ranks, world_size
 
 PACKAGE = Path(holistic_clip_hf.__file__).parent
 IMAGES, BRANCHES, SLOTS, WIDTH = 6, 3, 4, 8
@@ -146,9 +146,9 @@ def test_ranks_equal_one_process(results: dict[str, list[dict[str, Any]]], case:
     assert expected.diversity > 0.01
     expected.total.backward()
     num_ranks, rows = len(CASES[case]), CASES[case][0]
-    for rank, found in enumerate(results[case]):
+    for number, found in enumerate(results[case]):
         assert "error" not in found
-        assert (found["offset"], found["world_size"]) == (rank * rows, num_ranks)
+        assert (found["offset"], found["world_size"]) == (number * rows, num_ranks)
         assert torch.equal(found["rows"], given["ids"])
         torch.testing.assert_close(found["order"], branches.detach())
         torch.testing.assert_close(found["loss"], expected.total.detach(), rtol=1e-6, atol=1e-7)
@@ -169,4 +169,7 @@ def test_uneven_batches_are_refused_on_every_rank(results: dict[str, list[dict[s
 def test_one_process_needs_no_group() -> None:
     rows = torch.randn(3, 2, requires_grad=True)
     assert gather_rows(rows) is rows
-    assert (world_size(), rank_offset(7)) == (1, 0)
+    assert (world_size(), rank(), rank_offset(7)) == (1, 0, 0)
+    assert gather_objects("alone") == ["alone"]
+    total = sum_over_ranks(rows)
+    assert torch.equal(total, rows) and total is not rows and not total.requires_grad

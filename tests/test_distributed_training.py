@@ -18,8 +18,7 @@ ROWS, STEPS = 24, 3
 BROKEN = (5, 14, 23)  # with eight rows per step, four of each rank: on the second rank only, the first, the second
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "cached": {"arguments": {"gradient_cache_size": 2}},
-    "free": {"config": {"matching": "free"}},
+    "cached": {"config": {"matching": "free"}, "arguments": {"gradient_cache_size": 2}},
     # The stand-in of a broken image is another on two ranks than on one: only the penalty can see it.
     "broken": {"corpus": "broken", "config": {"diversity_weight": 0.0}, "arguments": {"gradient_cache_size": 2}},
 }
@@ -96,7 +95,7 @@ def test_ranks_log_what_one_process_would(results: dict[str, list[dict[str, Any]
     stand_ins = ["diversity"] if case == "broken" else []
     expected, found, same = (numbers(run["logs"], *stand_ins) for run in (one, first, second))
     assert len(expected) == STEPS
-    assert ("share_of_short" in expected[0]) == (case == "free")
+    assert ("share_of_short" in expected[0]) == (case == "cached")
     assert [entry["unreadable_images"] for entry in found] == ([1, 2, 3] if case == "broken" else [0, 0, 0])
     assert same == found
     for entry, other in zip(found, expected, strict=True):

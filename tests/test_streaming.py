@@ -1,5 +1,6 @@
 """Streaming changes nothing: not the value, not the gradients, whatever the block, the precision or who asks."""
 
+from collections import Counter
 from itertools import product
 from typing import Any
 
@@ -96,12 +97,12 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.names: Counter[str] = Counter()
         self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.names.add(func.overloadpacket.__name__)
+        self.names[func.overloadpacket.__name__] += 1
         for part in result if isinstance(result, (tuple, list)) else [result]:
             self.largest = max(self.largest, part.numel() if isinstance(part, Tensor) else 0)
         return result
@@ -119,6 +120,26 @@ def test_the_logits_are_never_held(objective: str, matching: str) -> None:
         sizes[chunk_size] = ran.largest
     assert sizes[8] == images * SLOTS * WIDTH, "nothing is larger than the embeddings"
     assert sizes[images] > sizes[8]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_one_similarity_matrix_serves_both_directions(alone: bool) -> None:
+    leaves = rows(IMAGES, torch.float32, gathered=False)
+    options: dict[str, Any] = {"branch_of_slot": [0, 1, 2, 0]}
+    if alone:  # one process gathers its own tensors
+        everyone = CaptionBatch(leaves["branch_embeds"], leaves["text_embeds"], **captions(IMAGES))
+        options["gathered"] = everyone
+    with Operations() as ran:
+        loss(leaves, **options)
+    assert ran.names["addmm_"] == 2 * SLOTS, "one product for the queries' gradients, one for the candidates'"
+
+
+def test_queries_are_this_ranks_own_rows_in_both_directions() -> None:
+    leaves = rows(IMAGES, torch.float64, gathered=False)
+    rest = (leaves[name].detach().clone() for name in ("branch_embeds", "text_embeds"))
+    options: dict[str, Any] = {"branch_of_slot": [0, 1, 2, 0], "gathered": CaptionBatch(*rest, **captions(IMAGES))}
+    loss(leaves, **options).contrastive.backward()
+    assert leaves["branch_embeds"].grad.any() and leaves["text_embeds"].grad.any()
 
 
 def test_it_is_differentiable_once() -> None:

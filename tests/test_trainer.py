@@ -75,6 +75,10 @@ def test_parts_of_the_loss_are_logged(make_trainer: MakeTrainer) -> None:
         assert entry["diversity"] > 0
         assert entry["loss"] == pytest.approx(entry["contrastive"] + 0.5 * entry["diversity"], abs=2e-4)
     assert logs[-1]["logit_scale"] == pytest.approx(trainer.model.logit_scale.exp().item())
+    seldom = make_trainer({"diversity_weight": 0.5, "diversity_threshold": 0.0}, max_steps=3, logging_steps=3)
+    seldom.train()
+    mean = sum(entry["contrastive"] for entry in logs) / 3
+    assert seldom.state.log_history[0]["contrastive"] == pytest.approx(mean, abs=1e-5)
 
 
 def recall_by_loops(queries: list[Tensor], candidates: list[Tensor], correct: list[set[int]], k: int) -> float:
@@ -254,7 +258,7 @@ def test_a_loss_that_is_no_number_stops_with_the_images(make_trainer: MakeTraine
 def test_accumulation_says_what_it_does_not_do(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
     make_trainer(gradient_accumulation_steps=2, gradient_cache_size=2)
     make_trainer()
-    assert not [record for record in caplog.records if record.name == "holistic_clip_hf.trainer"]
+    assert not [record for record in caplog.records if record.name.startswith("holistic_clip_hf")]
     make_trainer(gradient_accumulation_steps=2)
     assert "only from those of its own micro-batch of 4" in caplog.text
 
@@ -276,3 +280,21 @@ def test_shares_of_branches_are_logged_where_captions_choose(make_trainer: MakeT
     assert sum(shares.values()) == pytest.approx(1.0)
     if matching == "balanced":  # four images of three captions: four for each branch
         assert list(shares.values()) == pytest.approx([1 / 3] * 3, abs=0.1)
+
+
+@pytest.fixture
+def trained(make_trainer: MakeTrainer) -> Callable[..., dict[str, Tensor]]:
+    """Weights after training with dropout, which draws of the same random numbers as everything else."""
+
+    def train(**options: Any) -> dict[str, Tensor]:
+        trainer = make_trainer({"vision": {"patch_dropout": 0.5}}, **options)
+        trainer.train()
+        return weights(trainer.model)
+
+    return train
+
+
+def test_evaluation_does_not_disturb_training(trained: Callable[..., dict[str, Tensor]], corpus: Dataset) -> None:
+    expected = trained()
+    found = trained(evaluation=corpus, eval_strategy="steps", eval_steps=1)
+    assert [name for name, weight in found.items() if not torch.equal(weight, expected[name])] == []

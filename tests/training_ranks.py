@@ -1,9 +1,10 @@
-"""Runs of `HolisticCLIPTrainer` in processes of their own: `python training_ranks.py FOLDER`, and the tests' side of it.
+"""Runs of `HolisticCLIPTrainer` in processes of their own: `python training_ranks.py FOLDER`, and what starts it.
 
 Ranks are forked by a script, so that torch and transformers are imported once, and meet through gloo on loopback. The
 folder holds a model, a processor and a corpus, and `jobs.json`; each rank of a job leaves `JOB-RANK.pt` there.
 """
 
+import gc
 import json
 import math
 import multiprocessing
@@ -55,6 +56,7 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
     corpus = load_from_disk(str(folder / job.get("corpus", "corpus")))
     processor = HolisticCLIPProcessor.from_pretrained(folder / "processor")
     syncs: list[int] = []
+    images: list[list[str]] = []
 
     class Watch(TrainerCallback):
         """Counts exchanges of gradients; stalls where the job is to be killed, as a slow step would."""
@@ -74,7 +76,13 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
 
     options = {"warmup_steps": 0, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
     args = HolisticCLIPTrainingArguments(str(folder / job.get("output", name)), **(options | job["arguments"]))
-    trainer = HolisticCLIPTrainer(
+
+    class Noting(HolisticCLIPTrainer):
+        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
+            images.append(inputs["image_ids"])
+            return super().training_step(model, inputs, *args)
+
+    trainer = Noting(
         HolisticCLIPModel.from_pretrained(folder / "model", **job.get("config", {})),
         args,
         processing_class=processor,
@@ -84,7 +92,7 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
     )
     trainer.add_callback(Watch())
     trainer.train(resume_from_checkpoint=job.get("resume"))
-    left = {"weights": trainer.model.state_dict(), "logs": trainer.state.log_history, "syncs": syncs}
+    left = {"weights": trainer.model.state_dict(), "logs": trainer.state.log_history, "syncs": syncs, "images": images}
     if job.get("evaluate"):
         left["metrics"] = trainer.evaluate()
         try:
@@ -97,21 +105,21 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
 
 
 def rank_of_job(folder: Path, name: str, job: dict[str, Any], rank: int, port: int) -> None:
-    ranks = job["ranks"]
-    if ranks > 1:
-        places = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": ranks,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        os.environ.update({key: str(value) for key, value in places.items()})
+    if job["ranks"] > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"]}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in (place | meeting).items()})
     train(folder, name, job, rank)
 
 
+def is_saved(folder: Path, num_ranks: int) -> bool:
+    """Whether there is a checkpoint, and all ranks have written their part of it."""
+    states = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return any(len(list(path.glob("rng_state*.pth"))) == num_ranks for path in states)
+
+
 def run_job(folder: Path, name: str, job: dict[str, Any]) -> None:
-    """Fork the ranks; those of a job that stalls are killed as soon as its checkpoint is whole."""
+    """Fork the ranks; those of a job that stalls are killed as soon as there is a checkpoint."""
     with closing(socket.socket()) as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -119,21 +127,19 @@ def run_job(folder: Path, name: str, job: dict[str, Any]) -> None:
     ranks = [fork.Process(target=rank_of_job, args=(folder, name, job, rank, port)) for rank in range(job["ranks"])]
     for rank in ranks:
         rank.start()
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline and all(rank.exitcode is None for rank in ranks) and "stall" in job:
-        checkpoints = list((folder / job["output"]).glob("checkpoint-*"))
-        if checkpoints and all(len(list(path.glob("rng_state*.pth"))) == job["ranks"] for path in checkpoints):
-            if all((path / "trainer_state.json").is_file() for path in checkpoints):
-                break
-        time.sleep(0.02)
+    deadline, expected = time.monotonic() + LIMIT, 0
+    if "stall" in job:
+        expected = -signal.SIGKILL
+        while time.monotonic() < deadline and not is_saved(folder / job["output"], len(ranks)):
+            time.sleep(0.02)
+        for rank in ranks:
+            rank.kill()
     for rank in ranks:
-        if "stall" in job and rank.pid is not None:
-            os.kill(rank.pid, signal.SIGKILL)
         rank.join(max(0.1, deadline - time.monotonic()))
     codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
         rank.kill()
-    if codes != [-signal.SIGKILL if "stall" in job else 0] * len(ranks):
+    if codes != [expected] * len(ranks):
         sys.exit(f"{name}: {codes}")
 
 
@@ -141,6 +147,7 @@ def main() -> None:
     torch.set_num_threads(1)
     import holistic_clip_hf.trainer  # noqa: F401  once, before the forks
 
+    gc.freeze()  # or each fork would copy the memory of all modules to look for garbage in it
     folder = Path(sys.argv[1])
     for name, job in json.loads((folder / "jobs.json").read_text()).items():
         run_job(folder, name, job)
