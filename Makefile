@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/.stamp-dev
 PEERS := $(VENV)/.stamp-peers
 RUN := $(VENV)/bin/python
-BENCHMARKS := $(sort $(wildcard tests/benchmarks/*.py))
+BENCHMARKS := $(sort $(filter-out tests/benchmarks/_%,$(wildcard tests/benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart quickstart-long test test-all test-peers check format bench clean

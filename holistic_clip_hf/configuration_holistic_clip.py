@@ -128,8 +128,8 @@ class HolisticCLIPConfig(PreTrainedConfig):
             `"free"` (the branch that scores the true pair highest) or `"balanced"` (free, but no branch starves).
         fusion: how the H similarities become one score. `"mean"` is the paper's (its Table 7: above max).
         branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
-        diversity: what is penalised: `"pairwise"`, each pair of branches that say the same; `"official"`, as the released
-            code, only a high mean over all pairs, which two collapsed branches of five do not reach.
+        diversity: what is penalised: `"pairwise"`, each pair of branches that say the same; `"official"`, as the
+            released code, only a high mean over all pairs, which two collapsed branches of five do not reach.
         diversity_weight, diversity_threshold: of the penalty on branches that say the same; 1.0 and 0.7 in the
             paper's released code.
         duplicate_captions: what two images with the same caption are to each other: `"positive"`, `"ignore"` or

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from holistic_clip_hf.callbacks import EMA_NAME
 from holistic_clip_hf.trainer import HolisticCLIPTrainer
+from holistic_clip_hf.trainer.callbacks import EMA_NAME
 
 MakeTrainer = Callable[..., HolisticCLIPTrainer]
 

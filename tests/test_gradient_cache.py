@@ -9,8 +9,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from holistic_clip_hf import HolisticCLIPModel
-from holistic_clip_hf.gradient_cache import split_batch
 from holistic_clip_hf.trainer import HolisticCLIPTrainer
+from holistic_clip_hf.trainer.gradient_cache import split_batch
 
 MakeTrainer = Callable[..., HolisticCLIPTrainer]
 

@@ -46,12 +46,11 @@ TRAVELLING_MAY_TRY = {"ftfy"}
 LEVELS = {
     **dict.fromkeys(SIBLINGS, 0),
     **dict.fromkeys(["captioning.perspectives", "corpus.schema", "distributed"], 1),
-    **dict.fromkeys(["evaluation.metrics", "evaluation.records", "gradient_cache", "parameter_groups"], 1),
+    **dict.fromkeys(["evaluation.metrics", "evaluation.records"], 1),
+    **dict.fromkeys(["trainer.gradient_cache", "trainer.parameter_groups"], 1),
     **dict.fromkeys(["augmentation", "captioning", "collator", "corpus", "initialization"], 2),
     **dict.fromkeys(["reading", "unreadable"], 2),
-    **dict.fromkeys(["callbacks", "training_arguments", "trainer"], 3),
-    **dict.fromkeys(["resuming", "training_checks", "training_logs"], 3),
-    **dict.fromkeys(["demo", "evaluation", "publishing", "search", "visualization"], 3),
+    **dict.fromkeys(["demo", "evaluation", "publishing", "search", "trainer", "visualization"], 3),
     "": 3,
 }
 ABOVE_THE_PACKAGE = {"training", "tests", "conftest"}

@@ -17,7 +17,7 @@ from holistic_clip_hf.corpus.schema import corpus_features
 from holistic_clip_hf.evaluation.records import load_records
 from training.corpora.opening import open_split
 from training.recipe import Recipe, load_recipe
-from training.train import is_finished, last_whole_state
+from training.train import is_finished
 
 ROOT = Path(__file__).parents[1]
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
@@ -121,14 +121,3 @@ def test_bad_input_says_what_is_valid(recipe_path: Path, corpus: Path, tmp_path:
         open_split(corpus, "test", split_column="painter")
     with pytest.raises(ValueError, match="Valid: test, train, validation"):
         open_split(corpus, "holdout", split_column="artist_split")
-
-
-def test_a_save_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
-    assert last_whole_state(tmp_path / "nothing") is None
-    for step, is_whole in ((5, True), (10, True), (15, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "model.safetensors").touch()
-        if is_whole:
-            (folder / "trainer_state.json").touch()
-    assert last_whole_state(tmp_path) == str(tmp_path / "checkpoint-10")

@@ -16,11 +16,10 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from holistic_clip_hf import training_logs
 from holistic_clip_hf.augmentation import Augmentation
 from holistic_clip_hf.reading import PLACE, EndlessRows, Place, stream_loader, undecoded
-from holistic_clip_hf.resuming import PLACE_NAME, last_whole_checkpoint
-from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
+from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments, logs
+from holistic_clip_hf.trainer.resuming import PLACE_NAME, last_whole_checkpoint
 
 MakeTrainer = Callable[..., HolisticCLIPTrainer]
 ROWS = 24
@@ -198,6 +197,14 @@ def test_evaluation_on_a_stream(make_trainer: MakeTrainer, corpus: Dataset) -> N
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
 
 
+def test_evaluation_on_a_stream_by_several_processes_is_refused(
+    make_trainer: MakeTrainer, corpus: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HolisticCLIPTrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="`eval_dataset` is a stream, and there are 2 processes"):
+        make_trainer(evaluation=corpus.to_iterable_dataset())
+
+
 def test_resuming_a_stream_changes_nothing(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path) -> None:
     rows = corpus.to_iterable_dataset(num_shards=2).shuffle(seed=1, buffer_size=3)
     options = {"train": rows, "max_steps": 6, "save_strategy": "steps", "save_steps": 1, "captions_per_image": 1}
@@ -226,6 +233,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(
     (tmp_path / "checkpoint-4" / "rng_state.pth").unlink()
     (tmp_path / "checkpoint-3" / "trainer_state.json").write_text('{"epoch": ')
     (tmp_path / "checkpoint-10").mkdir()
+    assert last_whole_checkpoint(tmp_path).name == "checkpoint-2"
     resumed = make_trainer(**options)
     resumed.train(resume_from_checkpoint=True)
     assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2, 3, 4]
@@ -233,14 +241,13 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(
     (tmp_path / "checkpoint-10").rmdir()
     (tmp_path / "checkpoint-4").rename(tmp_path / "checkpoint-10")
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-10", "by number"
-    with pytest.raises(ValueError, match="holds no checkpoint that all 1 processes have saved to its end"):
-        last_whole_checkpoint(tmp_path / "elsewhere")
+    assert last_whole_checkpoint(tmp_path / "elsewhere") is None
 
 
 def test_a_slot_that_a_stream_never_fills_is_named(
     make_trainer: MakeTrainer, corpus: Dataset, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_logs, "ENOUGH_IMAGES", 8)
+    monkeypatch.setattr(logs, "ENOUGH_IMAGES", 8)
     rows = corpus.map(lambda row: {"captions": row["captions"][:2]}).to_iterable_dataset()
     with caplog.at_level(logging.WARNING):
         make_trainer(train=rows, max_steps=1).train()

@@ -298,3 +298,8 @@ def test_evaluation_does_not_disturb_training(trained: Callable[..., dict[str, T
     expected = trained()
     found = trained(evaluation=corpus, eval_strategy="steps", eval_steps=1)
     assert [name for name, weight in found.items() if not torch.equal(weight, expected[name])] == []
+
+
+def test_nothing_to_resume_from_is_refused(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match="holds no checkpoint that all 1 processes have saved to its end"):
+        make_trainer().train(resume_from_checkpoint=True)

@@ -51,7 +51,7 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
     from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
     from holistic_clip_hf.augmentation import Augmentation
     from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
-    from holistic_clip_hf.training_checks import require_finite
+    from holistic_clip_hf.trainer.checks import require_finite
 
     corpus = load_from_disk(str(folder / job.get("corpus", "corpus")))
     processor = HolisticCLIPProcessor.from_pretrained(folder / "processor")

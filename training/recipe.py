@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig
 
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPVisionConfig
 from holistic_clip_hf.augmentation import Augmentation
-from holistic_clip_hf.training_arguments import HolisticCLIPTrainingArguments
+from holistic_clip_hf.trainer.arguments import HolisticCLIPTrainingArguments
 
 # What a recipe says elsewhere than under `model`, and what `training.train` says itself, by run and machine.
 SAID_ELSEWHERE = {"perspectives", "num_branches", "image_size", "max_position_embeddings"}

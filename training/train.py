@@ -21,11 +21,11 @@ from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.augmentation import Augmentation
 from holistic_clip_hf.corpus.build import read_manifest, write_atomically
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
+from holistic_clip_hf.trainer.resuming import last_whole_checkpoint
 from training.corpora.opening import corpus_directory, open_split
 from training.models import make_model, make_processor
 from training.progress import OneLineProgress
 from training.recipe import Recipe, load_recipe
-from training.sharding import keep_scalars_whole
 from training.tiny import changes, make_ingredients, shrink
 
 FINISHED = "finished.json"
@@ -40,12 +40,6 @@ def is_finished(checkpoint: Path, fingerprint: str) -> bool:
     return json.loads(marker.read_text())["fingerprint"] == fingerprint
 
 
-def last_whole_state(states: Path) -> str | None:
-    """The newest saved state. The Trainer writes `trainer_state.json` last: without it, a save was cut short."""
-    whole = [path.parent for path in states.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
-
-
 def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     """Train a run into `checkpoint`, unless it is there; an interrupted one goes on from its last saved state."""
     fingerprint = recipe.fingerprint(run, read_manifest(corpus)["fingerprint"])
@@ -54,10 +48,10 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
         return
     states = checkpoint.with_name(f"{checkpoint.name}-states") / fingerprint
     trainer = make_trainer(recipe, run, corpus, states)
-    state = last_whole_state(states)
+    state = last_whole_checkpoint(states)
     if state and trainer.is_world_process_zero():
         print(f"going on from {state}")
-    trainer.train(resume_from_checkpoint=state)
+    trainer.train(resume_from_checkpoint=None if state is None else str(state))
     publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
     if trainer.is_world_process_zero():
         shutil.rmtree(states.parent)
@@ -88,7 +82,6 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
     for chatty in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(chatty)
     trainer.add_callback(OneLineProgress())
-    keep_scalars_whole(trainer)
     return trainer
 
 

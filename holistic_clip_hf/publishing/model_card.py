@@ -19,7 +19,11 @@ from .result_tables import describe, result_sections
 TEMPLATE_PATH = Path(__file__).with_name("model_card_template.md")
 TAGS = ("holistic-clip", "clip", "image-text-retrieval", "multi-branch", "arxiv:2412.00440")
 
-MATCHING_NAMES = {"aligned": "aligned: by name", "free": "free: the best branch on the true pair"}
+MATCHING_NAMES = {
+    "aligned": "aligned: by name",
+    "free": "free: the best branch on the true pair",
+    "balanced": "balanced: captions shared out evenly between the branches",
+}
 
 
 @dataclass(frozen=True)

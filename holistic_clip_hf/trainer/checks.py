@@ -3,6 +3,7 @@
 
 import logging
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from .configuration_holistic_clip import HolisticCLIPConfig
-from .corpus.schema import require_perspectives
-from .distributed import gather_objects, sum_over_ranks
-from .matching_holistic_clip import FREE
-from .training_arguments import HolisticCLIPTrainingArguments
+from ..configuration_holistic_clip import HolisticCLIPConfig
+from ..corpus.schema import require_perspectives
+from ..distributed import gather_objects, sum_over_ranks
+from ..matching_holistic_clip import FREE
+from .arguments import HolisticCLIPTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,16 @@ def require_countable(given: Any, args: HolisticCLIPTrainingArguments) -> None:
             f"`eval_dataset` is a stream, and there are {args.world_size} processes: their shares of it need not be "
             f"equal. Valid: a `datasets.Dataset`, such as the stream's first rows in `Dataset.from_list`."
         )
+
+
+def require_checkpoint(found: Path | None, args: HolisticCLIPTrainingArguments) -> Path:
+    """Raise `ValueError` where there is nothing to resume from."""
+    if found is None:
+        raise ValueError(
+            f"{args.output_dir} holds no checkpoint that all {args.world_size} processes have saved to its end. Start "
+            f"afresh, or name a checkpoint."
+        )
+    return found
 
 
 def require_one_device(args: HolisticCLIPTrainingArguments) -> None:

@@ -11,26 +11,17 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .distributed import gather_objects, rank, world_size
-from .reading import EndlessRows, Place
+from ..distributed import gather_objects, rank, world_size
+from ..reading import EndlessRows, Place
 
 PLACE_NAME = "stream-{}.json"
 
 
-def last_whole_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint that all ranks have saved to its end; to be called on all ranks, which agree on it.
-
-    Raises:
-        ValueError: none.
-    """
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that all ranks have saved to its end, if any; to be called on all ranks, which agree."""
     mine = {path.name for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)}
     whole = set.intersection(*gather_objects(mine))
-    if not whole:
-        raise ValueError(
-            f"{folder} holds no checkpoint that all {world_size()} processes have saved to its end. Start afresh, or "
-            f"name a checkpoint."
-        )
-    return folder / max(whole, key=lambda name: int(name.split("-")[-1]))
+    return folder / max(whole, key=lambda name: int(name.split("-")[-1])) if whole else None
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from .collator import HolisticCLIPCollator
+from ..collator import HolisticCLIPCollator
 
 EMA_NAME = "ema.safetensors"
 

@@ -1,11 +1,13 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which parameters are trained, decayed, and with what share of the learning rate, by patterns of their names."""
+"""Which parameters are trained, decayed, sharded, and with what share of the learning rate."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 # Branch tokens and positions are points, not maps: like biases, they are not decayed.
 UNDECAYED_NAMES = ("class_embedding", "position_embedding")
@@ -52,6 +54,23 @@ def scale_learning_rates(optimizer: torch.optim.Optimizer, model: nn.Module, mul
             by_factor.setdefault(next(fitting, 1.0), []).append(parameter)
         split += [{**group, "params": some, "lr": group["lr"] * factor} for factor, some in by_factor.items()]
     optimizer.param_groups[:] = split
+
+
+def keep_scalars_whole(model: nn.Module, accelerator: Accelerator) -> None:
+    """Leave parameters without an axis, the temperature and the bias, out of FSDP2, which cannot shard them.
+
+    Every rank keeps them whole; their gradients are averaged over ranks, as FSDP2 does with what it shards.
+    """
+    scalars = nn.ParameterList([parameter for parameter in model.parameters() if parameter.ndim == 0])
+    accelerator.state.fsdp_plugin.ignored_modules = [scalars]
+
+    def average_gradient(scalar: Tensor) -> None:
+        if scalar.grad is not None and accelerator.sync_gradients:
+            dist.all_reduce(scalar.grad)
+            scalar.grad /= dist.get_world_size()
+
+    for scalar in scalars:
+        scalar.register_post_accumulate_grad_hook(average_gradient)
 
 
 def _require_matches(option: str, patterns: Iterable[str], names: Iterable[str]) -> None:

@@ -16,23 +16,23 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import TrainOutput
 
-from . import training_checks as checks
-from .augmentation import Augmentation
+from ..augmentation import Augmentation
+from ..collator import HolisticCLIPCollator
+from ..distributed import gather_rows, rank_offset
+from ..evaluation.retrieval import recall_by_slot
+from ..loss_holistic_clip import CaptionBatch, multi_to_multi_loss
+from ..matching_holistic_clip import FREE
+from ..modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput
+from ..processing_holistic_clip import HolisticCLIPProcessor
+from ..reading import stream_loader, undecoded
+from ..unreadable import UnreadableImages
+from . import checks
+from .arguments import HolisticCLIPTrainingArguments
 from .callbacks import ClampLogitScale, MovingAverage, TellEpoch
-from .collator import HolisticCLIPCollator
-from .distributed import gather_rows, rank_offset
-from .evaluation.retrieval import recall_by_slot
 from .gradient_cache import Embeddings, cached_backward, split_batch
-from .loss_holistic_clip import CaptionBatch, multi_to_multi_loss
-from .matching_holistic_clip import FREE
-from .modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput
-from .parameter_groups import decayed_names, freeze, scale_learning_rates
-from .processing_holistic_clip import HolisticCLIPProcessor
-from .reading import stream_loader, undecoded
+from .logs import LossLog
+from .parameter_groups import decayed_names, freeze, keep_scalars_whole, scale_learning_rates
 from .resuming import StreamPlace, last_whole_checkpoint
-from .training_arguments import HolisticCLIPTrainingArguments
-from .training_logs import LossLog
-from .unreadable import UnreadableImages
 
 # Entries of a batch that are for the trainer and not for the model.
 ABOUT_ROWS = ("image_ids", "unreadable", "place")
@@ -107,12 +107,15 @@ class HolisticCLIPTrainer(Trainer):
             self.add_callback(callback)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         model.bucket_texts = not sharded
+        if self.is_fsdp_enabled:
+            keep_scalars_whole(model, self.accelerator)
         checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(last_whole_checkpoint(Path(self.args.output_dir)))
+            last = last_whole_checkpoint(Path(self.args.output_dir))
+            resume_from_checkpoint = str(checks.require_checkpoint(last, self.args))
         if resume_from_checkpoint and isinstance(self.train_dataset, IterableDataset):
             self.stream_place.load(Path(resume_from_checkpoint), self.args)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -152,6 +155,7 @@ class HolisticCLIPTrainer(Trainer):
             caption_mask=mask,
             caption_ids=ids,
             duplicate_captions=config.duplicate_captions,
+            diversity=config.diversity,
             diversity_weight=config.diversity_weight,
             diversity_threshold=config.diversity_threshold,
             gathered=CaptionBatch(*map(gather_rows, (*rows, mask, ids))),
@@ -294,6 +298,3 @@ def _embeddings(output: HolisticCLIPOutput) -> Embeddings:
     scalars = [scalar for scalar in (output.logit_scale, output.logit_bias) if scalar is not None]
     assert output.branch_embeds is not None and output.text_embeds is not None  # a training batch has both
     return [output.branch_embeds, output.text_embeds], scalars
-
-
-__all__ = ["HolisticCLIPTrainer", "HolisticCLIPTrainingArguments"]

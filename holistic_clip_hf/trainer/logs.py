@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .distributed import sum_over_ranks
-from .loss_holistic_clip import MultiToMultiLoss
-from .matching_holistic_clip import branch_shares
+from ..distributed import sum_over_ranks
+from ..loss_holistic_clip import MultiToMultiLoss
+from ..matching_holistic_clip import branch_shares
 
 logger = logging.getLogger(__name__)
 
