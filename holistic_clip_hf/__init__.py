@@ -1,7 +1,8 @@
 """CLIPs that read several captions per image and answer with several embeddings per image.
 
 Importing the package registers its classes with transformers' Auto classes. The parts that need more than torch and
-transformers are imported by path: `holistic_clip_hf.trainer`, `.collator`, `.corpus`, `.evaluation`, `.publishing`.
+transformers are imported by path: `holistic_clip_hf.initialization`, `.trainer`, `.collator`, `.corpus`,
+`.evaluation`, `.publishing`.
 """
 
 from transformers import (

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from .augmentation import Augmentation
 from .corpus.sampling import sample_sentences
@@ -107,27 +108,32 @@ class HolisticCLIPCollator:
                 images.append(image if self.augmentation is None else self.augmentation(image, generator))
                 captions.append(self._draw_captions(row, generator))
         stand_in = next((image for image in images if image is not None), None)
-        self._require_something(present, stand_in, captions, unreadable)
+        has_captions = any(text for texts in captions for text in texts)
+        if self.is_training:
+            self._require_something(present, stand_in is not None, has_captions, unreadable)
+        elif stand_in is None:
+            stand_in = Image.new("RGB", (1, 1))
         images = [stand_in if image is None else image for image in images]
         return {
             "pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"],
-            **self.processor.nested_captions(captions),
+            **(self.processor.nested_captions(captions) if has_captions else self._no_captions(len(present))),
             "image_ids": [row["image_id"] for row in present],
             "unreadable": unreadable,
             **({"place": tuple(present[-1][PLACE])} if PLACE in present[-1] else {}),
         }
 
+    def _no_captions(self, num_images: int) -> dict[str, Tensor]:
+        """What evaluation may meet in a last, small batch: something to encode, of which nothing counts."""
+        tokens = self.processor.nested_captions([["-"] * len(self.slots)] * num_images)
+        return {**tokens, "caption_mask": torch.zeros_like(tokens["caption_mask"])}
+
     def _require_something(
-        self,
-        rows: Sequence[Row],
-        stand_in: Image.Image | None,
-        captions: Sequence[Sequence[str | None]],
-        unreadable: Mapping[str, str],
+        self, rows: Sequence[Row], has_image: bool, has_captions: bool, unreadable: Mapping[str, str]
     ) -> None:
-        if stand_in is None:
+        if not has_image:
             reasons = "; ".join(f"{image_id}: {reason}" for image_id, reason in unreadable.items())
             raise ValueError(f"No image of the batch is readable. {reasons}. Check where the images are stored.")
-        if not any(text for texts in captions for text in texts):
+        if not has_captions:
             present = sorted({caption["perspective"] for row in rows for caption in row["captions"]})
             raise ValueError(
                 f"No readable image of the batch has a caption for any of the slots {self.slots}. The corpus has: "

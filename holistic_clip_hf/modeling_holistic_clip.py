@@ -242,7 +242,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         Missing captions never enter the text tower, and captions with the same id (N, M) enter it once.
 
         Raises:
-            ValueError: captions padded in front.
+            ValueError: captions padded in front, or without a token.
         """
         num_images, num_slots = input_ids.shape[:2]
         if attention_mask is None:
@@ -251,6 +251,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             raise ValueError("Captions are padded in front. Set the tokenizer's `padding_side` to 'right'.")
         if caption_mask is None:
             caption_mask = attention_mask.any(dim=-1)
+        if (caption_mask.bool() & ~attention_mask.any(dim=-1)).any():
+            raise ValueError("A caption that is there has no tokens. Set its `caption_mask` to false.")
         present = caption_mask.flatten().nonzero().squeeze(1)
         if len(present) == 0:
             # The text tower is run all the same: with several ranks, all must take part in every step.

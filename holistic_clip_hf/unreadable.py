@@ -38,7 +38,7 @@ def decode_image(image: Any) -> Image.Image:
     if image is None:
         raise UnreadableImageError("the row has no image")
     try:
-        decoded = decoder.decode_example(image)
+        decoded = decoder.decode_example(image) if isinstance(image, (dict, str)) else image
         if isinstance(decoded, Image.Image):
             decoded.load()
     except Exception as error:  # decoders raise whatever a damaged file leads them to

@@ -187,6 +187,13 @@ def test_text_tower_runs_even_without_any_caption(make_model: MakeModel, make_to
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.text_model.parameters())
 
 
+def test_a_caption_without_tokens_is_refused(make_model: MakeModel, make_tokens: MakeTokens) -> None:
+    ids, mask, present = nested(make_tokens)
+    mask[0, 1] = 0
+    with pytest.raises(ValueError, match="Set its `caption_mask` to false"):
+        make_model().encode_captions(ids, mask, torch.ones_like(present))
+
+
 def test_one_bucket_gives_the_same_numbers(make_model: MakeModel, make_tokens: MakeTokens) -> None:
     model = make_model()
     ids, mask, present = nested(make_tokens)

@@ -219,7 +219,7 @@ train.main()
 
 def launch(config: Path, program: list[str], recipe: Path, output_dir: Path) -> dict[str, torch.Tensor]:
     """Weights after a tiny run on two processes."""
-    # A port of its own, so that two test sessions on one machine do not meet.
+    # A port of its own, so that two test runs on one machine do not meet.
     launcher = ["--config_file", str(config), "--num_processes", "2", "--main_process_port", "0"]
     options = ["--recipe", str(recipe), "--run", "holistic", "--tiny", "--output-dir", str(output_dir)]
     settings = {"HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

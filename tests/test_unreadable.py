@@ -97,12 +97,28 @@ def test_only_the_first_damaged_images_are_named(tmp_path: Path, caplog: pytest.
     assert len(json.loads((tmp_path / "unreadable_images.json").read_text())) == 30
 
 
+@pytest.mark.parametrize("reason", ["captionless", "damaged"])
+def test_a_last_evaluation_batch_of_which_nothing_counts(
+    make_trainer: MakeTrainer, corpus: Dataset, reason: str
+) -> None:
+    """Five rows in batches of four: the fifth is alone, and brings nothing."""
+    five = corpus.select(range(5))
+    if reason == "damaged":
+        five = damaged(five, 4)
+    else:
+        five = five.map(lambda row, i: {"captions": row["captions"] if i != 4 else []}, with_indices=True)
+    expected, found = make_trainer().evaluate(corpus.select(range(4))), make_trainer().evaluate(five)
+    same = [name for name in expected if name == "eval_loss" or "_recall@" in name]
+    assert {name: found[name] for name in same} == pytest.approx({name: expected[name] for name in same}, abs=1e-6)
+
+
 def test_evaluation_does_not_count_damaged_images(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path) -> None:
     """The recall of the others; candidates that cannot be seen are none."""
     captionless = corpus.map(lambda row, i: {"captions": row["captions"] if i != 2 else []}, with_indices=True)
     expected = make_trainer(evaluation=captionless).evaluate()
     found = make_trainer(evaluation=damaged(corpus, 2)).evaluate()
-    recalls = [name for name in expected if "image_to_text_recall" in name]
+    recalls = [name for name in expected if "_recall@" in name]
+    assert len(recalls) == 24
     assert {name: found[name] for name in recalls} == {name: expected[name] for name in recalls}
     listed = {corpus["image_id"][2]}
     assert json.loads((tmp_path / "unreadable_images.json").read_text()).keys() == listed

@@ -238,6 +238,8 @@ def recall_by_slot(
 ) -> dict[str, float]:
     """Recall of one vector per image, in both directions: of each slot by itself, and the mean over slots.
 
+    Images without any caption are no candidates.
+
     Args:
         slots: M names.
         image_embeds: (N, D), fused.
@@ -247,6 +249,10 @@ def recall_by_slot(
     Raises:
         ValueError: a slot without any caption.
     """
+    # The collator leaves an image that does not decode without captions, and puts another's pixels in its place.
+    seen = caption_mask.any(dim=1)
+    image_embeds, text_embeds = image_embeds[seen], text_embeds[seen]
+    caption_ids, caption_mask = caption_ids[seen], caption_mask[seen]
     metrics: dict[str, float] = {}
     for index, slot in enumerate(slots):
         if not caption_mask[:, index].any():

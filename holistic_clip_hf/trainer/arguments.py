@@ -48,7 +48,7 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Images per device."})
     num_train_epochs: float = field(default=100, metadata={"help": "Passes over the images."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
-    weight_decay: float = field(default=0.2, metadata={"help": "Not on biases, norms, tokens, positions, scale."})
+    weight_decay: float = field(default=0.2, metadata={"help": "Not on biases, norms, class tokens, positions."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second decay rate."})
     adam_epsilon: float = field(default=1e-6, metadata={"help": "AdamW's epsilon."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})

@@ -18,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..augmentation import Augmentation
 from ..collator import HolisticCLIPCollator
-from ..distributed import gather_rows, rank_offset
+from ..distributed import gather_rows, rank_offset, sum_over_ranks
 from ..evaluation.retrieval import recall_by_slot
 from ..loss_holistic_clip import CaptionBatch, multi_to_multi_loss
 from ..matching_holistic_clip import FREE
@@ -49,10 +49,9 @@ class HolisticCLIPTrainer(Trainer):
         processing_class: the model's `HolisticCLIPProcessor`; it is saved with every checkpoint.
         augmentation: random changes to training images.
 
-    Datasets are those of `datasets`, with random access or streams. A stream needs `max_steps`; each rank reads its
-    own share of it, and its passes are not told apart as epochs. Images are decoded by the data loader's workers; one
-    that does not decode is left out (`collator`), counted as `unreadable_images` over all ranks in the logs, and
-    listed in `unreadable_images.json`. Resuming gives the weights, bit for bit, that the run would have had.
+    Datasets are those of `datasets`, with random access or streams; a stream needs `max_steps`. Each rank decodes its
+    own share in the data loader's workers; images that do not decode are left out (`collator`), counted over all ranks
+    in the logs, and listed in `unreadable_images.json`. Resuming gives the same weights, bit for bit.
 
     Raises:
         ValueError: a branch that no slot would train, a slot without captions, or one process with several GPUs.
@@ -143,10 +142,9 @@ class HolisticCLIPTrainer(Trainer):
 
     def _loss_of(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any], is_training: bool) -> Tensor:
         config, mask, ids = self.model.config, inputs["caption_mask"], inputs["caption_ids"]
-        branch_embeds, text_embeds = rows
         loss = multi_to_multi_loss(
-            branch_embeds,
-            text_embeds,
+            rows[0],
+            rows[1],
             scalars[0],
             objective=config.objective,
             logit_bias=scalars[1] if len(scalars) > 1 else None,
@@ -202,14 +200,18 @@ class HolisticCLIPTrainer(Trainer):
     def prediction_step(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, Any, Any]:
+    ) -> tuple[Tensor | None, Any, Any]:
         """Embeddings as predictions, caption ids and mask as labels: recall needs them of the whole set at once."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+            if sum_over_ranks(inputs["caption_mask"].sum()) == 0:  # a small last batch: no loss, left out of the mean
+                self.unreadable.note(inputs["unreadable"])
+                loss, output = None, self._encode(model, inputs)
+            else:
+                loss, output = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
         return loss, (output.image_embeds, output.text_embeds), (inputs["caption_ids"], inputs["caption_mask"])
@@ -236,10 +238,8 @@ class HolisticCLIPTrainer(Trainer):
             return super().get_eval_dataloader(undecoded(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Every row, unaugmented."""
-        checks.require_countable(test_dataset, self.args)
-        with self._everything_as_it_is():
-            return super().get_test_dataloader(undecoded(test_dataset))
+        """As for evaluation."""
+        return self.get_eval_dataloader(test_dataset)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """With the averaged weights, where there are any, and without a draw that training would have made."""

@@ -37,9 +37,9 @@ def ours(model: HolisticCLIPModel) -> Tensor:
 
 
 def plain(model: HolisticCLIPModel) -> Tensor:
-    ids, mask = captions()
+    ids, _ = captions()  # no mask, as in the released code: causal attention does not see what is padded behind
     branches = model.get_image_features(pixels(), output_patches=True).branch_embeds
-    texts = model.get_text_features(ids.flatten(0, 1), mask.flatten(0, 1)).pooler_output.unflatten(0, ids.shape[:2])
+    texts = model.get_text_features(ids.flatten(0, 1)).pooler_output.unflatten(0, ids.shape[:2])
     targets, losses = torch.arange(IMAGES), []
     for slot in range(ids.shape[1]):
         logits = model.logit_scale.exp() * branches[:, slot] @ texts[:, slot].T
