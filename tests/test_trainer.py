@@ -37,27 +37,6 @@ def test_every_parameter_moves(make_trainer: MakeTrainer, vision: dict[str, Any]
     assert all(value.isfinite().all() for value in after.values())
 
 
-MAPS = ["q_proj", "k_proj", "v_proj", "out_proj", "mlp.fc1", "mlp.fc2"]
-
-
-@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
-def test_what_decays(make_trainer: MakeTrainer, branch_type: str) -> None:
-    trainer = make_trainer({"vision": {"branch_type": branch_type}}, weight_decay=0.3)
-    expected = {"text_model.embeddings.token_embedding.weight", "vision_model.embeddings.patch_embedding.weight"}
-    expected |= {"visual_projection.weight", "text_projection.weight"}
-    for tower, layer, part in [(t, n, m) for t in ("text", "vision") for n in (0, 1) for m in MAPS]:
-        inside = part if part.startswith("mlp") else f"self_attn.{part}"
-        expected.add(f"{tower}_model.encoder.layers.{layer}.{inside}.weight")
-    if branch_type == "mlp":
-        expected |= {f"vision_model.encoder.layers.1.mlp.branch_fc2.{h}.weight" for h in (0, 1)}
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
-    groups = trainer.create_optimizer().param_groups
-    decayed = {names[id(p)] for group in groups for p in group["params"] if group["weight_decay"] == 0.3}
-    others = {names[id(p)] for group in groups for p in group["params"] if group["weight_decay"] == 0.0}
-    assert decayed == expected
-    assert decayed | others == set(names.values()) and not decayed & others
-
-
 @pytest.mark.parametrize(("start", "expected"), [(5.0, math.log(20)), (-1.0, 0.0)])
 def test_temperature_is_clamped(make_trainer: MakeTrainer, start: float, expected: float) -> None:
     trainer = make_trainer(logit_scale_max=20.0, max_steps=1, learning_rate=1e-5)
