@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .matching_holistic_clip import FREE, assign_branches, branch_shares, resolve_matching
+from .matching_holistic_clip import assign_branches, resolve_matching
 from .streaming_holistic_clip import Contest, Objective, Side, sum_over_queries
 
 BRANCHES, TEXTS = 0, 1  # places among the tensors of a rank
@@ -196,11 +196,13 @@ def _contests(
         raise ValueError(f"`duplicate_captions` is {duplicate_captions!r}. Valid: 'positive', 'ignore', 'negative'.")
     whole, softmax = everyone is local, objective.name == "softmax"
     shift = 0 if whole else 2  # where the tensors of all ranks begin
-    for slot, branch in product(range(local.text_embeds.shape[1]), range(local.branch_embeds.shape[1])):
+    num_slots, num_branches = local.text_embeds.shape[1], local.branch_embeds.shape[1]
+    columns_of_slot = [everyone.caption_mask[:, slot].nonzero().squeeze(1) for slot in range(num_slots)]
+    for slot, branch in product(range(num_slots), range(num_branches)):
         rows = (local.caption_mask[:, slot] & (assignment[:, slot] == branch)).nonzero().squeeze(1)
         if len(rows) == 0:
             continue
-        columns = everyone.caption_mask[:, slot].nonzero().squeeze(1)
+        columns = columns_of_slot[slot]
         images = (offset + rows, columns)
         captions = (local.caption_ids[rows, slot], everyone.caption_ids[columns, slot])
         ids = captions if duplicate_captions == "positive" else images
@@ -233,11 +235,4 @@ def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "p
     return F.relu(pairs - threshold).mean() if form == "pairwise" else F.relu(pairs.mean() - threshold)
 
 
-__all__ = [
-    "FREE",
-    "CaptionBatch",
-    "MultiToMultiLoss",
-    "branch_shares",
-    "diversity_penalty",
-    "multi_to_multi_loss",
-]
+__all__ = ["CaptionBatch", "MultiToMultiLoss", "diversity_penalty", "multi_to_multi_loss"]

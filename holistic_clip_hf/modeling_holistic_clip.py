@@ -247,11 +247,12 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         num_images, num_slots = input_ids.shape[:2]
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        elif (attention_mask[..., 0].logical_not() & attention_mask.any(dim=-1)).any():
+        has_tokens = attention_mask.any(dim=-1)
+        if (attention_mask[..., 0].logical_not() & has_tokens).any():
             raise ValueError("Captions are padded in front. Set the tokenizer's `padding_side` to 'right'.")
         if caption_mask is None:
-            caption_mask = attention_mask.any(dim=-1)
-        if (caption_mask.bool() & ~attention_mask.any(dim=-1)).any():
+            caption_mask = has_tokens
+        if (caption_mask.bool() & ~has_tokens).any():
             raise ValueError("A caption that is there has no tokens. Set its `caption_mask` to false.")
         present = caption_mask.flatten().nonzero().squeeze(1)
         if len(present) == 0:

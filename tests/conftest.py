@@ -6,6 +6,8 @@ exchanging two branches would go unnoticed.
 
 import copy
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,3 +186,35 @@ def make_trainer(
         )
 
     return make
+
+
+# An installed package wins over the code in a checkpoint's folder, so it is kept off the path and shown to be absent.
+WITHOUT_THE_PACKAGE = """
+import sys
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "holistic_clip_hf":
+            sys.exit(f"imported {name}")
+
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture
+def without_the_package(tmp_path: Path) -> Callable[..., str]:
+    """`without_the_package(script, *arguments)`: what it prints, run by people who never heard of this package."""
+
+    def run(script: str, *arguments: str | Path) -> str:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        environment.pop("PYTHONPATH", None)
+        command = [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE + script, *map(str, arguments)]
+        ran = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        return ran.stdout
+
+    return run

@@ -1,9 +1,6 @@
 """A saved checkpoint works for people who never heard of this package: its code travels with it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,19 +16,10 @@ STAGED = TRAVELLING | {"config.json", "model.safetensors", "processor_config.jso
 STAGED |= {"tokenizer.json", "tokenizer_config.json"}
 CAPTIONS = [["a red circle", None, "drawn <|endoftext|> flat"]]
 
-# An installed package wins over the code in the folder, so this one is kept off the path and shown to be absent.
 SCRIPT = """
 import json
 import sys
 
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "holistic_clip_hf":
-            sys.exit(f"imported {name}")
-
-
-sys.meta_path.insert(0, Absent())
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoProcessor
@@ -96,19 +84,17 @@ def test_folder_holds_exactly_what_is_needed(staged: Path) -> None:
 
 
 def test_stranger_loads_it_and_gets_the_same_numbers(
-    model: HolisticCLIPModel, processor: HolisticCLIPProcessor, staged: Path, red_square: Image.Image, tmp_path: Path
+    model: HolisticCLIPModel,
+    processor: HolisticCLIPProcessor,
+    staged: Path,
+    red_square: Image.Image,
+    without_the_package: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     picture, numbers, again = tmp_path / "red.png", tmp_path / "numbers.pt", tmp_path / "again"
     red_square.save(picture)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-I", "-c", SCRIPT, str(staged), str(picture), json.dumps(CAPTIONS)]
-    command += [str(numbers), str(again)]
-    ran = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    facts = json.loads(ran.stdout.splitlines()[-1])
+    printed = without_the_package(SCRIPT, staged, picture, json.dumps(CAPTIONS), numbers, again)
+    facts = json.loads(printed.splitlines()[-1])
     assert facts["package"] is False
     assert all(module.startswith("transformers_modules.") for module in facts["modules"]), facts["modules"]
     names = ["HolisticCLIPConfig", "HolisticCLIPVisionConfig", "HolisticCLIPModel", "HolisticCLIPProcessor"]

@@ -68,7 +68,7 @@ class MovingAverage(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The average is what training ends with."""
-        self.put_in()
+        self._overwrite(self.average)
 
     def save(self, checkpoint: Path) -> None:
         """Put the average beside the weights that training goes on from."""
@@ -89,19 +89,16 @@ class MovingAverage(TrainerCallback):
         self.average = {name: value.to(trained[name].device) for name, value in average.items()}
 
     @torch.no_grad()
-    def put_in(self) -> None:
-        """Overwrite the model's weights by their average."""
+    def _overwrite(self, values: dict[str, Tensor]) -> None:
         for name, weight in self._trained().items():
-            weight.copy_(self.average[name])
+            weight.copy_(values[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model with averaged weights, for as long as the context lasts."""
         kept = {name: weight.clone() for name, weight in self._trained().items()}
-        self.put_in()
+        self._overwrite(self.average)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, weight in self._trained().items():
-                    weight.copy_(kept[name])
+            self._overwrite(kept)

@@ -4,8 +4,7 @@
 Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -221,21 +220,15 @@ class HolisticCLIPTrainer(Trainer):
         (images, texts), (ids, mask) = prediction.predictions, prediction.label_ids
         return recall_by_slot(self.slots, *(torch.as_tensor(part) for part in (images, texts, ids, mask)))
 
-    @contextmanager
-    def _everything_as_it_is(self) -> Iterator[None]:
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Every row, also where training drops the last partial batch, and nothing at random."""
+        checks.require_countable(eval_dataset, self.args)
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
         self.args.dataloader_drop_last, self.data_collator = False, collator.for_evaluation()
         try:
-            yield
+            return super().get_eval_dataloader(undecoded(eval_dataset))
         finally:
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Every row, unaugmented."""
-        checks.require_countable(eval_dataset, self.args)
-        with self._everything_as_it_is():
-            return super().get_eval_dataloader(undecoded(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """As for evaluation."""

@@ -52,7 +52,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 def peak_in_fresh_process(script: str, case: str) -> int:
     """`python SCRIPT --memory CASE`, which prints `peak_bytes` of that case."""
-    command = [sys.executable, script, "--memory", case]
+    command = [sys.executable, script, "--memory", case, "--threads", str(torch.get_num_threads())]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
