@@ -271,11 +271,11 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         return flat.unflatten(0, (num_images, num_slots))
 
     def _encode_in_buckets(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """(T, L) to (T, D), texts of like length together: up to 8, 16, 32 ... tokens.
+        """(T, L) to (T, D), texts of like length together: up to 8, 11, 16, 22, 32 ... tokens.
 
         CLIP's text tower is causal and reads the end token, so that padding behind it, trimmed here, changes nothing.
         """
-        buckets = lengths.clamp(min=8).log2().ceil().long() if self.bucket_texts else torch.zeros_like(lengths)
+        buckets = (2 * lengths.clamp(min=8).log2()).ceil().long() if self.bucket_texts else torch.zeros_like(lengths)
         rows, embeds = [], []
         for bucket in buckets.unique().tolist():
             members = (buckets == bucket).nonzero().squeeze(1)

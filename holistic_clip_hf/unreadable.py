@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import TrainerCallback
 
-from .corpus.build import write_atomically
+from .atomic import write_atomically
 from .distributed import gather_objects, rank
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ import pytest
 from datasets import Dataset, Value
 from PIL import Image
 
-from holistic_clip_hf.corpus import build
 from holistic_clip_hf.corpus.build import MANIFEST, Skipped, build_corpus, is_whole, load_corpus, read_manifest
 from holistic_clip_hf.corpus.schema import corpus_features, count_perspectives, validate_row
 
@@ -174,7 +173,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(build.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="full while writing one-.*Free space and run again"):
         build_two(tmp_path)
     assert not list((tmp_path / "data").iterdir())

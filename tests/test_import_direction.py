@@ -45,7 +45,7 @@ TRAVELLING_MAY_TRY = {"ftfy"}
 # A sub-package's level holds for every module in it that has none of its own.
 LEVELS = {
     **dict.fromkeys(SIBLINGS, 0),
-    **dict.fromkeys(["captioning.perspectives", "corpus.schema", "distributed"], 1),
+    **dict.fromkeys(["atomic", "captioning.perspectives", "captioning.rows", "corpus.schema", "distributed"], 1),
     **dict.fromkeys(["evaluation.metrics", "evaluation.records"], 1),
     **dict.fromkeys(["trainer.gradient_cache", "trainer.parameter_groups"], 1),
     **dict.fromkeys(["augmentation", "captioning", "collator", "corpus", "initialization"], 2),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -104,7 +105,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*paths):
         raise OSError("disk full")
 
-    monkeypatch.setattr(records_module.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_records(path, [recall(k=5)])
     assert path.read_bytes() == before

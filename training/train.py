@@ -18,8 +18,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from holistic_clip_hf import HolisticCLIPModel
+from holistic_clip_hf.atomic import write_atomically
 from holistic_clip_hf.augmentation import Augmentation
-from holistic_clip_hf.corpus.build import read_manifest, write_atomically
+from holistic_clip_hf.corpus.build import read_manifest
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
 from holistic_clip_hf.trainer.resuming import last_whole_checkpoint
 from training.corpora.opening import corpus_directory, open_split

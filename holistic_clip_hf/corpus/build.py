@@ -4,14 +4,12 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +17,7 @@ from datasets import Dataset, Features
 from datasets.table import embed_table_storage
 from filelock import FileLock
 
+from ..atomic import write_atomically
 from .schema import validate_row
 
 logger = logging.getLogger(__name__)
@@ -106,26 +105,6 @@ def is_whole(directory: Path, fingerprint: str) -> bool:
     sizes = {directory / record["file"]: record["bytes"] for record in manifest["shards"].values()}
     in_place = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
     return in_place and manifest["fingerprint"] == fingerprint
-
-
-@contextmanager
-def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path` complete, or, after any error, not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(
-            errno.ENOSPC, f"The disk of {path.parent} is full while writing {path.name}. Free space and run again"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_free_space(directory: Path, required_bytes: int) -> None:

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_atomically
+
 Detail = str | int | float | bool
 
 # Values of details that those who write records and those who read them must spell alike.
@@ -143,12 +145,8 @@ def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
     rows = [asdict(merged[key]) for key in sorted(merged)]
     text = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with write_atomically(path) as file:
+        file.write(text.encode())
 
 
 def load_records(path: str | os.PathLike) -> list[Record]:

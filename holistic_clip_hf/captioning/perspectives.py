@@ -1,0 +1,145 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Perspectives: what a captioner is asked about an image, how, and what an answer must look like. Read from YAML."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DEFAULT_FILE = Path(__file__).with_name("perspectives.yaml")
+
+FORMS = ("sentences", "phrase", "list")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a valid answer looks like.
+
+    Args:
+        form: `sentences` end with a full stop, and an unfinished one is cut away; a `phrase` does not; a `list` is
+            of phrases between commas, an unfinished one cut away.
+        min_words, max_words: of the whole answer.
+        language: ISO 639-1 (`en`); `None` takes any.
+    """
+
+    form: str = "sentences"
+    min_words: int = 1
+    max_words: int = 1_000
+    language: str | None = "en"
+
+
+@dataclass(frozen=True)
+class Perspective:
+    """One kind of caption.
+
+    Args:
+        name: what its captions are called; a branch of the same name reads them.
+        prompt: what the captioner is asked; `None` where the text comes with the image, as web text does.
+        max_new_tokens: of an answer, in tokens of the captioner.
+        temperature: 0 takes the most likely token each time.
+        top_p: of nucleus sampling; without effect at temperature 0.
+        answer: what a valid answer looks like.
+    """
+
+    name: str
+    prompt: str | None
+    max_new_tokens: int = 77
+    temperature: float = 0.0
+    top_p: float = 1.0
+    answer: Answer = field(default_factory=Answer)
+
+    @property
+    def prompt_hash(self) -> str:
+        """12 hexadecimal digits that stand for prompt, budget and sampling: another question, other captions."""
+        asked = [self.prompt, self.max_new_tokens, self.temperature, self.top_p]
+        return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def load_perspectives(path: str | Path | None = None, names: Sequence[str] = ()) -> list[Perspective]:
+    """The perspectives of a file (default: the ones that come with the package), all or those of `names`, in order.
+
+    Raises:
+        ValueError: no such file, not YAML, unknown or missing fields, values out of range, or a name that the file
+            lacks or has twice.
+    """
+    path = DEFAULT_FILE if path is None else Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"Got {path}, which is no file; expected YAML as in {DEFAULT_FILE}. Correct the path."
+        )
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML in UTF-8: {error}. Start from a copy of {DEFAULT_FILE}.") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: got {type(entries).__name__}; expected a list of perspectives, `- name: ...`.")
+    read = [_read_perspective(entry, f"Perspective {place} of {path}") for place, entry in enumerate(entries)]
+    known = {perspective.name: perspective for perspective in read}
+    if len(known) < len(read):
+        twice = sorted({each.name for each in read if sum(other.name == each.name for other in read) > 1})
+        raise ValueError(f"{path}: got {twice} twice; expected every name once. Rename one of each.")
+    return [known[name] for name in _require_known(names, known, path)] if names else read
+
+
+def asked(perspectives: Iterable[Perspective]) -> list[Perspective]:
+    """Those that a captioner can be asked: the ones with a prompt."""
+    return [perspective for perspective in perspectives if perspective.prompt is not None]
+
+
+def _require_known(names: Sequence[str], known: dict[str, Perspective], path: Path) -> Sequence[str]:
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"Got the perspectives {unknown}; {path} has {', '.join(known)}. Correct the names.")
+    return names
+
+
+def _read_perspective(entry: Any, where: str) -> Perspective:
+    values = _require_fields(entry, Perspective, where)
+    values["answer"] = Answer(**_require_fields(values.get("answer", {}), Answer, f"`answer` of {where}"))
+    perspective = Perspective(**values)
+    _check_perspective(perspective, where)
+    return perspective
+
+
+def _require_fields(entry: Any, kind: type, where: str) -> dict[str, Any]:
+    valid = [each.name for each in fields(kind)]
+    if not isinstance(entry, dict) or (unknown := sorted(map(str, entry.keys() - set(valid)))):
+        got = f"the fields {unknown}" if isinstance(entry, dict) else repr(entry)
+        raise ValueError(f"{where}: got {got}; valid: {', '.join(valid)}. Correct the file.")
+    if missing := [name for name in ("name", "prompt") if name in valid and name not in entry]:
+        raise ValueError(f"{where}: got no {missing}; expected both, with `prompt: null` for texts that are given.")
+    return dict(entry)
+
+
+def _check_perspective(perspective: Perspective, where: str) -> None:
+    answer = perspective.answer
+    checks = {
+        "name: a word": isinstance(perspective.name, str) and bool(perspective.name.strip()),
+        "prompt: a text or null": perspective.prompt is None or _is_text(perspective.prompt),
+        "max_new_tokens: at least 1": _is_whole(perspective.max_new_tokens) and perspective.max_new_tokens >= 1,
+        "temperature: 0 or more": _is_number(perspective.temperature) and perspective.temperature >= 0,
+        "top_p: above 0, at most 1": _is_number(perspective.top_p) and 0 < perspective.top_p <= 1,
+        f"answer.form: one of {', '.join(FORMS)}": answer.form in FORMS,
+        "answer: 1 <= min_words <= max_words": _is_whole(answer.min_words)
+        and _is_whole(answer.max_words)
+        and 1 <= answer.min_words <= answer.max_words,
+        "answer.language: two letters or null": answer.language is None
+        or (_is_text(answer.language) and len(answer.language) == 2),
+    }
+    if broken := [rule for rule, holds in checks.items() if not holds]:
+        raise ValueError(f"{where}: got {perspective}; expected {'; '.join(broken)}. Correct the file.")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
