@@ -68,9 +68,7 @@ def load_perspectives(path: str | Path | None = None, names: Sequence[str] = ())
     """
     path = DEFAULT_FILE if path is None else Path(path)
     if not path.is_file():
-        raise ValueError(
-            f"Got {path}, which is no file; expected YAML as in {DEFAULT_FILE}. Correct the path."
-        )
+        raise ValueError(f"Got {path}, which is no file; expected YAML as in {DEFAULT_FILE}. Correct the path.")
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
