@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,3 +146,28 @@ def diversity(branches: Any, threshold: float, form: str) -> Any:
 
 def hinge(value: Any) -> Any:
     return value if number(value) > 0 else 0.0 * value
+
+
+def unit(rows: int, width: int, seed: int) -> torch.Tensor:
+    values = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(values, dim=-1)
+
+
+def random_pairs(queries: int, candidates: int, seed: int) -> torch.Tensor:
+    """One to three correct candidates for each query."""
+    rng = np.random.default_rng(seed)
+    drawn = [(q, c) for q in range(queries) for c in rng.choice(candidates, rng.integers(1, 4), replace=False)]
+    return torch.tensor(drawn)
+
+
+# Four images, eight texts: texts 2i and 2i + 1 belong to image i. Scores are read off: with the identity as text
+# embeddings, row i of the matrix is image i's score for each text.
+RETRIEVAL_SCORES = torch.tensor(
+    [
+        [0.9, 0.1, 0.2, 0.3, 0.4, 0.0, 0.0, 0.0],  # best correct 0.9: nothing ahead
+        [0.8, 0.7, 0.6, 0.5, 0.0, 0.0, 0.0, 0.0],  # best correct 0.6: two ahead
+        [0.5, 0.5, 0.5, 0.5, 0.1, 0.5, 0.5, 0.5],  # best correct 0.5: tied with six others
+        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.1, 0.2],  # best correct 0.2: six ahead
+    ]
+)
+RETRIEVAL_PAIRS = torch.tensor([[image, 2 * image + half] for image in range(4) for half in range(2)])

@@ -46,7 +46,7 @@ TRAVELLING_MAY_TRY = {"ftfy"}
 LEVELS = {
     **dict.fromkeys(SIBLINGS, 0),
     **dict.fromkeys(["atomic", "captioning.perspectives", "captioning.rows", "corpus.schema", "distributed"], 1),
-    **dict.fromkeys(["evaluation.metrics", "evaluation.records"], 1),
+    **dict.fromkeys(["evaluation.metrics", "evaluation.ranking", "evaluation.records"], 1),
     **dict.fromkeys(["trainer.gradient_cache", "trainer.parameter_groups"], 1),
     **dict.fromkeys(["augmentation", "captioning", "collator", "corpus", "initialization"], 2),
     **dict.fromkeys(["reading", "unreadable"], 2),

@@ -1,4 +1,4 @@
-"""Retrieval metrics against hand-written matrices, closed forms and a plain loop; ties, chunks, permutations."""
+"""Recall, median rank, chance and confidence in closed form; equal captions as one text."""
 
 from itertools import combinations
 
@@ -13,112 +13,13 @@ from holistic_clip_hf.evaluation.metrics import (
     chance_recall_at,
     distinct_captions,
     median_rank,
-    rank_both_directions,
     recall_at,
-    retrieval_ranks,
     retrieval_recalls,
-    top_candidates,
 )
-
-# Four images, eight texts: texts 2i and 2i + 1 belong to image i. Scores are read off: with the identity as text
-# embeddings, row i of the matrix is image i's score for each text.
-SCORES = torch.tensor(
-    [
-        [0.9, 0.1, 0.2, 0.3, 0.4, 0.0, 0.0, 0.0],  # best correct 0.9: nothing ahead
-        [0.8, 0.7, 0.6, 0.5, 0.0, 0.0, 0.0, 0.0],  # best correct 0.6: two ahead
-        [0.5, 0.5, 0.5, 0.5, 0.1, 0.5, 0.5, 0.5],  # best correct 0.5: tied with six others
-        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.1, 0.2],  # best correct 0.2: six ahead
-    ]
-)
-PAIRS = torch.tensor([[image, 2 * image + half] for image in range(4) for half in range(2)])
-# Down each column: how many of the other three images score at least as high.
-TEXT_RANKS = [1, 3, 1, 2, 2, 0, 1, 1]
-
-
-def unit(rows: int, width: int, seed: int) -> torch.Tensor:
-    values = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.normalize(values, dim=-1)
-
-
-def random_pairs(queries: int, candidates: int, seed: int) -> torch.Tensor:
-    """One to three correct candidates for each query."""
-    rng = np.random.default_rng(seed)
-    drawn = [(q, c) for q in range(queries) for c in rng.choice(candidates, rng.integers(1, 4), replace=False)]
-    return torch.tensor(drawn)
-
-
-def ranks_by_loop(queries: torch.Tensor, candidates: torch.Tensor, pairs: torch.Tensor) -> list[int]:
-    ranks = []
-    for index, query in enumerate(queries):
-        correct = {int(c) for q, c in pairs if q == index}
-        scores = [float(query.double() @ candidate.double()) for candidate in candidates]
-        best = max(scores[c] for c in correct)
-        ranks.append(sum(1 for c, score in enumerate(scores) if c not in correct and score >= best))
-    return ranks
-
-
-def test_ranks_of_a_matrix_checked_by_eye():
-    both = rank_both_directions(SCORES, torch.eye(8), PAIRS)
-
-    assert both["image_to_text"].ranks.tolist() == [0, 2, 6, 6]
-    assert both["text_to_image"].ranks.tolist() == TEXT_RANKS
-    assert both["image_to_text"].num_correct.tolist() == [2, 2, 2, 2]
-    assert both["text_to_image"].num_correct.tolist() == [1] * 8
-    assert both["image_to_text"].num_candidates == 8
-    assert both["text_to_image"].num_candidates == 4
-
-
-def test_ranks_equal_a_plain_loop():
-    queries, candidates, pairs = unit(23, 6, seed=0), unit(31, 6, seed=1), random_pairs(23, 31, seed=2)
-
-    assert retrieval_ranks(queries, candidates, pairs).tolist() == ranks_by_loop(queries, candidates, pairs)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 2, 7, 23, 1000])
-def test_ranks_do_not_depend_on_chunk_size_even_with_ties(chunk_size):
-    candidates = unit(6, 512, seed=1).repeat(5, 1)  # each candidate five times: ties everywhere
-    queries, pairs = unit(23, 512, seed=0), random_pairs(23, 30, seed=2)
-
-    expected = retrieval_ranks(queries, candidates, pairs, chunk_size=4)
-    assert torch.equal(retrieval_ranks(queries, candidates, pairs, chunk_size=chunk_size), expected)
-
-
-def test_ranks_follow_a_permutation_of_queries_and_ignore_one_of_candidates():
-    queries, candidates, pairs = unit(23, 6, seed=0), unit(31, 6, seed=1), random_pairs(23, 31, seed=2)
-    torch.manual_seed(0)
-    new_query, new_candidate = torch.randperm(23), torch.randperm(31)  # new_query[i] is the new place of query i
-    moved = torch.stack([new_query[pairs[:, 0]], new_candidate[pairs[:, 1]]], dim=1)[torch.randperm(len(pairs))]
-
-    ranks = retrieval_ranks(queries[new_query.argsort()], candidates[new_candidate.argsort()], moved, chunk_size=4)
-    assert torch.equal(ranks[new_query], retrieval_ranks(queries, candidates, pairs))
-
-
-def test_a_collapsed_model_is_never_better_than_chance():
-    embeds, pairs = unit(1, 16, seed=0).expand(20, -1), torch.arange(20)[:, None].expand(-1, 2)
-
-    ranks = retrieval_ranks(embeds, embeds, pairs)
-    assert ranks.tolist() == [19] * 20
-    assert recall_at(ranks, (1, 10)) == {1: 0.0, 10: 0.0}
-
-
-def test_winning_by_rounding_is_a_tie_and_winning_by_more_is_not():
-    query, correct = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])
-    for lead, rank in ((1e-7, 1), (1e-4, 0)):
-        other = correct - torch.tensor([[lead, 0.0]])
-        for scale in (1.0, 1e3):  # the rule does not depend on how long the vectors are
-            candidates = scale * torch.cat([other, correct])
-            assert retrieval_ranks(query, candidates, torch.tensor([[0, 1]])).tolist() == [rank]
-
-
-def test_duplicates_among_the_correct_candidates_do_no_harm():
-    embeds = torch.eye(3)[[0, 0, 1, 2]]
-    assert retrieval_ranks(embeds[:1], embeds, torch.tensor([[0, 0], [0, 1]])).tolist() == [0]
-    assert retrieval_ranks(embeds[:1], embeds, torch.tensor([[0, 0]])).tolist() == [1]
-
-
-def test_embeddings_may_be_numpy_arrays_or_half_precision():
-    assert retrieval_ranks(SCORES.numpy(), np.eye(8), PAIRS.numpy()).tolist() == [0, 2, 6, 6]
-    assert retrieval_ranks(SCORES.bfloat16(), torch.eye(8), PAIRS).tolist() == [0, 2, 6, 6]
+from holistic_clip_hf.evaluation.ranking import rank_both_directions, retrieval_ranks
+from reference import RETRIEVAL_PAIRS as PAIRS
+from reference import RETRIEVAL_SCORES as SCORES
+from reference import random_pairs, unit
 
 
 def test_equal_captions_are_correct_for_all_their_images():
@@ -201,41 +102,12 @@ def test_bootstrap_interval_is_seeded_and_covers_the_mean():
     assert low < narrow[0] < narrow[1] < high
 
 
-def test_top_candidates_are_sorted_and_ties_keep_their_order():
-    scores = torch.tensor([[0.1, 0.9, 0.9, 0.5], [0.0, 0.0, 0.0, 1.0]])
-    assert top_candidates(scores, torch.eye(4), 3).tolist() == [[1, 2, 3], [3, 0, 1]]
-    assert top_candidates(scores, torch.eye(4), 3, chunk_size=1).tolist() == [[1, 2, 3], [3, 0, 1]]
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda: retrieval_ranks(torch.eye(3), torch.eye(3), torch.tensor([[0, 0], [2, 1]])),
-            "1 of 3 queries have no",
-        ),
-        (lambda: retrieval_ranks(torch.eye(2), torch.full((2, 2), torch.nan), torch.eye(2).long()), "not finite"),
-        (lambda: retrieval_ranks(torch.eye(2), torch.eye(3), torch.eye(2).long()), "Queries have width 2"),
-        (lambda: retrieval_ranks(torch.eye(2)[None], torch.eye(2), torch.eye(2).long()), "one branch at a time"),
-        (lambda: retrieval_ranks(torch.eye(2), torch.eye(2), torch.tensor([[0, 0], [1, 2]])), "do not exist"),
-        (
-            lambda: retrieval_ranks(torch.eye(2), torch.eye(2), torch.tensor([[0, 0], [1, -1]])),
-            "do not exist",
-        ),
-        (lambda: retrieval_ranks(torch.eye(2), torch.eye(2), torch.arange(2)), "Expected \\(pairs, 2\\)"),
-        (
-            lambda: retrieval_ranks(torch.eye(1), torch.eye(1), torch.zeros(1, 2).long(), chunk_size=0),
-            "`chunk_size` is 0",
-        ),
-        (lambda: rank_both_directions(torch.eye(2), torch.eye(2), torch.empty(0, 2).long()), "at least one pair"),
-        (
-            lambda: rank_both_directions(torch.eye(2), torch.eye(2), torch.tensor([[5, 0]])),
-            "do not exist; there are 2 and 2",
-        ),
         (lambda: recall_at(torch.tensor([0]), (0, 1)), "`ks` is \\(0, 1\\)"),
         (lambda: recall_at(torch.tensor([], dtype=torch.long)), "at least one"),
         (lambda: chance_recall_at(torch.tensor([0, 1]), 5), "Queries have 0 to 1 correct"),
-        (lambda: top_candidates(torch.eye(2), torch.eye(2), 3), "`k` is 3"),
     ],
 )
 def test_misuse_is_refused(call, message):

@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoProcessor
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.corpus.schema import count_perspectives
-from holistic_clip_hf.evaluation.metrics import caption_pairs, top_candidates
+from holistic_clip_hf.evaluation.metrics import caption_pairs
+from holistic_clip_hf.evaluation.ranking import top_candidates
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, save_records
 from holistic_clip_hf.evaluation.retrieval import (
     captions_by_perspective,

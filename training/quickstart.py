@@ -15,7 +15,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import logging
 
 from holistic_clip_hf.corpus.build import read_manifest
-from holistic_clip_hf.evaluation.metrics import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from holistic_clip_hf.evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, load_records, save_records
 from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
 from holistic_clip_hf.publishing.model_card import CardFacts, TrainingData, render_model_card

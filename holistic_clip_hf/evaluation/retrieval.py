@@ -20,17 +20,16 @@ from tqdm.auto import tqdm
 from ..processing_holistic_clip import clean_caption
 from .metrics import (
     PAPER_KS,
-    DirectionRanks,
     bootstrap_interval,
     caption_pairs,
     chance_median_rank,
     chance_recall_at,
     distinct_captions,
     median_rank,
-    rank_both_directions,
     recall_at,
     retrieval_recalls,
 )
+from .ranking import DirectionRanks, rank_both_directions
 from .records import FUSED, PER_PERSPECTIVE, Provenance, Record
 
 TASK = "retrieval"

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..evaluation.metrics import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from ..evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from ..evaluation.records import FUSED, PER_PERSPECTIVE, Record
 
 DIRECTION_NAMES = {TEXT_TO_IMAGE: "text → image", IMAGE_TO_TEXT: "image → text"}
