@@ -20,7 +20,7 @@ BRANCH_ISOLATIONS = ("isolated", "strict", "anchored", "open", "official")
 PATCH_STEMS = ("linear", "convolutional")
 MATCHINGS = ("aligned", "free", "balanced")
 OBJECTIVES = ("softmax", "sigmoid")
-FUSIONS = ("mean", "weighted", "max", "softmax")
+FUSIONS = ("mean", "weighted", "routed", "max", "softmax")
 DIVERSITIES = ("pairwise", "official")
 DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 
@@ -126,8 +126,12 @@ class HolisticCLIPConfig(PreTrainedConfig):
         logit_bias_init_value: initial bias of the logits with `objective="sigmoid"`; -10 in SigLIP. Not used else.
         matching: which branch is held against which caption: `"aligned"` (by name; the paper's main setting),
             `"free"` (the branch that scores the true pair highest) or `"balanced"` (free, but no branch starves).
-        fusion: how the H similarities become one score. `"mean"` is the paper's (its Table 7: above max).
+        fusion: how the H similarities become one score. `"mean"` is the paper's (its Table 7: above max),
+            `"weighted"` has one weight per branch, `"routed"` lets the text say how much each branch answers,
+            `"softmax"` lets its similarities say so.
         branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
+        fusion_scale: of the similarities within `fusion="softmax"`: 0 is the mean, infinity the maximum. Left out: the
+            model's own logit scale.
         diversity: what is penalised: `"pairwise"`, each pair of branches that say the same; `"official"`, as the
             released code, only a high mean over all pairs, which two collapsed branches of five do not reach.
         diversity_weight, diversity_threshold: of the penalty on branches that say the same; 1.0 and 0.7 in the
@@ -156,6 +160,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
     matching: str = "aligned"
     fusion: str = "mean"
     branch_weights: list[float | int] | tuple[float | int, ...] | None = None
+    fusion_scale: float | int | None = None
     diversity: str = "pairwise"
     diversity_weight: float | int = 1.0
     diversity_threshold: float | int = 0.7
@@ -224,6 +229,11 @@ class HolisticCLIPConfig(PreTrainedConfig):
             raise ValueError(
                 f"`branch_weights` go with `fusion='weighted'`, and only with it; got fusion={self.fusion!r}, "
                 f"branch_weights={self.branch_weights}."
+            )
+        if self.fusion_scale is not None and (self.fusion != "softmax" or not 0 <= self.fusion_scale < math.inf):
+            raise ValueError(
+                f"`fusion_scale` goes with `fusion='softmax'` and is 0 or more; got fusion={self.fusion!r}, "
+                f"fusion_scale={self.fusion_scale}."
             )
         if self.branch_weights is None:
             return

@@ -26,8 +26,22 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_holistic_clip import HolisticCLIPConfig
+from .fusion_holistic_clip import BranchFusion, BranchRouter
 from .loss_holistic_clip import MultiToMultiLoss, multi_to_multi_loss
 from .vision_holistic_clip import HolisticCLIPPreTrainedModel, HolisticCLIPVisionModel, HolisticCLIPVisionOutput
+
+
+@dataclass
+class HolisticCLIPTextOutput(BaseModelOutputWithPooling):
+    """What `get_text_features` returns beside the text tower's own.
+
+    Args:
+        pooler_output: (T, D), or (T, H * D) with `fusion="routed"`: its dot product with an image's `pooler_output`
+            is the fused similarity.
+        text_embeds: (T, D) of unit length, to hold against single branches.
+    """
+
+    text_embeds: Tensor | None = None
 
 
 @dataclass
@@ -52,9 +66,9 @@ class HolisticCLIPOutput(ModelOutput):
         loss: scalar, with `return_loss=True`.
         logits_per_image: (N, T), scaled and fused similarity; `None` for nested captions.
         logits_per_text: (T, N), its transpose.
-        image_embeds: (N, D), the fused vectors.
+        image_embeds: (N, D), the fused vectors; (N, H * D) with `fusion="routed"`.
         branch_embeds: (N, H, D), unit length.
-        text_embeds: (T, D), or (N, M, D) for nested captions; unit length.
+        text_embeds: (T, D), or (N, M, D) for nested captions, of unit length; (T, H * D) with `fusion="routed"`.
         logit_scale: scalar, the inverse temperature (exponentiated).
         logit_bias: scalar, added to the logits with `objective="sigmoid"`.
         loss_parts: `contrastive` and `diversity`, with `return_loss=True`.
@@ -97,6 +111,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         vision_width, text_width = self.vision_model.config.hidden_size, self.text_model.config.hidden_size
         self.visual_projection = nn.Linear(vision_width, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(text_width, config.projection_dim, bias=False)
+        self.branch_fusion = BranchFusion(config)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.logit_bias = None
         if config.objective == "sigmoid":
@@ -106,6 +121,9 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, BranchRouter):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         if module is not self:
             return
         for projection in (self.text_projection, self.visual_projection):
@@ -128,8 +146,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
-        """Encode texts: (T, L) to `pooler_output` (T, D), of unit length.
+    ) -> HolisticCLIPTextOutput:
+        """Encode texts: (T, L) to `text_embeds` (T, D) of unit length, and `pooler_output`, what fusion makes of them.
 
         Raises:
             ValueError: texts longer than the model has positions, or token ids that it does not know.
@@ -138,8 +156,9 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
-        outputs.pooler_output = F.normalize(self.text_projection(outputs.pooler_output), dim=-1)
-        return outputs
+        text_embeds = F.normalize(self.text_projection(outputs.pooler_output), dim=-1)
+        outputs.pooler_output = self.branch_fusion.text_vectors(text_embeds)
+        return HolisticCLIPTextOutput(**outputs, text_embeds=text_embeds)
 
     @can_return_tuple
     def get_image_features(
@@ -170,7 +189,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             num_class_tokens = self.vision_model.embeddings.num_class_tokens
             outputs.last_hidden_state = outputs.last_hidden_state[..., :num_class_tokens, :]
         outputs.branch_embeds = F.normalize(self.visual_projection(outputs.branch_embeds), dim=-1)
-        outputs.pooler_output = self.fuse_branches(outputs.branch_embeds)
+        outputs.pooler_output = self.branch_fusion.image_vectors(outputs.branch_embeds)
         return outputs
 
     @can_return_tuple
@@ -188,8 +207,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         embeds = F.normalize(self.visual_projection(patches), dim=-1)
         if not tower.encoder.has_streams:
             return HolisticCLIPPatchOutput(patch_embeds=embeds)
-        fused = self.fuse_branches(embeds.flatten(2)).unflatten(-1, embeds.shape[2:])
-        return HolisticCLIPPatchOutput(patch_embeds=fused, branch_patch_embeds=embeds)
+        return HolisticCLIPPatchOutput(patch_embeds=self.branch_fusion.mean(embeds), branch_patch_embeds=embeds)
 
     def _check_tokens(self, input_ids: Tensor) -> None:
         longest, known = self.text_model.config.max_position_embeddings, self.get_input_embeddings().num_embeddings
@@ -208,27 +226,10 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
                 f"processor, or `resize_token_embeddings` after adding tokens."
             )
 
-    def fuse_branches(self, branch_embeds: Tensor) -> Tensor:
-        """(N, H, D) to (N, D): the mean of unit vectors, weighted with `fusion="weighted"`.
-
-        It is not normalised again: its dot product with a unit text vector is then the mean of the branches'
-        similarities. `"max"` and `"softmax"` have no vector of their own and take the mean here.
-        """
-        if self.config.branch_weights is None:
-            return branch_embeds.mean(dim=1)
-        weights = branch_embeds.new_tensor(self.config.branch_weights)
-        return torch.einsum("nhd,h->nd", branch_embeds, weights / weights.sum())
-
     def fused_similarity(self, branch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """(N, H, D) and (T, D) to (N, T): cosine similarity over branches, fused as `config.fusion` says."""
         text_embeds = text_embeds.to(branch_embeds.device)  # a device map may have put the towers on two
-        if self.config.fusion in ("mean", "weighted"):
-            return self.fuse_branches(branch_embeds) @ text_embeds.T
-        similarity = torch.einsum("nhd,td->nht", branch_embeds, text_embeds)
-        if self.config.fusion == "max":
-            return similarity.amax(dim=1)
-        weights = (self.logit_scale.exp().to(similarity.device) * similarity).softmax(dim=1)
-        return (weights * similarity).sum(dim=1)
+        return self.branch_fusion.similarity(branch_embeds, text_embeds, self.logit_scale.exp())
 
     def encode_captions(
         self,
@@ -257,7 +258,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         present = caption_mask.flatten().nonzero().squeeze(1)
         if len(present) == 0:
             # The text tower is run all the same: with several ranks, all must take part in every step.
-            unused = self.get_text_features(input_ids[:1, 0, :1]).pooler_output
+            unused = self.get_text_features(input_ids[:1, 0, :1]).text_embeds
             return (0.0 * unused).expand(num_images, num_slots, -1)
         places = torch.arange(len(present), device=present.device)
         inverse, first = places, places
@@ -280,7 +281,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         for bucket in buckets.unique().tolist():
             members = (buckets == bucket).nonzero().squeeze(1)
             rows.append(members)
-            embeds.append(self.get_text_features(input_ids[members, : int(lengths[members].max())]).pooler_output)
+            embeds.append(self.get_text_features(input_ids[members, : int(lengths[members].max())]).text_embeds)
         return torch.cat(embeds).to(input_ids.device)[torch.cat(rows).argsort()]
 
     @can_return_tuple
@@ -315,16 +316,16 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("Give `pixel_values`, `input_ids`, or both.")
-        images = texts = text_embeds = logits = None
+        images = texts = text_embeds = text_vectors = logits = None
         if pixel_values is not None:
             images = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         if input_ids is not None and input_ids.ndim == 3:
             if caption_mask is None and attention_mask is not None:
                 caption_mask = attention_mask.any(dim=-1)
-            text_embeds = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
+            text_embeds = text_vectors = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
         elif input_ids is not None:
             texts = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-            text_embeds = texts.pooler_output
+            text_embeds, text_vectors = texts.text_embeds, texts.pooler_output
             if images is not None:
                 similarity = self.fused_similarity(images.branch_embeds, text_embeds)
                 logits = self.logit_scale.exp().to(similarity.device) * similarity
@@ -341,7 +342,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             logits_per_text=None if logits is None else logits.T,
             image_embeds=None if images is None else images.pooler_output,
             branch_embeds=None if images is None else images.branch_embeds,
-            text_embeds=text_embeds,
+            text_embeds=text_vectors,
             logit_scale=self.logit_scale.exp(),
             logit_bias=self.logit_bias,
             loss_parts=None if loss is None else {"contrastive": loss.contrastive, "diversity": loss.diversity},
@@ -394,7 +395,7 @@ class HolisticCLIPForImageClassification(HolisticCLIPPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     auto_classes = ("AutoModelForImageClassification",)
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^(logit_|branch_fusion)"]
     _input_embed_layer = "patch_embedding"
 
     def __init__(self, config: HolisticCLIPConfig) -> None:
@@ -441,6 +442,7 @@ __all__ = [
     "HolisticCLIPOutput",
     "HolisticCLIPPatchOutput",
     "HolisticCLIPPreTrainedModel",
+    "HolisticCLIPTextOutput",
     "HolisticCLIPVisionModel",
     "HolisticCLIPVisionOutput",
 ]

@@ -51,6 +51,8 @@ REFUSED = [
     ({"fusion": "sum"}, "`fusion` is 'sum'. Valid: 'mean'"),
     ({"duplicate_captions": "drop"}, "`duplicate_captions` is 'drop'. Valid: 'positive'"),
     ({"diversity_weight": -0.1}, "`diversity_weight` is -0.1"),
+    ({"fusion_scale": 2.0}, "`fusion_scale` goes with `fusion='softmax'`"),
+    ({"fusion": "softmax", "fusion_scale": -1.0}, "0 or more; got fusion='softmax', fusion_scale=-1.0"),
     ({"fusion": "weighted"}, "`branch_weights` go with `fusion='weighted'`"),
     ({"branch_weights": [1.0] * 6}, "`branch_weights` go with `fusion='weighted'`"),
     ({"fusion": "weighted", "branch_weights": [1.0, 2.0]}, "needs 6 non-negative numbers"),

@@ -1,8 +1,7 @@
-"""The joint model: CLIP at H=1, stock weights by name, texts in buckets, fusion, and what a checkpoint keeps."""
+"""The joint model: CLIP at H=1, stock weights by name, texts in buckets, and what a checkpoint keeps."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -134,39 +133,6 @@ def test_initialisation_is_clips(make_config: Callable[..., HolisticCLIPConfig])
     assert all(
         torch.equal(ours[name], value) for name, value in clip.items() if value.ndim < 2 and "class" not in name
     )
-
-
-FUSIONS: list[dict[str, Any]] = [
-    {"fusion": "mean"},
-    {"fusion": "weighted", "branch_weights": [1.0, 0.0, 3.0]},
-    {"fusion": "max"},
-    {"fusion": "softmax"},
-]
-
-
-@pytest.mark.parametrize("options", FUSIONS, ids=[options["fusion"] for options in FUSIONS])
-def test_fusion_equals_the_loops(
-    make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, options: dict[str, Any]
-) -> None:
-    model = make_model(**options)
-    ids, mask = make_tokens([4, 9])
-    output = model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values)
-    scale = model.logit_scale.exp().item()
-    for image, text in [(image, text) for image in range(4) for text in range(2)]:
-        scores = (output.branch_embeds[image] @ output.text_embeds[text]).tolist()
-        boltzmann = torch.tensor([scale * score for score in scores]).softmax(dim=0).tolist()
-        expected = {
-            "mean": sum(scores) / 3,
-            "weighted": 0.25 * scores[0] + 0.75 * scores[2],
-            "max": max(scores),
-            "softmax": sum(weight * score for weight, score in zip(boltzmann, scores, strict=True)),
-        }[options["fusion"]]
-        assert output.logits_per_image[image, text].item() == pytest.approx(scale * expected, abs=1e-4)
-        assert output.logits_per_text[text, image] == output.logits_per_image[image, text]
-    if options["fusion"] in ("mean", "weighted"):
-        torch.testing.assert_close(
-            output.logits_per_image, output.logit_scale * output.image_embeds @ output.text_embeds.T, **CLOSE
-        )
 
 
 def test_one_modality_and_tuples(make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 
-PARTS = ("configuration", "layers", "loss", "matching", "modeling", "processing", "streaming", "vision")
+PARTS = ("configuration", "fusion", "layers", "loss", "matching", "modeling", "processing", "streaming", "vision")
 TRAVELLING = {f"{part}_holistic_clip.py" for part in PARTS}
 STAGED = TRAVELLING | {"config.json", "model.safetensors", "processor_config.json"}
 STAGED |= {"tokenizer.json", "tokenizer_config.json"}
