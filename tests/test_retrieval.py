@@ -8,8 +8,10 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from torch import nn
 
-from holistic_clip_hf.evaluation.records import capture_provenance
-from holistic_clip_hf.evaluation.retrieval import encode_images, encode_texts, evaluate_retrieval
+from holistic_clip_hf.evaluation.encoding import encode_images, encode_texts
+from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance
+from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
+from holistic_clip_hf.fusion_holistic_clip import BranchFusion
 
 WORDS = ("<pad>", "fox", "owl", "elephant", "cat", "flat", "watercolour", "photo")
 PROVENANCE = capture_provenance(model="keywords", dataset="drawings", split="test", seed=0)
@@ -24,13 +26,22 @@ DRAWINGS = (
 
 
 class KeywordModel(nn.Module):
-    """Branch h of an image is the one-hot word in its colour channel h; a text is the *unnormalised* word it holds."""
+    """Branch h of an image is the one-hot word in its colour channel h; a text is the sum of its words."""
 
     device = torch.device("cpu")
 
     def __init__(self, perspectives: tuple[str, ...] = ("object", "style"), fusion: str = "mean") -> None:
         super().__init__()
-        self.config = SimpleNamespace(perspectives=perspectives, fusion=fusion)
+        self.config = SimpleNamespace(
+            perspectives=perspectives,
+            fusion=fusion,
+            branch_weights=None,
+            fusion_scale=None,
+            num_branches=len(perspectives),
+            projection_dim=len(WORDS),
+        )
+        self.branch_fusion = BranchFusion(self.config)
+        self.logit_scale = torch.tensor(3.0)
         self.frozen = nn.Dropout()
         self.seen_texts: list[int] = []
         self.seen_modes: list[bool] = []
@@ -39,15 +50,14 @@ class KeywordModel(nn.Module):
         self.seen_modes += [self.training, torch.is_grad_enabled()]
         words = pixel_values[:, : len(self.config.perspectives), 0, 0].long()
         branches = nn.functional.one_hot(words, len(WORDS)).float()
-        return SimpleNamespace(pooler_output=branches.mean(dim=1), branch_embeds=branches)
+        return SimpleNamespace(branch_embeds=branches)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
         self.seen_modes += [self.training, torch.is_grad_enabled()]
         self.seen_texts += [len(input_ids)]
         assert torch.equal(attention_mask.bool(), input_ids > 0)
-        return SimpleNamespace(
-            pooler_output=7.0 * nn.functional.one_hot(input_ids, len(WORDS)).sum(dim=1)[:, :].float()
-        )
+        words = nn.functional.one_hot(input_ids, len(WORDS)).sum(dim=1).float()
+        return SimpleNamespace(text_embeds=nn.functional.normalize(words, dim=-1))
 
 
 def processor(images=None, text=None, *, return_tensors, padding=None, truncation=None) -> dict[str, torch.Tensor]:
@@ -110,7 +120,9 @@ def test_every_number_of_a_known_model():
     assert values["object", "image_to_text", "style", "recall@3"] == 1.0
     # Two of four images are right for a style, so at worst the third is.
     assert values["style", "text_to_image", "object", "recall@3"] == 1.0
-    assert len(values) == 2 * 2 * 3 * 3  # perspectives, directions, fused and branches, metrics
+    assert values["object", "text_to_image", "object", "mean_average_precision"] == 1.0
+    assert values["object", "image_to_text", "style", "mean_average_precision"] == pytest.approx(1 / 3)
+    assert len(values) == 2 * 2 * 3 * 4  # perspectives, directions, fused and branches, metrics
 
 
 def test_counts_chance_and_what_makes_a_record_repeatable():
@@ -146,6 +158,49 @@ def test_results_do_not_depend_on_batch_size_or_row_order():
         assert {key: record.value for key, record in measure(**options).items()} == expected
 
 
+def test_every_fusion_is_measured():
+    """The better branch of two: the fox's score is 1 where its mean is 1/2, and no other image reaches it."""
+    values = measure(KeywordModel(fusion="max"))
+    assert values["object", "text_to_image", "fused", "recall@1"].value == 1.0
+    assert values["object", "text_to_image", "fused", "recall@1"].details["fusion"] == "max"
+
+
+def protocol_records(protocol: str) -> dict[tuple, Record]:
+    records = evaluate_retrieval(
+        KeywordModel(),
+        processor,
+        corpus(),
+        provenance=PROVENANCE,
+        perspectives=["object", "style"],
+        protocols=[protocol],
+        ks=(1, 2),
+    )
+    return {
+        (r.details["perspective"], r.details["direction"], r.label): r for r in records if r.details["branch"] == FUSED
+    }
+
+
+def test_standard_protocol_takes_all_captions_each_with_its_own_image():
+    records = protocol_records("standard")
+    to_image, to_text = (records["all", d, "recall@1"] for d in ("text_to_image", "image_to_text"))
+    assert to_image.counts == {"n_queries": 7, "n_candidates": 4, "n_left_out": 0}
+    assert to_text.counts == {"n_queries": 4, "n_candidates": 7, "n_left_out": 0}
+    # Three objects find their image; a style is that of two images, and the other one goes first.
+    assert to_image.value == pytest.approx(3 / 7) and records["all", "text_to_image", "recall@2"].value == 1.0
+    # Its object is each image's own and as good as the style, which another image's caption repeats: a tie.
+    assert to_text.value == 0.0
+    assert to_text.chance == pytest.approx((2 + 2 + 2 + 1) / 7 / 4)
+
+
+def test_paper_protocol_pairs_one_caption_with_one_image():
+    records = protocol_records("paper")
+    objects = records["object", "text_to_image", "recall@1"]
+    assert objects.counts == {"n_queries": 3, "n_candidates": 3, "n_left_out": 0}  # no cat, on either side
+    assert objects.value == 1.0 and objects.chance == pytest.approx(1 / 3)
+    styles = {name: records["style", "image_to_text", name].value for name in ("recall@1", "recall@2", "median_rank")}
+    assert styles == {"recall@1": 0.0, "recall@2": 1.0, "median_rank": 2.0}
+
+
 def test_one_branch_is_measured_once():
     keys = measure(KeywordModel(("object",)), ks=(1,), perspectives=["object"])
     assert {branch for _, _, branch, _ in keys} == {"fused"}
@@ -154,11 +209,9 @@ def test_one_branch_is_measured_once():
 def test_images_keep_their_order_and_shapes():
     embeddings = encode_images(KeywordModel(), processor, corpus((2, 0, 3)), batch_size=2)
 
-    assert embeddings.fused.shape == (3, len(WORDS))
-    assert embeddings.branches.shape == (3, 2, len(WORDS))
-    words = [[WORDS[index] for index in row] for row in embeddings.branches.argmax(dim=-1).tolist()]
+    assert embeddings.shape == (3, 2, len(WORDS))
+    words = [[WORDS[index] for index in row] for row in embeddings.argmax(dim=-1).tolist()]
     assert words == [list(DRAWINGS[index][0]) for index in (2, 0, 3)]
-    assert torch.equal(embeddings.fused, embeddings.branches.mean(dim=1))
 
 
 def test_texts_are_encoded_once_put_back_in_order_and_of_unit_length():
@@ -209,7 +262,7 @@ def test_model_is_as_before_also_after_an_error():
             "caption of mood. It has object, style",
         ),
         (KeywordModel(), {"perspectives": []}, "`perspectives` is empty"),
-        (KeywordModel(fusion="max"), {}, "fusion is 'max'"),
+        (KeywordModel(), {"protocols": ["paper", "karpathy"]}, r"protocols \['karpathy'\]. Valid: per_perspective"),
         (KeywordModel(("fused", "style")), {}, "A branch is called 'fused'"),
         (KeywordModel(), {"dataset": corpus().select([])}, "It has no captions"),
     ],

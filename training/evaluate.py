@@ -14,15 +14,12 @@ from transformers import AutoModel, AutoProcessor
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.corpus.schema import count_perspectives
+from holistic_clip_hf.evaluation.encoding import FusedVectors, encode_images, encode_texts, fuse
 from holistic_clip_hf.evaluation.metrics import caption_pairs
-from holistic_clip_hf.evaluation.ranking import top_candidates
+from holistic_clip_hf.evaluation.protocols import captions_by_perspective
+from holistic_clip_hf.evaluation.ranking import dot, swapped, top_candidates
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, save_records
-from holistic_clip_hf.evaluation.retrieval import (
-    captions_by_perspective,
-    encode_images,
-    encode_texts,
-    evaluate_retrieval,
-)
+from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
 from holistic_clip_hf.visualization import ResultRow, result_grid
 from training.corpora.opening import corpus_directory, open_split
 
@@ -49,17 +46,20 @@ def draw_results(
 
     Each text is answered by the fused vector and, where there is one, by the branch of its own perspective.
     """
-    picker, images = random.Random(seed), encode_images(model, processor, dataset, batch_size=batch_size)
-    vectors = dict(zip(model.config.perspectives, images.branches.unbind(dim=1), strict=True))
+    picker, branches = random.Random(seed), encode_images(model, processor, dataset, batch_size=batch_size)
+    by_branch = dict(zip(model.config.perspectives, branches.unbind(dim=1), strict=True))
     rows = []
     for perspective, captions in captions_by_perspective(dataset, perspectives).items():
         texts, pairs = caption_pairs(captions)
         index = picker.randrange(len(texts))
         correct = set(pairs[pairs[:, 1] == index, 0].tolist())
         query = encode_texts(model, processor, [texts[index]], batch_size=batch_size)
-        asked = {FUSED: images.fused} | ({perspective: vectors[perspective]} if perspective in vectors else {})
-        for name, vector in asked.items():
-            ranked = top_candidates(query, vector, min(IMAGES_PER_ROW, len(dataset)))[0].tolist()
+        asked = {FUSED: fuse(model, branches, query)}
+        if perspective in by_branch:
+            asked[perspective] = FusedVectors(by_branch[perspective], query, dot)
+        for name, (images, query_vectors, score) in asked.items():
+            found = min(IMAGES_PER_ROW, len(dataset))
+            ranked = top_candidates(query_vectors, images, found, score=swapped(score))[0].tolist()
             label = f"{perspective}, by {'all branches' if name == FUSED else 'its branch'}"
             rows.append(ResultRow(label, texts[index], ranked, correct))
     shown = {index: dataset[index]["image"] for row in rows for index in row.ranked}

@@ -118,6 +118,21 @@ def chance_recall_at(num_correct: Array, num_candidates: int, ks: Sequence[int] 
     return chance
 
 
+def chance_average_precision(num_correct: Array, num_candidates: int) -> float:
+    """Expected mean average precision of a random order of the candidates, in closed form.
+
+    A candidate at place k is correct with probability r / K, and then one of 1 + (k - 1)(r - 1) / (K - 1) correct ones
+    among the first k, on average. Shapes: `num_correct` (Q,), r of each query.
+
+    >>> chance_average_precision(torch.tensor([1]), num_candidates=4)  # (1 + 1/2 + 1/3 + 1/4) / 4
+    0.5208333333333333
+    """
+    correct = _non_empty("num_correct", num_correct).double()
+    harmonic = (1 / torch.arange(1, num_candidates + 1, dtype=torch.float64)).sum()
+    others = (correct - 1) / max(num_candidates - 1, 1)
+    return ((harmonic + (num_candidates - harmonic) * others) / num_candidates).mean().item()
+
+
 def chance_median_rank(num_correct: Array, num_candidates: int) -> float:
     """Median rank, counted from 1, of a random order: the smallest k at which the chance recall reaches one half."""
     low, high = 1, num_candidates

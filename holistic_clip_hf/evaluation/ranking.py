@@ -52,6 +52,11 @@ def dot(queries: Tensor, candidates: Tensor) -> Tensor:
     return queries @ candidates.T
 
 
+def swapped(score: Score) -> Score:
+    """The same score, asked for texts and images instead of images and texts."""
+    return score if score is dot else lambda texts, images: score(images, texts).T
+
+
 def retrieval_ranks(
     query_embeds: Array, candidate_embeds: Array, pairs: Array, *, score: Score = dot, chunk_size: int = CHUNK_SIZE
 ) -> Tensor:
@@ -132,20 +137,23 @@ def rank_both_directions(
     if len(image_text) == 0:
         raise ValueError("No image owns a text, so there is nothing to retrieve. Pass at least one pair.")
     return {
-        TEXT_TO_IMAGE: _rank_queries(
-            texts, images, image_text[:, [1, 0]], lambda text, image: score(image, text).T, chunk_size
-        ),
+        TEXT_TO_IMAGE: _rank_queries(texts, images, image_text[:, [1, 0]], swapped(score), chunk_size),
         IMAGE_TO_TEXT: _rank_queries(images, texts, image_text, score, chunk_size),
     }
 
 
-def top_candidates(query_embeds: Array, candidate_embeds: Array, k: int, *, chunk_size: int = CHUNK_SIZE) -> Tensor:
-    """Indices (Q, k) of the candidates with the highest dot products, best first; equal scores keep their order."""
-    queries, candidates = _embeddings("query_embeds", query_embeds), _embeddings("candidate_embeds", candidate_embeds)
+def top_candidates(
+    query_embeds: Array, candidate_embeds: Array, k: int, *, score: Score = dot, chunk_size: int = CHUNK_SIZE
+) -> Tensor:
+    """Indices (Q, k) of the candidates with the highest scores, best first; equal scores keep their order."""
+    queries, candidates = (
+        _embeddings(name, embeds, flat=score is dot)
+        for name, embeds in (("query_embeds", query_embeds), ("candidate_embeds", candidate_embeds))
+    )
     if not 1 <= k <= len(candidates):
         raise ValueError(f"`k` is {k}. Valid: 1 to the number of candidates, {len(candidates)}.")
     found = [
-        dot(chunk.double(), candidates.double()).argsort(dim=1, descending=True, stable=True)[:, :k]
+        score(chunk.double(), candidates.double()).argsort(dim=1, descending=True, stable=True)[:, :k]
         for chunk in queries.split(chunk_size)
     ]
     return torch.cat(found)

@@ -1,27 +1,21 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Retrieval: encode a corpus once, then measure every perspective, direction and branch of it.
+"""Retrieval: encode a corpus once, then measure it by every protocol, perspective, direction, branch and fusion.
 
-Protocol `per_perspective`: the texts are the distinct captions of one perspective. All images are candidates of
-text-to-image; only images that own such a caption ask in image-to-text, and the others are counted in each record.
-
-Axes: N images, T texts, H branches, D projection width.
+Axes: N images, T texts, M caption slots, H branches, D projection width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm.auto import tqdm
+from torch import Tensor
 
-from ..processing_holistic_clip import clean_caption
+from .encoding import DualEncoder, FusedVectors, Processor, encode_images, encode_texts, fuse
 from .metrics import (
     PAPER_KS,
     bootstrap_interval,
-    caption_pairs,
+    chance_average_precision,
     chance_median_rank,
     chance_recall_at,
     distinct_captions,
@@ -29,90 +23,50 @@ from .metrics import (
     recall_at,
     retrieval_recalls,
 )
-from .ranking import DirectionRanks, rank_both_directions
+from .protocols import PROTOCOLS, Captions, Question, captions_by_perspective
+from .ranking import DirectionRanks, dot, rank_both_directions
 from .records import FUSED, PER_PERSPECTIVE, Provenance, Record
 
 TASK = "retrieval"
-LINEAR_FUSIONS = ("mean", "weighted")
-
-Processor = Callable[..., Mapping[str, Tensor]]
 
 
-class DualEncoder(Protocol):
-    """What is asked of a model: `HolisticCLIPModel`, from the package or from the Hub."""
+@dataclass(frozen=True)
+class EmbeddedCorpus:
+    """A corpus as one model sees it; what fusion makes of it is decided later.
 
-    config: Any
-    training: bool
+    Args:
+        branch_embeds: (N, H, D), unit length.
+        captions: texts of the N images by perspective.
+        text_embeds: (D,) of each text, unit length.
+    """
 
-    @property
-    def device(self) -> torch.device: ...
+    branch_embeds: Tensor
+    captions: Captions
+    text_embeds: Mapping[str, Tensor]
 
-    def modules(self) -> Iterator[nn.Module]: ...
-
-    def eval(self) -> Any: ...
-
-    def get_image_features(self, pixel_values: Tensor) -> Any: ...
-
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Any: ...
-
-
-class ImageEmbeddings(NamedTuple):
-    """`fused` (N, D), not of unit length, and `branches` (N, H, D) of unit length; float32 on the CPU."""
-
-    fused: Tensor
-    branches: Tensor
+    def embeds_of(self, texts: Sequence[str]) -> Tensor:
+        """(T, D)."""
+        return torch.stack([self.text_embeds[text] for text in texts])
 
 
-@contextmanager
-def evaluation_mode(model: DualEncoder) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards each module trains or not as before."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in before:
-            module.training = training
+def embed_corpus(
+    model: DualEncoder,
+    processor: Processor,
+    dataset: Dataset,
+    *,
+    perspectives: Sequence[str],
+    batch_size: int = 64,
+    progress: bool = False,
+) -> EmbeddedCorpus:
+    """Encode the images of a corpus and its captions of these perspectives; `batch_size` changes speed, not results.
 
-
-def encode_images(
-    model: DualEncoder, processor: Processor, dataset: Dataset, *, batch_size: int, progress: bool = False
-) -> ImageEmbeddings:
-    """Embed the column `image` of N rows, in their order."""
-    images, fused, branches = dataset.select_columns("image"), [], []
-    with evaluation_mode(model):
-        for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
-            batch = images[start : start + batch_size]["image"]
-            pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
-            output = model.get_image_features(pixel_values=pixel_values.to(model.device))
-            fused.append(output.pooler_output.float().cpu())
-            branches.append(output.branch_embeds.float().cpu())
-    if not fused:
-        raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
-    return ImageEmbeddings(torch.cat(fused), torch.cat(branches))
-
-
-def encode_texts(
-    model: DualEncoder, processor: Processor, texts: Sequence[str], *, batch_size: int, progress: bool = False
-) -> Tensor:
-    """Embed T texts, in their order, as (T, D) of unit length, float32 on the CPU; equal texts are encoded once."""
-    if not texts:
-        raise ValueError("There are no texts to encode. Pass at least one.")
-    # Neighbours in length share a batch, so little is padded.
-    distinct = sorted(set(texts), key=lambda text: (len(text), text))
-    found = []
-    with evaluation_mode(model):
-        for start in tqdm(range(0, len(distinct), batch_size), desc="texts", disable=not progress):
-            batch = distinct[start : start + batch_size]
-            tokens = processor(text=batch, return_tensors="pt", padding=True, truncation=True)
-            output = model.get_text_features(
-                input_ids=tokens["input_ids"].to(model.device),
-                attention_mask=tokens["attention_mask"].to(model.device),
-            )
-            found.append(F.normalize(output.pooler_output.float(), dim=-1).cpu())
-    place = {text: row for row, text in enumerate(distinct)}
-    return torch.cat(found)[[place[text] for text in texts]]
+    Raises `ValueError` where the corpus has no caption of a perspective.
+    """
+    captions = captions_by_perspective(dataset, perspectives)
+    images = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
+    texts = list(dict.fromkeys(text for owned in captions.values() for each in owned for text in each))
+    encoded = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
+    return EmbeddedCorpus(images, captions, dict(zip(texts, encoded, strict=True)))
 
 
 def evaluate_retrieval(
@@ -122,80 +76,62 @@ def evaluate_retrieval(
     *,
     provenance: Provenance,
     perspectives: Sequence[str],
+    protocols: Sequence[str] = (PER_PERSPECTIVE,),
     ks: Sequence[int] = PAPER_KS,
     batch_size: int = 64,
     progress: bool = False,
 ) -> list[Record]:
-    """Recall@k and median rank of each perspective, in both directions, fused and by each branch.
+    """Recall@k, median rank and mean average precision, in both directions, fused and by each branch.
 
     A branch is measured on all perspectives, not only on its own: the records hold the whole branch x perspective
-    matrix. With one branch only the fused vector is measured, which is the same.
-    `batch_size` changes speed, not results.
-
-    Raises `ValueError` where the corpus has no caption of a perspective, and for a model whose fusion is not a single
-    vector.
+    matrix. With one branch only the fused vector is measured, which is the same. Raises `ValueError` as
+    `embed_corpus` does, and for an unknown protocol.
 
     >>> provenance = capture_provenance(model="tiny", dataset="squares", split="test", seed=0)
     >>> records = evaluate_retrieval(model, processor, corpus, provenance=provenance, perspectives=["style"])
     >>> records[0].label, dict(records[0].details)
     ('recall@1', {'protocol': 'per_perspective', 'perspective': 'style', 'direction': 'text_to_image', ...})
     """
-    if model.config.fusion not in LINEAR_FUSIONS:
-        raise ValueError(
-            f"The model's fusion is {model.config.fusion!r}, which one vector per image cannot express. Valid here: "
-            f"{', '.join(LINEAR_FUSIONS)}. Set `model.config.fusion`."
-        )
-    captions = captions_by_perspective(dataset, perspectives)
-    images = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
-    owned = {perspective: caption_pairs(captions[perspective]) for perspective in perspectives}
-    every_text = list(dict.fromkeys(text for texts, _ in owned.values() for text in texts))
-    encoded = encode_texts(model, processor, every_text, batch_size=batch_size, progress=progress)
-    row = {text: index for index, text in enumerate(every_text)}
+    corpus = embed_corpus(
+        model, processor, dataset, perspectives=perspectives, batch_size=batch_size, progress=progress
+    )
+    return measure_retrieval(model, corpus, provenance=provenance, protocols=protocols, ks=ks)
 
+
+def measure_retrieval(
+    model: DualEncoder,
+    corpus: EmbeddedCorpus,
+    *,
+    provenance: Provenance,
+    protocols: Sequence[str] = (PER_PERSPECTIVE,),
+    ks: Sequence[int] = PAPER_KS,
+) -> list[Record]:
+    """The same of a corpus that is encoded already."""
+    if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
+        raise ValueError(f"Got the protocols {unknown}. Valid: {', '.join(PROTOCOLS)}.")
     records = []
-    for perspective, (texts, pairs) in owned.items():
-        text_embeds = encoded[[row[text] for text in texts]]
-        for name, image_embeds in _vectors_by_name(model, images).items():
-            common: dict[str, str] = {"protocol": PER_PERSPECTIVE, "perspective": perspective, "branch": name}
-            if name == FUSED:
-                common["fusion"] = model.config.fusion
-            for direction, ranks in rank_both_directions(image_embeds, text_embeds, pairs).items():
-                records += _records_of_ranks(ranks, provenance, {**common, "direction": direction}, ks)
+    for protocol in protocols:
+        for question in PROTOCOLS[protocol](corpus.captions):
+            for details, vectors in _vectors_by_name(model, corpus, question):
+                both = rank_both_directions(vectors.images, vectors.texts, question.pairs, score=vectors.score)
+                for direction, ranks in both.items():
+                    told = {"protocol": protocol, "perspective": question.perspective, **details}
+                    records += _records_of_ranks(ranks, provenance, {**told, "direction": direction}, ks)
     return records
 
 
-def captions_by_perspective(dataset: Dataset, perspectives: Sequence[str]) -> dict[str, list[list[str]]]:
-    """For each perspective the texts of N images, cleaned as the processor does; an empty list where there is none."""
-    if not perspectives:
-        raise ValueError("`perspectives` is empty. Name at least one perspective of the corpus.")
-    rows = list(dataset["captions"])
-    found: dict[str, list[list[str]]] = {perspective: [[] for _ in rows] for perspective in perspectives}
-    for index, row in enumerate(rows):
-        for caption in row:
-            if caption["perspective"] in found:
-                text = clean_caption(caption["text"])
-                if not text:
-                    raise ValueError(
-                        f"Row {index}: the caption of {caption['perspective']} is empty once cleaned; it was "
-                        f"{caption['text']!r}. Leave a missing caption out of the list."
-                    )
-                found[caption["perspective"]][index].append(text)
-    absent = [perspective for perspective, texts in found.items() if not any(texts)]
-    if absent:
-        present = sorted({caption["perspective"] for row in rows for caption in row})
-        raise ValueError(
-            f"No image here has a caption of {', '.join(absent)}. It has {', '.join(present) or 'no captions'}."
-        )
-    return found
-
-
-def _vectors_by_name(model: DualEncoder, images: ImageEmbeddings) -> dict[str, Tensor]:
+def _vectors_by_name(
+    model: DualEncoder, corpus: EmbeddedCorpus, question: Question
+) -> Iterator[tuple[dict[str, str], FusedVectors]]:
+    """Fused first, then each branch where there are several; with what a record says of them."""
     names = list(model.config.perspectives)
     if FUSED in names:
         raise ValueError(f"A branch is called {FUSED!r}, the name of the fused vector in records. Rename the branch.")
-    if len(names) == 1:
-        return {FUSED: images.fused}
-    return {FUSED: images.fused, **dict(zip(names, images.branches.unbind(dim=1), strict=True))}
+    branches, texts = corpus.branch_embeds[question.images], corpus.embeds_of(question.texts)
+    yield {"branch": FUSED, "fusion": model.config.fusion}, fuse(model, branches, texts)
+    if len(names) > 1:
+        for name, images in zip(names, branches.unbind(dim=1), strict=True):
+            yield {"branch": name}, FusedVectors(images, texts, dot)
 
 
 def _records_of_ranks(
@@ -220,6 +156,16 @@ def _records_of_ranks(
         )
         for k, recall in recall_at(result.ranks, ks).items()
     ]
+    precision = Record(
+        **vars(provenance),
+        metric="mean_average_precision",
+        value=result.precision.mean().item(),
+        task=TASK,
+        details=details,
+        counts=counts,
+        chance=chance_average_precision(result.num_correct, result.num_candidates),
+        confidence_interval=bootstrap_interval(result.precision, seed=provenance.seed),
+    )
     median = Record(
         **vars(provenance),
         metric="median_rank",
@@ -229,7 +175,7 @@ def _records_of_ranks(
         counts=counts,
         chance=chance_median_rank(result.num_correct, result.num_candidates),
     )
-    return [*records, median]
+    return [*records, median, precision]
 
 
 def recall_by_slot(

@@ -9,6 +9,8 @@ from ..evaluation.records import FUSED, PER_PERSPECTIVE, Record
 
 DIRECTION_NAMES = {TEXT_TO_IMAGE: "text → image", IMAGE_TO_TEXT: "image → text"}
 
+IN_PERCENT = ("recall", "mean_average_precision")
+
 Cell = tuple[str, str]  # perspective and direction: a row of the retrieval tables
 
 
@@ -55,8 +57,8 @@ def _retrieval_section(where: str, records: Sequence[Record], names: Sequence[st
             + [f"{counts[name]:,}" for name in ("n_queries", "n_candidates")]
         )
     text = (
-        "Retrieval by the fused vector, one row for each perspective of the texts. Recall in percent, with its 95 % "
-        "interval; behind the stroke what chance would give on the same data. Ties count against the model."
+        "Retrieval by the fused vector, one row for each perspective of the texts. Recall and precision in percent, with "
+        "their 95 % intervals; behind the stroke what chance would give on the same data. Ties count against the model."
     )
     return Section(f"Retrieval on {where}", text, _markdown_table(table))
 
@@ -154,7 +156,7 @@ def _chance(row: Sequence[Record]) -> str:
 
 
 def _number(record: Record, value: float) -> str:
-    return f"{100 * value:.1f}" if record.metric == "recall" else f"{value:g}"
+    return f"{100 * value:.1f}" if record.metric in IN_PERCENT else f"{value:g}"
 
 
 def describe(record: Record) -> str:

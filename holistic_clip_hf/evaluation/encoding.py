@@ -1,0 +1,111 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Images and texts to vectors, once, on the CPU; and what fusion makes of them.
+
+Axes: N images, T texts, H branches, D projection width.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..fusion_holistic_clip import BranchFusion
+from .ranking import Score, dot
+
+Processor = Callable[..., Mapping[str, Tensor]]
+
+
+class DualEncoder(Protocol):
+    """What is asked of a model: `HolisticCLIPModel`, from the package or from the Hub."""
+
+    config: Any
+    training: bool
+    branch_fusion: Any
+    logit_scale: Tensor
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def eval(self) -> Any: ...
+
+    def get_image_features(self, pixel_values: Tensor) -> Any: ...
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Any: ...
+
+
+@contextmanager
+def evaluation_mode(model: DualEncoder) -> Iterator[None]:
+    """No dropout and no gradients inside; afterwards each module trains or not as before."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def encode_images(
+    model: DualEncoder, processor: Processor, dataset: Dataset, *, batch_size: int, progress: bool = False
+) -> Tensor:
+    """Embed the column `image` of N rows, in their order: (N, H, D) of unit length, float32 on the CPU."""
+    images, branches = dataset.select_columns("image"), []
+    with evaluation_mode(model):
+        for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
+            batch = images[start : start + batch_size]["image"]
+            pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
+            output = model.get_image_features(pixel_values=pixel_values.to(model.device))
+            branches.append(output.branch_embeds.float().cpu())
+    if not branches:
+        raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
+    return torch.cat(branches).clone()  # outside of inference mode again
+
+
+def encode_texts(
+    model: DualEncoder, processor: Processor, texts: Sequence[str], *, batch_size: int, progress: bool = False
+) -> Tensor:
+    """Embed T texts, in their order, as (T, D) of unit length, float32 on the CPU; equal texts are encoded once."""
+    if not texts:
+        raise ValueError("There are no texts to encode. Pass at least one.")
+    # Neighbours in length share a batch, so little is padded.
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    found = []
+    with evaluation_mode(model):
+        for start in tqdm(range(0, len(distinct), batch_size), desc="texts", disable=not progress):
+            batch = distinct[start : start + batch_size]
+            tokens = processor(text=batch, return_tensors="pt", padding=True, truncation=True)
+            output = model.get_text_features(
+                input_ids=tokens["input_ids"].to(model.device),
+                attention_mask=tokens["attention_mask"].to(model.device),
+            )
+            found.append(output.text_embeds.float().cpu())
+    place = {text: row for row, text in enumerate(distinct)}
+    return torch.cat(found)[[place[text] for text in texts]]
+
+
+class FusedVectors(NamedTuple):
+    """What `score` compares: one vector per image and text where fusion is linear, else (N, H, D) and (T, D)."""
+
+    images: Tensor
+    texts: Tensor
+    score: Score
+
+
+def fuse(model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
+    """Branches (N, H, D) and texts (T, D), as the model's fusion compares them."""
+    fusion: BranchFusion = copy.deepcopy(model.branch_fusion).float().cpu()
+    with torch.inference_mode():
+        if fusion.is_linear:
+            return FusedVectors(fusion.image_vectors(branch_embeds), fusion.text_vectors(text_embeds), dot)
+    logit_scale = model.logit_scale.detach().double().exp().cpu()
+    return FusedVectors(
+        branch_embeds, text_embeds, lambda images, texts: fusion.similarity(images, texts, logit_scale)
+    )
