@@ -57,8 +57,9 @@ def _retrieval_section(where: str, records: Sequence[Record], names: Sequence[st
             + [f"{counts[name]:,}" for name in ("n_queries", "n_candidates")]
         )
     text = (
-        "Retrieval by the fused vector, one row for each perspective of the texts. Recall and precision in percent, with "
-        "their 95 % intervals; behind the stroke what chance would give on the same data. Ties count against the model."
+        "Retrieval by the fused vector, one row for each perspective of the texts. Recall and precision in percent, "
+        "with their 95 % intervals; behind the stroke what chance would give on the same data. Ties count against the "
+        "model."
     )
     return Section(f"Retrieval on {where}", text, _markdown_table(table))
 
