@@ -75,7 +75,7 @@ class BranchFusion(nn.Module):
         if self.router is None:
             raise ValueError(
                 "`fusion` was set to 'routed' on a model that has no router. Load the checkpoint with "
-                "`from_pretrained(..., fusion='routed')`, or fit one with `holistic_clip_hf.evaluation.fit_fusion`."
+                "`from_pretrained(..., fusion='routed')`, then fit it (`holistic_clip_hf.evaluation.fusion_fitting`)."
             )
         return torch.einsum("th,td->thd", self.router(text_embeds), text_embeds).flatten(1)
 

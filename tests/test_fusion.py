@@ -51,7 +51,7 @@ def test_fusion_equals_the_loops(
             "mean": lambda: [1 / 3] * 3,
             "weighted": lambda: [0.25, 0.0, 0.75],
             "routed": lambda text=text: softmax(
-                [float(row @ texts[text] + bias) for row, bias in zip(router.weight, router.bias, strict=True)]
+                [(row @ texts[text] + bias).item() for row, bias in zip(router.weight, router.bias, strict=True)]
             ),
             "max": lambda scores=scores: [float(score == max(scores)) for score in scores],
             "softmax": lambda scores=scores: softmax([options.get("fusion_scale", scale) * score for score in scores]),

@@ -101,11 +101,14 @@ class FusedVectors(NamedTuple):
 
 def fuse(model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
     """Branches (N, H, D) and texts (T, D), as the model's fusion compares them."""
-    fusion: BranchFusion = copy.deepcopy(model.branch_fusion).float().cpu()
+    return fuse_by(copy.deepcopy(model.branch_fusion), model.logit_scale, branch_embeds, text_embeds)
+
+
+def fuse_by(fusion: BranchFusion, logit_scale: Tensor, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
+    """The same for a fusion that is no model's; it is moved to the CPU."""
+    fusion = fusion.float().cpu()
     with torch.inference_mode():
         if fusion.is_linear:
             return FusedVectors(fusion.image_vectors(branch_embeds), fusion.text_vectors(text_embeds), dot)
-    logit_scale = model.logit_scale.detach().double().exp().cpu()
-    return FusedVectors(
-        branch_embeds, text_embeds, lambda images, texts: fusion.similarity(images, texts, logit_scale)
-    )
+    scale = logit_scale.detach().double().exp().cpu()
+    return FusedVectors(branch_embeds, text_embeds, lambda images, texts: fusion.similarity(images, texts, scale))
