@@ -153,10 +153,10 @@ def unit(rows: int, width: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(values, dim=-1)
 
 
-def random_pairs(queries: int, candidates: int, seed: int) -> torch.Tensor:
-    """One to three correct candidates for each query."""
+def random_pairs(queries: int, candidates: int, seed: int, most: int = 3) -> torch.Tensor:
+    """One to `most` correct candidates for each query."""
     rng = np.random.default_rng(seed)
-    drawn = [(q, c) for q in range(queries) for c in rng.choice(candidates, rng.integers(1, 4), replace=False)]
+    drawn = [(q, c) for q in range(queries) for c in rng.choice(candidates, rng.integers(1, most + 1), replace=False)]
     return torch.tensor(drawn)
 
 

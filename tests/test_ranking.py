@@ -107,13 +107,16 @@ def precision_by_loop(queries: torch.Tensor, candidates: torch.Tensor, pairs: to
 
 
 @pytest.mark.parametrize(("chunk_size", "block_size"), [(1, 1), (4, 7), (1000, 1000)])
-@pytest.mark.parametrize("repeats", [1, 5])
-def test_average_precision_is_the_walk_down_the_list(chunk_size, block_size, repeats, monkeypatch):
+@pytest.mark.parametrize(("repeats", "most"), [(1, 3), (5, 3), (1, 25), (5, 25)])
+def test_average_precision_is_the_walk_down_the_list(chunk_size, block_size, repeats, most, monkeypatch):
     monkeypatch.setattr(ranking, "BLOCK_SIZE", block_size)
     candidates = unit(30 // repeats, 6, seed=1).repeat(repeats, 1)  # with repeats, ties everywhere
-    queries, pairs = unit(23, 6, seed=0), random_pairs(23, 30, seed=2)
+    queries, pairs = unit(23, 6, seed=0), random_pairs(23, 30, seed=2, most=most)
     found = average_precision(queries, candidates, pairs, chunk_size=chunk_size)
     np.testing.assert_allclose(found, precision_by_loop(queries, candidates, pairs), rtol=1e-12)
+    both = rank_both_directions(candidates, queries, pairs[:, [1, 0]], chunk_size=chunk_size)["text_to_image"]
+    assert both.ranks.tolist() == ranks_by_loop(queries, candidates, pairs)
+    assert torch.equal(both.precision, found)
 
 
 def test_one_correct_candidate_has_the_precision_of_its_rank():

@@ -42,6 +42,8 @@ class Recipe:
         augmentation: of training images. Left out: none.
         start_from: a CLIP checkpoint, by name or folder, whose weights and image processor are taken over. Left out:
             random weights.
+        held_out: a column and the value of it that is tested on and never trained on, in place of the rows that the
+            split column calls test. Left out: the split column decides.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Recipe:
     runs: dict[str, Run]
     augmentation: dict[str, list[float]] | None = None
     start_from: str | None = None
+    held_out: dict[str, str] | None = None
 
     @property
     def seed(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 from transformers import PrinterCallback, ProgressCallback, logging, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -67,8 +67,7 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
         dataloader_pin_memory=torch.cuda.is_available(),
         **recipe.training,
     )
-    column = recipe.split_column
-    train, validation = (open_split(corpus, split, split_column=column) for split in ("train", "validation"))
+    train, validation = (recipe_split(recipe, corpus, split) for split in ("train", "validation"))
     set_seed(recipe.seed)
     processor = make_processor(recipe, train)
     augmentation = recipe.augmentation
@@ -84,6 +83,11 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
         trainer.remove_callback(chatty)
     trainer.add_callback(OneLineProgress())
     return trainer
+
+
+def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:
+    """The rows of a corpus that the recipe takes for train, validation or test."""
+    return open_split(corpus, split, split_column=recipe.split_column, held_out=recipe.held_out)
 
 
 def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: dict[str, str]) -> None:

@@ -112,6 +112,8 @@ def _fit_router(model: HolisticCLIPModel, corpus: EmbeddedCorpus) -> BranchRoute
 
 def _questions(corpus: EmbeddedCorpus, seed: int) -> tuple[list[Tensor], list[Tensor]]:
     """Similarities (T, N, H) and what is correct (T, N) of each perspective, or of as much of it as is drawn."""
+    if len(corpus.branch_embeds) == 0:
+        raise ValueError("The corpus was encoded without images, for which this fusion is fitted. Encode them too.")
     generator = torch.Generator().manual_seed(seed)
     similarities, correct = [], []
     for question in per_perspective(corpus.captions):

@@ -29,6 +29,7 @@ DIRECTIONS = (TEXT_TO_IMAGE, IMAGE_TO_TEXT)
 TIE_TOLERANCE = 1e-6
 
 CHUNK_SIZE = 256  # queries, and
+FEW_CORRECT = 8  # up to which comparing one by one is faster than sorting
 BLOCK_SIZE = 16_384  # candidates: 34 MB of float64 scores, about what two cores' caches and one GPU's memory like
 
 
@@ -103,24 +104,8 @@ def average_precision(
     >>> average_precision(torch.ones(1, 1), scores.T, torch.tensor([[0, 0], [0, 2]]))  # (1/1 + 2/3) / 2
     tensor([0.8333], dtype=torch.float64)
     """
-    found = []
-    for part in _parts(query_embeds, candidate_embeds, pairs, score, chunk_size):
-        # Correct scores of each query in a row of its own, ascending: one search in each sorted block counts for all.
-        count = part.row.bincount(minlength=len(part.queries))
-        order = torch.from_numpy(np.lexsort((part.own.numpy(), part.row.numpy())))
-        place = torch.arange(len(order)) - (count.cumsum(0) - count)[part.row[order]]
-        own = torch.full((len(count), int(count.max())), torch.inf, dtype=torch.float64)
-        own[part.row[order], place] = part.own[order]
-        lowest = own - part.tolerance[:, None]
-        ahead = torch.zeros_like(own)
-        for scores in part.blocks():
-            ahead += scores.shape[1] - torch.searchsorted(scores.contiguous().sort(dim=1).values, lowest)
-        correct_ahead = (own[:, None, :] >= lowest[:, :, None]) & own.isfinite()[:, None, :]
-        incorrect = ahead - correct_ahead.sum(dim=2)
-        number = (count[:, None] - torch.arange(own.shape[1])).clamp(min=0)  # the j-th of the correct ones, from 1
-        precision = torch.where(own.isfinite(), number / (number + incorrect), 0.0)
-        found.append(precision.sum(dim=1) / count)
-    return torch.cat(found)
+    parts = _parts(query_embeds, candidate_embeds, pairs, score, chunk_size)
+    return torch.cat([_precision(*_incorrect_ahead(part)) for part in parts])
 
 
 def rank_both_directions(
@@ -207,9 +192,40 @@ def _rank_queries(queries: Tensor, candidates: Tensor, pairs: Tensor, score: Sco
     present, renumbered, num_correct = pairs[:, 0].unique(return_inverse=True, return_counts=True)
     asked = queries[present.to(queries.device)]
     pairs = torch.stack([renumbered, pairs[:, 1]], dim=1)
-    ranks = retrieval_ranks(asked, candidates, pairs, score=score, chunk_size=chunk_size)
-    precision = average_precision(asked, candidates, pairs, score=score, chunk_size=chunk_size)
-    return DirectionRanks(ranks, precision, num_correct, len(candidates), len(queries) - len(present))
+    ranks, precision = [], []
+    for part in _parts(asked, candidates, pairs, score, chunk_size):
+        incorrect, count = _incorrect_ahead(part)
+        ranks.append(incorrect.gather(1, count[:, None] - 1)[:, 0].long())  # of the best correct one, the last
+        precision.append(_precision(incorrect, count))
+    left_out = len(queries) - len(present)
+    return DirectionRanks(torch.cat(ranks), torch.cat(precision), num_correct, len(candidates), left_out)
+
+
+def _incorrect_ahead(part: _Part) -> tuple[Tensor, Tensor]:
+    """For each correct candidate of each query, how many incorrect ones are ahead; and how many are correct (q,).
+
+    (q, most correct), the worst correct candidate first; what is beyond a query's own number of them means nothing.
+    """
+    count = part.row.bincount(minlength=len(part.queries))
+    order = torch.from_numpy(np.lexsort((part.own.numpy(), part.row.numpy())))
+    place = torch.arange(len(order)) - (count.cumsum(0) - count)[part.row[order]]
+    own = torch.full((len(count), int(count.max())), torch.inf, dtype=torch.float64)
+    own[part.row[order], place] = part.own[order]
+    lowest = own - part.tolerance[:, None]
+    ahead = torch.zeros_like(own)
+    for scores in part.blocks():
+        if own.shape[1] <= FEW_CORRECT:
+            ahead += torch.stack([(scores >= each[:, None]).sum(dim=1) for each in lowest.unbind(dim=1)], dim=1)
+        else:
+            ahead += scores.shape[1] - torch.searchsorted(scores.contiguous().sort(dim=1).values, lowest)
+    # Correct ones among them: at least those from its own place on, and those that tie with it before.
+    correct_ahead = count[:, None] - torch.searchsorted(own, lowest)
+    return ahead - correct_ahead, count
+
+
+def _precision(incorrect: Tensor, count: Tensor) -> Tensor:
+    number = (count[:, None] - torch.arange(incorrect.shape[1])).clamp(min=0)  # the j-th of the correct ones, from 1
+    return torch.where(number > 0, number / (number + incorrect), 0.0).sum(dim=1) / count
 
 
 def _embeddings(name: str, embeds: Array, *, flat: bool = True) -> Tensor:

@@ -55,15 +55,19 @@ def embed_corpus(
     dataset: Dataset,
     *,
     perspectives: Sequence[str],
+    with_images: bool = True,
     batch_size: int = 64,
     progress: bool = False,
 ) -> EmbeddedCorpus:
     """Encode the images of a corpus and its captions of these perspectives; `batch_size` changes speed, not results.
 
-    Raises `ValueError` where the corpus has no caption of a perspective.
+    Without images (a router is fitted to captions alone) there are no rows in `branch_embeds`. Raises `ValueError`
+    where the corpus has no caption of a perspective.
     """
     captions = captions_by_perspective(dataset, perspectives)
-    images = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
+    images = torch.empty(0, len(model.config.perspectives), model.config.projection_dim)
+    if with_images:
+        images = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
     texts = list(dict.fromkeys(text for owned in captions.values() for each in owned for text in each))
     encoded = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
     return EmbeddedCorpus(images, captions, dict(zip(texts, encoded, strict=True)))
@@ -105,14 +109,15 @@ def measure_retrieval(
     provenance: Provenance,
     protocols: Sequence[str] = (PER_PERSPECTIVE,),
     ks: Sequence[int] = PAPER_KS,
+    with_branches: bool = True,
 ) -> list[Record]:
-    """The same of a corpus that is encoded already."""
+    """The same of a corpus that is encoded already, `with_branches` or fused alone."""
     if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
         raise ValueError(f"Got the protocols {unknown}. Valid: {', '.join(PROTOCOLS)}.")
     records = []
     for protocol in protocols:
         for question in PROTOCOLS[protocol](corpus.captions):
-            for details, vectors in _vectors_by_name(model, corpus, question):
+            for details, vectors in _vectors_by_name(model, corpus, question, with_branches):
                 both = rank_both_directions(vectors.images, vectors.texts, question.pairs, score=vectors.score)
                 for direction, ranks in both.items():
                     told = {"protocol": protocol, "perspective": question.perspective, **details}
@@ -121,7 +126,7 @@ def measure_retrieval(
 
 
 def _vectors_by_name(
-    model: DualEncoder, corpus: EmbeddedCorpus, question: Question
+    model: DualEncoder, corpus: EmbeddedCorpus, question: Question, with_branches: bool
 ) -> Iterator[tuple[dict[str, str], FusedVectors]]:
     """Fused first, then each branch where there are several; with what a record says of them."""
     names = list(model.config.perspectives)
@@ -129,7 +134,7 @@ def _vectors_by_name(
         raise ValueError(f"A branch is called {FUSED!r}, the name of the fused vector in records. Rename the branch.")
     branches, texts = corpus.branch_embeds[question.images], corpus.embeds_of(question.texts)
     yield {"branch": FUSED, "fusion": model.config.fusion}, fuse(model, branches, texts)
-    if len(names) > 1:
+    if with_branches and len(names) > 1:
         for name, images in zip(names, branches.unbind(dim=1), strict=True):
             yield {"branch": name}, FusedVectors(images, texts, dot)
 

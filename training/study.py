@@ -1,0 +1,228 @@
+"""Compare methods over held-out domains and seeds: `python -m training.study [--study training/studies/emoji.yaml]`.
+
+Every method is trained once for each replicate: a domain (an artist) that is held out, and a seed. Methods share both,
+so their differences are paired and most of the noise cancels. Each finished run is a line of `results.jsonl` in the
+study's folder; a killed study goes on where it was, and `--part 0/2` and `--part 1/2` share the work between two.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import disable_progress_bars
+from filelock import FileLock
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import logging
+
+from holistic_clip_hf import HolisticCLIPModel
+from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
+from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance
+from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, embed_corpus, measure_retrieval
+from training.corpora.opening import corpus_directory
+from training.evaluate import load_checkpoint
+from training.recipe import Recipe, Run, load_recipe
+from training.train import make_trainer, recipe_split, train_run
+
+RESULTS = "results.jsonl"
+KEPT_METRICS = ("recall@1", "recall@5", "mean_average_precision")
+FIT_ON = {"weighted": "validation", "softmax": "validation", "routed": "train"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What one method has of its own; the rest is the study's recipe.
+
+    Args:
+        perspectives, slots: of its run.
+        model, training: what differs from the recipe; sections are merged.
+        as_much_compute_as: another method; the number of steps is then such that both do as many multiplications.
+        replicates: how many of the study's; left out: all.
+    """
+
+    perspectives: list[str]
+    slots: list[str]
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    as_much_compute_as: str | None = None
+    replicates: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file. Replicate r holds out `held_out[r]` in `column`, with seed r.
+
+    `perspectives` are those measured; `training` is what the study changes in its recipe for all methods.
+    """
+
+    path: Path
+    recipe: Recipe
+    column: str
+    held_out: list[str]
+    perspectives: list[str]
+    training: dict[str, Any]
+    methods: dict[str, Method]
+
+    @property
+    def results(self) -> Path:
+        return self.path.with_suffix("") / RESULTS
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Methods and replicates; replicate by replicate, so that a study cut short compares the same ones."""
+        longest = len(self.held_out)
+        return [
+            (name, replicate)
+            for replicate in range(longest)
+            for name, method in self.methods.items()
+            if replicate < (longest if method.replicates is None else method.replicates)
+        ]
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    valid = {each.name for each in fields(Study)} - {"path"}
+    if not isinstance(content, dict) or set(content) != valid:
+        raise ValueError(f"{path}: got {sorted(content)}; expected exactly {', '.join(sorted(valid))}.")
+    known = {each.name for each in fields(Method)}
+    for name, method in content["methods"].items():
+        if unknown := sorted(set(method) - known):
+            raise ValueError(f"{path}, {name}: got {', '.join(unknown)}. Valid: {', '.join(sorted(known))}.")
+    methods = {name: Method(**method) for name, method in content.pop("methods").items()}
+    if missing := sorted({each.as_much_compute_as for each in methods.values()} - {None, *methods}):
+        raise ValueError(f"{path}: got `as_much_compute_as` {missing}. Valid: {', '.join(methods)}.")
+    return Study(path=path, methods=methods, recipe=load_recipe(content.pop("recipe")), **content)
+
+
+def method_recipe(study: Study, name: str, replicate: int) -> Recipe:
+    """The recipe of one run, of which it is the only one."""
+    method, recipe = study.methods[name], study.recipe
+    return replace(
+        recipe,
+        name=study.path.stem,
+        model=_merge(recipe.model, method.model),
+        training={**recipe.training, **study.training, **method.training, "seed": replicate},
+        runs={name: Run(method.perspectives, method.slots)},
+        held_out={study.column: study.held_out[replicate]},
+    )
+
+
+def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int:
+    """Floating-point operations of the first training step, forward and backward."""
+    trainer = make_trainer(recipe, run, corpus, states)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    with FlopCounterMode(display=False) as counter:
+        trainer.compute_loss(trainer.model, batch).backward()
+    return counter.get_total_flops()
+
+
+def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Path) -> dict[str, Any]:
+    """Train, fit every fusion, and measure on the domain that was held out."""
+    recipe, checkpoint = method_recipe(study, name, replicate), work / f"{name}-{replicate}"
+    operations = multiplications(recipe, name, corpus, work / "unused")
+    if other := study.methods[name].as_much_compute_as:
+        theirs = method_recipe(study, other, replicate)
+        ratio = multiplications(theirs, other, corpus, work / "unused") / operations
+        recipe = _stretch(recipe, ratio)
+    start = time.monotonic()
+    train_run(recipe, name, corpus, checkpoint)
+    seconds = time.monotonic() - start
+    model, processor = load_checkpoint(checkpoint)
+    encoded = {
+        split: embed_corpus(
+            model,
+            processor,
+            recipe_split(recipe, corpus, split),
+            perspectives=study.perspectives,
+            with_images=split != "train",
+        )
+        for split in ("train", "validation", "test")
+    }
+    provenance = capture_provenance(model=name, dataset=corpus.name, split=study.held_out[replicate], seed=recipe.seed)
+    row = {
+        **vars(provenance),
+        "versions": dict(provenance.versions),
+        "replicate": replicate,
+        "steps": recipe.training["max_steps"],
+        "operations_per_step": operations,
+        "train_seconds": round(seconds, 1),
+    }
+    shutil.rmtree(checkpoint)
+    return {**row, "numbers": _numbers(_all_records(model, encoded, provenance))}
+
+
+def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any) -> Iterator[Record]:
+    """Each fusion by its fused score, and every branch alone once."""
+    yield from measure_retrieval(model, encoded["test"], provenance=provenance)
+    if model.config.num_branches > 1:
+        for fusion in FITTED:
+            fit_fusion(model, encoded[FIT_ON[fusion]], fusion)
+            yield from measure_retrieval(model, encoded["test"], provenance=provenance, with_branches=False)
+
+
+def _numbers(records: Iterable[Record]) -> dict[str, Any]:
+    """By fusion or branch, perspective of the texts, direction, and metric: without what the whole run shares."""
+    numbers: dict[str, Any] = {}
+    for record in records:
+        if record.label in KEPT_METRICS:
+            details = record.details
+            by = f"{FUSED}, {details['fusion']}" if details["branch"] == FUSED else str(details["branch"])
+            of_texts = numbers.setdefault(by, {}).setdefault(details["perspective"], {})
+            of_texts.setdefault(details["direction"], {})[record.label] = round(record.value, 5)
+    return numbers
+
+
+def _stretch(recipe: Recipe, ratio: float) -> Recipe:
+    """As many times as many steps, warm-up in proportion."""
+    steps = {name: max(1, round(recipe.training[name] * ratio)) for name in ("max_steps", "warmup_steps")}
+    return replace(recipe, training={**recipe.training, **steps})
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    both = {name: _merge(old[name], value) for name, value in new.items() if isinstance(old.get(name), dict)}
+    return {**old, **new, **both}
+
+
+def load_results(path: Path) -> list[dict[str, Any]]:
+    """The finished runs of a study."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def append_result(path: Path, row: dict[str, Any]) -> None:
+    """Add a finished run; other processes may do so at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="do every N-th run, beginning with the I-th")
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/studies"), help="of checkpoints in the making")
+    parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    study = load_study(options.study)
+    part, parts = (int(number) for number in options.part.split("/"))
+    corpus = corpus_directory(study.recipe.corpus)
+    for name, replicate in study.runs()[part::parts]:
+        done = {(row["model"], row["replicate"]) for row in load_results(study.results)}
+        if (name, replicate) in done:
+            continue
+        sys.stderr.write(f"== {name}, without {study.held_out[replicate]}, {len(done)} of {len(study.runs())} done\n")
+        append_result(study.results, measure_run(study, name, replicate, corpus, options.work_dir / study.path.stem))
+
+
+if __name__ == "__main__":
+    main()
