@@ -1,0 +1,232 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Zero-shot segmentation: each pixel is given the class whose name its patch agrees with most.
+
+Images larger than the model's own size are seen through a sliding window; scores of overlapping windows are averaged,
+scaled up to the mask's size, and compared. No loss trained patches to agree with texts: what is measured is what the
+tower brings along. Two readouts of a patch:
+
+- `class_path`: the last layer's output, as for class tokens.
+- `value`: the last attention's value, past its output projection alone, since mixing tokens blurs places (MaskCLIP,
+  https://arxiv.org/abs/2112.01071).
+
+Axes: N images, C classes, P patches, D projection width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..modeling_holistic_clip import HolisticCLIPModel
+from .encoding import Processor, evaluation_mode
+from .records import Provenance, Record
+
+TASK = "segmentation"
+READOUTS = ("class_path", "value")
+IGNORED = 255  # of a mask's pixels: neither right nor wrong, the convention of Pascal VOC
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How an image is looked at.
+
+    Args:
+        short_side: pixels that the shorter side is scaled to; at least the model's image size. 336 at a window of 224
+            is what the field uses for VOC, Context and COCO (SCLIP, https://arxiv.org/abs/2312.01597).
+        stride: of windows, as a share of their side; the field's one half.
+    """
+
+    short_side: int = 336
+    stride: float = 0.5
+
+
+def evaluate_segmentation(
+    model: HolisticCLIPModel,
+    processor: Processor,
+    dataset: Dataset,
+    *,
+    provenance: Provenance,
+    class_embeds: Tensor,
+    class_names: Sequence[str],
+    windows: Windows | None = None,
+    readout: str = "class_path",
+    background: int | None = None,
+    background_threshold: float | None = None,
+    progress: bool = False,
+) -> list[Record]:
+    """Mean intersection over union, mean accuracy of classes, and accuracy of pixels.
+
+    Args:
+        dataset: N rows of `image` and `mask`, an image of one channel that holds class indices, `IGNORED` apart.
+        class_embeds: (C, D), unit length, one for each class.
+        class_names: C names, in the order of the masks' indices.
+        windows: left out: one or a few windows of the model's own image size.
+        background: the index of the class that is everything else. Its pixels count in `mean_iou`, and
+            `mean_iou_foreground` leaves them out.
+        background_threshold: pixels whose most likely class has a lower probability are background; results depend on
+            it strongly, so it is part of the record. Left out: the background's text decides.
+
+    Raises:
+        ValueError: no rows, a mask of another size than its image, an index without a class, or contradicting
+            arguments.
+    """
+    windows = windows or Windows(short_side=model.vision_model.config.image_size)
+    _check_arguments(model, class_embeds, class_names, windows, readout, background, background_threshold)
+    if len(dataset) == 0:
+        raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
+    counts = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
+    with evaluation_mode(model):
+        for index, row in enumerate(tqdm(dataset, desc="masks", disable=not progress)):
+            mask = _read_mask(row["mask"], row["image"].size, len(class_names), index)
+            scores = score_pixels(model, processor, row["image"], class_embeds, windows, readout)
+            predicted = _decide(scores, model.logit_scale.exp().item(), background, background_threshold)
+            counts += confusion(predicted, mask, len(class_names))
+    details: dict[str, str | float] = {
+        "readout": readout,
+        "short_side": windows.short_side,
+        "stride": windows.stride,
+        "background": "none" if background is None else class_names[background],
+        "background_threshold": "none" if background_threshold is None else background_threshold,
+    }
+    return _records(counts, len(dataset), background, provenance, details)
+
+
+def score_pixels(
+    model: HolisticCLIPModel,
+    processor: Processor,
+    image: Image.Image,
+    class_embeds: Tensor,
+    windows: Windows,
+    readout: str,
+) -> Tensor:
+    """(C, height, width): cosine of each pixel of the image with each class, float32 on the CPU."""
+    scaled = _scale(image, windows.short_side)
+    side = model.vision_model.config.image_size
+    grid = side // model.vision_model.config.patch_size
+    total = torch.zeros(len(class_embeds), scaled.height, scaled.width)
+    seen = torch.zeros(scaled.height, scaled.width)
+    for left, top in _places(scaled.size, side, max(1, round(side * windows.stride))):
+        window = scaled.crop((left, top, left + side, top + side))
+        pixels = processor(images=[window], return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
+        patches = read_patches(model, pixels.to(model.device), readout)[0]
+        scores = (patches @ class_embeds.to(patches).T).T.unflatten(1, (grid, grid))
+        scores = F.interpolate(scores[None].float().cpu(), size=(side, side), mode="bilinear")[0]
+        height, width = min(side, scaled.height - top), min(side, scaled.width - left)
+        total[:, top : top + height, left : left + width] += scores[:, :height, :width]
+        seen[top : top + height, left : left + width] += 1
+    return F.interpolate((total / seen)[None], size=(image.height, image.width), mode="bilinear")[0]
+
+
+def read_patches(model: HolisticCLIPModel, pixel_values: Tensor, readout: str) -> Tensor:
+    """(N, 3, height, width) to (N, P, D) of unit length; with `branch_type="mlp"` the mean over branches."""
+    if readout == "class_path":
+        return F.normalize(model.get_patch_features(pixel_values).patch_embeds, dim=-1)
+    tower, before = model.vision_model, []
+    last = tower.encoder.layers[-1]
+    handle = last.layer_norm1.register_forward_hook(lambda module, given, output: before.append(output))
+    try:
+        tower(pixel_values, return_dict=True)
+    finally:
+        handle.remove()
+    values = last.self_attn.out_proj(last.self_attn.v_proj(before[0]))[..., tower.embeddings.num_class_tokens :, :]
+    embeds = F.normalize(model.visual_projection(tower.post_layernorm(values)), dim=-1)
+    return embeds if embeds.ndim == 3 else F.normalize(embeds.mean(dim=1), dim=-1)
+
+
+def confusion(predicted: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """(C, C) counts of pixels, true class by predicted class; ignored pixels are not counted."""
+    counted = mask != IGNORED
+    places = mask[counted].long() * num_classes + predicted[counted].long()
+    return places.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def intersection_over_union(counts: Tensor) -> Tensor:
+    """(C,) of confusion counts (C, C); NaN for a class that is neither there nor predicted."""
+    right = counts.diagonal().double()
+    return right / (counts.sum(dim=0) + counts.sum(dim=1) - right)
+
+
+def _decide(scores: Tensor, logit_scale: float, background: int | None, threshold: float | None) -> Tensor:
+    predicted = scores.argmax(dim=0)
+    if threshold is None or background is None:
+        return predicted
+    foreground = torch.arange(len(scores)) != background
+    likely, best = (logit_scale * scores[foreground]).softmax(dim=0).max(dim=0)
+    return torch.where(likely < threshold, background, foreground.nonzero().squeeze(1)[best])
+
+
+def _scale(image: Image.Image, short_side: int) -> Image.Image:
+    factor = short_side / min(image.size)
+    width, height = (max(short_side, round(length * factor)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _places(size: tuple[int, int], side: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Left and top of each window; the last of a row and of a column end at the border."""
+    starts = [
+        sorted({min(start, length - side) for start in range(0, length - side + stride, stride)}) for length in size
+    ]
+    yield from ((left, top) for top in starts[1] for left in starts[0])
+
+
+def _read_mask(mask: Image.Image, size: tuple[int, int], num_classes: int, index: int) -> Tensor:
+    if mask.size != size:
+        raise ValueError(f"Row {index}: got a mask of {mask.size} for an image of {size}. Make them agree.")
+    array = np.asarray(mask)
+    if array.ndim != 2:
+        raise ValueError(f"Row {index}: got a mask of mode {mask.mode}; expected one channel of class indices.")
+    labels = torch.from_numpy(array.astype(np.int64))
+    if unknown := sorted(set(labels.unique().tolist()) - {*range(num_classes), IGNORED}):
+        raise ValueError(f"Row {index}: got the class indices {unknown}; there are {num_classes} classes.")
+    return labels
+
+
+def _check_arguments(
+    model: HolisticCLIPModel,
+    class_embeds: Tensor,
+    class_names: Sequence[str],
+    windows: Windows,
+    readout: str,
+    background: int | None,
+    threshold: float | None,
+) -> None:
+    side = model.vision_model.config.image_size
+    if windows.short_side < side or not 0 < windows.stride <= 1:
+        raise ValueError(f"Got {windows}. Valid: `short_side` from {side}, the model's size; `stride` up to 1.")
+    if readout not in READOUTS:
+        raise ValueError(f"Got the readout {readout!r}. Valid: {', '.join(READOUTS)}.")
+    expected = (len(class_names), model.config.projection_dim)
+    if tuple(class_embeds.shape) != expected:
+        raise ValueError(f"`class_embeds` has shape {tuple(class_embeds.shape)}; expected {expected}, a row per name.")
+    if background is not None and not 0 <= background < len(class_names):
+        raise ValueError(f"`background` is {background}. Valid: the index of one of {len(class_names)} classes.")
+    if threshold is not None and background is None:
+        raise ValueError("`background_threshold` needs `background`, the class of the pixels below it.")
+
+
+def _records(
+    counts: Tensor, num_images: int, background: int | None, provenance: Provenance, details: dict[str, str | float]
+) -> list[Record]:
+    there = counts.sum(dim=1) > 0
+    foreground = there.clone()
+    if background is not None:
+        foreground[background] = False
+    overlap, right = intersection_over_union(counts), counts.diagonal().double()
+    values = {
+        "mean_iou": overlap[there].mean(),
+        "mean_class_accuracy": (right / counts.sum(dim=1))[there].mean(),
+        "pixel_accuracy": right.sum() / counts.sum(),
+    }
+    if foreground.sum() < there.sum() and foreground.any():
+        values["mean_iou_foreground"] = overlap[foreground].mean()
+    sizes = {"n_images": num_images, "n_classes": int(there.sum()), "n_pixels": int(counts.sum())}
+    return [
+        Record(**vars(provenance), metric=name, value=value.item(), task=TASK, details=details, counts=sizes)
+        for name, value in values.items()
+    ]
