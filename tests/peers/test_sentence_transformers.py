@@ -8,9 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.evaluation import InformationRetrievalEvaluator
 from torch import Tensor
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.evaluation.adapters import sentence_transformer
+from holistic_clip_hf.evaluation.metrics import recall_at
+from holistic_clip_hf.evaluation.ranking import average_precision, retrieval_ranks
 
 TEXTS = ["a red square", "a blue circle, drawn flat on white", "all green"]
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
@@ -79,6 +83,29 @@ def test_dot_product_ranks_images_as_the_model_does(
     with torch.no_grad():
         output = model(**processor(images=images, text=TEXTS, return_tensors="pt"))
     torch.testing.assert_close(scores * output.logit_scale, output.logits_per_image, rtol=1e-4, atol=1e-5)
+
+
+def test_its_retrieval_evaluator_finds_what_ours_finds(
+    checkpoint: Path, model: HolisticCLIPModel, processor: HolisticCLIPProcessor, images: list[Image.Image]
+) -> None:
+    pictures = [*images, *(image.rotate(45, fillcolor=colour) for image in images for colour in ("white", "green"))]
+    texts = [f"a {colour} shape" for colour in ("red", "blue", "green", "white", "yellow", "dark")]
+    evaluator = InformationRetrievalEvaluator(
+        queries={str(index): text for index, text in enumerate(texts)},
+        corpus={str(index): picture for index, picture in enumerate(pictures)},
+        relevant_docs={str(index): {str(index)} for index in range(6)},
+        accuracy_at_k=[1, 3],
+        map_at_k=[6],
+    )
+    found = evaluator(sentence_transformer(str(checkpoint), device="cpu"))
+    with torch.no_grad():
+        queries = model.get_text_features(**processor(text=texts, return_tensors="pt", padding=True)).pooler_output
+        candidates = model.get_image_features(**processor(images=pictures, return_tensors="pt")).pooler_output
+    pairs = torch.arange(6)[:, None].expand(-1, 2)
+    ours = recall_at(retrieval_ranks(queries, candidates, pairs), (1, 3))
+    assert {k: found[f"dot_accuracy@{k}"] for k in (1, 3)} == pytest.approx(ours)
+    precision = average_precision(queries, candidates, pairs).mean().item()
+    assert found["dot_map@6"] == pytest.approx(precision) and 0 < precision < 1
 
 
 def test_normalised_vectors_have_the_same_directions(

@@ -1,0 +1,96 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""A model as other projects' benchmarks want it: mteb (MIEB's image tasks) and sentence-transformers.
+
+Both would compare by cosine by themselves, which divides a fused vector by its length, another one for each image, and
+so ranks differently from the model. Here both compare by dot product.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling_holistic_clip import HolisticCLIPModel
+from .encoding import Processor, evaluation_mode
+
+
+def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, revision: str = "local") -> Any:
+    """An encoder for `mteb.evaluate`, of this model as it is: with its fusion, on its device.
+
+    Args:
+        name: `owner/name`, as mteb files results; revision: likewise.
+
+    Raises:
+        ImportError: mteb is not installed.
+
+    Example: `mteb.evaluate(mteb_encoder(model, processor, name="me/mine"), mteb.get_benchmark("MIEB(lite)").tasks)`.
+    """
+    try:
+        from mteb.models import ModelMeta
+        from mteb.models.abs_encoder import AbsEncoder
+        from mteb.models.model_meta import ScoringFunction
+    except ImportError as error:
+        raise ImportError("mteb is not installed. Run: pip install 'mteb>=2.26'") from error
+
+    class HolisticCLIPEncoder(AbsEncoder):
+        """Texts, images, or, as MIEB does it, the sum of both."""
+
+        mteb_model_meta = ModelMeta(
+            loader=None,
+            name=name,
+            revision=revision,
+            release_date=None,
+            languages=None,
+            n_parameters=model.num_parameters(),
+            memory_usage_mb=None,
+            max_tokens=model.text_model.config.max_position_embeddings,
+            embed_dim=model.config.projection_dim,
+            license=None,
+            open_weights=True,
+            public_training_code=None,
+            public_training_data=None,
+            framework=["PyTorch", "Transformers"],
+            similarity_fn_name=ScoringFunction.DOT_PRODUCT,
+            use_instructions=False,
+            training_datasets=None,
+            modalities=["text", "image"],
+        )
+
+        def encode(self, inputs: Any, **kwargs: Any) -> Tensor:
+            """(rows, width) of a data loader's batches, which hold lists under `text`, `image` or both."""
+            with evaluation_mode(model):
+                found = [_embed(model, processor, batch) for batch in inputs]
+            return torch.cat(found)
+
+    return HolisticCLIPEncoder()
+
+
+def sentence_transformer(checkpoint: str, **options: Any) -> Any:
+    """A `SentenceTransformer` of a checkpoint, texts and images alike, that compares as the model does.
+
+    `options` are its own (`device`, `revision`, `trust_remote_code` ...).
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            "sentence-transformers is not installed. Run: pip install 'sentence-transformers>=6.2'"
+        ) from error
+    return SentenceTransformer(checkpoint, similarity_fn_name="dot", **options)
+
+
+def _embed(model: HolisticCLIPModel, processor: Processor, batch: dict[str, Any]) -> Tensor:
+    parts = []
+    if "text" in batch:
+        tokens = processor(text=list(batch["text"]), return_tensors="pt", padding=True, truncation=True)
+        given = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        parts.append(model.get_text_features(**given).pooler_output)
+    if "image" in batch:
+        images = processor(images=list(batch["image"]), return_tensors="pt")["pixel_values"]
+        parts.append(model.get_image_features(images.to(model.device)).pooler_output)
+    if not parts:
+        raise ValueError(f"Got a batch of {sorted(batch)}; expected `text`, `image` or both. Choose image-text tasks.")
+    return torch.stack(parts).sum(dim=0).float().cpu()
