@@ -1,0 +1,112 @@
+"""What a study found, as tables: `python -m training.study_tables [--study training/studies/emoji.yaml]`.
+
+Each number is a mean over replicates with its 95 % interval, by Student's t. Below, the same of the differences to one
+method, replicate by replicate: where such an interval leaves out zero, the methods differ.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from holistic_clip_hf.evaluation.ranking import DIRECTIONS
+from holistic_clip_hf.evaluation.records import FUSED
+from training.study import load_results, load_study
+
+METRIC = "recall@5"
+MEAN = "mean of all"
+# 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom, as every statistics textbook prints them.
+T = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+class Estimate(NamedTuple):
+    """A mean, half the width of its 95 % interval, and the number of replicates; both NaN where there are too few."""
+
+    mean: float
+    half_width: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} ± {100 * self.half_width:.1f}" if self.count > 1 else f"{100 * self.mean:.1f}"
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.count > 1 and abs(self.mean) > self.half_width
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Of independent values."""
+    count = len(values)
+    if count < 2:
+        return Estimate(values[0] if values else math.nan, math.nan, count)
+    return Estimate(statistics.fmean(values), T[count - 2] * statistics.stdev(values) / math.sqrt(count), count)
+
+
+Scores = dict[int, dict[str, float]]  # by replicate, then by perspective
+
+
+def scores_of(rows: Sequence[dict[str, Any]], method: str, by: str, direction: str) -> Scores:
+    """What a method reached, by `by` (a fusion, or a branch), and the mean over perspectives."""
+    found = {}
+    for row in rows:
+        if row["model"] == method and by in row["numbers"]:
+            values = {name: each[direction][METRIC] for name, each in row["numbers"][by].items()}
+            found[row["replicate"]] = {**values, MEAN: statistics.fmean(values.values())}
+    return found
+
+
+def entries_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Methods and the fusions that each was measured with, in the order of the results."""
+    pairs = [(row["model"], by) for row in rows for by in row["numbers"] if by.startswith(FUSED)]
+    return sorted(dict.fromkeys(pairs), key=lambda pair: [row["model"] for row in rows].index(pair[0]))
+
+
+def study_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str) -> str:
+    """Markdown: for each direction, recall of every method and fusion, then differences to `against`."""
+    columns, sections = [MEAN, *perspectives], []
+    for direction in DIRECTIONS:
+        plain, differences = [], []
+        base = scores_of(rows, against, f"{FUSED}, mean", direction)
+        for method, by in entries_of(rows):
+            scores, name = scores_of(rows, method, by, direction), f"{method}, {by.removeprefix(f'{FUSED}, ')}"
+            cells = [estimate([each[column] for each in scores.values()]) for column in columns]
+            plain.append([name, str(len(scores)), *map(str, cells)])
+            shared = sorted(scores.keys() & base.keys())
+            if method != against and shared:
+                paired = [estimate([scores[r][column] - base[r][column] for r in shared]) for column in columns]
+                differences.append([name, str(len(shared)), *(_difference(each) for each in paired)])
+        words = direction.replace("_", " ")
+        sections.append(f"### {words.capitalize()}: {METRIC}, %\n\n" + _table(["method", "n", *columns], plain))
+        sections.append(f"Differences to `{against}`:\n\n" + _table(["method", "n", *columns], differences))
+    return "\n\n".join(sections) + "\n"
+
+
+def _difference(value: Estimate) -> str:
+    text = f"{'+' if value.mean >= 0 else ''}{value}"
+    return f"**{text}**" if value.excludes_zero else text
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
+    parser.add_argument("--against", default="one_to_many", help="the method that others are compared with")
+    options = parser.parse_args()
+    study = load_study(options.study)
+    rows = load_results(study.results)
+    if not rows:
+        raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
+    print(study_tables(rows, study.perspectives, options.against))
+
+
+if __name__ == "__main__":
+    main()
