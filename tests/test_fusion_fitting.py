@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Value
 from torch import Tensor
 from torch.nn import functional as F
 
-from holistic_clip_hf import HolisticCLIPModel
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.corpus.build import build_corpus
 from holistic_clip_hf.evaluation.fusion_fitting import (
     fit_branch_weights,
     fit_fusion,
@@ -18,6 +20,7 @@ from holistic_clip_hf.evaluation.fusion_fitting import (
 )
 from holistic_clip_hf.evaluation.records import capture_provenance
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, measure_retrieval
+from training import fit_fusion as fit_fusion_verb
 
 MakeModel = Callable[..., HolisticCLIPModel]
 NAMES = ["short", "style", "nouns"]
@@ -136,3 +139,23 @@ def test_misuse_is_refused(make_model: MakeModel) -> None:
         fit_fusion(make_model(perspectives=NAMES), corpus, "max")
     with pytest.raises(ValueError, match="has captions of short, style, nouns; the branches are a, b, c"):
         fit_fusion(make_model(perspectives=["a", "b", "c"]), corpus, "routed")
+
+
+def test_the_verb_fits_a_checkpoint_in_place(
+    make_model: MakeModel, processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
+) -> None:
+    names = ["short", "colour"]
+    make_model(perspectives=names, vision={"num_branches": 2}).save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    features = Features({**corpus.features, "part": Value("string")})
+    rows = [{**row, "part": "train" if index % 2 else "validation"} for index, row in enumerate(corpus)]
+    build_corpus(tmp_path / "corpus", {"all": lambda: rows}, features, fingerprint="1")
+    for fusion in ("weighted", "routed"):
+        arguments = ["--model", str(tmp_path / "checkpoint"), "--fusion", fusion, "--split-column", "part"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["fit_fusion", *arguments, "--corpus", str(tmp_path / "corpus")])
+            fit_fusion_verb.main()
+        loaded = HolisticCLIPModel.from_pretrained(tmp_path / "checkpoint")
+        assert loaded.config.fusion == fusion
+        assert (loaded.config.branch_weights is None) == (fusion == "routed")
+    assert loaded.branch_fusion.router.weight.any()
