@@ -22,6 +22,10 @@ MATCHINGS = ("aligned", "free", "balanced")
 OBJECTIVES = ("softmax", "sigmoid")
 FUSIONS = ("mean", "weighted", "routed", "max", "softmax")
 DIVERSITIES = ("pairwise", "official")
+LOSS_OPTIONS = (
+    *("objective", "matching", "duplicate_captions", "fused_weight"),
+    *("diversity", "diversity_weight", "diversity_threshold"),
+)
 DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 
 
@@ -132,6 +136,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
         fusion_scale: of the similarities within `fusion="softmax"`: 0 is the mean, infinity the maximum. Left out: the
             model's own logit scale.
+        fused_weight: of the one-to-many loss of the branches' mean, beside the loss of each branch; 0 in the paper.
         diversity: what is penalised: `"pairwise"`, each pair of branches that say the same; `"official"`, as the
             released code, only a high mean over all pairs, which two collapsed branches of five do not reach.
         diversity_weight, diversity_threshold: of the penalty on branches that say the same; 1.0 and 0.7 in the
@@ -161,6 +166,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
     fusion: str = "mean"
     branch_weights: list[float | int] | tuple[float | int, ...] | None = None
     fusion_scale: float | int | None = None
+    fused_weight: float | int = 0.0
     diversity: str = "pairwise"
     diversity_weight: float | int = 1.0
     diversity_threshold: float | int = 0.7
@@ -203,6 +209,11 @@ class HolisticCLIPConfig(PreTrainedConfig):
         """H, which the vision tower's configuration holds."""
         return cast(HolisticCLIPVisionConfig, self.vision_config).num_branches
 
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """What `multi_to_multi_loss` takes from here."""
+        return {name: getattr(self, name) for name in LOSS_OPTIONS}
+
     def validate_perspectives(self) -> None:
         """Part of the `@strict` validation."""
         if len(self.perspectives) != self.num_branches:
@@ -219,8 +230,9 @@ class HolisticCLIPConfig(PreTrainedConfig):
         _require("matching", self.matching, MATCHINGS)
         _require("diversity", self.diversity, DIVERSITIES)
         _require("duplicate_captions", self.duplicate_captions, DUPLICATE_CAPTIONS)
-        if self.diversity_weight < 0:
-            raise ValueError(f"`diversity_weight` is {self.diversity_weight}. Valid: 0 (off) or more.")
+        for name in ("fused_weight", "diversity_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}. Valid: 0 (off) or more.")
 
     def validate_fusion(self) -> None:
         """Part of the `@strict` validation."""

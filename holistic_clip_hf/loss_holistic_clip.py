@@ -11,7 +11,7 @@ D projection width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from .matching_holistic_clip import assign_branches, resolve_matching
 from .streaming_holistic_clip import Contest, Objective, Side, sum_over_queries
 
+LOSS_PARTS = ("contrastive", "fused", "diversity")
 BRANCHES, TEXTS = 0, 1  # places among the tensors of a rank
 
 
@@ -43,10 +44,14 @@ class CaptionBatch:
 
 @dataclass
 class MultiToMultiLoss:
-    """`total = contrastive + diversity_weight * diversity`; `assignment` (N, M): the branch that each caption met."""
+    """`total = contrastive + fused_weight * fused + diversity_weight * diversity`.
+
+    `assignment` (N, M) is the branch that each caption met.
+    """
 
     total: Tensor
     contrastive: Tensor
+    fused: Tensor
     diversity: Tensor
     assignment: Tensor
 
@@ -63,6 +68,7 @@ def multi_to_multi_loss(
     caption_mask: Tensor | None = None,
     caption_ids: Tensor | None = None,
     duplicate_captions: str = "positive",
+    fused_weight: float = 0.0,
     diversity: str = "pairwise",
     diversity_weight: float = 1.0,
     diversity_threshold: float = 0.7,
@@ -93,6 +99,9 @@ def multi_to_multi_loss(
         caption_ids: (N, M) int64. Default: all captions differ.
         duplicate_captions: images whose caption in a slot has the same id are to each other `"positive"` (the target
             is shared between them), `"ignore"` (left out) or `"negative"` (the paper).
+        fused_weight: of a second contrastive term, the one-to-many loss of the branches' mean, made of unit length,
+            against all captions: every branch learns from every caption, and their mean is trained and not only used.
+            Not in the paper.
         diversity: `"pairwise"` penalises each pair of branches whose mean cosine is above the threshold;
             `"official"` only the mean over all pairs, which two collapsed branches of five do not move.
         diversity_weight, diversity_threshold: 1.0 and 0.7 in the paper's released code.
@@ -122,8 +131,20 @@ def multi_to_multi_loss(
         rows = everyone.branch_embeds, everyone.text_embeds, everyone.caption_mask
         assignment = assign_branches(*rows, slots, balanced=matching == "balanced")[mine]
         contrastive = _contrastive(local, everyone, assignment, terms, duplicate_captions, offset)
+        fused = contrastive.new_zeros(())
+        if fused_weight:
+            alone = _fuse(local)
+            together = alone if everyone is local else _fuse(everyone)
+            fused = _contrastive(alone, together, torch.zeros_like(assignment), terms, duplicate_captions, offset)
         penalty = diversity_penalty(everyone.branch_embeds, diversity_threshold, form=diversity)
-    return MultiToMultiLoss(contrastive + diversity_weight * penalty, contrastive, penalty, assignment)
+    total = contrastive + fused_weight * fused + diversity_weight * penalty
+    return MultiToMultiLoss(total, contrastive, fused, penalty, assignment)
+
+
+def _fuse(batch: CaptionBatch) -> CaptionBatch:
+    """The same captions for images of one branch, the mean of theirs."""
+    exact = batch.branch_embeds.to(torch.promote_types(batch.branch_embeds.dtype, torch.float32))
+    return replace(batch, branch_embeds=F.normalize(exact.mean(dim=1, keepdim=True), dim=-1))
 
 
 def _caption_batch(
@@ -235,4 +256,4 @@ def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "p
     return F.relu(pairs - threshold).mean() if form == "pairwise" else F.relu(pairs.mean() - threshold)
 
 
-__all__ = ["CaptionBatch", "MultiToMultiLoss", "diversity_penalty", "multi_to_multi_loss"]
+__all__ = ["LOSS_PARTS", "CaptionBatch", "MultiToMultiLoss", "diversity_penalty", "multi_to_multi_loss"]

@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_holistic_clip import HolisticCLIPConfig
 from .fusion_holistic_clip import BranchFusion, BranchRouter
-from .loss_holistic_clip import MultiToMultiLoss, multi_to_multi_loss
+from .loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, multi_to_multi_loss
 from .vision_holistic_clip import HolisticCLIPPreTrainedModel, HolisticCLIPVisionModel, HolisticCLIPVisionOutput
 
 
@@ -71,7 +71,7 @@ class HolisticCLIPOutput(ModelOutput):
         text_embeds: (T, D), or (N, M, D) for nested captions, of unit length; (T, H * D) with `fusion="routed"`.
         logit_scale: scalar, the inverse temperature (exponentiated).
         logit_bias: scalar, added to the logits with `objective="sigmoid"`.
-        loss_parts: `contrastive` and `diversity`, with `return_loss=True`.
+        loss_parts: `contrastive`, `fused` and `diversity`, with `return_loss=True`.
         text_model_output, vision_model_output: what the towers returned.
     """
 
@@ -345,7 +345,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             text_embeds=text_vectors,
             logit_scale=self.logit_scale.exp(),
             logit_bias=self.logit_bias,
-            loss_parts=None if loss is None else {"contrastive": loss.contrastive, "diversity": loss.diversity},
+            loss_parts=None if loss is None else {name: getattr(loss, name) for name in LOSS_PARTS},
             text_model_output=texts,
             vision_model_output=images,
         )
@@ -372,16 +372,11 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             branch_embeds,
             text_embeds.to(device),
             self.logit_scale.exp().to(device),
-            objective=self.config.objective,
             logit_bias=None if self.logit_bias is None else self.logit_bias.to(device),
-            matching=self.config.matching,
             branch_of_slot=branch_of_slot,
             caption_mask=None if caption_mask is None else caption_mask.to(device),
             caption_ids=None if caption_ids is None else caption_ids.to(device),
-            duplicate_captions=self.config.duplicate_captions,
-            diversity=self.config.diversity,
-            diversity_weight=self.config.diversity_weight,
-            diversity_threshold=self.config.diversity_threshold,
+            **self.config.loss_options,
         )
 
 

@@ -1,6 +1,7 @@
 """The configuration: names decide H, contradictions are refused, nothing is lost on disk, every field is read."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
 
 import holistic_clip_hf
-from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPVisionConfig
+from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPVisionConfig, multi_to_multi_loss
 
 PAPER = ["web", "detail", "nouns", "background", "main_object", "style"]
 
@@ -51,6 +52,7 @@ REFUSED = [
     ({"fusion": "sum"}, "`fusion` is 'sum'. Valid: 'mean'"),
     ({"duplicate_captions": "drop"}, "`duplicate_captions` is 'drop'. Valid: 'positive'"),
     ({"diversity_weight": -0.1}, "`diversity_weight` is -0.1"),
+    ({"fused_weight": -2.0}, "`fused_weight` is -2.0"),
     ({"fusion_scale": 2.0}, "`fusion_scale` goes with `fusion='softmax'`"),
     ({"fusion": "softmax", "fusion_scale": -1.0}, "0 or more; got fusion='softmax', fusion_scale=-1.0"),
     ({"fusion": "weighted"}, "`branch_weights` go with `fusion='weighted'`"),
@@ -124,7 +126,10 @@ def test_every_field_is_read() -> None:
     )
     fields = own_fields(HolisticCLIPConfig, PreTrainedConfig) | own_fields(HolisticCLIPVisionConfig, CLIPVisionConfig)
     assert {"num_branches", "patch_stem", "fusion", "duplicate_captions"} <= fields
-    assert [name for name in sorted(fields) if not re.search(rf"\bconfig\.{name}\b", source)] == []
+    assert "**self.config.loss_options" in source and "**config.loss_options" in source
+    read_at_once = set(HolisticCLIPConfig().loss_options)
+    assert read_at_once <= set(inspect.signature(multi_to_multi_loss).parameters)
+    assert [name for name in sorted(fields - read_at_once) if not re.search(rf"\bconfig\.{name}\b", source)] == []
 
 
 def test_a_stock_clip_configuration_has_one_branch() -> None:

@@ -23,6 +23,7 @@ PACKAGE = Path(holistic_clip_hf.__file__).parent
 IMAGES, BRANCHES, SLOTS, WIDTH = 6, 3, 4, 8
 OPTIONS: dict[str, Any] = {
     "branch_of_slot": [2, -1, 0, 1],
+    "fused_weight": 0.4,
     "diversity_weight": 0.7,
     "diversity_threshold": -0.2,
     "duplicate_captions": "positive",

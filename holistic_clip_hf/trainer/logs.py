@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import sum_over_ranks
-from ..loss_holistic_clip import MultiToMultiLoss
+from ..loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss
 from ..matching_holistic_clip import branch_shares
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ class LossLog:
 
     def note(self, loss: MultiToMultiLoss, mask: Tensor) -> None:
         """Take up a step of this rank; `mask` (N, M) is the batch's `caption_mask`. Nothing waits for the device."""
-        parts = torch.stack([loss.contrastive.detach().float(), loss.diversity.detach().float(), mask.sum().float()])
+        terms = [getattr(loss, name).detach().float() for name in LOSS_PARTS]
+        parts = torch.stack([*terms, mask.sum().float()])
         if self.branches:
             parts = torch.cat([parts, branch_shares(loss.assignment, mask, len(self.branches)) * mask.sum()])
         self.steps.append(parts)
@@ -53,9 +54,10 @@ class LossLog:
         steps = self.steps[0].new_tensor([len(self.steps)])
         summed = sum_over_ranks(torch.cat([steps, torch.stack(self.steps).sum(dim=0)]))
         self.steps.clear()
-        num_steps, contrastive, diversity, captions, *met = summed.tolist()
+        num_steps, *terms = summed[: 1 + len(LOSS_PARTS)].tolist()
+        captions, *met = summed[1 + len(LOSS_PARTS) :].tolist()
         shares = {name: count / max(1, captions) for name, count in zip(self.branches, met, strict=True)}
-        parts = {"contrastive": contrastive / num_steps, "diversity": diversity / num_steps}
+        parts = {name: term / num_steps for name, term in zip(LOSS_PARTS, terms, strict=True)}
         return parts | {f"share_of_{name}": share for name, share in shares.items()}
 
     def warn_of_empty_slots(self) -> None:

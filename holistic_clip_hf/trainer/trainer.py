@@ -145,19 +145,14 @@ class HolisticCLIPTrainer(Trainer):
             rows[0],
             rows[1],
             scalars[0],
-            objective=config.objective,
             logit_bias=scalars[1] if len(scalars) > 1 else None,
-            matching=config.matching,
             branch_of_slot=self.branch_of_slot,
             caption_mask=mask,
             caption_ids=ids,
-            duplicate_captions=config.duplicate_captions,
-            diversity=config.diversity,
-            diversity_weight=config.diversity_weight,
-            diversity_threshold=config.diversity_threshold,
             gathered=CaptionBatch(*map(gather_rows, (*rows, mask, ids))),
             offset=rank_offset(len(mask)),
             chunk_size=self.args.loss_chunk_size,
+            **config.loss_options,
         )
         if is_training:
             checks.require_finite(loss.total, inputs["image_ids"], step=self.state.global_step)
