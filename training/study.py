@@ -75,13 +75,16 @@ class Study:
         return self.path.with_suffix("") / RESULTS
 
     def runs(self) -> list[tuple[str, int]]:
-        """Methods and replicates; replicate by replicate, so that a study cut short compares the same ones."""
-        longest = len(self.held_out)
+        """Methods and replicates, those with all replicates first; replicate by replicate, so that a study cut short
+        compares the same ones.
+        """
+        counts = {name: method.replicates or len(self.held_out) for name, method in self.methods.items()}
         return [
             (name, replicate)
-            for replicate in range(longest)
-            for name, method in self.methods.items()
-            if replicate < (longest if method.replicates is None else method.replicates)
+            for count in sorted(set(counts.values()), reverse=True)
+            for replicate in range(count)
+            for name in self.methods
+            if counts[name] == count
         ]
 
 
