@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 BENCHMARKS := $(sort $(filter-out tests/benchmarks/_%,$(wildcard tests/benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-long test test-all test-peers check format bench clean
+.PHONY: help quickstart quickstart-long test test-all test-peers test-browser check format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -3,6 +3,8 @@
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,7 +24,8 @@ class Answer:
     Args:
         form: `sentences` end with a full stop, and an unfinished one is cut away; a `phrase` does not; a `list` is
             of phrases between commas, an unfinished one cut away.
-        min_words, max_words: of the whole answer.
+        min_words, max_words: of the whole answer. In scripts without spaces between words, such as Chinese, Japanese
+            and Thai, each character counts as one.
         language: ISO 639-1 (`en`); `None` takes any.
     """
 
@@ -38,7 +41,8 @@ class Perspective:
 
     Args:
         name: what its captions are called; a branch of the same name reads them.
-        prompt: what the captioner is asked; `None` where the text comes with the image, as web text does.
+        prompt: what the captioner is asked; `None` where the text comes with the image, as web text does, which is
+            rarely in sentences: its `answer` should be a `phrase`.
         max_new_tokens: of an answer, in tokens of the captioner.
         temperature: 0 takes the most likely token each time.
         top_p: of nucleus sampling; without effect at temperature 0.
@@ -55,7 +59,7 @@ class Perspective:
     @property
     def prompt_hash(self) -> str:
         """12 hexadecimal digits that stand for prompt, budget and sampling: another question, other captions."""
-        asked = [self.prompt, self.max_new_tokens, self.temperature, self.top_p]
+        asked = [self.prompt, self.max_new_tokens, float(self.temperature), float(self.top_p)]  # YAML has 0 and 0.0
         return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
@@ -115,7 +119,7 @@ def _require_fields(entry: Any, kind: type, where: str) -> dict[str, Any]:
 def _check_perspective(perspective: Perspective, where: str) -> None:
     answer = perspective.answer
     checks = {
-        "name: a word": isinstance(perspective.name, str) and bool(perspective.name.strip()),
+        "name: a word": _is_text(perspective.name) and perspective.name == perspective.name.strip(),
         "prompt: a text or null": perspective.prompt is None or _is_text(perspective.prompt),
         "max_new_tokens: at least 1": _is_whole(perspective.max_new_tokens) and perspective.max_new_tokens >= 1,
         "temperature: 0 or more": _is_number(perspective.temperature) and perspective.temperature >= 0,
@@ -124,8 +128,9 @@ def _check_perspective(perspective: Perspective, where: str) -> None:
         "answer: 1 <= min_words <= max_words": _is_whole(answer.min_words)
         and _is_whole(answer.max_words)
         and 1 <= answer.min_words <= answer.max_words,
-        "answer.language: two letters or null": answer.language is None
-        or (_is_text(answer.language) and len(answer.language) == 2),
+        # YAML reads `no` as false.
+        "answer.language: two small letters, between quotes if they are `no`, or null": answer.language is None
+        or (_is_text(answer.language) and re.fullmatch("[a-z]{2}", answer.language) is not None),
     }
     if broken := [rule for rule, holds in checks.items() if not holds]:
         raise ValueError(f"{where}: got {perspective}; expected {'; '.join(broken)}. Correct the file.")
@@ -140,4 +145,4 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,287 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""How much the captions of an image differ from each other: a report on a corpus, from one pass over it."""
+
+import hashlib
+import heapq
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import combinations, islice
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .repairs import split_words
+from .similarity import Embed, cosines, word_similarity
+
+Caption = Mapping[str, str]
+
+# A share measured over 10,000 images has a standard error of at most 0.5 / sqrt(10,000) = 0.005: two decimals hold.
+SAMPLE = 10_000
+MOST_SLOTS = 64  # perspectives times captioners; more, and `source` is not the name of a captioner
+_IMAGES_AT_ONCE = 1_000  # whose captions are embedded together
+
+
+class Slot(NamedTuple):
+    """Captions of one perspective from one source."""
+
+    perspective: str
+    source: str
+
+
+@dataclass(frozen=True)
+class SlotReport:
+    """Of the captions of one slot.
+
+    Args:
+        name: the perspective, and the source where the perspective has several.
+        duplicates: share of the captions whose text another image has too in this slot.
+        lengths: words → captions of that many words.
+        distinct: share of the runs of 1, 2 and 3 words in the sample that are different, whatever their case
+            (distinct-n, https://arxiv.org/abs/1510.03055). It falls as a sample grows: compare equal ones.
+    """
+
+    name: str
+    perspective: str
+    source: str
+    count: int
+    duplicates: float
+    mean_words: float
+    median_words: float
+    lengths: dict[int, int]
+    distinct: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How alike the captions of one image are.
+
+    Args:
+        mean: over the images with two captions or more, of the mean over their pairs of captions.
+        between: mean over the images that have both, for each pair of slots; `None` where no image has.
+    """
+
+    mean: float | None
+    between: list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class DiversityReport:
+    """Of a corpus; see `measure_diversity`. `words` and `embeddings` say by what captions were compared.
+
+    Args:
+        self_bleu: mean BLEU, 0 to 1, of a caption against the other captions of its image
+            (https://arxiv.org/abs/1802.01886); `None` where no image has two.
+        bleu_signature: sacrebleu's, of how that was computed.
+    """
+
+    images: int
+    captions: int
+    sampled: int
+    seed: int
+    self_bleu: float | None
+    bleu_signature: str
+    words: Similarity
+    embeddings: Similarity | None
+    slots: list[SlotReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """Markdown: a row for each slot, then how alike the captions of an image are."""
+        head = ["slot", "captions", "words, mean", "median", "duplicates", "distinct-1", "distinct-2", "distinct-3"]
+        rows = [
+            [slot.name.replace("|", "\\|"), f"{slot.count:,}", f"{slot.mean_words:.1f}", f"{slot.median_words:g}"]
+            + [f"{slot.duplicates:.1%}", *(f"{share:.2f}" for share in slot.distinct)]
+            for slot in self.slots
+        ]
+        lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+        found = {"shared words (Jaccard)": self.words.mean, "self-BLEU": self.self_bleu}
+        if self.embeddings is not None:
+            found["text similarity (cosine)"] = self.embeddings.mean
+        sentence = "; ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in found.items())
+        return (
+            "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            + f"\n\nCaptions of one image among each other, lower is more diverse: {sentence}. {self.images:,} images "
+            f"with {self.captions:,} captions; distinct-n and these from {self.sampled:,} of the images."
+        )
+
+
+@dataclass
+class _Tally:
+    """What is kept of every caption of a slot: 8 bytes, and how many have each length."""
+
+    hashes: array = field(default_factory=lambda: array("Q"))
+    lengths: Counter[int] = field(default_factory=Counter)
+
+    def add(self, text: str) -> None:
+        self.hashes.append(_hash(text))
+        self.lengths[len(split_words(text))] += 1
+
+    @property
+    def duplicates(self) -> float:
+        counts = np.unique(np.frombuffer(self.hashes, dtype=np.uint64), return_counts=True)[1]
+        return float(counts[counts > 1].sum() / len(self.hashes))
+
+    @property
+    def median(self) -> float:
+        lengths, counts = zip(*sorted(self.lengths.items()), strict=True)
+        ends = np.cumsum(counts)
+        middle = [lengths[int(np.searchsorted(ends, (ends[-1] + odd) // 2))] for odd in (1, 2)]
+        return sum(middle) / 2
+
+
+def measure_diversity(
+    images: Iterable[tuple[str, Sequence[Caption]]], *, embed: Embed | None = None, sample: int = SAMPLE, seed: int = 0
+) -> DiversityReport:
+    """The report on a corpus, given as (image id, captions), each with `perspective`, `text` and `source`.
+
+    Counts, lengths and duplicates are of all captions; what needs more time or memory is of `sample` images, the same
+    ones in whatever order they come. `embed` turns T texts into (T, D), as `sentence_embedder` does; with it, text
+    similarity is measured too. Memory: 8 bytes per caption, and the captions of the sample.
+
+    Example: `measure_diversity((row["image_id"], row["captions"]) for row in corpus.remove_columns("image"))`.
+
+    Raises:
+        ValueError: no captions, a sample below 1, or more slots than can be told apart.
+        ImportError: sacrebleu is not installed.
+    """
+    if sample < 1:
+        raise ValueError(f"Got sample={sample}; expected 1 or more images. The default is {SAMPLE}.")
+    bleu = _load_bleu()
+    tallies: dict[Slot, _Tally] = {}
+    chosen: list[tuple[int, str, list[tuple[Slot, str]]]] = []
+    count = 0
+    for image_id, captions in images:
+        count += 1
+        texts = [(Slot(caption["perspective"], caption["source"]), caption["text"]) for caption in captions]
+        for slot, text in texts:
+            tallies.setdefault(slot, _Tally()).add(text)
+        _require_few(tallies)
+        # A heap whose first entry has the highest hash: the next to go.
+        entry = (-_hash(f"{seed} {image_id}"), image_id, texts)
+        if len(chosen) < sample:
+            heapq.heappush(chosen, entry)
+        else:
+            heapq.heappushpop(chosen, entry)
+    if not tallies:
+        raise ValueError(f"Got {count} images without any caption; expected captions. Check the corpus.")
+    return _report(count, tallies, [texts for _, _, texts in sorted(chosen)], seed, bleu, embed)
+
+
+def _report(
+    count: int, tallies: dict[Slot, _Tally], sampled: list[list[tuple[Slot, str]]], seed: int, bleu: Any, embed: Any
+) -> DiversityReport:
+    slots = list(tallies)
+    return DiversityReport(
+        images=count,
+        captions=sum(len(tally.hashes) for tally in tallies.values()),
+        sampled=len(sampled),
+        seed=seed,
+        self_bleu=_self_bleu(sampled, bleu),
+        bleu_signature=f"eff:yes|tok:none|smooth:exp|version:{version('sacrebleu')}",
+        words=_similarity(sampled, slots, _by_words),
+        embeddings=None if embed is None else _similarity(sampled, slots, lambda some: _by_embedding(some, embed)),
+        slots=[_slot_report(slot, tallies, [t for texts in sampled for s, t in texts if s == slot]) for slot in slots],
+    )
+
+
+def _slot_report(slot: Slot, tallies: dict[Slot, _Tally], sampled: list[str]) -> SlotReport:
+    tally = tallies[slot]
+    is_only = sum(other.perspective == slot.perspective for other in tallies) == 1
+    words = [split_words(text.casefold()) for text in sampled]
+    return SlotReport(
+        name=slot.perspective if is_only else f"{slot.perspective} ({slot.source})",
+        perspective=slot.perspective,
+        source=slot.source,
+        count=len(tally.hashes),
+        duplicates=tally.duplicates,
+        mean_words=sum(length * many for length, many in tally.lengths.items()) / len(tally.hashes),
+        median_words=tally.median,
+        lengths=dict(sorted(tally.lengths.items())),
+        distinct=(_distinct(words, 1), _distinct(words, 2), _distinct(words, 3)),
+    )
+
+
+def _distinct(texts: Sequence[Sequence[str]], length: int) -> float:
+    seen, total = set(), 0
+    for words in texts:
+        for start in range(len(words) - length + 1):
+            seen.add(tuple(words[start : start + length]))
+            total += 1
+    return len(seen) / total if total else 0.0
+
+
+def _self_bleu(images: Iterable[Sequence[tuple[Slot, str]]], bleu: Any) -> float | None:
+    scores = []
+    for captions in images:
+        texts = [" ".join(split_words(text.casefold())) for _, text in captions]
+        for place, text in enumerate(texts if len(texts) > 1 else []):
+            scores.append(bleu.sentence_score(text, texts[:place] + texts[place + 1 :]).score / 100)
+    return fmean(scores) if scores else None
+
+
+def _similarity(
+    images: Sequence[Sequence[tuple[Slot, str]]],
+    slots: list[Slot],
+    compare: Callable[[Sequence[list[str]]], Iterator[np.ndarray]],
+) -> Similarity:
+    places = {slot: place for place, slot in enumerate(slots)}
+    sums, counts = np.zeros((len(slots), len(slots))), np.zeros((len(slots), len(slots)), dtype=int)
+    means = []
+    several = [captions for captions in images if len(captions) > 1]
+    for captions, matrix in zip(
+        several, compare([[text for _, text in captions] for captions in several]), strict=True
+    ):
+        pairs = list(combinations(range(len(captions)), 2))
+        means.append(fmean(float(matrix[one, other]) for one, other in pairs))
+        for one, other in pairs:
+            row, column = places[captions[one][0]], places[captions[other][0]]
+            for cell in {(row, column), (column, row)}:
+                sums[cell] += matrix[one, other]
+                counts[cell] += 1
+    between = [
+        [float(total / many) if many else None for total, many in zip(*line, strict=True)]
+        for line in zip(sums, counts, strict=True)
+    ]
+    return Similarity(fmean(means) if means else None, between)
+
+
+def _by_words(images: Sequence[list[str]]) -> Iterator[np.ndarray]:
+    return map(word_similarity, images)
+
+
+def _by_embedding(images: Sequence[list[str]], embed: Embed) -> Iterator[np.ndarray]:
+    rest = iter(images)
+    while batch := list(islice(rest, _IMAGES_AT_ONCE)):
+        matrix, start = embed([text for texts in batch for text in texts]), 0
+        for texts in batch:
+            yield cosines(matrix[start : start + len(texts)], len(texts))
+            start += len(texts)
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _require_few(slots: Mapping[Slot, Any]) -> None:
+    if len(slots) > MOST_SLOTS:
+        raise ValueError(
+            f"Got more than {MOST_SLOTS} pairs of perspective and source, such as {list(slots)[-1]}; expected "
+            "`source` to name a captioner or a kind of text, not the image. Name sources alike."
+        )
+
+
+def _load_bleu() -> Any:
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise ImportError("sacrebleu is not installed. Run: pip install 'holistic-clip-hf[captions]'") from error
+    # Words are told apart by `split_words` as everywhere here; a short caption has no 4-grams: effective order.
+    return BLEU(tokenize="none", effective_order=True)
