@@ -149,7 +149,9 @@ def test_a_score_of_its_own_ranks_in_both_directions():
         torch.testing.assert_close(found[direction].precision, as_matrix[direction].precision)
 
 
-def test_top_candidates_are_sorted_and_ties_keep_their_order():
+@pytest.mark.parametrize("block_size", [1, 3, 1000])
+def test_top_candidates_are_sorted_and_ties_keep_their_order(block_size, monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_SIZE", block_size)
     scores = torch.tensor([[0.1, 0.9, 0.9, 0.5], [0.0, 0.0, 0.0, 1.0]])
     assert top_candidates(scores, torch.eye(4), 3).tolist() == [[1, 2, 3], [3, 0, 1]]
     assert top_candidates(scores, torch.eye(4), 3, chunk_size=1).tolist() == [[1, 2, 3], [3, 0, 1]]

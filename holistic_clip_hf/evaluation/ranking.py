@@ -137,11 +137,18 @@ def top_candidates(
     )
     if not 1 <= k <= len(candidates):
         raise ValueError(f"`k` is {k}. Valid: 1 to the number of candidates, {len(candidates)}.")
-    found = [
-        score(chunk.double(), candidates.double()).argsort(dim=1, descending=True, stable=True)[:, :k]
-        for chunk in queries.split(chunk_size)
-    ]
-    return torch.cat(found)
+    return torch.cat([_first(chunk.double(), candidates, k, score) for chunk in queries.split(chunk_size)])
+
+
+def _first(queries: Tensor, candidates: Tensor, k: int, score: Score) -> Tensor:
+    scores, indices = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    for start, block in zip(range(0, len(candidates), BLOCK_SIZE), candidates.split(BLOCK_SIZE), strict=True):
+        scores = torch.cat([scores, score(queries, block.double())], dim=1)
+        here = torch.arange(start, start + len(block)).expand(len(queries), -1)
+        # What was found before stands first, so that a stable order keeps that of the candidates.
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+        scores, indices = scores.gather(1, best), torch.cat([indices, here], dim=1).gather(1, best)
+    return indices
 
 
 class _Part(NamedTuple):
@@ -179,9 +186,19 @@ def _parts(
         chunk = queries[start : start + chunk_size].double()
         first, last = torch.searchsorted(pairs[:, 0].contiguous(), torch.tensor([start, start + len(chunk)])).tolist()
         row = pairs[first:last, 0] - start
-        correct, column = pairs[first:last, 1].unique(return_inverse=True)
-        own = score(chunk, candidates[correct].double())[row, column]
+        own = _own_scores(chunk, candidates, row, pairs[first:last, 1], score)
         yield _Part(chunk, candidates, score, row, own, TIE_TOLERANCE * _lengths(chunk) * longest)
+
+
+def _own_scores(queries: Tensor, candidates: Tensor, row: Tensor, correct: Tensor, score: Score) -> Tensor:
+    """(r,) of pairs: the query's row and the candidate's. Several queries share a candidate; each is scored once."""
+    distinct, column = correct.unique(return_inverse=True)
+    own = torch.empty(len(row), dtype=torch.float64)
+    for start in range(0, len(distinct), BLOCK_SIZE):
+        block = score(queries, candidates[distinct[start : start + BLOCK_SIZE]].double())
+        inside = (column >= start) & (column < start + BLOCK_SIZE)
+        own[inside] = block[row[inside], column[inside] - start]
+    return own
 
 
 def _lengths(embeds: Tensor) -> Tensor:
