@@ -1,0 +1,228 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""The files that a repository of a checkpoint may hold, and the refusal of every other one.
+
+The list is signed off: a new kind of file comes onto it by a change of this file. Nothing here runs or unpickles what
+it looks at, so that a folder can be judged before anything in it is loaded.
+"""
+
+import filecmp
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
+
+TRAVELLING_FILES = tuple(
+    f"{part}_holistic_clip.py"
+    for part in (
+        "configuration",
+        "fusion",
+        "layers",
+        "loss",
+        "matching",
+        "modeling",
+        "processing",
+        "streaming",
+        "vision",
+    )
+)
+CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+SHARD = r"model-\d{5}-of-\d{5}\.safetensors"
+
+ALLOWED_FILES = {
+    **dict.fromkeys(map(re.escape, TRAVELLING_FILES), "code of the model and its processor"),
+    **dict.fromkeys(map(re.escape, CONFIG_FILES), "configuration"),
+    re.escape(WEIGHTS_FILE): "weights",
+    SHARD: "a shard of the weights",
+    re.escape(INDEX_FILE): "which shard holds which weight",
+    r"tokenizer\.json|vocab\.json|merges\.txt": "tokenizer",
+    r"special_tokens_map\.json|added_tokens\.json": "tokenizer, as older releases of transformers wrote it",
+    r"README\.md|LICENSE|NOTICE": "card and licences",
+    r"results\.json|card_facts\.json": "records, and what the card says beside them",
+    r"trainer_state\.json|finished\.json|unreadable_images\.json": "log of the training",
+    r"[A-Za-z0-9][A-Za-z0-9_-]*\.png": "a picture of the card",
+    r"\.eval_results/[A-Za-z0-9_-]+\.yaml": "results as the Hub lists them",
+    r"\.gitattributes": "written by the Hub",
+    r"\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/([\w.-]+/)*[\w.-]+\.(metadata|lock))": (
+        "written by the Hub's client into folders that it downloads to"
+    ),
+}
+ALLOWED = re.compile("|".join(f"(?:{pattern})" for pattern in ALLOWED_FILES))
+
+# Why a file is refused, where there is more to say than that it is not on the list.
+REASONS = {
+    r".*\.(bin|pt|pth|pkl|pickle|ckpt|npy|npz|h5|msgpack|joblib)": "may hold a pickle, which runs code when it is "
+    "read; weights come as safetensors",
+    r".*\.(py|pyc|pyd|so|dll|sh|ipynb)": "is code that is none of the model's",
+    r"adapter_.*": "would have transformers load another repository as the base of this one",
+}
+
+MAX_HEADER_BYTES = 10_000_000  # of safetensors: some 100 bytes a tensor
+MAX_JSON_BYTES = 200_000_000  # a tokenizer of a million tokens is some 50 MB
+MAX_CODE_BYTES = 1_000_000
+
+
+def require_safe_folder(folder: str | Path) -> list[str]:
+    """The files of a checkpoint's folder as sorted paths, if none of them can do harm when it is loaded.
+
+    Raises:
+        ValueError: no such folder, or files that are not on the list, links out of it, weights that are damaged or
+            lie elsewhere, or settings that name code or weights of others. The message has every reason.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder. Pass the folder of a checkpoint, with its `config.json`.")
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    problems = [f"{name} {why}" for name, path in paths.items() if (why := _kind_problem(name, path, folder))]
+    files = [name for name, path in paths.items() if path.is_file() and ALLOWED.fullmatch(name)]
+    if not problems:  # nothing is read before it is known to lie here
+        for name in files:
+            problems += [f"{name} {why}" for why in _content_problems(name, folder)]
+        problems += _sharding_problems(files)
+    if problems:
+        raise ValueError(
+            f"{folder} is not safe to load or to publish:\n- " + "\n- ".join(problems) + "\nIf the folder is yours, "
+            "delete what does not belong and save model and processor again; if it is not, do not load it. A "
+            "repository may hold what `holistic_clip_hf.publishing.inventory.ALLOWED_FILES` lists."
+        )
+    return files
+
+
+def require_own_code(folder: str | Path) -> None:
+    """Raise `ValueError` where the folder's Python files are not, byte for byte, those of this package."""
+    for name in TRAVELLING_FILES:
+        found = Path(folder) / name
+        if not found.is_file():
+            raise ValueError(f"{folder} lacks {name}, so people without the package cannot load it. Save it again.")
+        if not filecmp.cmp(found, PACKAGE_FOLDER / name, shallow=False):
+            raise ValueError(
+                f"{found} differs from this package's. Published code is that of the package: load the checkpoint "
+                "with the package and save it again."
+            )
+
+
+def _kind_problem(name: str, path: Path, folder: Path) -> str | None:
+    if path.is_symlink() and not _is_link_of_the_cache(path, folder):
+        return f"is a symbolic link, to {path.readlink()}"
+    if path.is_dir():
+        return None
+    if not path.is_file():
+        return "is no regular file"
+    if ALLOWED.fullmatch(name):
+        return None
+    reasons = [reason for pattern, reason in REASONS.items() if re.fullmatch(pattern, name, flags=re.IGNORECASE)]
+    return reasons[0] if reasons else "is not on the list of files that a checkpoint has"
+
+
+def _is_link_of_the_cache(path: Path, folder: Path) -> bool:
+    """Whether the Hub's client made this link: from `snapshots/<commit>` to `blobs`, in one repository's cache."""
+    repository = folder.resolve().parent.parent
+    return folder.resolve().parent.name == "snapshots" and path.resolve().parent == repository / "blobs"
+
+
+def _content_problems(name: str, folder: Path) -> Iterator[str]:
+    path = folder / name
+    size = path.stat().st_size
+    limit = MAX_CODE_BYTES if name.endswith(".py") else MAX_JSON_BYTES if name.endswith(".json") else size
+    if size > limit:
+        yield f"has {size:,} bytes; {limit:,} are the most"
+    elif name.endswith(".safetensors"):
+        yield from _weights_problems(path)
+    elif name.endswith(".json"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            yield f"is not JSON: {error}"
+            return
+        if name == INDEX_FILE:
+            yield from _index_problems(content, folder)
+        elif name in CONFIG_FILES:
+            yield from _setting_problems(content, folder)
+
+
+def _weights_problems(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        yield f"is no safetensors, or its header is too large: {length:,} bytes, {MAX_HEADER_BYTES:,} are the most"
+        return
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        yield f"is damaged or no safetensors: {error}"
+
+
+def _index_problems(content: Any, folder: Path) -> Iterator[str]:
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        yield "has no `weight_map` from weights to files"
+        return
+    named = set(shards.values())
+    for shard in sorted(named):
+        if not re.fullmatch(SHARD, shard):
+            yield f"takes weights from {shard!r}, which is no shard in this folder"
+        elif not (folder / shard).is_file():
+            yield f"takes weights from {shard}, which is not there"
+    for stray in sorted({path.name for path in folder.iterdir() if re.fullmatch(SHARD, path.name)} - named):
+        yield f"takes no weight from {stray}"
+
+
+def _sharding_problems(files: list[str]) -> Iterator[str]:
+    if WEIGHTS_FILE in files and INDEX_FILE in files:
+        yield f"{WEIGHTS_FILE} stands beside {INDEX_FILE}: which of them is loaded would depend on the reader"
+    if INDEX_FILE not in files:
+        yield from (f"{name} is a shard without {INDEX_FILE}" for name in files if re.fullmatch(SHARD, name))
+
+
+def _setting_problems(content: Any, folder: Path) -> Iterator[str]:
+    if not isinstance(content, dict):
+        yield "holds no settings"
+        return
+    for key, value in _settings(content):
+        if key == "auto_map":
+            yield from _code_problems(value, folder)
+        elif key == "custom_pipelines":
+            yield "names pipelines of its own (`custom_pipelines`), which are code"
+        elif key == "transformers_weights" and value is not None:
+            yield f"takes weights from {value!r} (`transformers_weights`)"
+        elif "attn_implementation" in key and "/" in json.dumps(value):
+            yield f"takes attention from {value!r} (`{key}`), which is code of another repository"
+        elif key.endswith("_file") and isinstance(value, str) and _leaves_the_folder(value):
+            yield f"points outside the folder: `{key}` is {value!r}"
+
+
+def _settings(content: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, at any depth."""
+    waiting = [content]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            yield from found.items()
+        if isinstance(found, dict | list):
+            waiting += found.values() if isinstance(found, dict) else found
+
+
+def _code_problems(auto_map: Any, folder: Path) -> Iterator[str]:
+    """Of `auto_map`: where each class comes from, `file.Class` here or `owner/name--file.Class` elsewhere."""
+    values = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
+    references = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    for reference in references:
+        module, _, name = str(reference).partition(".")
+        if reference is None:  # of a tokenizer: there is no slow or no fast one
+            continue
+        if f"{module}.py" not in TRAVELLING_FILES or not name.isidentifier():
+            yield f"takes code from {reference!r} (`auto_map`), which is none of the model's files"
+        elif not (folder / f"{module}.py").is_file():
+            yield f"takes code from {module}.py (`auto_map`), which is not there"
+
+
+def _leaves_the_folder(value: str) -> bool:
+    kinds = (PurePosixPath(value), PureWindowsPath(value))
+    return any(path.is_absolute() or path.drive or ".." in path.parts for path in kinds)
