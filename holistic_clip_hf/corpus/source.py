@@ -15,12 +15,16 @@ class Item(NamedTuple):
         place: where the bytes are, in the words of the source's own `read`.
         stamp: changes when the bytes do, as far as that is known without reading them.
         captions: `perspective`, `text` and `source` of each; may be empty.
+        num_bytes: of the image, where that is known without reading it; 0 where it is not.
+        split: `train`, `validation` or `test`, where the source itself says so; otherwise the builder decides.
     """
 
     image_id: str
     place: str
     stamp: str
     captions: Sequence[Mapping[str, str]] = ()
+    num_bytes: int = 0
+    split: str = ""
 
 
 class Source(Protocol):
