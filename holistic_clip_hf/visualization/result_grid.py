@@ -5,29 +5,26 @@ Takes texts, indices and images, never a model. A row is one question: at the le
 branch) and the text, at the right the images found, best first, the correct ones framed and ticked.
 """
 
-import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from .lettering import MAT, Surface, line_height, lines_of, on_white
 
 Images = Mapping[int, Image.Image] | Sequence[Image.Image]
 Names = Mapping[int, str] | Sequence[str]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-INK, QUIET, LINE, PAGE, MAT, CORRECT = "#2b2d33", "#85888f", "#e4e2dd", "#fbfaf8", "#ffffff", "#4c9a6a"
+INK, QUIET, LINE, PAGE, CORRECT = "#2b2d33", "#85888f", "#e4e2dd", "#fbfaf8", "#4c9a6a"
 # Muted and of like lightness; labels are told apart by their words, colour only helps. Repeated after six.
 LABEL_COLOURS = ("#5b7aa6", "#b07d3f", "#7d6ba3", "#3f8f95", "#a8637d", "#6f7d46")
 
 MARGIN, GAP, INDENT = 28, 12, 12
 TEXT_WIDTH, LABEL_WIDTH = 240, 120  # of the left column, with and without queries in it
 TITLE_SIZE, LABEL_SIZE, QUERY_SIZE, SMALL_SIZE = 20, 13, 15, 12
-LINE_SPACING = 1.35
 FRAME, CORNER = 3, 7
 MAX_TITLE_LINES = 3
 MIN_THUMBNAIL = 48  # below, the tick hides the image
-
-BUILT_IN_PUNCTUATION = "“”‘’…·"  # what Pillow's own font has beyond ASCII and is worth keeping
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class _Layout:
 
     @property
     def row_height(self) -> int:
-        return self.thumbnail + (_line_height(SMALL_SIZE) + 4 if self.has_names else 0) + 2 * GAP
+        return self.thumbnail + (line_height(SMALL_SIZE) + 4 if self.has_names else 0) + 2 * GAP
 
     @property
     def width(self) -> int:
@@ -63,20 +60,6 @@ class _Layout:
 
     def column(self, index: int) -> int:
         return self.left + index * (self.thumbnail + GAP)
-
-
-class _Surface:
-    """Something to draw on, with one typeface: Pillow's own or a file."""
-
-    def __init__(self, page: Image.Image, font_path: str | None) -> None:
-        self.page, self.draw, self.font_path = page, ImageDraw.Draw(page), font_path
-
-    def text(self, place: tuple[int, int], text: str, size: int, colour: str, width: int, lines: int = 1) -> int:
-        """Set `text` in at most `lines` lines of `width`, and return the height taken."""
-        font, found = _font(size, self.font_path), _lines(text, size, width, lines, self.font_path)
-        for number, line in enumerate(found):
-            self.draw.text((place[0], place[1] + number * _line_height(size)), line, font=font, fill=colour)
-        return len(found) * _line_height(size)
 
 
 def result_grid(
@@ -112,10 +95,10 @@ def result_grid(
     text_width = TEXT_WIDTH if any(row.query for row in rows) else LABEL_WIDTH
     layout = _Layout(max(len(row.ranked) for row in rows), thumbnail, names is not None, text_width)
     title_width = layout.width - 2 * MARGIN
-    num_title_lines = len(_lines(title, TITLE_SIZE, title_width, MAX_TITLE_LINES, font_path))
-    top = MARGIN + num_title_lines * _line_height(TITLE_SIZE) + 2 * GAP + GAP // 2
+    num_title_lines = len(lines_of(title, TITLE_SIZE, title_width, MAX_TITLE_LINES, font_path))
+    top = MARGIN + num_title_lines * line_height(TITLE_SIZE) + 2 * GAP + GAP // 2
     page = Image.new("RGB", (layout.width, top + len(rows) * layout.row_height + MARGIN // 2), PAGE)
-    surface = _Surface(page, font_path)
+    surface = Surface(page, font_path)
     surface.text((MARGIN, MARGIN - 6), title, TITLE_SIZE, INK, title_width, MAX_TITLE_LINES)
     _draw_head(surface, layout, top)
     labels = list(dict.fromkeys(row.label for row in rows))
@@ -148,78 +131,29 @@ def branch_grid(
     return result_grid(rows, images, title=f"“{query}”", names=names, thumbnail=thumbnail, font_path=font_path)
 
 
-def fit_text(text: str, width: float, lines: int, measure: Callable[[str], float]) -> list[str]:
-    """Break a text at spaces into at most `lines` lines no wider than `width`; what is left out becomes an ellipsis.
-
-    >>> fit_text("one two three four", width=9, lines=2, measure=len)
-    ['one two', 'three fo…']
-    """
-    found: list[str] = []
-    words = text.split()
-    while words and len(found) < lines:
-        taken = 1
-        while taken < len(words) and measure(" ".join(words[: taken + 1])) <= width:
-            taken += 1
-        is_last = len(found) == lines - 1
-        line = " ".join(words if is_last else words[:taken])
-        found.append(_shorten(line, width, measure))
-        words = [] if is_last else words[taken:]
-    return found
-
-
-def _shorten(line: str, width: float, measure: Callable[[str], float]) -> str:
-    if measure(line) <= width:
-        return line
-    while line and measure(line + "…") > width:
-        line = line[:-1]
-    return line.rstrip() + "…"
-
-
-def _in_built_in_font(text: str) -> str:
-    """Letters without their accents, which the built-in font lacks; a question mark for what has no such letter."""
-    kept = []
-    for letter in text:
-        plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
-        kept.append(letter if letter in BUILT_IN_PUNCTUATION else plain or "?")
-    return "".join(kept)
-
-
-def _font(size: int, font_path: str | None) -> Font:
-    return ImageFont.load_default(size) if font_path is None else ImageFont.truetype(font_path, size)
-
-
-def _lines(text: str, size: int, width: int, lines: int, font_path: str | None) -> list[str]:
-    shown = text if font_path else _in_built_in_font(text)
-    return fit_text(shown, width, lines, _font(size, font_path).getlength)
-
-
-def _line_height(size: int) -> int:
-    return round(size * LINE_SPACING)
-
-
-def _draw_head(surface: _Surface, layout: _Layout, top: int) -> None:
-    y = top - _line_height(SMALL_SIZE) - 2
+def _draw_head(surface: Surface, layout: _Layout, top: int) -> None:
+    y = top - line_height(SMALL_SIZE) - 2
     for column in range(layout.columns):
         surface.text((layout.column(column), y), str(column + 1), SMALL_SIZE, QUIET, layout.thumbnail)
     surface.draw.rounded_rectangle((MARGIN, y + 2, MARGIN + 12, y + 14), 3, fill=MAT, outline=CORRECT, width=2)
     surface.text((MARGIN + 20, y), "correct", SMALL_SIZE, QUIET, layout.text_width)
 
 
-def _draw_question(surface: _Surface, layout: _Layout, y: int, row: ResultRow, colour: str) -> None:
+def _draw_question(surface: Surface, layout: _Layout, y: int, row: ResultRow, colour: str) -> None:
     surface.draw.line([(MARGIN, y), (layout.width - MARGIN, y)], fill=LINE)
     bar = (MARGIN, y + GAP, MARGIN + 3, y + layout.row_height - GAP)
     surface.draw.rounded_rectangle(bar, 1, fill=colour)
     x, top, bottom = MARGIN + INDENT, y + GAP, y + layout.row_height - GAP
     top += surface.text((x, top), row.label.replace("_", " "), LABEL_SIZE, colour, layout.text_width) + 4
-    lines = max(1, (bottom - top) // _line_height(QUERY_SIZE))
+    lines = max(1, (bottom - top) // line_height(QUERY_SIZE))
     surface.text((x, top), row.query, QUERY_SIZE, INK, layout.text_width, lines)
 
 
-def _draw_image(surface: _Surface, place: tuple[int, int], image: Image.Image, is_correct: bool, side: int) -> None:
+def _draw_image(surface: Surface, place: tuple[int, int], image: Image.Image, is_correct: bool, side: int) -> None:
     (x, y), inset = place, FRAME + 2
     box = (x, y, x + side - 1, y + side - 1)
     surface.draw.rounded_rectangle(box, CORNER, fill=MAT, outline=None if is_correct else LINE)
-    picture = _on_white(image)
+    picture = on_white(image)
     picture.thumbnail((side - 2 * inset, side - 2 * inset), Image.Resampling.LANCZOS)
     surface.page.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
     if is_correct:
@@ -228,10 +162,3 @@ def _draw_image(surface: _Surface, place: tuple[int, int], image: Image.Image, i
         surface.draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=CORRECT)
         tick = [(cx - 4, cy), (cx - 1, cy + 3), (cx + 4, cy - 3)]
         surface.draw.line(tick, fill=MAT, width=2, joint="curve")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    page = Image.new("RGBA", image.size, MAT)
-    return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageColor, ImageDraw
 
-from holistic_clip_hf.visualization import CORRECT, MAT, ResultRow, branch_grid, fit_text, result_grid
+from holistic_clip_hf.visualization import ResultRow, branch_grid, result_grid
+from holistic_clip_hf.visualization.lettering import MAT, fit_text
+from holistic_clip_hf.visualization.result_grid import CORRECT
 
 GREEN, WHITE = ImageColor.getrgb(CORRECT), ImageColor.getrgb(MAT)
 BLUE = (20, 40, 200)

@@ -1,0 +1,123 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Where in an image each branch looks, and what speaks for a text there: numbers by patch, for `maps` to draw.
+
+- `branch_attention`: how much of its attention a branch's class token gives to each patch.
+- `branch_relevance`: which patches raise, and which lower, the similarity of a branch with a text; by gradients, so
+  that branches differ even where they share their attention.
+
+Patches are counted row by row from the top left. The functions switch the tower to eager attention, or hold gradients,
+for as long as they run: two threads must not run them on one model at once.
+
+Axes: N images, H branches, T texts, P patches, S tokens (class tokens, then patches), D projection width.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..modeling_holistic_clip import HolisticCLIPModel
+from ..vision_holistic_clip import HolisticCLIPVisionModel
+
+
+def branch_attention(model: HolisticCLIPModel, pixel_values: Tensor, *, rollout: bool = False) -> Tensor:
+    """The attention that each branch gives to each patch, a mean over heads: (N, 3, height, width) to (N, H, P).
+
+    A row is at most one in sum: the rest goes to class tokens. Images may be of another size than the model's; larger
+    ones give finer maps.
+
+    Args:
+        rollout: follow attention through all layers (https://arxiv.org/abs/2005.00928) in place of the last one's.
+
+    Raises:
+        ValueError: branches of the kind `mlp` that share all attention, so that their maps could not differ.
+
+    >>> branch_attention(model, processor(images=[image], return_tensors="pt")["pixel_values"])
+    """
+    tower = model.vision_model
+    vision = model.vision_model.config
+    if tower.encoder.has_streams and vision.num_branch_layers == 1:
+        raise ValueError(
+            "The branches part in the last MLP only (branch_type='mlp', num_branch_layers=1), behind all attention: "
+            "their attention is one and the same. Use `branch_relevance`, which asks for gradients."
+        )
+    with torch.no_grad(), _eager(tower):
+        attentions = tower(
+            pixel_values, _is_resized(model, pixel_values), output_attentions=True, return_dict=True
+        ).attentions
+    layers = [layer.mean(dim=1).unflatten(0, (len(pixel_values), -1)) for layer in attentions]
+    found = roll_out(layers) if rollout else layers[-1]
+    num_class_tokens = tower.embeddings.num_class_tokens
+    found = found[:, :, :num_class_tokens, num_class_tokens:]
+    return found[:, :, 0] if tower.encoder.has_streams else found[:, 0]
+
+
+def roll_out(layers: Sequence[Tensor]) -> Tensor:
+    """Attention through all layers: each (N, 1 or H, S, S), first layer first, to (N, 1 or H, S, S).
+
+    Half of a token's state comes past the attention, by the residual: so each layer counts as the mean of its
+    attention and the identity.
+    """
+    identity = torch.eye(layers[0].shape[-1], device=layers[0].device)
+    total = identity
+    for attention in layers:
+        total = (attention + identity) / 2 @ total
+    return total
+
+
+def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds: Tensor) -> Tensor:
+    """What each patch adds to the similarity of each branch with each text, to first order.
+
+    Gradient times input of the last layer. Positive: the similarity would fall if the patch faded.
+
+    Args:
+        pixel_values: (N, 3, height, width).
+        text_embeds: (T, D) of unit length, `model.get_text_features(...).text_embeds`.
+
+    Returns:
+        (N, H, T, P).
+
+    >>> branch_relevance(model, pixel_values, model.get_text_features(**tokens).text_embeds)
+    """
+    tower, texts = model.vision_model, text_embeds.detach().to(pixel_values.device)
+    first_patch = tower.embeddings.num_class_tokens
+    with torch.inference_mode(False), torch.enable_grad():
+        # A frozen tower builds no graph by itself.
+        pixels = pixel_values.detach().clone().requires_grad_()
+        output = tower(pixels, _is_resized(model, pixels), output_hidden_states=True, return_dict=True)
+        states = output.hidden_states[-2]
+        branches = F.normalize(model.visual_projection(output.branch_embeds), dim=-1)
+        similarity = torch.einsum("nhd,td->nht", branches, texts.clone())
+        gradients = [
+            torch.autograd.grad(similarity[:, branch, text].sum(), states, retain_graph=True)[0]
+            for branch in range(similarity.shape[1])
+            for text in range(similarity.shape[2])
+        ]
+    added = torch.stack([(gradient * states.detach()).sum(dim=-1) for gradient in gradients], dim=1)
+    if states.ndim == 4:  # streams (N, H * T, H, S): a branch's gradient is zero in all but its own
+        added = added.sum(dim=2)
+    return added[..., first_patch:].unflatten(1, similarity.shape[1:]).detach()
+
+
+def patch_grid(model: HolisticCLIPModel, pixel_values: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches: what (…, P) unflattens to."""
+    side = model.vision_model.config.patch_size
+    return pixel_values.shape[-2] // side, pixel_values.shape[-1] // side
+
+
+def _is_resized(model: HolisticCLIPModel, pixel_values: Tensor) -> bool:
+    side = model.vision_model.config.image_size
+    return tuple(pixel_values.shape[-2:]) != (side, side)
+
+
+@contextmanager
+def _eager(tower: HolisticCLIPVisionModel) -> Iterator[None]:
+    """The only attention that tells its weights; afterwards the tower's own again."""
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        tower.set_attn_implementation(before)

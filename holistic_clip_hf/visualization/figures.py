@@ -1,0 +1,162 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Figures of matplotlib, on light and dark pages alike: captions against branches, and how training went.
+
+Axes: H branches, M captions.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..evaluation.ranking import TEXT_TO_IMAGE
+from .lettering import on_white
+from .maps import INK
+from .training_curves import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEAST, MOST = "#dfe7f2", "#1f4e8c"
+DARK_TEXT, LIGHT_TEXT, LIGHT_TEXT_FROM = "#20242a", "#ffffff", 0.55
+BEST = "#d9822b"
+COLOURS = ("#5b8bc4", "#d9822b", "#8f7cc0", "#3f9a9e", "#c0688a", "#87984f", "#9a8268", "#6f8797")
+# As the trainer calls them; without a perspective, the mean over all.
+RECALL = re.compile(rf"eval_(?:(?P<perspective>.+)_)?{TEXT_TO_IMAGE}_(?P<metric>recall@\d+)")
+LONGEST_CAPTION = 64  # characters, on a line of its own
+ROW, LINE, PICTURE = 0.42, 0.26, 2.9  # inches: of a branch, of a caption below, of the image's side
+
+
+def matching_figure(
+    image: Image.Image,
+    similarity: Tensor,
+    branches: Sequence[str],
+    captions: Sequence[str],
+    *,
+    perspectives: Sequence[str] | None = None,
+) -> "Figure":
+    """The image, and beside it how much each branch agrees with each caption; the best of each caption is framed.
+
+    Args:
+        similarity: (H, M), `agreement.part_matching` of the image's branches and its captions.
+        branches: H names.
+        captions: M texts, written out below the matrix.
+        perspectives: M names, above the columns.
+
+    Raises:
+        ValueError: names or captions that do not count with the matrix.
+        ImportError: matplotlib is not installed.
+    """
+    if similarity.ndim != 2 or tuple(similarity.shape) != (len(branches), len(captions)) or not similarity.numel():
+        raise ValueError(
+            f"Got similarities of shape {tuple(similarity.shape)} for {len(branches)} branches and {len(captions)} "
+            f"captions. Valid: (H, M), a name for each branch and a text for each caption."
+        )
+    names = [str(number) for number in range(1, len(captions) + 1)]
+    if perspectives is not None:
+        names = [f"{number} {name.replace('_', ' ')}" for number, name in zip(names, perspectives, strict=True)]
+    height = max(PICTURE, ROW * len(branches) + 0.9) + LINE * len(captions) + 0.2
+    width = PICTURE + 2.2 + 0.95 * len(captions)
+    figure = _new_figure(max(width, 7.5), height)
+    grid = figure.add_gridspec(
+        2,
+        2,
+        width_ratios=(PICTURE, width - PICTURE),
+        height_ratios=(height - LINE * len(captions), LINE * len(captions)),
+    )
+    picture, matrix, below = (figure.add_subplot(grid[place]) for place in ((0, 0), (0, 1), (1, slice(None))))
+    picture.imshow(on_white(image))
+    picture.set_axis_off()
+    _draw_matrix(matrix, similarity.detach().float().cpu().numpy(), branches, names)
+    below.set_axis_off()
+    for number, caption in enumerate(captions):
+        text = caption if len(caption) <= LONGEST_CAPTION else f"{caption[:LONGEST_CAPTION].rstrip()}…"
+        place = (0.01, 1 - (number + 0.5) / len(captions))
+        below.text(*place, f"{number + 1}   {text}", color=INK, fontsize=10, va="center", parse_math=False)
+    return figure
+
+
+def training_figure(curves: Mapping[str, Curve], *, recall: str = "recall@5", title: str = "") -> "Figure":
+    """Loss at the left, recall of texts that look for their image at the right, as far as they were logged.
+
+    Args:
+        curves: `training_curves` of a checkpoint.
+        recall: which recall is drawn, a curve for each perspective.
+        title: above both, if not empty.
+
+    Raises:
+        ValueError: neither loss nor recall was logged.
+        ImportError: matplotlib is not installed.
+
+    >>> training_figure(training_curves("runs/emoji/holistic")).savefig("training.png")
+    """
+    losses = {name: curve for name, curve in curves.items() if name in ("loss", "eval_loss")}
+    found = {name: RECALL.fullmatch(name) for name in curves}
+    recalls = {
+        (match["perspective"] or "all").replace("_", " "): curves[name]
+        for name, match in found.items()
+        if match and match["metric"] == recall
+    }
+    panels = [(name, chosen) for name, chosen in (("loss", losses), (recall, recalls)) if chosen]
+    if not panels:
+        raise ValueError(f"Got the curves {sorted(curves)}. Valid: `loss`, `eval_loss`, or {recall} among them.")
+    figure = _new_figure(5.2 * len(panels), 3.4)
+    for axes, (name, chosen) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        _draw_curves(axes, chosen)
+        axes.set_title(name, color=INK, fontsize=11)
+        axes.set_xlabel("step", color=INK, fontsize=9)
+    if title:
+        figure.suptitle(title, color=INK, fontsize=13, parse_math=False)
+    return figure
+
+
+def _draw_matrix(axes: Any, similarity: np.ndarray, branches: Sequence[str], names: Sequence[str]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    colours = LinearSegmentedColormap.from_list("agreement", [LEAST, MOST])
+    low, high = similarity.min(), max(similarity.max(), similarity.min() + 1e-6)
+    axes.imshow(similarity, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(similarity):
+        colour = LIGHT_TEXT if (value - low) / (high - low) > LIGHT_TEXT_FROM else DARK_TEXT
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    for column, row in enumerate(similarity.argmax(axis=0)):
+        frame = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=BEST, linewidth=2.2)
+        axes.add_patch(frame)
+    axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 12 else 18)
+    axes.set_yticks(range(len(branches)), [name.replace("_", " ") for name in branches])
+    axes.xaxis.tick_top()
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)
+    _quiet(axes)
+
+
+def _draw_curves(axes: Any, curves: Mapping[str, Curve]) -> None:
+    axes.grid(color=INK, alpha=0.25, linewidth=0.6)
+    for number, (name, curve) in enumerate(curves.items()):
+        steps, values = zip(*curve, strict=True)
+        marker = "o" if len(curve) < 12 else None
+        axes.plot(steps, values, color=COLOURS[number % len(COLOURS)], linewidth=1.8, marker=marker, label=name)
+    legend = axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    _quiet(axes)
+
+
+def _quiet(axes: Any) -> None:
+    axes.set_facecolor("none")
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    """Bound to no window and no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("matplotlib is not installed. Run: pip install 'holistic-clip-hf[demo]'") from error
+    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="none")

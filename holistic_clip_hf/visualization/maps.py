@@ -1,0 +1,153 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Maps laid over an image, and sheets of them, drawn with Pillow; readable on light and on dark pages.
+
+Takes an image and one number for each patch, never a model. Only what stands out within a map is drawn, so that maps
+can be compared by their places, not by their strength: that is what `notes` are for.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .lettering import Surface, line_height, lines_of, on_white
+
+# Of middle lightness, which stands out on white and on black alike; the page itself stays transparent.
+INK, QUIET = "#767c86", "#868c96"
+# From what a patch has least of to what it has most of: colour, and how much of the image it covers.
+RAMP = ((0.0, (255, 214, 102), 0.0), (0.45, (247, 148, 64), 0.5), (1.0, (190, 18, 78), 0.88))
+PALEST = 96  # the image below a map is grey, its darkest pixel this light
+NAME_SIZE, NOTE_SIZE, TITLE_SIZE = 15, 12, 18
+MARGIN, GAP, ROW_NAME_WIDTH = 14, 10, 110
+MIN_CELL = 48
+
+
+def stretched(maps: Tensor) -> Tensor:
+    """Each map (..., P) from its own least, 0, to its own greatest, 1; one of equal numbers becomes zeros."""
+    low, high = maps.amin(dim=-1, keepdim=True), maps.amax(dim=-1, keepdim=True)
+    return (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def map_over_image(image: Image.Image, values: Tensor) -> Image.Image:
+    """One map (rows, columns) of numbers from 0 to 1 over the image, which turns pale and grey below it.
+
+    Raises:
+        ValueError: numbers that are not a map, or not from 0 to 1.
+    """
+    if values.ndim != 2 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(
+            f"Got a map of shape {tuple(values.shape)}, from {values.min():.3g} to {values.max():.3g}. Valid: (rows, "
+            f"columns), from 0 to 1; see `stretched`."
+        )
+    picture = on_white(image)
+    grid = Image.fromarray((255 * values.float().cpu()).round().to(torch.uint8).numpy())
+    heat = grid.resize(picture.size, Image.Resampling.BICUBIC)
+    pale = ImageOps.grayscale(picture).point(lambda level: PALEST + level * (255 - PALEST) // 255).convert("RGB")
+    channels = [heat.point([_ramp(level / 255)[part] for level in range(256)]) for part in range(4)]
+    pale.paste(Image.merge("RGB", channels[:3]), mask=channels[3])
+    return pale
+
+
+def map_sheet(
+    image: Image.Image,
+    maps: Tensor,
+    columns: Sequence[str],
+    *,
+    rows: Sequence[str] = ("",),
+    notes: Sequence[Sequence[str]] | None = None,
+    title: str = "",
+    cell: int = 160,
+    font_path: str | None = None,
+) -> Image.Image:
+    """The image, and beside it a map for each column and row: R rows (branches, say), C columns (branches or words).
+
+    Args:
+        image: as the model sees it; see `crop_as_seen`.
+        maps: (R, C, rows of patches, columns of patches), each stretched by itself for the picture.
+        columns: C names, above or below the maps.
+        rows: R names, at the left; without names, one row.
+        notes: R times C short remarks, such as how strong a map is, below the maps.
+        title: above all, if not empty.
+        cell: side of a map in pixels.
+        font_path: a TrueType file, for texts beyond basic Latin; Pillow's own font has no more.
+
+    Raises:
+        ValueError: names that do not count with the maps, or cells too small to see anything.
+
+    >>> maps = branch_attention(model, pixels)[0].unflatten(-1, patch_grid(model, pixels))
+    >>> map_sheet(image, maps[None], model.config.perspectives).save("maps.png")
+    """
+    if maps.ndim != 4 or maps.shape[:2] != (len(rows), len(columns)):
+        raise ValueError(
+            f"Got maps of shape {tuple(maps.shape)} for {len(rows)} rows and {len(columns)} columns. Valid: (R, C, "
+            f"rows of patches, columns of patches), and a name for each row and column."
+        )
+    if cell < MIN_CELL:
+        raise ValueError(f"`cell` is {cell} pixels. Valid: {MIN_CELL} or more.")
+    left = MARGIN + (ROW_NAME_WIDTH if any(rows) else 0)
+    width = left + (1 + len(columns)) * (cell + GAP) - GAP + MARGIN
+    num_lines = len(lines_of(title, TITLE_SIZE, width - 2 * MARGIN, 2, font_path))
+    top = MARGIN + num_lines * line_height(TITLE_SIZE) + (GAP if num_lines else 0)
+    below = line_height(NAME_SIZE) + (line_height(NOTE_SIZE) if notes else 0) + GAP
+    sheet = Image.new("RGBA", (width, top + len(rows) * (cell + below) + MARGIN // 2), (0, 0, 0, 0))
+    surface = Surface(sheet, font_path)
+    surface.text((MARGIN, MARGIN - 2), title, TITLE_SIZE, INK, width - 2 * MARGIN, 2)
+    picture = _fitted(image, cell)
+    spread = stretched(maps.flatten(2)).unflatten(2, maps.shape[2:])
+    for row, row_name in enumerate(rows):
+        y = top + row * (cell + below)
+        surface.text((MARGIN, y + 2), row_name.replace("_", " "), NAME_SIZE, INK, ROW_NAME_WIDTH - GAP, 3)
+        if row == 0:
+            sheet.paste(picture, (left, y))
+        for column, name in enumerate(columns):
+            x = left + (1 + column) * (cell + GAP)
+            sheet.paste(map_over_image(picture, spread[row, column]), (x, y))
+            surface.text((x, y + cell + 3), name.replace("_", " "), NAME_SIZE, INK, cell)
+            if notes:
+                surface.text((x, y + cell + 3 + line_height(NAME_SIZE)), notes[row][column], NOTE_SIZE, QUIET, cell)
+    return sheet
+
+
+def crop_as_seen(image: Image.Image, sizes: Mapping[str, object]) -> Image.Image:
+    """The part of an image that the model sees, in the image's own resolution.
+
+    Args:
+        sizes: `processor.image_processor.to_dict()`: its `size`, `crop_size` and which of them are applied.
+
+    Raises:
+        ValueError: an image processor of another kind than CLIP's.
+    """
+    size, crop = sizes.get("size"), sizes.get("crop_size")
+    if not isinstance(size, Mapping) or not isinstance(crop, Mapping) or not sizes.get("do_resize"):
+        raise ValueError(f"Got the sizes {size} and {crop}. Valid: those of CLIP's image processor, with `do_resize`.")
+    width, height = image.size
+    if "shortest_edge" in size:
+        across = down = min(image.size) / int(size["shortest_edge"])
+    else:
+        across, down = width / int(size["width"]), height / int(size["height"])
+    if not sizes.get("do_center_crop"):
+        return image
+    half_width, half_height = int(crop["width"]) * across / 2, int(crop["height"]) * down / 2
+    box = (width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height)
+    return image.crop(tuple(round(edge) for edge in box))  # type: ignore[arg-type]
+
+
+def strength(maps: Tensor) -> Tensor:
+    """How far each map (..., P) of attention rises above even attention: its greatest part, times P; 1 is even."""
+    return maps.shape[-1] * maps.amax(dim=-1) / maps.sum(dim=-1)
+
+
+def _ramp(value: float) -> tuple[int, int, int, int]:
+    """Red, green, blue, and how much of the image is covered, between the nearest two stops."""
+    for (low, low_colour, low_cover), (high, colour, cover) in zip(RAMP, RAMP[1:], strict=False):
+        if value <= high:
+            share = (value - low) / (high - low)
+            mixed = [round(a + share * (b - a)) for a, b in zip(low_colour, colour, strict=True)]
+            return mixed[0], mixed[1], mixed[2], round(255 * (low_cover + share * (cover - low_cover)))
+    raise AssertionError(value)
+
+
+def _fitted(image: Image.Image, cell: int) -> Image.Image:
+    """Square and of the cell's size: what the model sees is square too."""
+    return on_white(image).resize((cell, cell), Image.Resampling.LANCZOS)
