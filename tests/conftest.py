@@ -8,7 +8,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.augmentation import Augmentation
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
+from hub_server import LoopbackHub
 from training.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
@@ -186,6 +187,13 @@ def make_trainer(
         )
 
     return make
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    """A Hub on loopback; its clients run in processes of their own (`hub_server.run_client`)."""
+    with LoopbackHub() as hub:
+        yield hub
 
 
 # An installed package wins over the code in a checkpoint's folder, so it is kept off the path and shown to be absent.
