@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from holistic_clip_hf import HolisticCLIPModel
-from holistic_clip_hf.evaluation.branch_report import report_branches
+from holistic_clip_hf.evaluation import branch_report
+from holistic_clip_hf.evaluation.branch_report import report_branches, without_branch
 from holistic_clip_hf.evaluation.records import Record, capture_provenance
+from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus
 from test_fusion_fitting import NAMES, NUM_IMAGES, corpus_of_known_branches
 
 MakeModel = Callable[..., HolisticCLIPModel]
@@ -54,6 +56,33 @@ def test_wins_are_shares_of_true_pairs(make_model: MakeModel) -> None:
             assert found[perspective, branch].value == pytest.approx(winners.count(branch) / NUM_IMAGES)
             assert found[perspective, branch].counts == {"n_pairs": NUM_IMAGES}
         assert found[perspective, perspective].value > 0.9
+
+
+def test_branches_of_a_collapsed_model_win_alike(make_model: MakeModel) -> None:
+    corpus = corpus_of_known_branches()
+    collapsed = EmbeddedCorpus(corpus.branch_embeds[:, :1].repeat(1, 3, 1), corpus.captions, corpus.text_embeds)
+    found = report_branches(make_model(perspectives=NAMES), collapsed, provenance=PROVENANCE, ks=(1,))
+    wins = [record for record in found if record.metric == "wins"]
+    assert len(wins) == 9
+    for record in wins:
+        assert record.value == pytest.approx(1 / 3) == record.chance
+
+
+def test_wins_do_not_depend_on_how_many_pairs_are_seen_at_once(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(perspectives=NAMES)
+    expected = [record.value for record in report(model, "wins")]
+    monkeypatch.setattr(branch_report, "PAIRS_AT_ONCE", 7)
+    assert [record.value for record in report(model, "wins")] == pytest.approx(expected, abs=1e-12)
+
+
+def test_without_the_only_weighted_branch_the_others_count_alike(make_model: MakeModel) -> None:
+    model = make_model(perspectives=NAMES, fusion="weighted", branch_weights=[0.0, 1.0, 0.0])
+    branches = corpus_of_known_branches().branch_embeds[:, [0, 2]]
+    torch.testing.assert_close(
+        without_branch(model.branch_fusion, 1).image_vectors(branches), (branches[:, 0] + branches[:, 1]) / 2
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=[each["fusion"] for each in OPTIONS])

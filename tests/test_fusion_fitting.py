@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.corpus.build import build_corpus
+from holistic_clip_hf.evaluation import fusion_fitting
 from holistic_clip_hf.evaluation.fusion_fitting import (
     fit_branch_weights,
     fit_fusion,
@@ -133,12 +134,37 @@ def test_what_is_fitted_is_kept_with_the_checkpoint(make_model: MakeModel, tmp_p
     assert recall(loaded, corpus) == recall(model, corpus)
 
 
+def test_nothing_of_an_earlier_fit_is_saved(make_model: MakeModel, tmp_path: Path) -> None:
+    model, corpus = make_model(perspectives=NAMES), corpus_of_known_branches()
+    for fusion in ("routed", "softmax", "weighted"):
+        fit_fusion(model, corpus, fusion)
+        model.save_pretrained(tmp_path / fusion)
+        report = HolisticCLIPModel.from_pretrained(tmp_path / fusion, output_loading_info=True)[1]
+        assert not report["unexpected_keys"] and not report["missing_keys"], fusion
+
+
+def test_a_rare_perspective_is_drawn_with_its_images(monkeypatch: pytest.MonkeyPatch, make_model: MakeModel) -> None:
+    """One image of forty owns the only text of `nouns`; with ten drawn, it is among them."""
+    monkeypatch.setattr(fusion_fitting, "MOST_IMAGES", 10)
+    corpus = corpus_of_known_branches()
+    rare = {**corpus.captions, "nouns": [[] for _ in range(NUM_IMAGES - 1)] + [["nouns 39"]]}
+    for seed in range(5):
+        model = make_model(perspectives=NAMES)
+        fit_fusion(model, EmbeddedCorpus(corpus.branch_embeds, rare, corpus.text_embeds), "weighted", seed=seed)
+        assert sum(model.config.branch_weights) == pytest.approx(1.0)
+
+
 def test_misuse_is_refused(make_model: MakeModel) -> None:
     corpus = corpus_of_known_branches()
     with pytest.raises(ValueError, match="fusion 'max'. Those that can be fitted: weighted"):
         fit_fusion(make_model(perspectives=NAMES), corpus, "max")
     with pytest.raises(ValueError, match="has captions of short, style, nouns; the branches are a, b, c"):
         fit_fusion(make_model(perspectives=["a", "b", "c"]), corpus, "routed")
+    without_images = EmbeddedCorpus(torch.empty(0, 3, WIDTH), corpus.captions, corpus.text_embeds)
+    with pytest.raises(ValueError, match="encoded without images"):
+        fit_fusion(make_model(perspectives=NAMES), without_images, "softmax")
+    with pytest.raises(ValueError, match="encoded without images"):
+        recall(make_model(perspectives=NAMES), without_images)
 
 
 def test_the_verb_fits_a_checkpoint_in_place(

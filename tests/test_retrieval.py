@@ -272,6 +272,40 @@ def test_misuse_is_refused(model, options, message):
         measure(model, **options)
 
 
+def test_a_caption_without_an_image_is_refused_by_its_row():
+    rows = (
+        corpus()
+        .add_column("number", range(4))
+        .map(lambda row: row | {"image": None if row["number"] == 2 else row["image"]})
+    )
+    with pytest.raises(ValueError, match="Row 2: the row has no image. Repair"):
+        measure(dataset=rows)
+    torn = (
+        corpus()
+        .cast_column("image", Image(decode=False))
+        .map(lambda row: {"image": {"bytes": b"GIF89a", "path": None}})
+    )
+    with pytest.raises(ValueError, match="Row 0: .*Repair the image, or leave the row out"):
+        measure(dataset=torn.cast_column("image", Image()))
+
+
+@pytest.mark.parametrize("what", ["image", "text"])
+def test_vectors_that_are_not_finite_are_refused(what, monkeypatch):
+    model, method = KeywordModel(), f"get_{what}_features"
+    whole = getattr(model, method)
+
+    def broken(**given):
+        output = whole(**given)
+        embeds = next(iter(vars(output).values()))
+        embeds[-1] = torch.nan
+        return output
+
+    monkeypatch.setattr(model, method, broken)
+    number = "row 2" if what == "image" else "number 3"  # the last of the first batch
+    with pytest.raises(ValueError, match=f"vectors are not finite, first that of the {what} .*{number}"):
+        measure(model)
+
+
 def test_nothing_to_encode_is_refused():
     with pytest.raises(ValueError, match="no rows"):
         encode_images(KeywordModel(), processor, corpus().select([]), batch_size=1)

@@ -2,7 +2,7 @@
 """A model as other projects' benchmarks want it: mteb (MIEB's image tasks) and sentence-transformers.
 
 Both would compare by cosine by themselves, which divides a fused vector by its length, another one for each image, and
-so ranks differently from the model. Here both compare by dot product.
+so ranks differently from the model. Here both compare by dot product, of which only linear fusions are capable.
 """
 
 from typing import Any
@@ -22,6 +22,7 @@ def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, r
 
     Raises:
         ImportError: mteb is not installed.
+        ValueError: the model's fusion is no dot product of two vectors.
 
     Example: `mteb.evaluate(mteb_encoder(model, processor, name="me/mine"), mteb.get_benchmark("MIEB(lite)").tasks)`.
     """
@@ -30,7 +31,8 @@ def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, r
         from mteb.models.abs_encoder import AbsEncoder
         from mteb.models.model_meta import ScoringFunction
     except ImportError as error:
-        raise ImportError("mteb is not installed. Run: pip install 'mteb>=2.26'") from error
+        raise ImportError("mteb is not installed. Run: pip install 'holistic-clip-hf[peers]'") from error
+    _require_linear(model)
 
     class HolisticCLIPEncoder(AbsEncoder):
         """Texts, images, or, as MIEB does it, the sum of both."""
@@ -72,14 +74,26 @@ def sentence_transformer(checkpoint: str, **options: Any) -> Any:
 
     Raises:
         ImportError: sentence-transformers is not installed.
+        ValueError: the model's fusion is no dot product of two vectors.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ImportError(
-            "sentence-transformers is not installed. Run: pip install 'sentence-transformers>=6.2'"
+            "sentence-transformers is not installed. Run: pip install 'holistic-clip-hf[peers]'"
         ) from error
-    return SentenceTransformer(checkpoint, similarity_fn_name="dot", **options)
+    encoder = SentenceTransformer(checkpoint, similarity_fn_name="dot", **options)
+    _require_linear(encoder[0].model)
+    return encoder
+
+
+def _require_linear(model: HolisticCLIPModel) -> None:
+    if not model.branch_fusion.is_linear:
+        raise ValueError(
+            f"The model's fusion is {model.config.fusion!r}, which no two vectors stand for; their dot product would "
+            "be that of the mean. Valid: mean, weighted, routed. Set `fusion`, for example "
+            "`from_pretrained(..., fusion='mean')`."
+        )
 
 
 def _embed(model: HolisticCLIPModel, processor: Processor, batch: dict[str, Any]) -> Tensor:

@@ -16,11 +16,12 @@ from ..fusion_holistic_clip import BranchFusion
 from .encoding import DualEncoder, fuse_by
 from .metrics import bootstrap_interval, recall_at
 from .protocols import Question, per_perspective
-from .ranking import rank_both_directions
+from .ranking import TIE_TOLERANCE, rank_both_directions
 from .records import FUSED, PER_PERSPECTIVE, Provenance, Record
 from .retrieval import EmbeddedCorpus
 
 TASK = "branches"
+PAIRS_AT_ONCE = 4_096  # H vectors of each: 50 MB at H = 6 and D = 512
 
 
 def report_branches(
@@ -29,7 +30,8 @@ def report_branches(
     """Records of `similarity` between two branches, `wins` of each, and the fused `recall` without each.
 
     - `similarity`: mean over images of the cosine of two branches' vectors.
-    - `wins`: share of true pairs of image and text for which this branch is the most similar of all, by perspective.
+    - `wins`: share of true pairs of image and text for which this branch is the most similar of all, by perspective;
+      branches that tie share the pair, so that those of a collapsed model win alike.
     - `recall`: as `retrieval` measures it, the branch left out of fusion; by perspective and direction.
 
     Raises `ValueError` for a model of one branch.
@@ -37,6 +39,7 @@ def report_branches(
     names = list(model.config.perspectives)
     if len(names) < 2:
         raise ValueError("The model has one branch. A report compares several.")
+    corpus.require_images()
     records = _similarity_records(corpus.branch_embeds, names, provenance)
     for question in per_perspective(corpus.captions):
         records += _win_records(corpus, question, names, provenance)
@@ -51,7 +54,8 @@ def without_branch(fusion: BranchFusion, branch: int) -> BranchFusion:
     kept = [index for index in range(len(fusion.config.perspectives)) if index != branch]
     reduced.config.perspectives = [fusion.config.perspectives[index] for index in kept]
     if fusion.config.branch_weights is not None:
-        reduced.config.branch_weights = [fusion.config.branch_weights[index] for index in kept]
+        weights = [fusion.config.branch_weights[index] for index in kept]
+        reduced.config.branch_weights = weights if any(weights) else None  # all on the one that is gone
     if reduced.router is not None:
         reduced.router.weight, reduced.router.bias = reduced.router.weight[kept], reduced.router.bias[kept]
     return reduced
@@ -77,13 +81,12 @@ def _win_records(
     corpus: EmbeddedCorpus, question: Question, names: Sequence[str], provenance: Provenance
 ) -> list[Record]:
     pairs = question.pairs.unique(dim=0)
-    texts = corpus.embeds_of(question.texts)[pairs[:, 1]]
-    winner = torch.einsum("rhd,rd->rh", corpus.branch_embeds[pairs[:, 0]], texts).argmax(dim=1)
+    shares = sum(_shares_of(corpus, question, part) for part in pairs.split(PAIRS_AT_ONCE))
     return [
         Record(
             **vars(provenance),
             metric="wins",
-            value=(winner == branch).double().mean().item(),
+            value=(shares[branch] / len(pairs)).item(),
             task=TASK,
             details={"perspective": question.perspective, "branch": name},
             counts={"n_pairs": len(pairs)},
@@ -91,6 +94,15 @@ def _win_records(
         )
         for branch, name in enumerate(names)
     ]
+
+
+def _shares_of(corpus: EmbeddedCorpus, question: Question, pairs: Tensor) -> Tensor:
+    """(H,): of pairs (R, 2), how many each branch wins."""
+    texts = corpus.embeds_of([question.texts[index] for index in pairs[:, 1].tolist()])
+    branches = corpus.branch_embeds[question.images[pairs[:, 0]]]
+    similarity = torch.einsum("rhd,rd->rh", branches, texts).double()
+    wins = (similarity >= similarity.amax(dim=1, keepdim=True) - TIE_TOLERANCE).double()
+    return (wins / wins.sum(dim=1, keepdim=True)).sum(dim=0)
 
 
 def _removal_records(

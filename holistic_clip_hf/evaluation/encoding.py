@@ -11,10 +11,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..fusion_holistic_clip import BranchFusion
+from ..reading import undecoded
+from ..unreadable import UnreadableImageError, decode_image
 from .ranking import Score, dot
 
 Processor = Callable[..., Mapping[str, Tensor]]
@@ -56,23 +59,33 @@ def evaluation_mode(model: DualEncoder) -> Iterator[None]:
 def encode_images(
     model: DualEncoder, processor: Processor, dataset: Dataset, *, batch_size: int, progress: bool = False
 ) -> Tensor:
-    """Embed the column `image` of N rows, in their order: (N, H, D) of unit length, float32 on the CPU."""
-    images, branches = dataset.select_columns("image"), []
+    """Embed the column `image` of N rows, in their order: (N, H, D) of unit length, float32 on the CPU.
+
+    Raises `ValueError` for no rows, a row whose image is missing or does not decode, and vectors that are not finite.
+    """
+    images, branches = undecoded(dataset.select_columns("image")), []
     with evaluation_mode(model):
         for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
-            batch = images[start : start + batch_size]["image"]
+            batch = [
+                _decoded(image, row) for row, image in enumerate(images[start : start + batch_size]["image"], start)
+            ]
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
             output = model.get_image_features(pixel_values=pixel_values.to(model.device))
             branches.append(output.branch_embeds.float().cpu())
     if not branches:
         raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
-    return torch.cat(branches).clone()  # outside of inference mode again
+    embeds = torch.cat(branches).clone()  # outside of inference mode again
+    _require_finite(embeds, "image of row {}")
+    return embeds
 
 
 def encode_texts(
     model: DualEncoder, processor: Processor, texts: Sequence[str], *, batch_size: int, progress: bool = False
 ) -> Tensor:
-    """Embed T texts, in their order, as (T, D) of unit length, float32 on the CPU; equal texts are encoded once."""
+    """Embed T texts, in their order, as (T, D) of unit length, float32 on the CPU; equal texts are encoded once.
+
+    Raises `ValueError` for no texts, and vectors that are not finite.
+    """
     if not texts:
         raise ValueError("There are no texts to encode. Pass at least one.")
     # Neighbours in length share a batch, so little is padded.
@@ -88,7 +101,25 @@ def encode_texts(
             )
             found.append(output.text_embeds.float().cpu())
     place = {text: row for row, text in enumerate(distinct)}
-    return torch.cat(found)[[place[text] for text in texts]]
+    embeds = torch.cat(found)[[place[text] for text in texts]]
+    _require_finite(embeds, "text number {}")
+    return embeds
+
+
+def _decoded(image: Any, row: int) -> Image.Image:
+    try:
+        return decode_image(image)
+    except UnreadableImageError as error:
+        raise ValueError(f"Row {row}: {error}. Repair the image, or leave the row out before evaluating.") from error
+
+
+def _require_finite(embeds: Tensor, what: str) -> None:
+    broken = embeds.flatten(1).isfinite().all(dim=1).logical_not().nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(embeds)} vectors are not finite, first that of the {what.format(broken[0])}. "
+            "Check the model's weights, and its precision if it runs in half."
+        )
 
 
 class FusedVectors(NamedTuple):

@@ -11,14 +11,14 @@ Perspectives count alike, however many texts each has.
 Axes: N images, T texts, H branches, D projection width, R pairs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..fusion_holistic_clip import BranchRouter
 from ..modeling_holistic_clip import HolisticCLIPModel
+from .logistic_regression import fit_logistic_regression, minimise
 from .protocols import per_perspective
 from .retrieval import EmbeddedCorpus
 
@@ -26,7 +26,7 @@ FITTED = ("weighted", "routed", "softmax")
 MOST_TEXTS = 512  # of a perspective, and
 MOST_IMAGES = 4_096  # H similarities of each pair: 50 MB at H = 6, perspective by perspective
 INVERSE_REGULARISATION = 1.0  # scikit-learn's own default for logistic regression
-STEPS = 200
+MOST_STEPS = 200
 
 
 def fit_fusion(model: HolisticCLIPModel, corpus: EmbeddedCorpus, fusion: str, *, seed: int = 0) -> None:
@@ -37,13 +37,15 @@ def fit_fusion(model: HolisticCLIPModel, corpus: EmbeddedCorpus, fusion: str, *,
     """
     if fusion not in FITTED:
         raise ValueError(f"Got the fusion {fusion!r}. Those that can be fitted: {', '.join(FITTED)}.")
-    weights = scale = None
+    weights = scale = router = None
     if fusion == "weighted":
         weights = fit_branch_weights(*_questions(corpus, seed))
     elif fusion == "softmax":
         scale = fit_fusion_scale(*_questions(corpus, seed))
     else:
-        model.branch_fusion.router = _fit_router(model, corpus)
+        router = _fit_router(model, corpus)
+    # Of an earlier fit none is left: a checkpoint would hold weights that its own fusion does not name.
+    model.branch_fusion.router = router
     model.config.update({"fusion": fusion, "branch_weights": weights, "fusion_scale": scale})
 
 
@@ -54,9 +56,10 @@ def fit_branch_weights(similarities: Sequence[Tensor], correct: Sequence[Tensor]
     """
     num_branches = similarities[0].shape[-1]
     # Their size is a temperature, fitted too; only their proportion is kept. A weight of zero is a limit, not a value.
-    (logarithms,) = _minimise(
+    (logarithms,) = minimise(
         lambda given: _cross_entropy([each @ given.exp() for each in similarities], correct),
         torch.full((num_branches,), 3.0, dtype=torch.float64),
+        most_steps=MOST_STEPS,
     )
     return logarithms.softmax(dim=0).tolist()
 
@@ -69,23 +72,21 @@ def fit_fusion_scale(similarities: Sequence[Tensor], correct: Sequence[Tensor]) 
         fused = [((scale * each).softmax(dim=-1) * each).sum(dim=-1) for each in similarities]
         return _cross_entropy([temperature * each for each in fused], correct)
 
-    (logarithms,) = _minimise(loss, torch.full((2,), 3.0, dtype=torch.float64))
+    (logarithms,) = minimise(loss, torch.full((2,), 3.0, dtype=torch.float64), most_steps=MOST_STEPS)
     return logarithms[0].exp().item()
 
 
 def fit_router(text_embeds: Tensor, branch_of_text: Tensor, num_branches: int) -> BranchRouter:
     """Logistic regression with balanced classes, from texts (T, D) to the branches (T,) of their perspectives."""
-    texts, targets = text_embeds.double(), branch_of_text.long()
-    counts = targets.bincount(minlength=num_branches).double()
-    balance = torch.where(counts > 0, len(targets) / (counts.clamp(min=1) * (counts > 0).sum()), 0.0)
-
-    def loss(weight: Tensor, bias: Tensor) -> Tensor:
-        errors = F.cross_entropy(F.linear(texts, weight, bias), targets, weight=balance, reduction="sum")
-        return (errors + weight.square().sum() / (2 * INVERSE_REGULARISATION)) / len(targets)
-
-    weight = torch.zeros(num_branches, texts.shape[1], dtype=torch.float64)
-    weight, bias = _minimise(loss, weight, torch.zeros(num_branches, dtype=torch.float64))
-    router = BranchRouter(texts.shape[1], num_branches)
+    weight, bias = fit_logistic_regression(
+        text_embeds,
+        branch_of_text,
+        num_branches,
+        inverse_regularisation=INVERSE_REGULARISATION,
+        balanced=True,
+        most_steps=MOST_STEPS,
+    )
+    router = BranchRouter(text_embeds.shape[1], num_branches)
     router.weight.copy_(weight)
     router.bias.copy_(bias)
     return router
@@ -112,14 +113,16 @@ def _fit_router(model: HolisticCLIPModel, corpus: EmbeddedCorpus) -> BranchRoute
 
 def _questions(corpus: EmbeddedCorpus, seed: int) -> tuple[list[Tensor], list[Tensor]]:
     """Similarities (T, N, H) and what is correct (T, N) of each perspective, or of as much of it as is drawn."""
-    if len(corpus.branch_embeds) == 0:
-        raise ValueError("The corpus was encoded without images, for which this fusion is fitted. Encode them too.")
+    corpus.require_images()
     generator = torch.Generator().manual_seed(seed)
     similarities, correct = [], []
     for question in per_perspective(corpus.captions):
         right = torch.zeros(len(question.texts), len(question.images), dtype=torch.bool)
         right[question.pairs[:, 1], question.pairs[:, 0]] = True
-        images = torch.randperm(len(question.images), generator=generator)[:MOST_IMAGES].sort().values
+        drawn = torch.randperm(len(question.images), generator=generator)
+        # Images that own a text come first, or a rare perspective might be drawn without any.
+        owners_first = drawn[right.any(dim=0)[drawn].logical_not().long().argsort(stable=True)]
+        images = owners_first[:MOST_IMAGES].sort().values
         found = right[:, images].any(dim=1).nonzero().squeeze(1)
         texts = found[torch.randperm(len(found), generator=generator)[:MOST_TEXTS]]
         embeds = corpus.embeds_of([question.texts[text] for text in texts])
@@ -136,18 +139,3 @@ def _cross_entropy(logits: Sequence[Tensor], correct: Sequence[Tensor]) -> Tenso
         for each, right in zip(logits, correct, strict=True)
     ]
     return torch.stack(losses).mean()
-
-
-def _minimise(loss: Callable[..., Tensor], *start: Tensor) -> list[Tensor]:
-    """The arguments of a smooth `loss` at its minimum, by L-BFGS."""
-    given = [value.clone().requires_grad_() for value in start]
-    optimizer = torch.optim.LBFGS(given, max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        value = loss(*given)
-        value.backward()
-        return value
-
-    optimizer.step(step)
-    return [value.detach() for value in given]

@@ -48,6 +48,11 @@ class EmbeddedCorpus:
         """(T, D)."""
         return torch.stack([self.text_embeds[text] for text in texts])
 
+    def require_images(self) -> None:
+        """Raise `ValueError` where the corpus was encoded without its images."""
+        if len(self.branch_embeds) == 0:
+            raise ValueError("The corpus was encoded without images, which this needs. Encode it `with_images=True`.")
+
 
 def embed_corpus(
     model: DualEncoder,
@@ -114,6 +119,7 @@ def measure_retrieval(
     """The same of a corpus that is encoded already, `with_branches` or fused alone."""
     if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
         raise ValueError(f"Got the protocols {unknown}. Valid: {', '.join(PROTOCOLS)}.")
+    corpus.require_images()
     records = []
     for protocol in protocols:
         for question in PROTOCOLS[protocol](corpus.captions):

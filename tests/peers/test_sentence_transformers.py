@@ -108,6 +108,13 @@ def test_its_retrieval_evaluator_finds_what_ours_finds(
     assert found["dot_map@6"] == pytest.approx(precision) and 0 < precision < 1
 
 
+def test_a_fusion_that_is_no_dot_product_is_refused(checkpoint: Path) -> None:
+    configuration = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(configuration | {"fusion": "softmax"}))
+    with pytest.raises(ValueError, match="fusion is 'softmax'.*Valid: mean, weighted, routed"):
+        sentence_transformer(str(checkpoint), device="cpu")
+
+
 def test_normalised_vectors_have_the_same_directions(
     checkpoint: Path, expected: tuple[Tensor, Tensor], images: list[Image.Image]
 ) -> None:
