@@ -45,7 +45,7 @@ class _CannotShareError(Exception):
     """Why a model has to read an image once per prompt."""
 
 
-class Generator:
+class AnswerGenerator:
     """A model with its processor; `share_prefix` lets it read an image once for all prompts."""
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, *, share_prefix: bool) -> None:

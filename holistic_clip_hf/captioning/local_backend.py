@@ -2,14 +2,14 @@
 """Captions by a vision-language model on this machine, in batches. No image costs the answers about the others."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import product
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from .backend import Reply, Work
-from .generation import Generator
+from .generation import AnswerGenerator
 from .perspectives import Perspective
 from .prompts import prompt_of
 
@@ -54,9 +54,9 @@ class LocalBackend:
         self.captioner = model_name
         self.revision = getattr(model.config, "_commit_hash", None) or ""
         self.batch_size = batch_size
-        self._generator = Generator(model.to(self.device), processor, share_prefix=share_prefix)
+        self._generator = AnswerGenerator(model.to(self.device), processor, share_prefix=share_prefix)
 
-    def answer(self, work: Iterable[Work]) -> Iterator[Reply]:
+    def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
         """One reply per image and perspective; images that are asked the same go together.
 
         Raises:
