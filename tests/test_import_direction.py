@@ -58,6 +58,7 @@ LEVELS = {
     **dict.fromkeys(["evaluation.logistic_regression", "evaluation.metrics"], 1),
     **dict.fromkeys(["evaluation.ranking", "evaluation.records"], 1),
     **dict.fromkeys(["trainer.gradient_cache", "trainer.parameter_groups"], 1),
+    **dict.fromkeys(["search.filters", "search.manifest", "search.query", "search.sizes", "search.store"], 1),
     **dict.fromkeys(["augmentation", "captioning", "collator", "corpus", "initialization"], 2),
     **dict.fromkeys(["reading", "unreadable"], 2),
     **dict.fromkeys(["demo", "evaluation", "publishing", "search", "trainer", "visualization"], 3),

@@ -1,0 +1,25 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Search: an index over a folder or a data set of images, asked by text, by example and by perspective."""
+
+from .filters import Filter
+from .images import DatasetImages, FolderImages
+from .index import Hit, Part, SearchIndex
+from .indexing import IndexReport, index_images
+from .query import FUSED, Query, Term, parse_query
+from .sizes import estimate_bytes
+
+__all__ = [
+    "FUSED",
+    "DatasetImages",
+    "Filter",
+    "FolderImages",
+    "Hit",
+    "IndexReport",
+    "Part",
+    "Query",
+    "SearchIndex",
+    "Term",
+    "estimate_bytes",
+    "index_images",
+    "parse_query",
+]

@@ -1,0 +1,127 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Approximate look-up with faiss: one index for each kind of vector, which proposes; exact scores decide."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..atomic import write_atomically
+from ..evaluation.encoding import DualEncoder
+from .manifest import BRANCHES, NEIGHBOURS, Layout, Segment
+from .query import FUSED
+from .sizes import HNSW_NEIGHBOURS, num_lists
+from .store import describe_file, require_whole, vectors_of
+
+EXACT = "exact"
+_TRAINING_ROWS = 256  # for each list, faiss's own limit
+_CONSTRUCTION = 100  # candidates for the neighbours of a vector in HNSW
+_SEED = 0
+
+
+def import_faiss() -> Any:
+    """faiss.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "Approximate look-up needs faiss: pip install 'holistic-clip-hf[search]'. Or index with lookup='exact'."
+        ) from error
+    return faiss
+
+
+def build_neighbours(
+    directory: Path, layout: Layout, model: DualEncoder, datasets: Sequence[Dataset], lookup: str
+) -> dict[str, Segment]:
+    """Files of faiss over all rows, dead ones included, so that rows keep their numbers; none for exact look-up."""
+    if lookup == EXACT:
+        return {}
+    faiss, written = import_faiss(), {}
+    (directory / NEIGHBOURS).mkdir(exist_ok=True)
+    taken = [int(path.stem.split("-")[0]) for path in (directory / NEIGHBOURS).glob("*-*.faiss")]
+    number, num_rows = max(taken, default=-1) + 1, sum(map(len, datasets))
+    for place, name in enumerate(neighbour_names(layout)):
+        index = _empty_index(faiss, lookup, layout.width, num_rows)
+        if not index.is_trained:
+            index.train(_sample(layout, model, datasets, name, num_lists(num_rows)))
+        for block in _blocks(layout, model, datasets, name):
+            index.add(block)
+        path = directory / NEIGHBOURS / f"{number:08d}-{place}.faiss"
+        with write_atomically(path) as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        written[name] = describe_file(directory, path, num_rows)
+    return written
+
+
+def neighbour_names(layout: Layout) -> list[str]:
+    """The kinds of vectors that have an approximate index: each branch, and the fused vector."""
+    several = layout.vectors == BRANCHES and len(layout.perspectives) > 1
+    return [*layout.vector_names, FUSED] if several else layout.vector_names
+
+
+class Neighbours:
+    """The approximate indexes, on the pages of their files.
+
+    Raises:
+        ImportError: faiss is not installed.
+        ValueError: a file is missing or was changed.
+    """
+
+    def __init__(self, directory: Path, lookup: str, files: Mapping[str, Segment]) -> None:
+        self._faiss, self.lookup = import_faiss(), lookup
+        flags = self._faiss.IO_FLAG_MMAP_IFC | self._faiss.IO_FLAG_READ_ONLY
+        paths = {name: require_whole(directory, segment) for name, segment in files.items()}
+        self._indexes = {name: self._faiss.read_index(str(path), flags) for name, path in paths.items()}
+
+    def propose(self, vectors: Mapping[str, np.ndarray], count: int, allowed: np.ndarray) -> np.ndarray:
+        """Row numbers, each once, of about `count` neighbours of each vector (D,) among `allowed` (rows,) bool."""
+        selector = self._faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        found = []
+        for name, vector in vectors.items():
+            index = self._indexes[name]
+            query = np.ascontiguousarray(vector[None], dtype=np.float32)
+            _, rows = index.search(query, count, params=self._effort(index, count, selector))
+            found.append(rows[0])
+        rows = np.unique(np.concatenate(found))
+        return rows[rows >= 0]  # fewer were found
+
+    def _effort(self, index: Any, count: int, selector: Any) -> Any:
+        if self.lookup == "hnsw":
+            return self._faiss.SearchParametersHNSW(efSearch=max(2 * count, 256), sel=selector)
+        return self._faiss.SearchParametersIVF(nprobe=max(1, math.ceil(index.nlist / 16)), sel=selector)
+
+
+def _empty_index(faiss: Any, lookup: str, width: int, num_rows: int) -> Any:
+    # Half precision: scores are computed anew from whole vectors.
+    kind = f"IVF{num_lists(num_rows)}" if lookup == "ivf" else f"HNSW{HNSW_NEIGHBOURS}"
+    index = faiss.index_factory(width, f"{kind},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    if lookup == "ivf":
+        index.cp.seed = _SEED
+        index.cp.min_points_per_centroid = 1  # or it prints what it thinks of fewer than 39
+    else:
+        index.hnsw.efConstruction = _CONSTRUCTION
+    return index
+
+
+def _sample(layout: Layout, model: DualEncoder, datasets: Sequence[Dataset], name: str, lists: int) -> np.ndarray:
+    """Rows to place the lists by, evenly spread."""
+    step = max(1, sum(map(len, datasets)) // (lists * _TRAINING_ROWS))
+    return np.concatenate([block[::step] for block in _blocks(layout, model, datasets, name)])
+
+
+def _blocks(layout: Layout, model: DualEncoder, datasets: Sequence[Dataset], name: str) -> Iterator[np.ndarray]:
+    for dataset in datasets:
+        if name in layout.vector_names:
+            yield from vectors_of(dataset, name)
+            continue
+        for branches in zip(*(vectors_of(dataset, each) for each in layout.vector_names), strict=True):
+            fused = model.branch_fusion.mean(torch.from_numpy(np.stack(branches, axis=1)))
+            yield np.ascontiguousarray(fused.numpy())

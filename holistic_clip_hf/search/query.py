@@ -1,0 +1,155 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""What is asked: terms, each of a text or an example image, and the one-line language in which people write them.
+
+    main object: a dog; background: snow^0.5; not style: drawing
+
+Terms stand between semicolons. A term is a text, before it `not` to count against, and the name of a perspective with
+a colon to ask one branch alone; behind it `^` and a number, its weight. Text in double quotes is taken as it stands.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+FUSED = "fused"  # in place of a perspective: all branches, as the model fuses them
+
+MOST_TERMS = 32  # a query of more is a pasted document
+MOST_LETTERS = 4_000  # of a query; a text tower reads a few hundred
+
+_TERM = re.compile(
+    r"""\s*(?P<negative>not\s+)?               # counts against
+        (?:(?P<perspective>[^":;^]*?)\s*:)?    # one branch
+        \s*(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^"]*?))
+        \s*(?:\^\s*(?P<weight>[^\s^"]*))?\s*""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SEPARATOR = re.compile(r';(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not in quotes
+
+
+@dataclass(frozen=True)
+class Term:
+    """One wish: a text or an example image, held against one branch or all.
+
+    Args:
+        text: what is sought, in words.
+        image: an example of it.
+        perspective: the branch that decides; default: all, as the model fuses them.
+        weight: how much it counts; below zero, against.
+
+    Raises:
+        ValueError: neither text nor image, both, an empty text, or a weight that is zero or no finite number.
+    """
+
+    text: str | None = None
+    image: Image.Image | None = None
+    perspective: str = FUSED
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("A term has a text or an example image; got both, or neither. Give one of them.")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("Got a term without a word. Say what is sought, as in `background: snow`.")
+        if isinstance(self.weight, bool) or not math.isfinite(self.weight) or self.weight == 0:
+            raise ValueError(
+                f"The weight of {str(self)!r} is {self.weight}. Valid: a finite number above 0, or below 0 to count "
+                f"against."
+            )
+
+    def __str__(self) -> str:
+        words = "an example image" if self.text is None else self.text
+        return words if self.perspective == FUSED else f"{self.perspective}: {words}"
+
+
+Query = str | Term | Sequence[Term]
+
+
+def parse_query(text: str, perspectives: Sequence[str]) -> list[Term]:
+    """Read the one-line language; names of perspectives may be written in any case, with spaces for underscores.
+
+    Raises:
+        ValueError: no term, an unknown perspective, a weight that is none, or a quote that does not close.
+
+    >>> parse_query("main object: a dog; not style: drawing^2", ["main_object", "style"])[1]
+    Term(text='drawing', image=None, perspective='style', weight=-2.0)
+    """
+    if len(text) > MOST_LETTERS:
+        raise ValueError(f"The query has {len(text):,} letters. Valid: up to {MOST_LETTERS:,}.")
+    if text.count('"') % 2:
+        raise ValueError(f"A double quote does not close in {text!r}. Close it, or write it twice inside quotes.")
+    parts = [part for part in _SEPARATOR.split(text) if part.strip()]
+    if not parts:
+        raise ValueError("The query is empty. Say what is sought, as in `a dog` or `background: snow`.")
+    if len(parts) > MOST_TERMS:
+        raise ValueError(f"The query has {len(parts)} terms. Valid: up to {MOST_TERMS}.")
+    return [_parse_term(part, perspectives) for part in parts]
+
+
+def as_terms(query: Query, perspectives: Sequence[str]) -> list[Term]:
+    """The terms of any form of a query, their perspectives spelt as the model has them.
+
+    Raises:
+        ValueError: as `parse_query`; no terms.
+    """
+    if isinstance(query, str):
+        return parse_query(query, perspectives)
+    terms: list[Any] = [query] if isinstance(query, Term) else list(query)
+    if not terms:
+        raise ValueError("The query has no terms. Give one or more.")
+    return [
+        Term(term.text, term.image, find_perspective(term.perspective, perspectives), term.weight) for term in terms
+    ]
+
+
+def find_perspective(name: str, perspectives: Sequence[str]) -> str:
+    """The perspective that is meant.
+
+    Raises:
+        ValueError: there is no such one.
+    """
+    known = {_plain(perspective): perspective for perspective in (*perspectives, FUSED)}
+    found = known.get(_plain(name))
+    if found is not None:
+        return found
+    close = difflib.get_close_matches(_plain(name), known, n=1)
+    hint = f" Did you mean {known[close[0]]!r}?" if close else ""
+    raise ValueError(
+        f"There is no perspective {name!r}.{hint} Valid: {', '.join(known.values())}. A text that has a colon itself "
+        f"stands in double quotes."
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name.strip()).casefold()
+
+
+def _parse_term(part: str, perspectives: Sequence[str]) -> Term:
+    match = _TERM.fullmatch(part)
+    if match is None:
+        raise ValueError(
+            f"{part.strip()!r} is not a term. Valid: `a dog`, `background: snow`, `not style: drawing^0.5`; a text "
+            f"with one of : ; ^ or quotes stands in double quotes as a whole."
+        )
+    name, quoted = match["perspective"], match["quoted"]
+    words = match["plain"] if quoted is None else quoted.replace('""', '"')
+    weight = 1.0 if match["weight"] is None else _weight(match["weight"], part)
+    perspective = FUSED if name is None else find_perspective(name, perspectives)
+    return Term(words.strip(), None, perspective, -weight if match["negative"] else weight)
+
+
+def _weight(text: str, part: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ValueError(
+            f"The weight of {part.strip()!r} is {text!r}. Valid: a number above 0, as in `snow^0.5`; write `not` "
+            f"before what counts against."
+        )
+    return weight

@@ -1,0 +1,145 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""The score of an image for a query, and what each term and branch adds to it.
+
+A term is worth its weight times the similarity of its vector: to one branch, or fused over all. Where fusion is linear
+that is a sum over branches again, so a whole query, however many terms it has, costs one product for each branch that
+it asks. Scores are found in float32 and decided in float64, image by image, so that equal vectors have equal scores.
+
+Axes: N images, H kinds of vectors (branches, or the fused one alone), D projection width.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .query import FUSED, Term
+
+SUM, MAX, SOFTMAX = "sum", "max", "softmax"
+_ROUND_OFF = 2.0**-24
+_AT_ONCE = 4_096  # images whose scores are decided together
+
+Blocks = Mapping[str, Sequence[np.ndarray]]  # by kind of vector, the rows in blocks (n, D) alike for all kinds
+
+
+@dataclass(frozen=True)
+class Question:
+    """One term as vectors: what each kind of vector is held against, and how the products become one number.
+
+    Args:
+        term: of the query.
+        vectors: by kind, (D,); with `SUM` each has its share in the fusion.
+        combine: `SUM` of the products, their `MAX`, or `SOFTMAX`, their mean weighted by their softmax.
+        scale: of that softmax.
+    """
+
+    term: Term
+    vectors: Mapping[str, np.ndarray]
+    combine: str = SUM
+    scale: float = 1.0
+
+
+def rough_scores(questions: Sequence[Question], blocks: Blocks) -> np.ndarray:
+    """(N,) float32, in one pass over the kinds of vectors that are asked; see `margin`."""
+    linear: dict[str, np.ndarray] = {}
+    for question in questions:
+        if question.combine == SUM:
+            for name, vector in question.vectors.items():
+                linear[name] = linear.get(name, 0.0) + question.term.weight * vector
+    others = [question for question in questions if question.combine != SUM]
+    names = list(dict.fromkeys([*linear, *(name for question in others for name in question.vectors)]))
+    found = []
+    for block in zip(*(blocks[name] for name in names), strict=True):
+        by_name = dict(zip(names, block, strict=True))
+        scores = np.zeros(len(block[0]), dtype=np.float32)
+        for name, vector in linear.items():
+            scores += by_name[name] @ vector.astype(np.float32)
+        for question in others:
+            products = [by_name[name] @ vector.astype(np.float32) for name, vector in question.vectors.items()]
+            scores += question.term.weight * _shares(np.stack(products, axis=1), question).sum(axis=1)
+        found.append(scores)
+    return np.concatenate(found)
+
+
+def margin(questions: Sequence[Question]) -> float:
+    """How far a rough score can be from the true one, for vectors of length one or less."""
+    reach = 0.0
+    for question in questions:
+        lengths = [float(np.linalg.norm(vector)) for vector in question.vectors.values()]
+        width = len(next(iter(question.vectors.values())))
+        # A softmax passes an error of its products on, and one of its own weights, by the scale.
+        sway = 1 + 2 * question.scale if question.combine == SOFTMAX else 1
+        reach += abs(question.term.weight) * sum(lengths) * (width + 8) * sway
+    return 2 * _ROUND_OFF * reach
+
+
+def contributions(questions: Sequence[Question], names: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+    """What each question's products with each kind of vector add to the score: (N, questions, H) float64.
+
+    Shapes: `vectors` (N, H, D), their kinds in the order of `names`. The score is the sum over questions and kinds.
+    """
+    parts = np.zeros((len(vectors), len(questions), len(names)))
+    for number, question in enumerate(questions):
+        places = [names.index(name) for name in question.vectors]
+        asked = np.stack(list(question.vectors.values())).astype(np.float64)
+        # Not a matrix product: there, the rounding of a row may depend on where it stands.
+        products = (vectors[:, places].astype(np.float64) * asked).sum(axis=-1)
+        parts[:, number, places] = question.term.weight * _shares(products, question)
+    return parts
+
+
+def candidates(rough: np.ndarray, allowed: np.ndarray, k: int, slack: float) -> np.ndarray:
+    """Row numbers of all images that may be among the best `k` of `allowed` (N,), given rough scores (N,)."""
+    rows = np.flatnonzero(allowed)
+    if len(rows) <= k:
+        return rows
+    scores = rough[rows]
+    lowest = np.partition(scores, len(scores) - k)[len(scores) - k]
+    return rows[scores >= lowest - 2 * slack]
+
+
+def proposals_by(questions: Sequence[Question]) -> dict[str, np.ndarray]:
+    """By kind of vector, the (D,) to look up in an approximate index: the kinds that a term in favour asks.
+
+    What counts against moves these, but names no images by itself: those it likes least may be anything. A term that
+    asks all branches is looked up in each and in their mean, since its best image need not be the best of any branch.
+    """
+    total: dict[str, np.ndarray] = {}
+    in_favour: set[str] = set()
+    for question in questions:
+        vectors = dict(question.vectors)
+        if len(vectors) > 1:
+            vectors[FUSED] = np.sum(list(vectors.values()), axis=0)
+        for name, vector in vectors.items():
+            total[name] = total.get(name, 0.0) + question.term.weight * vector
+        if question.term.weight > 0:
+            in_favour |= vectors.keys()
+    return {name: vector for name, vector in total.items() if name in in_favour}
+
+
+def chunked(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """A bounded number of rows at a time."""
+    for start in range(0, len(rows), _AT_ONCE):
+        yield rows[start : start + _AT_ONCE]
+
+
+def _shares(products: np.ndarray, question: Question) -> np.ndarray:
+    """(N, H) of products to what each of them counts."""
+    if question.combine == SUM:
+        return products
+    if question.combine == MAX:
+        first = products.argmax(axis=1)[:, None] == np.arange(products.shape[1])
+        return np.where(first, products, 0.0)
+    logits = question.scale * products
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True) * products
+
+
+def require_finite(questions: Sequence[Question]) -> None:
+    """Raise `ValueError` where a query has no usable vector."""
+    for question in questions:
+        if not all(np.isfinite(vector).all() for vector in question.vectors.values()) or math.isnan(question.scale):
+            raise ValueError(
+                f"The model gave values that are not finite for {str(question.term)!r}. Check its weights and dtype."
+            )
