@@ -1,3 +1,4 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Rows to a corpus directory: parquet shards that a killed build keeps, then the manifest that makes it whole."""
 
 import errno
@@ -24,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "corpus.json"
 _SHARD_KEY = b"holistic_clip_shard"
-_ROWS_PER_GROUP = 100  # small row groups, so that streaming readers can skip through images
+# Small row groups, so that streaming readers can skip through images, and so that writing takes little memory.
+_ROWS_PER_GROUP, _BYTES_PER_GROUP = 100, 64_000_000
+SKIPPED = "skipped.jsonl"
+MOST_LISTED = 10_000  # skipped items in the manifest, which is read at every load; more are in a file of their own
 
 
 class Skipped(NamedTuple):
@@ -37,7 +41,16 @@ class Skipped(NamedTuple):
 Shard = Callable[[], Iterable[Mapping[str, Any] | Skipped]]
 
 
-def build_corpus(
+def build_corpus(directory: Path, shards: Mapping[str, Shard], features: Features, **options: Any) -> Dataset:
+    """`write_corpus`, then the corpus, loaded.
+
+    Example: `build_corpus(path, {"part-0": lambda: rows}, corpus_features(), fingerprint="v1")`.
+    """
+    write_corpus(directory, shards, features, **options)
+    return load_corpus(directory)
+
+
+def write_corpus(
     directory: Path,
     shards: Mapping[str, Shard],
     features: Features,
@@ -46,16 +59,16 @@ def build_corpus(
     about: Mapping[str, Any] | None = None,
     card: Callable[[dict[str, Any]], str] | None = None,
     counted: Sequence[str] = (),
+    skipped: Callable[[], Iterable[Skipped]] = tuple,
     required_bytes: int = 0,
-) -> Dataset:
-    """Write each shard, then `README.md` (from `card`, given the manifest), then the manifest, and load the corpus.
+) -> None:
+    """Write each shard, then `README.md` (from `card`, given the manifest), then the manifest.
 
     A shard is a function that yields rows and `Skipped` items; `fingerprint` stands for all that decides its rows.
     Finished shards of the same fingerprint are kept. A corpus of another fingerprint stays whole and loadable until
-    the new manifest replaces its own. The manifest counts the values of the `counted` columns. Raises `ValueError`
-    for a malformed row, `OSError` when the disk is full.
-
-    Example: `build_corpus(path, {"part-0": lambda: rows}, corpus_features(), fingerprint="v1")`.
+    the new manifest replaces its own. The manifest counts the values of the `counted` columns and lists what was
+    skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Raises `ValueError` for a
+    malformed row, `OSError` when the disk is full.
     """
     (directory / "data").mkdir(parents=True, exist_ok=True)
     with FileLock(directory / ".lock"):
@@ -67,8 +80,7 @@ def build_corpus(
                 if _read_shard_facts(path, fingerprint) is None:
                     _write_shard(path, shard, features, fingerprint, counted)
                 records[name] = _describe_shard(path, fingerprint)
-            _finish(directory, records, fingerprint, about or {}, card)
-    return load_corpus(directory)
+            _finish(directory, records, {"fingerprint": fingerprint, "about": dict(about or {})}, skipped, card)
 
 
 def load_corpus(directory: Path) -> Dataset:
@@ -119,14 +131,23 @@ def _check_free_space(directory: Path, required_bytes: int) -> None:
 
 def _write_shard(path: Path, shard: Shard, features: Features, fingerprint: str, counted: Sequence[str]) -> None:
     tally = _Tally(counted)
-    rows = tally.count(shard())
+    rows = (features.encode_example(row) for row in tally.count(shard()))
     schema = features.arrow_schema
     with write_atomically(path) as file, pq.ParquetWriter(file, schema) as writer:
-        while group := list(islice(rows, _ROWS_PER_GROUP)):
-            table = pa.Table.from_pylist([features.encode_example(row) for row in group], schema=schema)
-            writer.write_table(embed_table_storage(table))
+        while group := _take_group(rows):
+            writer.write_table(embed_table_storage(pa.Table.from_pylist(group, schema=schema)))
         writer.add_key_value_metadata({_SHARD_KEY: json.dumps({"fingerprint": fingerprint, **tally.facts()}).encode()})
     logger.info("Wrote %s, skipped %d items", path, len(tally.skipped))
+
+
+def _take_group(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    group, num_bytes = [], 0
+    for row in islice(rows, _ROWS_PER_GROUP):
+        group.append(row)
+        num_bytes += len(row["image"]["bytes"] or b"")
+        if num_bytes >= _BYTES_PER_GROUP:
+            break
+    return group
 
 
 class _Tally:
@@ -179,26 +200,27 @@ def _describe_shard(path: Path, fingerprint: str) -> dict[str, Any]:
         "sha256": digest,
         "perspectives": facts["perspectives"],
         "columns": facts["columns"],
-        "skipped": [Skipped(*item)._asdict() for item in facts["skipped"]],
+        "num_skipped": len(facts["skipped"]),
     }
 
 
 def _finish(
     directory: Path,
     records: dict[str, dict[str, Any]],
-    fingerprint: str,
-    about: Mapping[str, Any],
+    facts: dict[str, Any],
+    skipped: Callable[[], Iterable[Skipped]],
     card: Callable[[dict[str, Any]], str] | None,
 ) -> None:
     columns = {column for record in records.values() for column in record["columns"]}
     manifest = {
-        "fingerprint": fingerprint,
+        "fingerprint": facts["fingerprint"],
         "rows": sum(record["rows"] for record in records.values()),
         "perspectives": _add_up(record["perspectives"] for record in records.values()),
         "columns": {
             column: _add_up(record["columns"][column] for record in records.values()) for column in sorted(columns)
         },
-        "about": dict(about),
+        "about": facts["about"],
+        **_list_skipped(directory, records, facts["fingerprint"], skipped),
         "shards": records,
     }
     if card is not None:
@@ -209,6 +231,36 @@ def _finish(
     kept = {directory / record["file"] for record in records.values()}
     for stale in set((directory / "data").iterdir()) - kept:
         stale.unlink()
+    if "skipped_file" not in manifest:
+        (directory / SKIPPED).unlink(missing_ok=True)
+
+
+def _list_skipped(
+    directory: Path,
+    records: dict[str, dict[str, Any]],
+    fingerprint: str,
+    before: Callable[[], Iterable[Skipped]],
+) -> dict[str, Any]:
+    """What the manifest says of skipped items; few are listed in it, many in a file beside it, a line each."""
+
+    def listed() -> Iterator[tuple[str | None, dict[str, str]]]:
+        yield from ((None, item._asdict()) for item in before())
+        for name, record in records.items():
+            shard = _read_shard_facts(directory / record["file"], fingerprint) or {"skipped": ()}
+            yield from ((name, Skipped(*item)._asdict()) for item in shard["skipped"])
+
+    reasons = Counter(item["reason"].partition(":")[0] for _, item in listed())
+    facts: dict[str, Any] = {"num_skipped": reasons.total(), "reasons": dict(reasons.most_common())}
+    if reasons.total() > MOST_LISTED:
+        with write_atomically(directory / SKIPPED) as file:
+            file.writelines(json.dumps(item, ensure_ascii=False).encode() + b"\n" for _, item in listed())
+        return {**facts, "skipped_file": SKIPPED}
+    by_shard: dict[str | None, list[dict[str, str]]] = {name: [] for name in (None, *records)}
+    for name, item in listed():
+        by_shard[name].append(item)
+    for name, record in records.items():
+        record["skipped"] = by_shard[name]
+    return {**facts, "skipped": by_shard[None]}
 
 
 def _add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -1,0 +1,167 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""The data set card of a corpus built from sources: counts, rules and the diversity report, from what was built."""
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCardData
+
+from ..atomic import write_atomically
+from ..captioning.diversity import DiversityReport, measure_diversity
+from ..captioning.diversity_picture import draw_diversity
+from ..captioning.similarity import Embed
+from .build import MANIFEST, SKIPPED
+from .plan import SPLITS, BuildSettings
+from .source import Source
+
+PICTURE, REPORT = "diversity.png", "diversity.json"
+_TAGS = ["holistic-clip", "image-text-pairs"]
+_TASKS = ["zero-shot-image-classification", "image-to-text"]
+_ROWS_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What a card says that the build does not know.
+
+    Args:
+        title: of the card.
+        description: a paragraph: what the images are and where they are from, who or what wrote the captions.
+        license: of images and captions, as the Hub spells it (`cc-by-4.0`).
+        languages: of the captions (`en`).
+        command: what builds the corpus again.
+    """
+
+    title: str
+    description: str = ""
+    license: str = ""
+    languages: tuple[str, ...] = ()
+    command: str = ""
+
+    def about(self, sources: Sequence[Source], settings: BuildSettings, similar: str) -> dict[str, Any]:
+        """For the manifest: these facts, and what the corpus was built from and how."""
+        built = {"sources": [source.name for source in sources], "settings": asdict(settings), "similar": similar}
+        return {**asdict(self), **built}
+
+
+def write_card(
+    directory: Path, manifest: Mapping[str, Any], facts: CorpusFacts, *, diversity: bool, embed: Embed | None
+) -> str:
+    """The card of the built shards; with `diversity`, its picture and all its numbers are put beside it.
+
+    Raises:
+        ImportError: the diversity report needs packages that are not installed.
+    """
+    report = None
+    if diversity:
+        report = measure_diversity(_captions(directory, manifest), embed=embed)
+        picture = io.BytesIO()
+        draw_diversity(report).savefig(picture, format="png")
+        with write_atomically(directory / PICTURE) as file:
+            file.write(picture.getvalue())
+        with write_atomically(directory / REPORT) as file:
+            file.write(json.dumps(report.to_dict(), indent=1, ensure_ascii=False).encode())
+    example = next(iter(_captions(directory, manifest)))[1]
+    return render_card(manifest, facts, report, example)
+
+
+def render_card(
+    manifest: Mapping[str, Any],
+    facts: CorpusFacts,
+    report: DiversityReport | None,
+    example: Sequence[Mapping[str, str]],
+) -> str:
+    """Markdown with the front matter by which the Hub and `load_dataset` find the splits."""
+    settings = manifest["about"]["settings"]
+    sections = [
+        f"---\n{_front_matter(manifest, facts)}\n---",
+        f"# {facts.title}",
+        facts.description,
+        f"{manifest['rows']:,} images with {sum(manifest['perspectives'].values()):,} captions from "
+        f"{len(manifest['perspectives'])} perspectives. A row has `image_id`, `image`, `captions`, a list of "
+        "`perspective`, `text` and `source`, and `split`.",
+        '```python\nfrom datasets import load_dataset\n\ncorpus = load_dataset("<this repository or folder>")\n```',
+        "## Perspectives",
+        _table(("perspective", "captions", "captions of one image"), _perspectives(manifest, example)),
+        "## Splits",
+        _splits(manifest, settings),
+        *_diversity(report),
+        "## Images",
+        _images(settings["limits"]),
+        "## Left out",
+        _left_out(manifest),
+    ]
+    if facts.command:
+        sections += ["## Rebuild", f"```bash\n{facts.command}\n```"]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _captions(directory: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    for record in manifest["shards"].values():
+        with pq.ParquetFile(directory / record["file"]) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["image_id", "captions"]):
+                yield from ((row["image_id"], row["captions"]) for row in batch.to_pylist())
+
+
+def _front_matter(manifest: Mapping[str, Any], facts: CorpusFacts) -> str:
+    files = [
+        {"split": split, "path": f"data/{split}-*"} for split in SPLITS if manifest["columns"]["split"].get(split)
+    ]
+    data = DatasetCardData(
+        pretty_name=facts.title,
+        license=facts.license or None,
+        language=list(facts.languages) or None,
+        task_categories=_TASKS,
+        tags=_TAGS,
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    return data.to_yaml()
+
+
+def _perspectives(manifest: Mapping[str, Any], example: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, str]]:
+    for name, count in manifest["perspectives"].items():
+        texts = [caption["text"] for caption in example if caption["perspective"] == name]
+        yield name, f"{count:,}", " / ".join(texts)
+
+
+def _splits(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    counts = manifest["columns"]["split"]
+    return (
+        f"{', '.join(f'{counts[split]:,} {split}' for split in SPLITS if split in counts)}. Where a source does not "
+        f"say otherwise, a hash of the image id decides, with a share of {settings['validation']:g} for validation "
+        f"and {settings['test']:g} for test: an image stays in its split when others are added."
+    )
+
+
+def _diversity(report: DiversityReport | None) -> list[str]:
+    if report is None:
+        return []
+    picture = f"![Lengths, distinct words, and similarity between perspectives]({PICTURE})"
+    return ["## Diversity of the captions", report.table(), picture, f"All numbers are in `{REPORT}`."]
+
+
+def _images(limits: Mapping[str, int]) -> str:
+    return (
+        f"Every image was decoded. Sides have {limits['min_side']:,} to {limits['max_side']:,} pixels, at most "
+        f"{limits['max_pixels']:,} in all. Files are as they came, transparency included, except that photographs "
+        "were turned upright as their camera noted, of animations only the first picture is there, and colours of "
+        "print (CMYK) became RGB."
+    )
+
+
+def _left_out(manifest: Mapping[str, Any]) -> str:
+    if not manifest["num_skipped"]:
+        return "Nothing."
+    listed = SKIPPED if "skipped_file" in manifest else MANIFEST
+    rows = [(reason, f"{count:,}") for reason, count in manifest["reasons"].items()]
+    return f"{_table(('reason', 'images or captions'), rows)}\n\nEach is listed in `{listed}`."
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells])

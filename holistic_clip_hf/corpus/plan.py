@@ -1,0 +1,222 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""What a corpus will hold, decided before any image is read: which captions, which split, and which shard."""
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+from .build import Skipped
+from .images import ImageLimits
+from .scratch import scratch_database
+from .source import Item, Source
+
+SPLITS = ("train", "validation", "test")
+_RULES = 1  # to be raised when the same sources and settings are to give other rows
+_TABLE = """CREATE TABLE entries (
+    image_id TEXT UNIQUE, source INTEGER, place TEXT, captions TEXT, split TEXT, shard INTEGER
+)"""
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What decides, beside the sources, what is in a corpus.
+
+    Args:
+        perspectives: the ones to keep, in this order. Empty: all, as the sources give them.
+        validation, test: shares of the images, drawn by a hash of their ids: an image stays where it is, whatever is
+            added, and whatever the other share is.
+        max_caption_bytes: in UTF-8. A caption above is left out; 10,000 are some 2,000 words.
+        limits: of images.
+        rows_per_shard, bytes_per_shard: what a shard has at most; its bytes as far as sources know them.
+
+    Raises:
+        ValueError: shares that are not between 0 and 1 or leave nothing to train on, or sizes below 1.
+    """
+
+    perspectives: tuple[str, ...] = ()
+    validation: float = 0.05
+    test: float = 0.05
+    max_caption_bytes: int = 10_000
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    rows_per_shard: int = 5_000
+    bytes_per_shard: int = 500_000_000
+
+    def __post_init__(self) -> None:
+        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
+            raise ValueError(
+                f"Got validation={self.validation} and test={self.test}; expected shares from 0, below 1 together."
+            )
+        if min(self.max_caption_bytes, self.rows_per_shard, self.bytes_per_shard) < 1:
+            raise ValueError(f"Got {self}; expected sizes of 1 or more.")
+
+
+def split_of(image_id: str, *, validation: float, test: float) -> str:
+    """`train`, `validation` or `test`: the first 8 bytes of the id's SHA-256, as a number from 0 to 1, decide.
+
+    Below `test` it is test, at `1 - validation` or above validation, between them train.
+    """
+    digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()
+    number = int.from_bytes(digest[:8], "big") / 2**64
+    return "test" if number < test else "validation" if number >= 1 - validation else "train"
+
+
+class Entry(NamedTuple):
+    """One image that is to become a row, if it can be read."""
+
+    image_id: str
+    source: int
+    place: str
+    captions: list[dict[str, str]]
+    split: str
+
+
+class Plan(NamedTuple):
+    """What is to be built: `shards` in their order, and `fingerprint`, which stands for all that decides the rows."""
+
+    database: sqlite3.Connection
+    shards: list[str]
+    rows: list[int]
+    fingerprint: str
+
+    def entries(self, shard: int) -> Iterator[Entry]:
+        """Of a shard, by its place in `shards`."""
+        found = self.database.execute("SELECT * FROM entries WHERE shard = ? ORDER BY rowid", (shard,))
+        for image_id, source, place, captions, split, _ in found:
+            yield Entry(image_id, source, place, json.loads(captions), split)
+
+    def skipped(self) -> Iterator[Skipped]:
+        """What will be no row, or no caption, whatever the images are."""
+        yield from map(Skipped._make, self.database.execute("SELECT item, reason FROM skipped ORDER BY rowid"))
+
+
+@contextmanager
+def make_plan(sources: Sequence[Source], settings: BuildSettings, options: str = "") -> Iterator[Plan]:
+    """The plan for the images of `sources`, without reading them; `options` is what else decides the rows.
+
+    Raises:
+        ValueError: no image with a caption, or a perspective asked for that no caption has.
+    """
+    with scratch_database() as database:
+        database.execute(_TABLE)
+        database.execute("CREATE TABLE skipped (item TEXT, reason TEXT)")
+        database.execute("BEGIN")
+        planner = _Planner(database, settings, options)
+        for place, source in enumerate(sources):
+            for item in source.items():
+                planner.add(place, item)
+        database.execute("CREATE INDEX by_shard ON entries (shard)")
+        planner.require_captions([source.name for source in sources])
+        yield planner.plan()
+
+
+class _Planner:
+    def __init__(self, database: sqlite3.Connection, settings: BuildSettings, options: str) -> None:
+        self._database = database
+        self._settings = settings
+        self._digest = hashlib.sha256(json.dumps([_RULES, asdict(settings), options]).encode())
+        self._perspectives: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._open: dict[str, int] = {}  # by split, the shard that is being filled
+        self._splits: list[str] = []  # by shard
+        self._rows: list[int] = []
+        self._bytes: list[int] = []
+
+    def add(self, source: int, item: Item | Skipped) -> None:
+        if isinstance(item, Skipped):
+            self._skip(*item)
+            return
+        captions = self._choose(item)
+        split = item.split or split_of(item.image_id, validation=self._settings.validation, test=self._settings.test)
+        if split not in SPLITS:
+            raise ValueError(f"Image {item.image_id!r} says it is of split {split!r}; expected one of {SPLITS}.")
+        if not item.image_id.strip() or not _is_utf8(item.image_id):
+            self._skip(item.image_id, "image id is empty or not UTF-8")
+        elif not captions:
+            self._skip(item.image_id, "no caption")
+        else:
+            self._insert(source, item, captions, split)
+
+    def require_captions(self, names: list[str]) -> None:
+        if not self._rows:
+            reasons = "; ".join(f"{reason} ({count})" for reason, count in self._reasons.most_common(5))
+            raise ValueError(
+                f"Got no image with a caption from {', '.join(names)}. Left out: {reasons or 'nothing, it is empty'}. "
+                "Give captions: a text beside each image, a list, or caption rows."
+            )
+        if absent := [name for name in self._settings.perspectives if not self._perspectives[name]]:
+            raise ValueError(
+                f"Got the perspectives {absent}, of which there is no caption. There are: "
+                f"{', '.join(sorted(self._perspectives))}. Correct the names."
+            )
+
+    def plan(self) -> Plan:
+        """Shards are numbered within their split, as `datasets` finds them."""
+        totals, numbers, names = Counter(self._splits), Counter[str](), []
+        for split in self._splits:
+            names.append(f"{split}-{numbers[split]:05}-of-{totals[split]:05}")
+            numbers[split] += 1
+        return Plan(self._database, names, self._rows, self._digest.hexdigest())
+
+    def _insert(self, source: int, item: Item, captions: list[Mapping[str, str]], split: str) -> None:
+        if self._database.execute("SELECT 1 FROM entries WHERE image_id = ?", (item.image_id,)).fetchone():
+            self._skip(item.image_id, "image id came before")
+            return
+        shard = self._shard_for(split, item.num_bytes)
+        values = (item.image_id, source, item.place, json.dumps(captions), split, shard)
+        self._database.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", values)
+        self._rows[shard] += 1
+        self._bytes[shard] += item.num_bytes
+        self._digest.update(json.dumps([*values[:5], item.stamp]).encode())
+
+    def _shard_for(self, split: str, num_bytes: int) -> int:
+        shard = self._open.get(split)
+        is_full = shard is not None and (
+            self._rows[shard] >= self._settings.rows_per_shard
+            or (self._rows[shard] and self._bytes[shard] + num_bytes > self._settings.bytes_per_shard)
+        )
+        if shard is None or is_full:
+            shard = self._open[split] = len(self._splits)
+            self._splits.append(split)
+            self._rows.append(0)
+            self._bytes.append(0)
+        return shard
+
+    def _choose(self, item: Item) -> list[Mapping[str, str]]:
+        """The captions to keep, in the order asked for."""
+        kept: dict[tuple[str, str], Mapping[str, str]] = {}
+        for caption in item.captions:
+            perspective, text = caption["perspective"], caption["text"]
+            self._perspectives[perspective] += 1
+            if self._settings.perspectives and perspective not in self._settings.perspectives:
+                continue
+            if reason := self._fault(text):
+                self._skip(f"{item.image_id}, {perspective}", reason)
+            elif (perspective, caption["source"]) in kept:
+                self._skip(f"{item.image_id}, {perspective}", "second caption of this perspective from one source")
+            else:
+                kept[perspective, caption["source"]] = caption
+        order = self._settings.perspectives
+        return sorted(kept.values(), key=lambda each: order.index(each["perspective"])) if order else [*kept.values()]
+
+    def _fault(self, text: str) -> str:
+        if not text.strip():
+            return "caption is empty"
+        if not _is_utf8(text):
+            return "caption is not UTF-8"
+        length = len(text.encode())
+        return f"caption too long: {length:,} bytes" if length > self._settings.max_caption_bytes else ""
+
+    def _skip(self, item: str, reason: str) -> None:
+        self._reasons[reason.partition(":")[0]] += 1
+        texts = (text if _is_utf8(text) else ascii(text) for text in (item, reason))
+        self._database.execute("INSERT INTO skipped VALUES (?, ?)", tuple(texts))
+
+
+def _is_utf8(text: str) -> bool:
+    """Lone halves of a pair, which JSON can spell, have no bytes in UTF-8."""
+    return text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text)
