@@ -7,13 +7,13 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from itertools import combinations, islice
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .bleu import self_bleu
 from .repairs import split_words
 from .similarity import Embed, cosines, word_similarity
 
@@ -73,9 +73,8 @@ class DiversityReport:
     """Of a corpus; see `measure_diversity`. `words` and `embeddings` say by what captions were compared.
 
     Args:
-        self_bleu: mean BLEU, 0 to 1, of a caption against the other captions of its image
-            (https://arxiv.org/abs/1802.01886); `None` where no image has two.
-        bleu_signature: sacrebleu's, of how that was computed.
+        self_bleu: mean BLEU-4, 0 to 1, of a caption against the other captions of its image (`bleu.self_bleu`); `None`
+            where no image has two.
     """
 
     images: int
@@ -83,7 +82,6 @@ class DiversityReport:
     sampled: int
     seed: int
     self_bleu: float | None
-    bleu_signature: str
     words: Similarity
     embeddings: Similarity | None
     slots: list[SlotReport]
@@ -149,11 +147,9 @@ def measure_diversity(
 
     Raises:
         ValueError: no captions, a sample below 1, or more slots than can be told apart.
-        ImportError: sacrebleu is not installed.
     """
     if sample < 1:
         raise ValueError(f"Got sample={sample}; expected 1 or more images. The default is {SAMPLE}.")
-    bleu = _load_bleu()
     tallies: dict[Slot, _Tally] = {}
     chosen: list[tuple[int, str, list[tuple[Slot, str]]]] = []
     count = 0
@@ -171,11 +167,11 @@ def measure_diversity(
             heapq.heappushpop(chosen, entry)
     if not tallies:
         raise ValueError(f"Got {count} images without any caption; expected captions. Check the corpus.")
-    return _report(count, tallies, [texts for _, _, texts in sorted(chosen)], seed, bleu, embed)
+    return _report(count, tallies, [texts for _, _, texts in sorted(chosen)], seed, embed)
 
 
 def _report(
-    count: int, tallies: dict[Slot, _Tally], sampled: list[list[tuple[Slot, str]]], seed: int, bleu: Any, embed: Any
+    count: int, tallies: dict[Slot, _Tally], sampled: list[list[tuple[Slot, str]]], seed: int, embed: Embed | None
 ) -> DiversityReport:
     slots = list(tallies)
     return DiversityReport(
@@ -183,8 +179,7 @@ def _report(
         captions=sum(len(tally.hashes) for tally in tallies.values()),
         sampled=len(sampled),
         seed=seed,
-        self_bleu=_self_bleu(sampled, bleu),
-        bleu_signature=f"eff:yes|tok:none|smooth:exp|version:{version('sacrebleu')}",
+        self_bleu=_self_bleu(sampled),
         words=_similarity(sampled, slots, _by_words),
         embeddings=None if embed is None else _similarity(sampled, slots, lambda some: _by_embedding(some, embed)),
         slots=[_slot_report(slot, tallies, [t for texts in sampled for s, t in texts if s == slot]) for slot in slots],
@@ -217,12 +212,11 @@ def _distinct(texts: Sequence[Sequence[str]], length: int) -> float:
     return len(seen) / total if total else 0.0
 
 
-def _self_bleu(images: Iterable[Sequence[tuple[Slot, str]]], bleu: Any) -> float | None:
+def _self_bleu(images: Iterable[Sequence[tuple[Slot, str]]]) -> float | None:
     scores = []
     for captions in images:
-        texts = [" ".join(split_words(text.casefold())) for _, text in captions]
-        for place, text in enumerate(texts if len(texts) > 1 else []):
-            scores.append(bleu.sentence_score(text, texts[:place] + texts[place + 1 :]).score / 100)
+        if len(captions) > 1:
+            scores += self_bleu([split_words(text.casefold()) for _, text in captions])
     return fmean(scores) if scores else None
 
 
@@ -276,12 +270,3 @@ def _require_few(slots: Mapping[Slot, Any]) -> None:
             f"Got more than {MOST_SLOTS} pairs of perspective and source, such as {list(slots)[-1]}; expected "
             "`source` to name a captioner or a kind of text, not the image. Name sources alike."
         )
-
-
-def _load_bleu() -> Any:
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise ImportError("sacrebleu is not installed. Run: pip install 'holistic-clip-hf[captions]'") from error
-    # Words are told apart by `split_words` as everywhere here; a short caption has no 4-grams: effective order.
-    return BLEU(tokenize="none", effective_order=True)
