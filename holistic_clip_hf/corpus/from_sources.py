@@ -157,8 +157,8 @@ def _map_ahead(
 
 
 def _require_report_packages() -> None:
-    if missing := [name for name in ("sacrebleu", "matplotlib") if find_spec(name) is None]:
+    if find_spec("matplotlib") is None:
         raise ImportError(
-            f"The diversity report needs {' and '.join(missing)}. Run: pip install 'holistic-clip-hf[captions]', or "
-            "build without the report: `diversity=False`."
+            "The diversity report needs matplotlib. Run: pip install 'holistic-clip-hf[captions]', or build without "
+            "the report: `diversity=False`."
         )
