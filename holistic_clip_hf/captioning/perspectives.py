@@ -27,12 +27,28 @@ class Answer:
         min_words, max_words: of the whole answer. In scripts without spaces between words, such as Chinese, Japanese
             and Thai, each character counts as one.
         language: ISO 639-1 (`en`); `None` takes any.
+
+    Raises:
+        ValueError: a field that is out of range.
     """
 
     form: str = "sentences"
     min_words: int = 1
     max_words: int = 1_000
     language: str | None = "en"
+
+    def __post_init__(self) -> None:
+        counts = (self.min_words, self.max_words)
+        # YAML reads `no` as false.
+        is_language = self.language is None or (
+            _is_text(self.language) and re.fullmatch("[a-z]{2}", self.language) is not None
+        )
+        checks = {
+            f"form: one of {', '.join(FORMS)}": self.form in FORMS,
+            "1 <= min_words <= max_words": all(map(_is_whole, counts)) and 1 <= self.min_words <= self.max_words,
+            "language: two small letters, between quotes if they are `no`, or null": is_language,
+        }
+        _require(self, checks)
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,10 @@ class Perspective:
         temperature: 0 takes the most likely token each time.
         top_p: of nucleus sampling; without effect at temperature 0.
         answer: what a valid answer looks like.
+        captioner: who alone is asked this, by name; `None`: whoever is asked.
+
+    Raises:
+        ValueError: a field that is out of range.
     """
 
     name: str
@@ -55,6 +75,19 @@ class Perspective:
     temperature: float = 0.0
     top_p: float = 1.0
     answer: Answer = field(default_factory=Answer)
+    captioner: str | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "name: a word": _is_text(self.name) and self.name == self.name.strip(),
+            "prompt: a text or null": self.prompt is None or _is_text(self.prompt),
+            "captioner: a name or null": self.captioner is None or _is_text(self.captioner),
+            "max_new_tokens: at least 1": _is_whole(self.max_new_tokens) and self.max_new_tokens >= 1,
+            "temperature: 0 or more": _is_number(self.temperature) and self.temperature >= 0,
+            "top_p: above 0, at most 1": _is_number(self.top_p) and 0 < self.top_p <= 1,
+            "answer: an `Answer`": isinstance(self.answer, Answer),
+        }
+        _require(self, checks)
 
     @property
     def prompt_hash(self) -> str:
@@ -87,9 +120,16 @@ def load_perspectives(path: str | Path | None = None, names: Sequence[str] = ())
     return [known[name] for name in _require_known(names, known, path)] if names else read
 
 
-def asked(perspectives: Iterable[Perspective]) -> list[Perspective]:
-    """Those that a captioner can be asked: the ones with a prompt."""
-    return [perspective for perspective in perspectives if perspective.prompt is not None]
+def asked(perspectives: Iterable[Perspective], captioner: str | None = None) -> list[Perspective]:
+    """Those that a captioner is to be asked: they have a prompt, and no other captioner's name.
+
+    Without a name, those of all captioners.
+    """
+    return [
+        each
+        for each in perspectives
+        if each.prompt is not None and (captioner is None or each.captioner in (None, captioner))
+    ]
 
 
 def _require_known(names: Sequence[str], known: dict[str, Perspective], path: Path) -> Sequence[str]:
@@ -100,10 +140,11 @@ def _require_known(names: Sequence[str], known: dict[str, Perspective], path: Pa
 
 def _read_perspective(entry: Any, where: str) -> Perspective:
     values = _require_fields(entry, Perspective, where)
-    values["answer"] = Answer(**_require_fields(values.get("answer", {}), Answer, f"`answer` of {where}"))
-    perspective = Perspective(**values)
-    _check_perspective(perspective, where)
-    return perspective
+    answer = _require_fields(values.pop("answer", {}), Answer, f"`answer` of {where}")
+    try:
+        return Perspective(**values, answer=Answer(**answer))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _require_fields(entry: Any, kind: type, where: str) -> dict[str, Any]:
@@ -116,24 +157,9 @@ def _require_fields(entry: Any, kind: type, where: str) -> dict[str, Any]:
     return dict(entry)
 
 
-def _check_perspective(perspective: Perspective, where: str) -> None:
-    answer = perspective.answer
-    checks = {
-        "name: a word": _is_text(perspective.name) and perspective.name == perspective.name.strip(),
-        "prompt: a text or null": perspective.prompt is None or _is_text(perspective.prompt),
-        "max_new_tokens: at least 1": _is_whole(perspective.max_new_tokens) and perspective.max_new_tokens >= 1,
-        "temperature: 0 or more": _is_number(perspective.temperature) and perspective.temperature >= 0,
-        "top_p: above 0, at most 1": _is_number(perspective.top_p) and 0 < perspective.top_p <= 1,
-        f"answer.form: one of {', '.join(FORMS)}": answer.form in FORMS,
-        "answer: 1 <= min_words <= max_words": _is_whole(answer.min_words)
-        and _is_whole(answer.max_words)
-        and 1 <= answer.min_words <= answer.max_words,
-        # YAML reads `no` as false.
-        "answer.language: two small letters, between quotes if they are `no`, or null": answer.language is None
-        or (_is_text(answer.language) and re.fullmatch("[a-z]{2}", answer.language) is not None),
-    }
+def _require(thing: Answer | Perspective, checks: dict[str, bool]) -> None:
     if broken := [rule for rule, holds in checks.items() if not holds]:
-        raise ValueError(f"{where}: got {perspective}; expected {'; '.join(broken)}. Correct the file.")
+        raise ValueError(f"Got {thing}; expected {'; '.join(broken)}. Correct it.")
 
 
 def _is_text(value: Any) -> bool:
