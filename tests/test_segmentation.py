@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from sklearn.metrics import jaccard_score, recall_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,6 +68,35 @@ def test_counts_and_overlap_equal_the_loops() -> None:
         either = (((mask == label) | (predicted == label)) & seen).sum()
         assert overlap[label].item() == pytest.approx(both.item() / either.item())
     assert overlap[3].isnan()
+
+
+def test_means_are_scikit_learns_over_the_classes_that_are_there(
+    make_model: MakeModel, processor: HolisticCLIPProcessor
+) -> None:
+    """Two classes in the masks of three; the third is only ever predicted."""
+    model, image = make_model(), picture(32, 32)
+    said = score_pixels(model, processor, image, classes(), Windows(short_side=32), "class_path").argmax(dim=0)
+    absent = int(said.flatten().bincount().argmax())
+    there = [label for label in range(3) if label != absent]
+    mask = np.where(np.random.default_rng(0).random((32, 32)) < 0.5, *there)
+    assert set(said.unique().tolist()) > {absent}
+    found = measure(model, processor, rows((image, mask)), background=there[0])
+    truth, guess = mask.ravel(), said.numpy().ravel()
+    overlaps = jaccard_score(truth, guess, labels=there, average=None, zero_division=0)
+    assert found["mean_iou"].value == pytest.approx(overlaps.mean())
+    assert found["mean_iou_foreground"].value == pytest.approx(overlaps[1])
+    assert found["mean_class_accuracy"].value == pytest.approx(
+        recall_score(truth, guess, labels=there, average="macro")
+    )
+    assert found["mean_iou"].counts == {"n_images": 1, "n_classes": 2, "n_pixels": 32 * 32}
+
+
+def test_a_palette_is_scaled_as_its_colours_are(make_model: MakeModel, processor: HolisticCLIPProcessor) -> None:
+    model, image = make_model(), picture(40, 48).quantize(16)
+    expected = score_pixels(model, processor, image.convert("RGB"), classes(), Windows(short_side=32), "class_path")
+    torch.testing.assert_close(
+        score_pixels(model, processor, image, classes(), Windows(short_side=32), "class_path"), expected
+    )
 
 
 @pytest.mark.parametrize("kind", ["cls", "mlp"])
@@ -166,6 +196,14 @@ def test_misuse_is_refused(make_model: MakeModel, processor: HolisticCLIPProcess
         (rows((image, mask)), {"background": 3}, "one of 3 classes"),
         (rows((image, mask)), {"background_threshold": 0.2}, "needs `background`"),
         (rows((image, mask)), {"windows": Windows(short_side=16)}, "`short_side` from 32"),
+        (rows((image, mask)), {"class_names": ["sky", " ", "grass"]}, "Class 1 has no name: got ' '"),
+        (rows((image, mask)), {"class_embeds": classes() * torch.nan}, "Row 0: the model's scores are not finite"),
+        (rows((image, np.full((32, 32), 255))), {}, "All pixels of all masks are 255"),
+        (
+            rows((image, mask)),
+            {"class_names": [f"thing {index}" for index in range(256)], "class_embeds": torch.zeros(256, 16)},
+            "256 classes. Valid: at most 255",
+        ),
     ]
     for dataset, options, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -87,7 +87,7 @@ def sentence_transformer(checkpoint: str, **options: Any) -> Any:
     return encoder
 
 
-def _require_linear(model: HolisticCLIPModel) -> None:
+def _require_linear(model: Any) -> None:
     if not model.branch_fusion.is_linear:
         raise ValueError(
             f"The model's fusion is {model.config.fusion!r}, which no two vectors stand for; their dot product would "

@@ -81,7 +81,7 @@ def _win_records(
     corpus: EmbeddedCorpus, question: Question, names: Sequence[str], provenance: Provenance
 ) -> list[Record]:
     pairs = question.pairs.unique(dim=0)
-    shares = sum(_shares_of(corpus, question, part) for part in pairs.split(PAIRS_AT_ONCE))
+    shares = torch.stack([_shares_of(corpus, question, part) for part in pairs.split(PAIRS_AT_ONCE)]).sum(dim=0)
     return [
         Record(
             **vars(provenance),

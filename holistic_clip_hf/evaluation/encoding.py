@@ -19,6 +19,7 @@ from ..fusion_holistic_clip import BranchFusion
 from ..reading import undecoded
 from ..unreadable import UnreadableImageError, decode_image
 from .ranking import Score, dot
+from .records import FUSED, Detail
 
 Processor = Callable[..., Mapping[str, Tensor]]
 
@@ -143,3 +144,19 @@ def fuse_by(fusion: BranchFusion, logit_scale: Tensor, branch_embeds: Tensor, te
             return FusedVectors(fusion.image_vectors(branch_embeds), fusion.text_vectors(text_embeds), dot)
     scale = logit_scale.detach().double().exp().cpu()
     return FusedVectors(branch_embeds, text_embeds, lambda images, texts: fusion.similarity(images, texts, scale))
+
+
+def vectors_by_name(
+    model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor, *, with_branches: bool = True
+) -> Iterator[tuple[dict[str, Detail], FusedVectors]]:
+    """Fused first, then each branch where there are several; with what a record says of them.
+
+    Raises `ValueError` for a branch with the name that records keep for the fused vector.
+    """
+    names = list(model.config.perspectives)
+    if FUSED in names:
+        raise ValueError(f"A branch is called {FUSED!r}, the name of the fused vector in records. Rename the branch.")
+    yield {"branch": FUSED, "fusion": model.config.fusion}, fuse(model, branch_embeds, text_embeds)
+    if with_branches and len(names) > 1:
+        for name, images in zip(names, branch_embeds.unbind(dim=1), strict=True):
+            yield {"branch": name}, FusedVectors(images, text_embeds, dot)

@@ -77,11 +77,26 @@ def retrieval_recalls(
 def recall_at(ranks: Array, ks: Sequence[int] = PAPER_KS) -> dict[int, float]:
     """Share of queries with a correct candidate among their first k; `ranks` (Q,) count from 0.
 
+    Of fewer than k candidates all are among the first k: recall is 1, and so is chance.
+
     >>> recall_at(torch.tensor([0, 4, 9, 30]), ks=(1, 5))
     {1: 0.25, 5: 0.5}
     """
     ranks = _non_empty("ranks", ranks)
     return {k: (ranks < k).double().mean().item() for k in _cutoffs(ks)}
+
+
+def mean_per_class(hits: Array, labels: Array) -> float:
+    """Mean over classes of the share of their rows that are hits, so that frequent classes count no more than rare.
+
+    Shapes: `hits` (Q,), of zeros and ones; `labels` (Q,). Classes without rows are left out.
+
+    >>> mean_per_class(torch.tensor([1, 1, 1, 0]), torch.tensor([7, 7, 7, 2]))
+    0.5
+    """
+    hits, labels = _non_empty("hits", hits).double(), _non_empty("labels", labels)
+    _, places, counts = labels.unique(return_inverse=True, return_counts=True)
+    return (torch.zeros(len(counts), dtype=torch.float64).index_add_(0, places, hits) / counts).mean().item()
 
 
 def median_rank(ranks: Array) -> float:

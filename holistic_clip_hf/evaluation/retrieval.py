@@ -4,14 +4,14 @@
 Axes: N images, T texts, M caption slots, H branches, D projection width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .encoding import DualEncoder, FusedVectors, Processor, encode_images, encode_texts, fuse
+from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name
 from .metrics import (
     PAPER_KS,
     bootstrap_interval,
@@ -23,9 +23,9 @@ from .metrics import (
     recall_at,
     retrieval_recalls,
 )
-from .protocols import PROTOCOLS, Captions, Question, captions_by_perspective
-from .ranking import DirectionRanks, dot, rank_both_directions
-from .records import FUSED, PER_PERSPECTIVE, Provenance, Record
+from .protocols import PROTOCOLS, Captions, captions_by_perspective
+from .ranking import DirectionRanks, rank_both_directions
+from .records import PER_PERSPECTIVE, Detail, Provenance, Record
 
 TASK = "retrieval"
 
@@ -123,7 +123,8 @@ def measure_retrieval(
     records = []
     for protocol in protocols:
         for question in PROTOCOLS[protocol](corpus.captions):
-            for details, vectors in _vectors_by_name(model, corpus, question, with_branches):
+            images, texts = corpus.branch_embeds[question.images], corpus.embeds_of(question.texts)
+            for details, vectors in vectors_by_name(model, images, texts, with_branches=with_branches):
                 both = rank_both_directions(vectors.images, vectors.texts, question.pairs, score=vectors.score)
                 for direction, ranks in both.items():
                     told = {"protocol": protocol, "perspective": question.perspective, **details}
@@ -131,22 +132,8 @@ def measure_retrieval(
     return records
 
 
-def _vectors_by_name(
-    model: DualEncoder, corpus: EmbeddedCorpus, question: Question, with_branches: bool
-) -> Iterator[tuple[dict[str, str], FusedVectors]]:
-    """Fused first, then each branch where there are several; with what a record says of them."""
-    names = list(model.config.perspectives)
-    if FUSED in names:
-        raise ValueError(f"A branch is called {FUSED!r}, the name of the fused vector in records. Rename the branch.")
-    branches, texts = corpus.branch_embeds[question.images], corpus.embeds_of(question.texts)
-    yield {"branch": FUSED, "fusion": model.config.fusion}, fuse(model, branches, texts)
-    if with_branches and len(names) > 1:
-        for name, images in zip(names, branches.unbind(dim=1), strict=True):
-            yield {"branch": name}, FusedVectors(images, texts, dot)
-
-
 def _records_of_ranks(
-    result: DirectionRanks, provenance: Provenance, details: dict[str, str], ks: Sequence[int]
+    result: DirectionRanks, provenance: Provenance, details: dict[str, Detail], ks: Sequence[int]
 ) -> list[Record]:
     counts = {
         "n_queries": len(result.ranks),

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..modeling_holistic_clip import HolisticCLIPModel
+from .classification import checked_names
 from .encoding import Processor, evaluation_mode
 from .records import Provenance, Record
 
@@ -62,36 +63,46 @@ def evaluate_segmentation(
 ) -> list[Record]:
     """Mean intersection over union, mean accuracy of classes, and accuracy of pixels.
 
+    Means are over the classes that the masks show. A class that is predicted and never there is not among them; its
+    pixels count against the classes that they were taken from. (mmsegmentation counts it as 0, which differs where
+    few images show few of many classes; on the whole benchmarks all classes are there.)
+
     Args:
         dataset: N rows of `image` and `mask`, an image of one channel that holds class indices, `IGNORED` apart.
         class_embeds: (C, D), unit length, one for each class.
         class_names: C names, in the order of the masks' indices.
         windows: left out: one or a few windows of the model's own image size.
-        background: the index of the class that is everything else. Its pixels count in `mean_iou`, and
-            `mean_iou_foreground` leaves them out.
+        background: the index of the class that is everything else. `mean_iou` is with it; `mean_iou_foreground` leaves
+            it out of the mean, while its pixels still count against a class that they are taken for. Where they are
+            not to count at all, as in VOC's 20 classes, leave it out of the names and mask it as `IGNORED`.
         background_threshold: pixels whose most likely class has a lower probability are background; results depend on
             it strongly, so it is part of the record. Left out: the background's text decides.
 
     Raises:
-        ValueError: no rows, a mask of another size than its image, an index without a class, or contradicting
-            arguments.
+        ValueError: no rows, no pixel that counts, a mask of another size than its image, an index without a class, a
+            class without a name, vectors that are not finite, or contradicting arguments.
     """
     windows = windows or Windows(short_side=model.vision_model.config.image_size)
-    _check_arguments(model, class_embeds, class_names, windows, readout, background, background_threshold)
+    names = checked_names(class_names)
+    _check_arguments(model, class_embeds, names, windows, readout, background, background_threshold)
     if len(dataset) == 0:
         raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
-    counts = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
+    counts = torch.zeros(len(names), len(names), dtype=torch.int64)
     with evaluation_mode(model):
         for index, row in enumerate(tqdm(dataset, desc="masks", disable=not progress)):
-            mask = _read_mask(row["mask"], row["image"].size, len(class_names), index)
+            mask = _read_mask(row["mask"], row["image"].size, len(names), index)
             scores = score_pixels(model, processor, row["image"], class_embeds, windows, readout)
+            if not scores.isfinite().all():
+                raise ValueError(f"Row {index}: the model's scores are not finite. Check its weights.")
             predicted = _decide(scores, model.logit_scale.exp().item(), background, background_threshold)
-            counts += confusion(predicted, mask, len(class_names))
+            counts += confusion(predicted, mask, len(names))
+    if counts.sum() == 0:
+        raise ValueError(f"All pixels of all masks are {IGNORED}, which is ignored. There is nothing to measure.")
     details: dict[str, str | float] = {
         "readout": readout,
         "short_side": windows.short_side,
         "stride": windows.stride,
-        "background": "none" if background is None else class_names[background],
+        "background": "none" if background is None else names[background],
         "background_threshold": "none" if background_threshold is None else background_threshold,
     }
     return _records(counts, len(dataset), background, provenance, details)
@@ -117,9 +128,8 @@ def score_pixels(
         patches = read_patches(model, pixels.to(model.device), readout)[0]
         scores = (patches @ class_embeds.to(patches).T).T.unflatten(1, (grid, grid))
         scores = F.interpolate(scores[None].float().cpu(), size=(side, side), mode="bilinear")[0]
-        height, width = min(side, scaled.height - top), min(side, scaled.width - left)
-        total[:, top : top + height, left : left + width] += scores[:, :height, :width]
-        seen[top : top + height, left : left + width] += 1
+        total[:, top : top + side, left : left + side] += scores
+        seen[top : top + side, left : left + side] += 1
     return F.interpolate((total / seen)[None], size=(image.height, image.width), mode="bilinear")[0]
 
 
@@ -162,6 +172,8 @@ def _decide(scores: Tensor, logit_scale: float, background: int | None, threshol
 
 
 def _scale(image: Image.Image, short_side: int) -> Image.Image:
+    if image.mode in ("P", "1"):  # Pillow scales these by the nearest pixel only
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     factor = short_side / min(image.size)
     width, height = (max(short_side, round(length * factor)) for length in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
@@ -201,6 +213,8 @@ def _check_arguments(
         raise ValueError(f"Got {windows}. Valid: `short_side` from {side}, the model's size; `stride` up to 1.")
     if readout not in READOUTS:
         raise ValueError(f"Got the readout {readout!r}. Valid: {', '.join(READOUTS)}.")
+    if len(class_names) > IGNORED:
+        raise ValueError(f"Got {len(class_names)} classes. Valid: at most {IGNORED}, the index of ignored pixels.")
     expected = (len(class_names), model.config.projection_dim)
     if tuple(class_embeds.shape) != expected:
         raise ValueError(f"`class_embeds` has shape {tuple(class_embeds.shape)}; expected {expected}, a row per name.")
@@ -223,7 +237,7 @@ def _records(
         "mean_class_accuracy": (right / counts.sum(dim=1))[there].mean(),
         "pixel_accuracy": right.sum() / counts.sum(),
     }
-    if foreground.sum() < there.sum() and foreground.any():
+    if background is not None and foreground.any():
         values["mean_iou_foreground"] = overlap[foreground].mean()
     sizes = {"n_images": num_images, "n_classes": int(there.sum()), "n_pixels": int(counts.sum())}
     return [

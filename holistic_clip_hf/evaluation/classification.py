@@ -1,0 +1,203 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Zero-shot classification: an image is given the class whose name, put into templates, is the most similar text.
+
+A class's vector is the mean of its templates' unit vectors, made unit length again, as CLIP does
+(https://arxiv.org/abs/2103.00020, section 3.1.4). Ties count against the model, as in retrieval: of two classes with
+the same name neither is found first. Classes without an image are candidates all the same.
+
+Axes: N images, C classes, H branches, D projection width.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..processing_holistic_clip import clean_caption
+from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name
+from .metrics import bootstrap_interval, mean_per_class, recall_at
+from .ranking import retrieval_ranks
+from .records import Detail, Provenance, Record
+
+logger = logging.getLogger(__name__)
+
+TASK = "zero_shot_classification"
+ACCURACY_KS = (1, 5)  # the field's top-1 and top-5
+TEMPLATES_FILE = Path(__file__).with_name("templates.yaml")
+PLACE = "{}"  # of the class name in a template
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Texts with one `{}` each, where the class name goes; `name` is what records call them.
+
+    >>> Templates("sketches", ["a sketch of a {}.", "{}, drawn in ink"])
+    """
+
+    name: str
+    texts: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if not self.texts or any(text.count(PLACE) != 1 for text in self.texts):
+            raise ValueError(
+                f"The templates {self.name!r} are {list(self.texts)}. Valid: one or more texts, each with one {PLACE}."
+            )
+
+    def of(self, class_name: str) -> list[str]:
+        return [text.replace(PLACE, class_name) for text in self.texts]
+
+
+def load_templates(name: str) -> Templates:
+    """Of this package's own: `openai-80`, `openai-7`, `photo` ("a photo of a ..."), or `plain`, the name alone.
+
+    Raises `ValueError` for another name.
+    """
+    known = yaml.safe_load(TEMPLATES_FILE.read_text(encoding="utf-8"))
+    if name not in known:
+        raise ValueError(f"Got the templates {name!r}. Valid: {', '.join(known)}; or make `Templates` of your own.")
+    return Templates(name, known[name])
+
+
+def encode_classes(
+    model: DualEncoder,
+    processor: Processor,
+    class_names: Sequence[str],
+    templates: Templates,
+    *,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Tensor:
+    """(C, D) of unit length, one for each name. Raises `ValueError` for a class without a name."""
+    names = checked_names(class_names)
+    texts = [text for name in names for text in templates.of(name)]
+    embeds = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
+    return F.normalize(embeds.unflatten(0, (len(names), len(templates.texts))).mean(dim=1), dim=-1)
+
+
+def evaluate_classification(
+    model: DualEncoder,
+    processor: Processor,
+    dataset: Dataset,
+    *,
+    provenance: Provenance,
+    class_names: Sequence[str],
+    templates: Templates,
+    ks: Sequence[int] = ACCURACY_KS,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> list[Record]:
+    """Accuracy at each of `ks` and mean accuracy per class, fused and by each branch.
+
+    Args:
+        dataset: N rows of `image` and `label`, a place in `class_names`.
+        class_names: C names.
+
+    Raises:
+        ValueError: no rows, a class without a name, a label without a class.
+    """
+    labels = checked_labels(dataset, class_names)
+    classes = encode_classes(model, processor, class_names, templates, batch_size=batch_size, progress=progress)
+    branches = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
+    return measure_classification(
+        model, branches, labels, classes, provenance=provenance, templates=templates.name, ks=ks
+    )
+
+
+def measure_classification(
+    model: DualEncoder,
+    branch_embeds: Tensor,
+    labels: Tensor,
+    class_embeds: Tensor,
+    *,
+    provenance: Provenance,
+    templates: str,
+    ks: Sequence[int] = ACCURACY_KS,
+) -> list[Record]:
+    """The same of images (N, H, D) and classes (C, D) that are encoded already; `labels` (N,)."""
+    pairs = torch.stack([torch.arange(len(labels)), labels], dim=1)
+    records = []
+    for told, vectors in vectors_by_name(model, branch_embeds, class_embeds):
+        ranks = retrieval_ranks(vectors.images, vectors.texts, pairs, score=vectors.score)
+        details = {**told, "templates": templates}
+        chance = {k: min(1.0, k / len(class_embeds)) for k in ks}
+        counts = {"n_images": len(labels), "n_classes": len(class_embeds)}
+        records += accuracy_records(ranks, labels, TASK, details, counts, chance, provenance)
+    return records
+
+
+def accuracy_records(
+    ranks: Tensor,
+    labels: Tensor,
+    task: str,
+    details: dict[str, Detail],
+    counts: dict[str, int],
+    chance: dict[int, float],
+    provenance: Provenance,
+) -> list[Record]:
+    """Accuracy at each k of `chance`, and mean accuracy per class, of the ranks (N,) of the right classes (N,)."""
+    counts = counts | {"n_classes_seen": len(labels.unique())}
+    records = [
+        Record(
+            **vars(provenance),
+            metric="accuracy",
+            value=accuracy,
+            task=task,
+            counts=counts,
+            details={**details, "k": k},
+            chance=chance[k],
+            confidence_interval=bootstrap_interval(ranks < k, seed=provenance.seed),
+        )
+        for k, accuracy in recall_at(ranks, list(chance)).items()
+    ]
+    per_class = Record(
+        **vars(provenance),
+        metric="mean_per_class_accuracy",
+        value=mean_per_class(ranks == 0, labels),
+        task=task,
+        counts=counts,
+        details=details,
+        chance=1 / counts["n_classes"],
+    )
+    return [*records, per_class]
+
+
+def checked_labels(dataset: Dataset, class_names: Sequence[str]) -> Tensor:
+    """(N,) of the column `label`. Raises `ValueError` for no rows and for a label that has no class."""
+    if "label" not in dataset.column_names:
+        raise ValueError(f"The dataset has the columns {', '.join(dataset.column_names)}; expected image and label.")
+    found = list(dataset["label"])
+    if not found:
+        raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
+    wrong = [row for row, label in enumerate(found) if not _is_place(label, len(class_names))]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(found)} rows have a label without a name, such as row {wrong[0]}: got "
+            f"{found[wrong[0]]!r}; there are {len(class_names)} class names. Name every class, or leave such rows out."
+        )
+    return torch.tensor(found)
+
+
+def _is_place(label: object, num_classes: int) -> bool:
+    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < num_classes
+
+
+def checked_names(class_names: Sequence[str]) -> list[str]:
+    """The names, cleaned as texts are. Raises `ValueError` for a class without one."""
+    names = [clean_caption(name) if isinstance(name, str) else "" for name in class_names]
+    if not names:
+        raise ValueError("There are no class names. Pass one for each class.")
+    if nameless := [index for index, name in enumerate(names) if not name]:
+        raise ValueError(
+            f"Class {nameless[0]} has no name: got {class_names[nameless[0]]!r}; {len(nameless)} of {len(names)} have "
+            "none. Name every class: its name is all that is known of it."
+        )
+    if shared := sorted(name for name, times in Counter(names).items() if times > 1):
+        logger.warning("Several classes are called %s; they tie, and none of them is found first.", ", ".join(shared))
+    return names

@@ -1,0 +1,180 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""What image vectors hold, whatever texts say: classes read off by a linear probe and by nearest neighbours.
+
+Of the fused vector, each branch, and all branches side by side; each made unit length. The vectors are those that
+texts are compared with; published probes of CLIP often take the tower's own, before the projection.
+
+- The probe is a multinomial logistic regression. How much it is regularised is chosen on a part of the training rows,
+  for each kind of vector by itself; then it is fitted to all of them.
+- Neighbours vote with weight exp(cosine / temperature), as for DINO (https://arxiv.org/abs/2104.14294, section 4.1).
+
+Ties count against the model: the right class ranks behind all others with as many votes, those without any included.
+
+Axes: N images, C classes, H branches, D projection width, or a multiple of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from .classification import ACCURACY_KS, accuracy_records, checked_labels
+from .encoding import DualEncoder, Processor, encode_images
+from .logistic_regression import fit_logistic_regression
+from .ranking import top_candidates
+from .records import FUSED, Provenance, Record
+
+LINEAR_TASK, NEIGHBOURS_TASK = "linear_probe", "nearest_neighbours"
+CONCATENATED = "concatenated"  # in `branch` of a record, as FUSED
+
+INVERSE_REGULARISATIONS = tuple(10.0**power for power in range(-2, 6))
+HELD_OUT = 0.1  # of the training rows, for choosing among them
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO's
+IMAGES_AT_ONCE = 4_096
+
+
+class LabelledImages(NamedTuple):
+    """Images as one model sees them, `branch_embeds` (N, H, D) of unit length, and their classes `labels` (N,)."""
+
+    branch_embeds: Tensor
+    labels: Tensor
+
+
+def evaluate_probes(
+    model: DualEncoder,
+    processor: Processor,
+    train: Dataset,
+    test: Dataset,
+    *,
+    provenance: Provenance,
+    class_names: Sequence[str],
+    neighbours: int = NEIGHBOURS,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> list[Record]:
+    """Accuracy at 1 and 5 and mean accuracy per class, of the linear probe and of neighbours, for all kinds of vector.
+
+    Args:
+        train, test: N rows each, of `image` and `label`, a place in `class_names`.
+
+    Raises:
+        ValueError: no rows, a label without a class, fewer training rows than neighbours, all of one class.
+    """
+    seen, unseen = (checked_labels(rows, class_names) for rows in (train, test))
+    _check_training(seen, neighbours)
+    found = [
+        LabelledImages(encode_images(model, processor, rows, batch_size=batch_size, progress=progress), labels)
+        for rows, labels in ((train, seen), (test, unseen))
+    ]
+    return measure_probes(
+        model,
+        *found,
+        provenance=provenance,
+        num_classes=len(class_names),
+        neighbours=neighbours,
+        progress=progress,
+    )
+
+
+def measure_probes(
+    model: DualEncoder,
+    train: LabelledImages,
+    test: LabelledImages,
+    *,
+    provenance: Provenance,
+    num_classes: int,
+    neighbours: int = NEIGHBOURS,
+    ks: Sequence[int] = ACCURACY_KS,
+    progress: bool = False,
+) -> list[Record]:
+    """The same of images that are encoded already. What is drawn at random is drawn by `provenance.seed`."""
+    _check_training(train.labels, neighbours)
+    counts = {"n_train": len(train.labels), "n_images": len(test.labels), "n_classes": num_classes}
+    # What is known without looking at an image: which classes are frequent.
+    by_frequency = train.labels.bincount(minlength=num_classes).argsort(descending=True, stable=True)
+    chance = {k: torch.isin(test.labels, by_frequency[:k]).double().mean().item() for k in ks}
+    records = []
+    kinds = list(zip(_vectors_by_name(model, train), _vectors_by_name(model, test), strict=True))
+    for (name, seen), (_, unseen) in tqdm(kinds, desc="probes", disable=not progress):
+        strength = choose_regularisation(seen, train.labels, num_classes, seed=provenance.seed)
+        weight, bias = fit_logistic_regression(seen, train.labels, num_classes, inverse_regularisation=strength)
+        logits = F.linear(unseen.double(), weight, bias)
+        votes = neighbour_votes(seen, train.labels, unseen, num_classes, neighbours=neighbours)
+        chosen = Record(
+            **vars(provenance),
+            metric="inverse_regularisation",
+            value=strength,
+            task=LINEAR_TASK,
+            details={"branch": name},
+            counts={"n_train": len(train.labels)},
+        )
+        common = (counts, chance, provenance)
+        ranks = ranks_of_labels(logits, test.labels)
+        records += [chosen, *accuracy_records(ranks, test.labels, LINEAR_TASK, {"branch": name}, *common)]
+        told = {"branch": name, "neighbours": neighbours, "temperature": TEMPERATURE}
+        records += accuracy_records(ranks_of_labels(votes, test.labels), test.labels, NEIGHBOURS_TASK, told, *common)
+    return records
+
+
+def choose_regularisation(vectors: Tensor, labels: Tensor, num_classes: int, *, seed: int) -> float:
+    """The inverse regularisation that is right most often on held-out rows; of several, the one in the middle.
+
+    Shapes: `vectors` (N, D); `labels` (N,). The held-out part is drawn by `seed`.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    num_held_out = max(1, round(len(labels) * HELD_OUT))
+    held_out, kept = order[:num_held_out], order[num_held_out:]
+    hits = []
+    for strength in INVERSE_REGULARISATIONS:
+        weight, bias = fit_logistic_regression(
+            vectors[kept], labels[kept], num_classes, inverse_regularisation=strength
+        )
+        said = F.linear(vectors[held_out].double(), weight, bias).argmax(dim=1)
+        hits.append(int((said == labels[held_out]).sum()))
+    best = [place for place, number in enumerate(hits) if number == max(hits)]
+    return INVERSE_REGULARISATIONS[best[(len(best) - 1) // 2]]
+
+
+def neighbour_votes(
+    vectors: Tensor, labels: Tensor, queries: Tensor, num_classes: int, *, neighbours: int = NEIGHBOURS
+) -> Tensor:
+    """(Q, C): what the nearest of the vectors (N, D) with labels (N,) say of the queries (Q, D), all of unit length.
+
+    Of equally near ones the first are taken.
+    """
+    votes = torch.zeros(len(queries), num_classes, dtype=torch.float64)
+    nearest = top_candidates(queries, vectors, neighbours)
+    for place, index in enumerate(nearest.split(IMAGES_AT_ONCE)):
+        rows = slice(place * IMAGES_AT_ONCE, place * IMAGES_AT_ONCE + len(index))
+        cosine = torch.einsum("qd,qkd->qk", queries[rows].double(), vectors[index].double())
+        votes[rows].scatter_add_(1, labels[index], (cosine / TEMPERATURE).exp())
+    return votes
+
+
+def ranks_of_labels(scores: Tensor, labels: Tensor) -> Tensor:
+    """(N,): how many other classes score at least as high as the right one; `scores` (N, C), `labels` (N,)."""
+    return (scores >= scores.gather(1, labels[:, None])).sum(dim=1) - 1
+
+
+def _check_training(labels: Tensor, neighbours: int) -> None:
+    if not 1 <= neighbours <= len(labels):
+        raise ValueError(f"Got {neighbours} neighbours for {len(labels)} training rows. Valid: 1 to as many as rows.")
+    if len(labels.unique()) < 2:
+        raise ValueError("All training rows are of one class. A probe tells two or more apart: give it more rows.")
+
+
+def _vectors_by_name(model: DualEncoder, images: LabelledImages) -> Iterator[tuple[str, Tensor]]:
+    """Each kind of vector, of unit length: (N, D) of the fused one and of each branch, (N, H * D) of all of them."""
+    names, branches = list(model.config.perspectives), images.branch_embeds
+    if taken := {FUSED, CONCATENATED} & set(names):
+        raise ValueError(f"A branch is called {taken.pop()!r}, which records keep for another vector. Rename it.")
+    with torch.inference_mode():
+        fused = model.branch_fusion.mean(branches)
+    yield FUSED, F.normalize(fused.clone(), dim=-1)
+    if len(names) > 1:
+        yield from zip(names, branches.unbind(dim=1), strict=True)
+        yield CONCATENATED, F.normalize(branches.flatten(1), dim=-1)
