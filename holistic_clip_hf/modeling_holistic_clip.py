@@ -6,7 +6,7 @@ What is notable:
   class token or second MLP linear. A stock CLIP state dict loads by name; only `branch_*` weights are new.
 - Class tokens do not see each other (a real mask), and `num_branches=1` is CLIP, exactly.
 - Unless patches, hidden states or attentions are asked for, the last layer computes the class tokens alone.
-- Nested captions are encoded in length buckets; equal ones once, missing ones not at all.
+- Nested captions share rows of tokens, so that little is padded; equal ones are encoded once, missing ones not at all.
 
 Axes: N images, H branches, M caption slots, T texts, L tokens, P patches, S tokens of the vision tower (class tokens,
 then patches), E tower width, D projection width.
@@ -28,7 +28,10 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_holistic_clip import HolisticCLIPConfig
 from .fusion_holistic_clip import BranchFusion, BranchRouter
 from .loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, multi_to_multi_loss
+from .packing_holistic_clip import pack_texts
 from .vision_holistic_clip import HolisticCLIPPreTrainedModel, HolisticCLIPVisionModel, HolisticCLIPVisionOutput
+
+ROW_LENGTH = 77  # of tokens that texts share: CLIP's longest text. In longer rows attention costs more
 
 
 @dataclass
@@ -95,8 +98,6 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     """Both towers and their common space: H vectors and one fused vector per image, one vector per text."""
 
     auto_classes = ("AutoModel", "AutoModelForZeroShotImageClassification")
-    # Off where weights are sharded over ranks (FSDP): there, every rank must call the text tower equally often.
-    bucket_texts = True
 
     def __init__(self, config: HolisticCLIPConfig) -> None:
         super().__init__(config)
@@ -265,24 +266,30 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         if caption_ids is not None:
             distinct, inverse = caption_ids.flatten()[present].unique(return_inverse=True)
             first = places.new_zeros(len(distinct)).scatter_reduce(0, inverse, places, "amin", include_self=False)
-        rows = present[first]
-        lengths = attention_mask.sum(dim=-1).flatten()[rows]
-        embeds = self._encode_in_buckets(input_ids.flatten(0, 1)[rows], lengths)[inverse]
+        embeds = self._encode_packed(input_ids.flatten(0, 1)[present[first]])[inverse]
         flat = embeds.new_zeros(num_images * num_slots, embeds.shape[-1]).index_copy(0, present, embeds)
         return flat.unflatten(0, (num_images, num_slots))
 
-    def _encode_in_buckets(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """(T, L) to (T, D), texts of like length together: up to 8, 11, 16, 22, 32 ... tokens.
+    def _encode_packed(self, input_ids: Tensor) -> Tensor:
+        """(T, L) to (T, D) of unit length, in one call of the text tower, whatever the lengths are.
 
-        CLIP's text tower is causal and reads the end token, so that padding behind it, trimmed here, changes nothing.
+        CLIP's text tower is causal and reads the end token: what stands behind it changes nothing.
         """
-        buckets = (2 * lengths.clamp(min=8).log2()).ceil().long() if self.bucket_texts else torch.zeros_like(lengths)
-        rows, embeds = [], []
-        for bucket in buckets.unique().tolist():
-            members = (buckets == bucket).nonzero().squeeze(1)
-            rows.append(members)
-            embeds.append(self.get_text_features(input_ids[members, : int(lengths[members].max())]).text_embeds)
-        return torch.cat(embeds).to(input_ids.device)[torch.cat(rows).argsort()]
+        config = self.text_model.config
+        # The first end token, as CLIP's text tower finds it; its old configurations say 2 and mean the highest id.
+        lengths = (input_ids if config.eos_token_id == 2 else (input_ids == config.eos_token_id).int()).argmax(-1) + 1
+        input_ids = input_ids[:, : int(lengths.max())]
+        if config._attn_implementation not in ("sdpa", "eager"):  # the others take no such mask
+            return self.get_text_features(input_ids).text_embeds
+        self._check_tokens(input_ids)
+        texts = pack_texts(input_ids, lengths, min(ROW_LENGTH, config.max_position_embeddings))
+        dtype = self.text_model.dtype
+        hidden = texts.visible.logical_not().to(dtype)[:, None] * torch.finfo(dtype).min
+        states = self.text_model(
+            input_ids=texts.input_ids, attention_mask=hidden, position_ids=texts.position_ids, return_dict=True
+        ).last_hidden_state
+        ends = texts.ends.to(states.device).unbind(dim=1)
+        return F.normalize(self.text_projection(states[ends]), dim=-1).to(input_ids.device)
 
     @can_return_tuple
     def forward(

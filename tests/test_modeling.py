@@ -1,4 +1,4 @@
-"""The joint model: CLIP at H=1, stock weights by name, texts in buckets, and what a checkpoint keeps."""
+"""The joint model: CLIP at H=1, stock weights by name, and what a checkpoint keeps."""
 
 from collections.abc import Callable
 from pathlib import Path

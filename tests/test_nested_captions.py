@@ -1,4 +1,4 @@
-"""Nested captions: in buckets of like length, equal ones once, missing ones not at all; and their loss."""
+"""Nested captions: packed into rows, equal ones once, missing ones not at all; and their loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def parameter_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def nested(make_tokens: MakeTokens) -> tuple[Tensor, Tensor, Tensor]:
-    """(4, 3, 20): lengths in four buckets, two captions missing."""
+    """(4, 3, 20), two captions missing."""
     lengths = [3, 20, 9, 8, 5, 16, 17, 4, 12, 7, 10, 3]
     ids, mask = make_tokens(lengths)
     present = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1], [0, 1, 1]], dtype=torch.bool)
@@ -48,14 +48,23 @@ def test_nested_captions_are_encoded_as_one_by_one(make_model: MakeModel, make_t
     torch.testing.assert_close(gradients, parameter_gradients(model), rtol=1e-4, atol=1e-5)
 
 
+def tokens_that_enter(model: HolisticCLIPModel) -> list[Tensor]:
+    """Filled with the `input_ids` of each call of the text tower."""
+    seen: list[Tensor] = []
+    tower = model.text_model.embeddings
+    tower.register_forward_pre_hook(lambda module, args, given: seen.append(given["input_ids"]), with_kwargs=True)
+    return seen
+
+
 def test_missing_captions_never_enter_the_text_tower(make_model: MakeModel, make_tokens: MakeTokens) -> None:
     model = make_model()
-    shapes: list[tuple[int, ...]] = []
-    model.text_model.embeddings.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    seen = tokens_that_enter(model)
     ids, mask, present = nested(make_tokens)
     model.encode_captions(ids, mask, present)
-    # Lengths present: up to 8 (3, 8, 5, 4, 3), up to 11 (10), up to 16 (16, 12), up to 22 (20, 17); missing: 9, 7
-    assert sorted(shape[:2] for shape in shapes) == sorted([(5, 8), (1, 10), (2, 16), (2, 20)])
+    # Lengths present are 3, 20, 8, 5, 16, 17, 4, 12, 10, 3: 98 tokens, in one call, in 5 rows of 24 places.
+    assert [tuple(tokens.shape) for tokens in seen] == [(5, 24)]
+    entered = sorted(token for token in seen[0].flatten().tolist() if token)
+    assert entered == sorted(token for token in ids[mask.bool() & present[..., None]].tolist() if token)
 
 
 def test_text_tower_runs_even_without_any_caption(make_model: MakeModel, make_tokens: MakeTokens) -> None:
@@ -75,15 +84,26 @@ def test_a_caption_without_tokens_is_refused(make_model: MakeModel, make_tokens:
         make_model().encode_captions(ids, mask, torch.ones_like(present))
 
 
-def test_one_bucket_gives_the_same_numbers(make_model: MakeModel, make_tokens: MakeTokens) -> None:
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+@torch.no_grad()
+def test_every_attention_gives_the_same_numbers(
+    make_model: MakeModel, make_tokens: MakeTokens, attention: str
+) -> None:
+    ids, mask, present = nested(make_tokens)
+    expected = make_model().encode_captions(ids, mask, present)
+    with torch.compiler.set_stance("force_eager"):
+        found = make_model(attention=attention).encode_captions(ids, mask, present)
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_the_end_of_old_checkpoints_is_their_highest_token(make_model: MakeModel, make_tokens: MakeTokens) -> None:
+    """transformers: an `eos_token_id` of 2 is that of CLIP's first configurations, which never had such a token."""
     model = make_model()
     ids, mask, present = nested(make_tokens)
     expected = model.encode_captions(ids, mask, present)
-    model.bucket_texts = False
-    shapes: list[tuple[int, ...]] = []
-    model.text_model.embeddings.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    assert (ids.amax(dim=-1) == model.config.text_config.eos_token_id).all()
+    model.text_model.config.eos_token_id = 2
     torch.testing.assert_close(model.encode_captions(ids, mask, present), expected, **CLOSE)
-    assert [shape[:2] for shape in shapes] == [(10, 20)]
 
 
 def test_same_captions_enter_the_text_tower_once(make_model: MakeModel, make_tokens: MakeTokens) -> None:
@@ -92,10 +112,10 @@ def test_same_captions_enter_the_text_tower_once(make_model: MakeModel, make_tok
     ids[1, 1], mask[1, 1] = ids[0, 0], mask[0, 0]  # the text of (0, 0) in another image and slot
     caption_ids = torch.arange(12).view(4, 3).index_put((torch.tensor([1]), torch.tensor([1])), torch.tensor(0))
     expected = model.encode_captions(ids, mask, present)
-    rows: list[int] = []
-    model.text_model.embeddings.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    seen = tokens_that_enter(model)
     found = model.encode_captions(ids, mask, present, caption_ids)
-    assert sum(rows) == 9
+    ends = [int((tokens == model.config.text_config.eos_token_id).sum()) for tokens in seen]
+    assert ends == [9]
     torch.testing.assert_close(found, expected, **CLOSE)
     weight = torch.randn_like(found)
     one, other = (

@@ -10,8 +10,8 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 
-PARTS = ("configuration", "fusion", "layers", "loss", "matching", "modeling", "processing", "streaming", "vision")
-TRAVELLING = {f"{part}_holistic_clip.py" for part in PARTS}
+PARTS = ("configuration", "fusion", "layers", "loss", "matching", "modeling", "packing", "processing", "streaming")
+TRAVELLING = {f"{part}_holistic_clip.py" for part in (*PARTS, "vision")}
 STAGED = TRAVELLING | {"config.json", "model.safetensors", "processor_config.json"}
 STAGED |= {"tokenizer.json", "tokenizer_config.json"}
 CAPTIONS = [["a red circle", None, "drawn <|endoftext|> flat"]]

@@ -25,6 +25,7 @@ TRAVELLING_FILES = tuple(
         "loss",
         "matching",
         "modeling",
+        "packing",
         "processing",
         "streaming",
         "vision",

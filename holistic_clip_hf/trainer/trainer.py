@@ -104,7 +104,6 @@ class HolisticCLIPTrainer(Trainer):
         for callback in [*callbacks, *([] if self.moving_average is None else [self.moving_average])]:
             self.add_callback(callback)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        model.bucket_texts = not sharded
         if self.is_fsdp_enabled:
             keep_scalars_whole(model, self.accelerator)
         checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)

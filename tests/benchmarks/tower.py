@@ -26,7 +26,7 @@ TOKENS = ((5, 30), (40, 77), (6, 20), (10, 30), (10, 30), (8, 25))
 PEER = "CLIPModel"
 VARIANTS = {PEER: (0, "")} | {f"{kind} H={count}": (count, kind) for kind in ("cls", "mlp") for count in (1, 5, 6)}
 TRAINED = (PEER, "cls H=6", "mlp H=6")
-TARGETS = {"images": {"cls H=6": 0.97, "mlp H=6": 1.6}, "texts": {"in buckets": 0.6}}
+TARGETS = {"images": {"cls H=6": 0.97, "mlp H=6": 1.6}, "texts": {"packed": 0.6}}
 
 
 def build(variant: str) -> CLIPModel | HolisticCLIPModel:
@@ -64,9 +64,9 @@ def encode_images(model: CLIPModel | HolisticCLIPModel) -> None:
 
 
 @torch.no_grad()
-def encode_texts(model: HolisticCLIPModel, in_buckets: bool) -> None:
+def encode_texts(model: HolisticCLIPModel, packed: bool) -> None:
     ids, mask = captions()
-    if in_buckets:
+    if packed:
         model.eval().encode_captions(ids, mask)
     else:
         model.eval().get_text_features(ids.flatten(0, 1), mask.flatten(0, 1))
@@ -95,8 +95,8 @@ def cases(part: str, only: str | None = None) -> dict[str, Callable[[], object]]
     if part == "texts":
         model = build("cls H=6")
         return {
-            "padded to the longest": partial(encode_texts, model, in_buckets=False),
-            "in buckets": partial(encode_texts, model, in_buckets=True),
+            "padded to the longest": partial(encode_texts, model, packed=False),
+            "packed": partial(encode_texts, model, packed=True),
         }
     step, variants = (encode_images, VARIANTS) if part == "images" else (training_step, TRAINED)
     return {variant: partial(step, build(variant)) for variant in variants if only in (None, variant)}
