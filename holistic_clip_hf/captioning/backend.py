@@ -1,7 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """What a captioner asks of whatever answers: the interface of backends."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from PIL import Image
@@ -33,9 +33,10 @@ class Backend(Protocol):
     captioner: str
     revision: str
 
-    def answer(self, work: Iterable[Work]) -> Iterator[Reply]:
+    def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
         """One reply per image and perspective, in any order; a failure is a reply too, and never ends the others.
 
-        `work` is taken as it is needed, a bounded number of images ahead. Closing the iterator stops cleanly.
+        `work` is taken as it is needed, a bounded number of images ahead, by the thread that takes the replies.
+        Closing the iterator stops cleanly.
         """
         ...

@@ -1,0 +1,223 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Images x perspectives to caption rows: each is asked once, however often the run is killed and started again."""
+
+import json
+import re
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..atomic import write_atomically
+from ..corpus.build import Skipped
+from ..corpus.source import Item, Source
+from ..unreadable import UnreadableImageError, decode_image
+from .backend import Backend, Reply, Work
+from .cleaning import clean_answer
+from .perspectives import Perspective
+from .rows import FAILED, CaptionRow
+from .store import ALL, SECONDS_PER_FILE, CaptionStore, RowWriter, Shard
+
+_READERS = 4  # threads that read and decode images while others are asked about
+_IMAGES_AHEAD = 8  # decoded and waiting; Pillow takes up to 179 million pixels, which are 0.5 GB
+
+
+@dataclass
+class CaptioningReport:
+    """What one run did.
+
+    Args:
+        images: of the shard, those that were left out excepted.
+        kept: rows that were there before and were not asked again.
+        statuses: of the rows that were added, how many of each.
+        skipped: what is no image of its own, with the reason; also in `skipped.<shard>.json` beside the rows.
+    """
+
+    images: int = 0
+    kept: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+class _Task(NamedTuple):
+    """An image, and what is still to be asked about it."""
+
+    item: Item
+    perspectives: tuple[Perspective, ...]
+
+
+def caption_images(
+    source: Source,
+    perspectives: Sequence[Perspective],
+    backend: Backend,
+    folder: str | Path,
+    *,
+    shard: Shard = ALL,
+    retry_failed: bool = False,
+    progress: bool = False,
+    seconds_per_file: float = SECONDS_PER_FILE,
+) -> CaptioningReport:
+    """Ask every perspective about every image of the shard that `folder` has no row of yet, and add the rows there.
+
+    An image that cannot be read, and an answer that did not come, become rows of the status `failed`, which are asked
+    again with `retry_failed` only. Killed at any moment and called again, it ends with the same rows.
+
+    Raises:
+        ValueError: no perspectives, two of one name, one without a prompt, or a shard that another process works on.
+        OSError: rows cannot be written; what was written stays.
+
+    Example: `caption_images(ImageFolder("photos"), asked(load_perspectives()), backend, "captions", progress=True)`.
+    """
+    _require_askable(perspectives)
+    store = CaptionStore(folder)
+    with store.writer(shard, seconds_per_file) as writer:
+        run = _Run(source, perspectives, backend, shard, writer)
+        run.look_up(store, retry_failed)
+        asked = run.list_items(store.folder / f"skipped.{shard}.json")
+        with tqdm(total=asked, disable=not progress, unit="caption", desc=backend.captioner) as run.bar:
+            run.ask()
+    return run.report
+
+
+class _Run:
+    def __init__(
+        self,
+        source: Source,
+        perspectives: Sequence[Perspective],
+        backend: Backend,
+        shard: Shard,
+        writer: RowWriter,
+    ) -> None:
+        self.source = source
+        self.perspectives = perspectives
+        self.backend = backend
+        self.shard = shard
+        self.writer = writer
+        self.report = CaptioningReport()
+        self.bar = tqdm(disable=True)
+        self._settled: dict[str, int] = {}  # image id → a bit for each perspective: of millions of images
+
+    def look_up(self, store: CaptionStore, retry_failed: bool) -> None:
+        """Note what need not be asked any more."""
+        bits = {(each.name, each.prompt_hash): 1 << place for place, each in enumerate(self.perspectives)}
+        for row in store.rows(self.shard):
+            bit = bits.get((row.perspective, row.prompt_hash), 0)
+            if bit and row.captioner == self.backend.captioner and not (retry_failed and row.status == FAILED):
+                self._settled[row.image_id] = self._settled.get(row.image_id, 0) | bit
+
+    def list_items(self, path: Path) -> int:
+        """Count what is to be asked, and write into `path` what is left out."""
+        asked = 0
+        for each in self._tasks():
+            if isinstance(each, Skipped):
+                self.report.skipped.append(each)
+            else:
+                self.report.images += 1
+                asked += len(each.perspectives)
+        self.report.kept = self.report.images * len(self.perspectives) - asked
+        if self.report.skipped or path.exists():
+            with write_atomically(path) as file:
+                listed = [each._asdict() for each in self.report.skipped]
+                file.write(json.dumps(listed, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+        return asked
+
+    def ask(self) -> None:
+        with closing(self._work()) as work, closing(self.backend.answer(work)) as replies:
+            for reply in replies:
+                self._add(reply)
+
+    def _tasks(self) -> Iterator[_Task | Skipped]:
+        seen: set[str] = set()
+        for each in self.source.items():
+            if isinstance(each, Skipped):
+                if self.shard.holds(each.item):
+                    yield each
+            elif self.shard.holds(each.image_id):
+                if each.image_id in seen:
+                    yield Skipped(each.image_id, "another image has this id and came before")
+                    continue
+                seen.add(each.image_id)
+                settled = self._settled.get(each.image_id, 0)
+                yield _Task(each, tuple(p for place, p in enumerate(self.perspectives) if not settled >> place & 1))
+
+    def _work(self) -> Generator[Work, None, None]:
+        pool = ThreadPoolExecutor(_READERS)
+        opening: deque[tuple[_Task, Future[Image.Image | str]]] = deque()
+        try:
+            for task in self._tasks():
+                if isinstance(task, Skipped) or not task.perspectives:
+                    continue
+                opening.append((task, pool.submit(self._open, task.item)))
+                if len(opening) == _IMAGES_AHEAD:
+                    yield from self._opened(*opening.popleft())
+            while opening:
+                yield from self._opened(*opening.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _open(self, item: Item) -> Image.Image | str:
+        """The image, or why it cannot be read."""
+        try:
+            return _on_white(decode_image({"bytes": self.source.read(item.place), "path": None}))
+        except (OSError, ValueError) as error:  # also of modes that cannot be made RGB
+            return _reason(error)
+
+    def _opened(self, task: _Task, opening: Future[Image.Image | str]) -> Iterator[Work]:
+        image = opening.result()
+        if isinstance(image, Image.Image):
+            yield Work(task.item.image_id, image, task.perspectives)
+            return
+        for perspective in task.perspectives:
+            self._add(Reply(task.item.image_id, perspective, error=image))
+
+    def _add(self, reply: Reply) -> None:
+        perspective, captioner = reply.perspective, self.backend.captioner
+        text = reply.text.encode("utf-8", "replace").decode()  # half a character cannot be stored
+        caption, status, error = (
+            ("", FAILED, reply.error) if reply.error else clean_answer(text, reply.finished, perspective)
+        )
+        self.writer.add(
+            CaptionRow(
+                image_id=reply.image_id,
+                perspective=perspective.name,
+                caption=caption,
+                captioner=captioner,
+                revision=self.backend.revision,
+                prompt_hash=perspective.prompt_hash,
+                status=status,
+                error=error,
+            )
+        )
+        self.report.statuses[status] += 1
+        self.bar.update()
+        if status == FAILED:
+            self.bar.set_postfix(failed=self.report.statuses[FAILED], refresh=False)
+
+
+def _require_askable(perspectives: Sequence[Perspective]) -> None:
+    names = [perspective.name for perspective in perspectives]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"Got the perspectives {names}; expected one or more, each name once. Correct the list.")
+    if mute := [perspective.name for perspective in perspectives if perspective.prompt is None]:
+        raise ValueError(f"Got the perspectives {mute}, which have no prompt. Leave them out, as `asked` does.")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value / 257).convert("L")  # Pillow would clip 16 bits to white
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    drawn = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    kind = "" if isinstance(error, UnreadableImageError) else f"{type(error).__name__}: "
+    # Pillow names the bytes by their place in memory, which differs from run to run.
+    return kind + re.sub(r" ?<_io\.\w+ object at 0x\w+>", "", " ".join(str(error).split()))

@@ -1,0 +1,183 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Where caption rows are kept: a folder of JSON lines, in which files appear whole and are never changed.
+
+- Any number of processes and machines write one folder side by side, and it can be read all the while: file names are
+  times of writing, and whoever dies leaves nothing but whole files.
+- A key may have several rows: a failure before the answer that a second run got, or the same answer of two runs that
+  overlapped. The earliest answer counts or, where there is none, the latest failure.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..atomic import write_atomically
+from .rows import FAILED, STATUSES, CaptionRow, Key
+
+logger = logging.getLogger(__name__)
+
+# A kill costs what was answered since the last file; a run of ten days at this pace leaves 14,400 files.
+SECONDS_PER_FILE = 60.0
+MOST_ROWS_PER_FILE = 10_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` parts, from 0 on, into which images are dealt by their ids."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """`"2/8"` is the third of eight. Raises `ValueError` for anything else than such a pair."""
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise ValueError(f"Got the shard {text!r}; expected i/n with i from 0 to n - 1: 0/1 is all, 7/8 the last.")
+        return cls(int(index), int(count))
+
+    def holds(self, name: str) -> bool:
+        """Whether the image of this id belongs to it."""
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
+
+
+ALL = Shard()
+
+
+class RowWriter:
+    """Adds rows to a folder, a file at a time; see `CaptionStore.writer`."""
+
+    def __init__(self, folder: Path, shard: Shard, seconds_per_file: float) -> None:
+        self._folder = folder
+        self._shard = shard
+        self._seconds = seconds_per_file
+        self._waiting: list[CaptionRow] = []
+        self._last = time.monotonic()
+
+    def add(self, row: CaptionRow) -> None:
+        """Keep a row, and write those that wait when it is time. Raises `OSError` as writing does."""
+        self._waiting.append(row)
+        is_time = time.monotonic() - self._last >= self._seconds
+        if is_time or len(self._waiting) >= MOST_ROWS_PER_FILE:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write the rows that wait into a new file, all or none. After an `OSError` they still wait."""
+        if self._waiting:
+            with write_atomically(self._free_path()) as file:
+                file.writelines(map(_to_line, self._waiting))
+            self._waiting = []
+        self._last = time.monotonic()
+
+    def _free_path(self) -> Path:
+        moment = time.time_ns()
+        while (path := self._folder / f"{moment:020d}.{self._shard}.jsonl").exists():
+            moment += 1  # clocks are set back, and files never replaced
+        return path
+
+
+class CaptionStore:
+    """The caption rows of a folder, which the first writer makes.
+
+    Raises:
+        ValueError: something else than a folder is there.
+
+    Example: `[row.caption for row in CaptionStore("captions").rows() if row.usable]`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(
+                f"Got {self.folder}, which is no folder; expected one for caption rows. Correct the path."
+            )
+
+    def rows(self, shard: Shard = ALL) -> Iterator[CaptionRow]:
+        """The row that counts of each key, failures last; a line that is no row is named in a warning and left out."""
+        answered: set[bytes] = set()
+        failed: dict[bytes, CaptionRow] = {}
+        for row in self._all_rows():
+            if not shard.holds(row.image_id):
+                continue
+            key = _digest(row.key)
+            if row.status == FAILED:
+                failed[key] = row
+            elif key not in answered:
+                answered.add(key)
+                yield row
+        yield from (row for key, row in failed.items() if key not in answered)
+
+    @contextmanager
+    def writer(self, shard: Shard = ALL, seconds_per_file: float = SECONDS_PER_FILE) -> Iterator[RowWriter]:
+        """To add rows of one shard with, which nobody else may do at the same time; at the end all are written.
+
+        Raises:
+            ValueError: another process adds rows of this shard.
+            OSError: the rows cannot be written; all files that were there before are as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f".{shard}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"Got shard {shard} of {self.folder}, which another process is writing; expected a shard of its own "
+                "for each. Wait for its end, or divide the work into more shards."
+            ) from error
+        try:
+            for partial in self.folder.glob(f".*.{shard}.jsonl.*.partial"):
+                partial.unlink(missing_ok=True)  # of a process that was killed while it wrote
+            writer = RowWriter(self.folder, shard, seconds_per_file)
+            try:
+                yield writer
+            finally:
+                writer.commit()
+        finally:
+            lock.release()
+
+    def _all_rows(self) -> Iterator[CaptionRow]:
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with open(path, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    row = _from_line(line)
+                    if row is None:
+                        logger.warning("%s, line %d is no caption row and is left out.", path, number)
+                    else:
+                        yield row
+
+
+def _digest(key: Key) -> bytes:
+    """16 bytes that stand for a key: keys of a hundred million captions have to be remembered."""
+    text = json.dumps(key, ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _to_line(row: CaptionRow) -> bytes:
+    # A lone surrogate, which UTF-8 has no bytes for, becomes \udc80: what JSON calls it, too.
+    return json.dumps(row._asdict(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _from_line(line: bytes) -> CaptionRow | None:
+    try:
+        fields: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = (
+        isinstance(fields, dict)
+        and fields.keys() == set(CaptionRow._fields)
+        and all(isinstance(value, str) for value in fields.values())
+        and fields["status"] in STATUSES
+    )
+    return CaptionRow(**fields) if is_row else None
