@@ -3,13 +3,12 @@
 Every method is trained once for each replicate: a domain (an artist) that is held out, and a seed. Methods share both,
 so their differences are paired and most of the noise cancels. Each finished run is a line of `results.jsonl` in the
 study's folder; a killed study goes on where it was, and `--part 0/2` and `--part 1/2` share the work between two.
+Checkpoints stay in `--work-dir`: without `results.jsonl` a study only measures again.
 """
 
 import argparse
 import json
-import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from datasets import disable_progress_bars
 from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
+from transformers.trainer import TRAINER_STATE_NAME
 
 from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
@@ -134,9 +134,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         theirs = method_recipe(study, other, replicate)
         ratio = multiplications(theirs, other, corpus, work / "unused") / operations
         recipe = _stretch(recipe, ratio)
-    start = time.monotonic()
     train_run(recipe, name, corpus, checkpoint)
-    seconds = time.monotonic() - start
     model, processor = load_checkpoint(checkpoint)
     encoded = {
         split: embed_corpus(
@@ -155,10 +153,15 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         "replicate": replicate,
         "steps": recipe.training["max_steps"],
         "operations_per_step": operations,
-        "train_seconds": round(seconds, 1),
+        "train_seconds": _train_seconds(checkpoint),
     }
-    shutil.rmtree(checkpoint)
     return {**row, "numbers": _numbers(_all_records(model, encoded, provenance))}
+
+
+def _train_seconds(checkpoint: Path) -> float:
+    """By the clock of the trainer, which went on while other work was on the machine."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return next(entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry)
 
 
 def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any) -> Iterator[Record]:
@@ -209,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
     parser.add_argument("--part", default="0/1", metavar="I/N", help="do every N-th run, beginning with the I-th")
-    parser.add_argument("--work-dir", type=Path, default=Path("runs/studies"), help="of checkpoints in the making")
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/studies"), help="of checkpoints")
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
     options = parser.parse_args()
     if options.threads:
