@@ -51,3 +51,22 @@ def test_segmentation(tmp_path: Path) -> None:
     assert found["mean_iou"] == pytest.approx(3 / 8)
     assert found["pixel_accuracy"] == pytest.approx(2 / 5)
     assert torch.tensor(found["mean_iou"]).isfinite()
+    for given in ({"predictions": [[3]], "references": [[0]]}, {"predictions": [[0]], "references": [[-1]]}):
+        with pytest.raises(ValueError, match="beyond the 3 classes"):
+            load("zero_shot_segmentation", tmp_path).compute(**given, num_classes=3)
+
+
+def test_classification(tmp_path: Path) -> None:
+    metric = load("zero_shot_classification", tmp_path)
+    metric.add_batch(predictions=[0, 0, 3], references=[2, 2, 2])
+    metric.add_batch(predictions=[5], references=[0])
+    # Class 2: two of three at first, all among five; class 0: never.
+    assert metric.compute(num_classes=8, ks=(1, 5)) == {
+        "accuracy@1": 0.5,
+        "accuracy@5": 0.75,
+        "mean_per_class_accuracy": pytest.approx((2 / 3 + 0) / 2),
+        "chance_accuracy@1": 1 / 8,
+        "chance_accuracy@5": 5 / 8,
+    }
+    with pytest.raises(ValueError, match="beyond the 2 classes"):
+        load("zero_shot_classification", tmp_path).compute(predictions=[0], references=[2], num_classes=2)

@@ -12,6 +12,7 @@ from holistic_clip_hf.evaluation.metrics import (
     chance_median_rank,
     chance_recall_at,
     distinct_captions,
+    mean_per_class,
     median_rank,
     recall_at,
     retrieval_recalls,
@@ -61,6 +62,17 @@ def test_recall_and_median_rank():
     assert recall_at(torch.tensor([0, 1, 4, 5, 99])) == {1: 0.2, 5: 0.6, 10: 0.8}
     assert median_rank(torch.tensor([0, 1, 4, 5, 99])) == 5.0
     assert median_rank(torch.tensor([0, 2, 3, 9])) == 3.5
+
+
+def test_a_mean_per_class_counts_rare_classes_as_much():
+    assert mean_per_class(torch.tensor([1, 1, 0, 1, 0]), torch.tensor([4, 4, 4, 4, 9])) == (3 / 4 + 0) / 2
+    assert mean_per_class(torch.tensor([True]), torch.tensor([3])) == 1.0
+
+
+def test_fewer_candidates_than_k_is_all_of_them_and_so_is_chance():
+    embeds, pairs = unit(3, 8, seed=0), torch.arange(3)[:, None].expand(-1, 2)
+    ranks = retrieval_ranks(embeds, embeds.roll(1, dims=0), pairs)
+    assert recall_at(ranks, (3, 10)) == {3: 1.0, 10: 1.0} == chance_recall_at(torch.tensor([1]), 3, (3, 10))
 
 
 def test_chance_equals_counting_all_draws():

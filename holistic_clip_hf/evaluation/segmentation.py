@@ -150,8 +150,14 @@ def read_patches(model: HolisticCLIPModel, pixel_values: Tensor, readout: str) -
 
 
 def confusion(predicted: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """(C, C) counts of pixels, true class by predicted class; ignored pixels are not counted."""
+    """(C, C) counts of pixels, true class by predicted class; ignored pixels are not counted.
+
+    Raises `ValueError` for an index without a class, which would count as another class's.
+    """
     counted = mask != IGNORED
+    for name, given in (("predicted", predicted[counted]), ("mask", mask[counted])):
+        if bool(((given < 0) | (given >= num_classes)).any()):
+            raise ValueError(f"`{name}` has class indices beyond the {num_classes} classes. They count from 0.")
     places = mask[counted].long() * num_classes + predicted[counted].long()
     return places.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
 
