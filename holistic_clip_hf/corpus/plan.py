@@ -142,16 +142,17 @@ class _Planner:
             self._insert(source, item, captions, split)
 
     def require_captions(self, names: list[str]) -> None:
+        absent = [name for name in self._settings.perspectives if not self._perspectives[name]]
+        if absent and self._perspectives:
+            raise ValueError(
+                f"Got the perspectives {absent}, of which there is no caption. There are: "
+                f"{', '.join(sorted(self._perspectives))}. Correct the names."
+            )
         if not self._rows:
             reasons = "; ".join(f"{reason} ({count})" for reason, count in self._reasons.most_common(5))
             raise ValueError(
                 f"Got no image with a caption from {', '.join(names)}. Left out: {reasons or 'nothing, it is empty'}. "
                 "Give captions: a text beside each image, a list, or caption rows."
-            )
-        if absent := [name for name in self._settings.perspectives if not self._perspectives[name]]:
-            raise ValueError(
-                f"Got the perspectives {absent}, of which there is no caption. There are: "
-                f"{', '.join(sorted(self._perspectives))}. Correct the names."
             )
 
     def plan(self) -> Plan:
