@@ -1,10 +1,12 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """A checkpoint as it will stand on the Hub, in a folder: weights, configuration, processor, code, card, records."""
 
+import errno
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from ..atomic import raise_if_disk_full
@@ -62,6 +64,8 @@ def stage(
         (folder / CARD).write_text(render_model_card(model.config, records, facts), encoding="utf-8")
         for picture in facts.pictures.values():
             _copy_picture(checkpoint, folder, picture)
+    except SafetensorError as error:  # what its library makes of an OSError while writing
+        raise OSError(f"The weights could not be written into {folder}: {error}. Nothing was sent") from error
     except OSError as error:
         raise_if_disk_full(error, folder / CARD)
         raise
@@ -91,6 +95,7 @@ def _require_space(checkpoint: Path, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
+            errno.ENOSPC,
             f"Got {free / 1e6:,.0f} MB free at {folder}, where the checkpoint is staged and pulled again; "
-            f"{needed / 1e6:,.0f} MB are needed. Free space, or set `TMPDIR` to another disk. Nothing was sent."
+            f"{needed / 1e6:,.0f} MB are needed. Free space, or set `TMPDIR` to another disk. Nothing was sent",
         )
