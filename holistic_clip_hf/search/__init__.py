@@ -2,8 +2,9 @@
 """Search: an index over a folder or a data set of images, asked by text, by example and by perspective."""
 
 from .filters import Filter
+from .hits import Hit, Part
 from .images import DatasetImages, FolderImages
-from .index import Hit, Part, SearchIndex
+from .index import SearchIndex
 from .indexing import IndexReport, index_images
 from .query import FUSED, Query, Term, parse_query
 from .sizes import estimate_bytes

@@ -59,8 +59,9 @@ class Filter:
 def _is_one_of(name: str, column: pa.ChunkedArray, values: Value | Sequence[Value]) -> np.ndarray:
     wanted = [values] if isinstance(values, Value) else list(values)
     try:
-        found = pc.is_in(column, value_set=pa.array(wanted, type=column.type))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        # By way of an array of their own type, so that "2024" from a command line finds the number.
+        found = pc.is_in(column, value_set=pa.array(wanted).cast(column.type))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise ValueError(
             f"Column {name!r} holds {column.type}; the filter asks for {wanted}. Match its type."
         ) from error

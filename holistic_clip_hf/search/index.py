@@ -1,8 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """An index that is open: texts and example images to the images that answer them best, and why."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..unreadable import UnreadableImageError
 from .asking import Asker
 from .embedding import decode
 from .filters import Filter
+from .hits import Hit, best_places, explained
 from .images import FolderImages, Images
 from .indexing import make_layout
 from .manifest import BRANCHES, Manifest, require_layout
@@ -28,25 +28,6 @@ MOST_RESULTS = 10_000
 FEW = 50_000  # images that pass a filter, up to which looking at each is faster than an approximate index
 PROPOSED = 10  # by an approximate index, for each result that is asked for, and at least
 LEAST_PROPOSED = 200
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one term adds to a score: `by_branch` adds up to `score`, the term's weight included."""
-
-    term: Term
-    score: float
-    by_branch: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image that was found; the scores of `parts`, one for each term, add up to `score`."""
-
-    image_id: str
-    score: float
-    parts: Sequence[Part]
-    columns: Mapping[str, Any]
 
 
 class SearchIndex:
@@ -132,12 +113,18 @@ class SearchIndex:
         questions = self._asker.ask(self.parse(query))
         allowed = self._alive if where is None else self._alive & where.mask(self._table, self.columns)
         rows = self._candidates(questions, allowed, k, exact)
-        scores = np.concatenate(
-            [self._contributions(questions, some).sum(axis=(1, 2)) for some in chunked(rows)] or [np.zeros(0)]
-        )
-        ids = self._table["image_id"].take(rows).to_pylist()
-        best = sorted(range(len(rows)), key=lambda place: (-scores[place], ids[place]))[:k]
-        return self._hits(questions, rows[best], scores[best])
+        scores = np.concatenate([self._scores(questions, some) for some in chunked(rows)] or [np.zeros(0)])
+        best = best_places(scores, self._table["image_id"].take(rows).to_pylist(), k)
+        return self._hits(questions, rows[best])
+
+    def explain(self, query: Query, image_id: str) -> Hit:
+        """The score of one image, as `search` would give it.
+
+        Raises:
+            ValueError: as `search`.
+            KeyError: it is not in the index.
+        """
+        return self._hits(self._asker.ask(self.parse(query)), np.array([self._row(image_id)]))[0]
 
     def image(self, image_id: str) -> Image.Image:
         """The image itself, right way up.
@@ -146,8 +133,7 @@ class SearchIndex:
             KeyError: it is not in the index.
             ValueError: it cannot be read any more, or the index does not know where its images are.
         """
-        if image_id not in self._row_of:
-            raise KeyError(f"The index has no image {image_id!r}.")
+        self._row(image_id)
         try:
             return decode(self._source.read(image_id))
         except (OSError, KeyError, UnreadableImageError) as error:
@@ -165,6 +151,13 @@ class SearchIndex:
                 found[here, place] = blocks[number][rows[here] - self._starts[number]]
         return found
 
+    def rows(self, batch_size: int) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+        """All images in batches: their ids and columns, and their vectors (N, H, D)."""
+        alive = np.flatnonzero(self._alive)
+        for start in range(0, len(alive), batch_size):
+            some = alive[start : start + batch_size]
+            yield self._table.take(some).to_pylist(), self.vectors(some)
+
     def _candidates(self, questions: Sequence[Question], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
         if self._neighbours is not None and not exact:
             wanted = proposals_by(questions)
@@ -174,25 +167,17 @@ class SearchIndex:
                 return self._neighbours.propose(wanted, max(PROPOSED * k, LEAST_PROPOSED), allowed)
         return candidates(rough_scores(questions, self._vectors), allowed, k, margin(questions))
 
-    def _contributions(self, questions: Sequence[Question], rows: np.ndarray) -> np.ndarray:
-        return contributions(questions, self.layout.vector_names, self.vectors(rows))
+    def _scores(self, questions: Sequence[Question], rows: np.ndarray) -> np.ndarray:
+        return contributions(questions, self.layout.vector_names, self.vectors(rows)).sum(axis=(1, 2))
 
-    def _hits(self, questions: Sequence[Question], rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
-        parts = self._contributions(questions, rows)
-        facts = self._table.select(["image_id", *self.columns]).take(rows).to_pylist()
-        names = self.layout.vector_names
-        hits = []
-        for row, score, added in zip(facts, scores.tolist(), parts, strict=True):
-            told = [
-                Part(
-                    question.term,
-                    float(each.sum()),
-                    {name: float(each[names.index(name)]) for name in question.vectors},
-                )
-                for question, each in zip(questions, added, strict=True)
-            ]
-            hits.append(Hit(row.pop("image_id"), score, told, row))
-        return hits
+    def _hits(self, questions: Sequence[Question], rows: np.ndarray) -> list[Hit]:
+        facts = self._table.take(rows).to_pylist()
+        return explained(questions, self.layout.vector_names, facts, self.vectors(rows))
+
+    def _row(self, image_id: str) -> int:
+        if image_id not in self._row_of:
+            raise KeyError(f"The index has no image {image_id!r}.")
+        return self._row_of[image_id]
 
     @cached_property
     def _table(self) -> pa.Table:

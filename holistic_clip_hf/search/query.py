@@ -24,7 +24,7 @@ MOST_LETTERS = 4_000  # of a query; a text tower reads a few hundred
 _TERM = re.compile(
     r"""\s*(?P<negative>not\s+)?               # counts against
         (?:(?P<perspective>[^":;^]*?)\s*:)?    # one branch
-        \s*(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^"]*?))
+        \s*(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^":^]*?))
         \s*(?:\^\s*(?P<weight>[^\s^"]*))?\s*""",
     re.VERBOSE | re.IGNORECASE,
 )

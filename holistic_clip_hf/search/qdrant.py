@@ -1,0 +1,165 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""The same vectors in Qdrant, where an index must leave one machine: one named vector for each branch.
+
+The client is the caller's: `QdrantClient(url)`, or `QdrantClient(path=folder)` in the process itself.
+"""
+
+import uuid
+from typing import Any
+
+import numpy as np
+from datasets import Features
+from tqdm.auto import tqdm
+
+from ..evaluation.encoding import DualEncoder
+from .asking import Asker
+from .hits import Hit, best_places, explained
+from .index import LEAST_PROPOSED, PROPOSED, SearchIndex
+from .indexing import make_layout
+from .manifest import BRANCHES, FUSED_ONLY
+from .query import Query, as_terms
+from .scoring import contributions, proposals_by
+
+CHECKPOINT, EXPORT = "checkpoint", "export"  # beside an image's id and columns
+_OF_EXPORT = (CHECKPOINT, EXPORT)
+_OURS = uuid.UUID("6d0f4f5c-3f0e-4c57-9a3a-0b6c2f8f5a11")  # under which ids of points are made from image ids
+
+
+def export_to_qdrant(
+    index: SearchIndex, client: Any, collection: str, *, batch_size: int = 256, progress: bool = False
+) -> int:
+    """Make `collection` hold the images of `index`, and no others of ours; how many these are.
+
+    Points have the same ids in every export, so one that was interrupted is simply repeated.
+
+    Raises:
+        ImportError: qdrant-client is not installed.
+        ValueError: a collection with other vectors, or of another checkpoint.
+    """
+    models, layout = _import_models(), index.layout
+    kinds = {
+        name: models.VectorParams(size=layout.width, distance=models.Distance.DOT) for name in layout.vector_names
+    }
+    if not client.collection_exists(collection):
+        client.create_collection(collection, vectors_config=kinds)
+    _require_collection(client, collection, kinds, layout.checkpoint)
+    export, total = uuid.uuid4().hex, 0
+    with tqdm(total=len(index), desc="points", disable=not progress) as bar:
+        for facts, vectors in index.rows(batch_size):
+            points = [
+                models.PointStruct(
+                    id=str(uuid.uuid5(_OURS, fact["image_id"])),
+                    vector={name: each.tolist() for name, each in zip(layout.vector_names, kinds_of, strict=True)},
+                    payload={**fact, CHECKPOINT: layout.checkpoint, EXPORT: export},
+                )
+                for fact, kinds_of in zip(facts, vectors, strict=True)
+            ]
+            client.upsert(collection, points, wait=True)
+            total += len(points)
+            bar.update(len(points))
+    ours = models.FieldCondition(key=CHECKPOINT, match=models.MatchValue(value=layout.checkpoint))
+    now = models.FieldCondition(key=EXPORT, match=models.MatchValue(value=export))
+    stale = models.Filter(must=[ours], must_not=[now])
+    client.delete(collection, models.FilterSelector(filter=stale), wait=True)
+    return total
+
+
+class QdrantIndex:
+    """An exported collection, asked as `SearchIndex` is; needs the checkpoint, and no file of the index.
+
+    Args:
+        client: of Qdrant.
+        collection: as exported.
+        model, processor: the checkpoint that made the vectors.
+
+    Raises:
+        ImportError: qdrant-client is not installed.
+        ValueError: no such collection, an empty one, or one of another checkpoint.
+    """
+
+    def __init__(self, client: Any, collection: str, model: DualEncoder, processor: Any) -> None:
+        models = _import_models()
+        if not client.collection_exists(collection):
+            raise ValueError(f"Qdrant has no collection {collection!r}. Export the index first.")
+        self.client, self.collection = client, collection
+        kinds = client.get_collection(collection).config.params.vectors
+        vectors = FUSED_ONLY if set(kinds) == {FUSED_ONLY} else BRANCHES
+        self.layout = make_layout(model, processor, Features({}), vectors)
+        expected = {
+            name: models.VectorParams(size=self.layout.width, distance=models.Distance.DOT)
+            for name in self.layout.vector_names
+        }
+        if client.count(collection).count == 0:
+            raise ValueError(f"The collection {collection!r} is empty. Export the index first.")
+        _require_collection(client, collection, expected, self.layout.checkpoint)
+        self._asker = Asker(model, processor, self.layout)
+
+    def search(self, query: Query, *, k: int = 20, query_filter: Any = None, exact: bool = False) -> list[Hit]:
+        """The best `k` images; see `SearchIndex.search`.
+
+        Each term in favour proposes its neighbours, by one branch or by each; their scores are then computed whole.
+
+        Args:
+            query_filter: in Qdrant's own terms, on the columns of the index.
+            exact: Qdrant compares with every vector instead of using its graph.
+
+        Raises:
+            ValueError: as `SearchIndex.search`; a query in which everything counts against.
+        """
+        if k < 1:
+            raise ValueError(f"`k` is {k}. Valid: 1 or more.")
+        names = self.layout.vector_names
+        questions = self._asker.ask(as_terms(query, self.layout.perspectives))
+        wanted = {name: vector for name, vector in proposals_by(questions).items() if name in names}
+        if not wanted:
+            raise ValueError("Every term counts against, which Qdrant cannot look up. Add one in favour.")
+        found: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
+        for name, vector in wanted.items():
+            points = self._neighbours(name, vector, max(PROPOSED * k, LEAST_PROPOSED), query_filter, exact)
+            for point in points:
+                found[point.id] = (dict(point.payload), np.array([point.vector[each] for each in names], np.float32))
+        if not found:
+            return []
+        facts = [
+            {name: value for name, value in payload.items() if name not in _OF_EXPORT} for payload, _ in found.values()
+        ]
+        vectors = np.stack([each for _, each in found.values()])
+        scores = contributions(questions, names, vectors).sum(axis=(1, 2))
+        best = best_places(scores, [fact["image_id"] for fact in facts], k)
+        return explained(questions, names, [facts[place] for place in best], vectors[best])
+
+    def _neighbours(self, name: str, vector: np.ndarray, count: int, query_filter: Any, exact: bool) -> list[Any]:
+        models = _import_models()
+        return self.client.query_points(
+            self.collection,
+            query=vector.astype(np.float32).tolist(),
+            using=name,
+            limit=count,
+            query_filter=query_filter,
+            search_params=models.SearchParams(exact=exact),
+            with_payload=True,
+            with_vectors=True,
+        ).points
+
+
+def _require_collection(client: Any, collection: str, kinds: dict[str, Any], checkpoint: str) -> None:
+    found = client.get_collection(collection).config.params.vectors
+    shapes = [{name: (each.size, each.distance) for name, each in some.items()} for some in (found, kinds)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"The collection {collection!r} has other vectors: {shapes[0]}, not {shapes[1]}. Name another collection."
+        )
+    points, _ = client.scroll(collection, limit=1, with_payload=[CHECKPOINT])
+    if points and (points[0].payload or {}).get(CHECKPOINT) != checkpoint:
+        raise ValueError(
+            f"The collection {collection!r} holds vectors of another checkpoint, which mean nothing to this one. Load "
+            f"that checkpoint, or name another collection."
+        )
+
+
+def _import_models() -> Any:
+    try:
+        from qdrant_client import models
+    except ImportError as error:
+        raise ImportError("Qdrant needs its client: pip install 'holistic-clip-hf[qdrant]'.") from error
+    return models
