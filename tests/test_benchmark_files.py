@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from holistic_clip_hf.corpus.schema import count_perspectives
-from training.benchmarks.classification import open_classification
+from training.benchmarks.classification import classify_by, imagenet_classes, open_classification
 from training.benchmarks.retrieval import RETRIEVAL, SHAREGPT4V_FILE, open_retrieval
 from training.benchmarks.segmentation import SEGMENTATION, open_segmentation
 
@@ -84,25 +85,72 @@ def test_long_captions(tmp_path: Path) -> None:
     assert row["captions"] == [{"perspective": "detail", "text": "A long answer.", "source": "sharegpt4v"}]
 
 
+CLASSES = {"n01440764": "tench", "n01443537": "goldfish", "n01484850": "great white shark"}
+
+
+def test_an_entry_without_an_answer_is_named(tmp_path: Path) -> None:
+    entry = {"id": "0", "image": "coco/train2017/0.jpg", "conversations": [{"from": "human", "value": "What?"}]}
+    (tmp_path / SHAREGPT4V_FILE).write_text(json.dumps([entry]))
+    with pytest.raises(ValueError, match="coco/train2017/0.jpg has no turn from 'gpt'"):
+        open_retrieval("sharegpt4v", tmp_path)
+
+
 def test_classes_keep_the_order_of_their_synsets(tmp_path: Path) -> None:
-    synsets = ["n01440764", "n01443537", "n01484850"]
+    synsets = list(CLASSES)
     for synset in synsets:
         write_image(tmp_path / f"val/{synset}/x.JPEG")
+        write_image(tmp_path / f"train/{synset}/x.JPEG")
+        write_image(tmp_path / f"train/{synset}/y.JPEG")
     (tmp_path / "val/n01440764/readme.txt").write_text("no image")
-    dataset, there = open_classification("imagenet", tmp_path, synsets)
-    assert dataset["label"] == [0, 1, 2] and there == [0, 1, 2]
+    found = open_classification("imagenet", tmp_path, classes=CLASSES)
+    assert found.dataset["label"] == [0, 1, 2] and found.class_names == list(CLASSES.values())
+    assert open_classification("imagenet", tmp_path, split="train").dataset["label"] == [0, 0, 1, 1, 2, 2]
     for synset in (synsets[2], synsets[1]):
         write_image(tmp_path / f"imagenet-a/{synset}/y.jpg")
-    dataset, there = open_classification("imagenet-a", tmp_path, synsets)
-    assert dataset["label"] == [0, 1] and there == [1, 2]
-    for index in ("0", "2"):
-        write_image(tmp_path / f"imagenetv2-matched-frequency-format-val/{index}/z.jpeg")
-    assert open_classification("imagenet-v2", tmp_path, synsets)[1] == [0, 2]
+    found = open_classification("imagenet-a", tmp_path)
+    assert found.dataset["label"] == [0, 1] and found.class_names == ["goldfish", "great white shark"]
+    for index in ("0", "2", "10"):
+        write_image(tmp_path / f"imagenetv2-matched-frequency-format-val/{index}/{index}.jpeg")
+    found = open_classification("imagenet-v2", tmp_path)
+    assert found.class_names == ["tench", "great white shark", "brambling"]
+    assert [Path(image.filename).stem for image in found.dataset["image"]] == ["0", "2", "10"]
+    with pytest.raises(ValueError, match="split 'train' of imagenet-v2. Valid: test"):
+        open_classification("imagenet-v2", tmp_path, split="train")
+    with pytest.raises(ValueError, match="folder '10', which is none of the 3 classes"):
+        open_classification("imagenet-v2", tmp_path, classes=CLASSES)
     (tmp_path / "imagenet-a/kittens").mkdir()
-    with pytest.raises(ValueError, match="folder 'kittens', which is none of the 3 classes"):
-        open_classification("imagenet-a", tmp_path, synsets)
+    with pytest.raises(ValueError, match="folder 'kittens', which is none of the 1000 classes"):
+        open_classification("imagenet-a", tmp_path)
+    (tmp_path / "imagenet-a/kittens").rename(tmp_path / "imagenet-a" / synsets[0])
+    with pytest.raises(ValueError, match="n01440764 holds no image"):
+        open_classification("imagenet-a", tmp_path)
     with pytest.raises(ValueError, match="no folders of classes in .*imagenet-r"):
-        open_classification("imagenet-r", tmp_path, synsets)
+        open_classification("imagenet-r", tmp_path)
+
+
+def test_imagenet_has_a_thousand_names_in_order() -> None:
+    classes = imagenet_classes()
+    assert len(classes) == 1_000 and list(classes) == sorted(classes) and all(classes.values())
+    # Known by heart to everybody who has seen ImageNet's indices.
+    names = list(classes.values())
+    assert (names[0], names[207], names[281], names[985]) == ("tench", "Golden Retriever", "tabby cat", "daisy")
+
+
+def test_a_corpus_has_classes_by_perspective_or_column(corpus: Dataset) -> None:
+    first, second = corpus.select(range(4)), corpus.select(range(4, 8))
+    train, test = classify_by("colour", first, second)
+    assert train.class_names == test.class_names == ["all blue", "all green", "all red", "all yellow"]
+    assert train.dataset["label"] == [2, 2, 1, 1] and test.dataset["label"] == [0, 0, 3, 3]
+    (found,) = classify_by("image_id", corpus)
+    assert found.class_names[0] == "blue circle" and sorted(found.dataset["label"]) == list(range(8))
+    without = corpus.map(lambda row: {"captions": row["captions"][: 3 if row["image_id"].startswith("red") else 1]})
+    (found,) = classify_by("shape", without)
+    assert found.num_left_out == 6 and len(found.dataset) == 2 == len(found.class_names)
+    with pytest.raises(ValueError, match=r"classes 'mood'. Valid: a perspective of the corpus \(colour, shape, short"):
+        classify_by("mood", corpus)
+    twice = corpus.map(lambda row: {"captions": [*row["captions"], {**row["captions"][0], "text": "else"}]})
+    with pytest.raises(ValueError, match="Row 0 has 2 different captions of 'short'"):
+        classify_by("short", twice)
 
 
 def test_voc_with_and_without_background(tmp_path: Path) -> None:
@@ -125,6 +173,10 @@ def test_ade20k_counts_from_one(tmp_path: Path) -> None:
     (tmp_path / "objectInfo150.txt").write_text("\n".join([head, *lines]))
     found = open_segmentation("ade20k", tmp_path)
     assert found.class_names == ["wall", "building"]
+    (tmp_path / "images/validation/a.jpg").rename(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="no images in .*images/validation"):
+        open_segmentation("ade20k", tmp_path)
+    (tmp_path / "a.jpg").rename(tmp_path / "images/validation/a.jpg")
     assert np.asarray(found.dataset[0]["mask"]).tolist() == [[255, 0], [1, 1]]
 
 
@@ -155,4 +207,4 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="benchmark 'mnist'. Valid: "):
             open_it("mnist", tmp_path)
     with pytest.raises(ValueError, match="benchmark 'mnist'. Valid: imagenet"):
-        open_classification("mnist", tmp_path, [])
+        open_classification("mnist", tmp_path)

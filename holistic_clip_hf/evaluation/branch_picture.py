@@ -80,7 +80,8 @@ def branch_picture(records: Sequence[Record], *, names: Sequence[str] | None = N
 
 def branch_panels(records: Sequence[Record], *, names: Sequence[str] | None = None, k: int = 5) -> list[Panel]:
     """The numbers of the four matrices, in percent but for similarities; one without records has no cells."""
-    recall, without, wins, similarity = {}, {}, {}, {}
+    recall: dict[tuple[str, str], float] = {}
+    without, wins, similarity = dict(recall), dict(recall), dict(recall)
     for record in records:
         said = {name: str(value) for name, value in record.details.items()}
         if record.label == f"recall@{k}" and said["protocol"] == PER_PERSPECTIVE:

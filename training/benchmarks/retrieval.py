@@ -77,7 +77,9 @@ def _sharegpt4v(root: Path, split: str) -> Iterator[dict[str, Any]]:
     entries = json.loads(_text(root / SHAREGPT4V_FILE))
     tested = {"test": entries[:IMAGES_OF_SHAREGPT4V], "train": entries[IMAGES_OF_SHAREGPT4V:]}
     for entry in tested.get(split, []):
-        answer = next(turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt")
+        answer = next((turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt"), None)
+        if answer is None:
+            raise ValueError(f"{SHAREGPT4V_FILE}: {entry['image']} has no turn from 'gpt'. Fetch the file again.")
         yield _row(entry["image"], root / entry["image"], "detail", [answer.strip()], "sharegpt4v")
 
 

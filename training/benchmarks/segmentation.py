@@ -7,6 +7,7 @@
 Masks are brought to one form: the places of classes in the list of names, 255 for what does not count.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ def _voc(root: Path, *, with_background: bool) -> SegmentationBenchmark:
 def _ade20k(root: Path) -> SegmentationBenchmark:
     lines = _text(root / "objectInfo150.txt").splitlines()[1:]  # index, ratio, train, val, names
     names = [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
-    images = sorted((root / "images/validation").glob("*.jpg"))
+    images = _images_in(root / "images/validation")
     pairs = ((image, root / f"annotations/validation/{image.stem}.png") for image in images)
     places = {index + 1: index for index in range(len(names))}  # 0 is what nobody labelled
     return SegmentationBenchmark(_dataset(pairs, places), names, None)
@@ -64,10 +65,17 @@ def _coco_stuff(root: Path) -> SegmentationBenchmark:
     # Index k of the list, of which 0 is "unlabeled", is the value k - 1 of the maps.
     labels = {int(index): label.strip() for index, label in told}
     used = sorted(labels.keys() - COCO_STUFF_UNUSED - {0})
-    images = sorted((root / "val2017").glob("*.jpg"))
+    images = _images_in(root / "val2017")
     pairs = ((image, root / f"stuffthingmaps/val2017/{image.stem}.png") for image in images)
     places = {index - 1: place for place, index in enumerate(used)}
     return SegmentationBenchmark(_dataset(pairs, places), [labels[index] for index in used], None)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    images = sorted(folder.glob("*.jpg"))
+    if not images:
+        raise ValueError(f"Got no images in {folder}. See training/benchmarks/ for what a benchmark's root holds.")
+    return images
 
 
 def _dataset(pairs: Iterable[tuple[Path, Path]], places: Mapping[int, int]) -> Dataset:
@@ -78,7 +86,9 @@ def _dataset(pairs: Iterable[tuple[Path, Path]], places: Mapping[int, int]) -> D
         for image, mask in pairs:
             if not image.is_file():
                 raise ValueError(f"Got no image {image}. See training/benchmarks/ for what a benchmark's root holds.")
-            yield {"image": str(image), "mask": Image.fromarray(table[_read_mask(mask)])}
+            file = io.BytesIO()  # thousands of masks fit into memory as PNG
+            Image.fromarray(table[_read_mask(mask)]).save(file, "PNG")
+            yield {"image": str(image), "mask": {"bytes": file.getvalue(), "path": None}}
 
     return Dataset.from_list(list(rows()), features=Features({"image": ImageFeature(), "mask": ImageFeature()}))
 
