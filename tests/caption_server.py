@@ -1,4 +1,4 @@
-"""A small real server of captions on loopback, which fails as servers do: `python tests/caption_server.py` runs one.
+"""A small real server of captions on loopback, which fails as servers do; `caption_server.py 0.05` runs one alone.
 
 It answers with what `caption_of` says about picture and prompt, so that an answer to another question is noticed.
 """
@@ -7,6 +7,7 @@ import hashlib
 import json
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -53,17 +54,26 @@ def caption_of(picture: str, prompt: str) -> str:
 
 
 class CaptionServer(ThreadingHTTPServer):
-    """Every question meets `faults` in turn, then is answered after `delay` seconds."""
+    """Every question meets `faults` in turn, or those of its prompt, then is answered after `delay` seconds."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, faults: Sequence[str] = (), *, delay: float = 0.0, retry_after: str = "0") -> None:
+    def __init__(
+        self,
+        faults: Sequence[str] | Mapping[str, Sequence[str]] = (),
+        *,
+        delay: float = 0.0,
+        retry_after: str = "0",
+        error: bytes = b'{"error": "overloaded"}',
+        answers: Mapping[str, bytes] | None = None,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults = faults
         self.delay = delay
         self.retry_after = retry_after
-        self.error_body = b""
+        self.error = error
+        self.answers = answers or {}  # by prompt, instead of the usual ones
         self.asked: list[Asked] = []
         self.most_at_once = self.at_once = 0
         self.times: Counter[tuple[str, str]] = Counter()
@@ -83,7 +93,8 @@ class CaptionServer(ThreadingHTTPServer):
             self.asked.append(asked)
             place = self.times[asked.question]
             self.times[asked.question] += 1
-        return self.faults[place] if place < len(self.faults) else ""
+        faults = self.faults.get(asked.question[1], ()) if isinstance(self.faults, Mapping) else self.faults
+        return faults[place] if place < len(faults) else ""
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -114,12 +125,13 @@ class Handler(BaseHTTPRequestHandler):
                 self.fail(fault, *asked.question)
             else:
                 self.server.closing.wait(self.server.delay)
-                self.send(200, answer(caption_of(*asked.question)))
+                usual = answer(caption_of(*asked.question))
+                self.send(200, self.server.answers.get(asked.question[1], usual))
 
     def fail(self, fault: str, picture: str, prompt: str) -> None:
         right = answer(caption_of(picture, prompt))
         if fault.isdecimal():
-            self.send(int(fault), self.server.error_body or b'{"error": {"message": "overloaded"}}')
+            self.send(int(fault), self.server.error)
         elif fault in BROKEN_JSON:
             self.send(200, BROKEN_JSON[fault])
         elif fault == "html":
@@ -175,8 +187,7 @@ def serving(server: CaptionServer) -> Iterator[CaptionServer]:
 
 
 if __name__ == "__main__":
-    import sys
-
-    alone = CaptionServer(delay=float(sys.argv[1]) if len(sys.argv) > 1 else 0.0)
-    print(alone.url, flush=True)
+    alone = CaptionServer(delay=float(sys.argv[1]))
+    sys.stdout.write(f"{alone.url}\n")
+    sys.stdout.flush()
     alone.serve_forever()

@@ -2,7 +2,6 @@
 """Images x perspectives to caption rows: each is asked once, however often the run is killed and started again."""
 
 import json
-import re
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..atomic import write_atomically
 from ..corpus.build import Skipped
+from ..corpus.images import ImageLimits, verify_image
 from ..corpus.source import Item, Source
 from ..unreadable import UnreadableImageError, decode_image
 from .backend import Backend, Reply, Work
@@ -25,7 +25,8 @@ from .rows import FAILED, CaptionRow
 from .store import ALL, SECONDS_PER_FILE, CaptionStore, RowWriter, Shard
 
 _READERS = 4  # threads that read and decode images while others are asked about
-_IMAGES_AHEAD = 8  # decoded and waiting; Pillow takes up to 179 million pixels, which are 0.5 GB
+_IMAGES_AHEAD = 8  # decoded and waiting, of up to 270 MB each
+_LIMITS = ImageLimits()
 
 
 @dataclass
@@ -164,9 +165,12 @@ class _Run:
     def _open(self, item: Item) -> Image.Image | str:
         """The image, or why it cannot be read."""
         try:
-            return _on_white(decode_image({"bytes": self.source.read(item.place), "path": None}))
-        except (OSError, ValueError) as error:  # also of modes that cannot be made RGB
-            return _reason(error)
+            data, _ = verify_image(self.source.read(item.place), _LIMITS)
+            return _on_white(decode_image({"bytes": data, "path": None}))
+        except UnreadableImageError as error:
+            return " ".join(str(error).split())
+        except (OSError, ValueError) as error:  # also of pixels that cannot be made RGB
+            return f"{type(error).__name__}: {error}"
 
     def _opened(self, task: _Task, opening: Future[Image.Image | str]) -> Iterator[Work]:
         image = opening.result()
@@ -215,9 +219,3 @@ def _on_white(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     drawn = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
-
-
-def _reason(error: Exception) -> str:
-    kind = "" if isinstance(error, UnreadableImageError) else f"{type(error).__name__}: "
-    # Pillow names the bytes by their place in memory, which differs from run to run.
-    return kind + re.sub(r" ?<_io\.\w+ object at 0x\w+>", "", " ".join(str(error).split()))
