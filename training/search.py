@@ -29,6 +29,7 @@ from holistic_clip_hf.search import (
     Term,
     estimate_bytes,
     index_images,
+    verify_index,
 )
 from holistic_clip_hf.search.images import Images
 from holistic_clip_hf.search.manifest import VECTORS, read_manifest
@@ -89,6 +90,11 @@ def find(options: argparse.Namespace) -> None:
         result_grid([row], [index.image(hit.image_id) for hit in hits]).save(options.picture)
 
 
+def check(options: argparse.Namespace) -> None:
+    """Read all of an index, and print that it is as it was written."""
+    print(f"{options.index}: {verify_index(options.index)} files, all as they were written.")
+
+
 def reasons(hit: Hit) -> list[str]:
     """A line for each term: what it added, and by which branches."""
     lines = []
@@ -122,6 +128,9 @@ def main() -> None:
     finding.add_argument("--why", action="store_true", help="what each term and branch added to the score")
     finding.add_argument("--picture", type=Path, default=None, help="also draw what is found into this PNG")
     finding.set_defaults(run=find)
+    checking = verbs.add_parser("check", help="read all of an index, whether it is as it was written")
+    checking.add_argument("--index", type=Path, required=True, help="the directory of the index")
+    checking.set_defaults(run=check)
     options = parser.parse_args()
     options.run(options)
 

@@ -8,6 +8,7 @@ from .index import SearchIndex
 from .indexing import IndexReport, index_images
 from .query import FUSED, Query, Term, parse_query
 from .sizes import estimate_bytes
+from .store import verify_index
 
 __all__ = [
     "FUSED",
@@ -23,4 +24,5 @@ __all__ = [
     "estimate_bytes",
     "index_images",
     "parse_query",
+    "verify_index",
 ]

@@ -154,18 +154,18 @@ def read_manifest(directory: Path) -> Manifest:
 def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
     """Raise `ValueError` where an index is not what this checkpoint, these vectors and columns would make."""
     found = manifest.layout
-    if found.checkpoint != layout.checkpoint:
-        raise ValueError(
-            f"{directory} was made by another checkpoint ({manifest.model or 'without a name'}, "
-            f"{found.checkpoint[:12]}; this one is {layout.checkpoint[:12]}): its vectors mean nothing to this one. "
-            f"Load that checkpoint with its own processor and dtype, or index into another directory."
-        )
     for name in ("vectors", "columns"):
         if getattr(found, name) != getattr(layout, name):
             raise ValueError(
                 f"{directory} was made with {name}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked "
                 f"for. Ask for the same, or index into another directory."
             )
+    if found.checkpoint != layout.checkpoint:
+        raise ValueError(
+            f"{directory} was made by another checkpoint ({manifest.model or 'without a name'}, "
+            f"{found.checkpoint[:12]}; this one is {layout.checkpoint[:12]}): its vectors mean nothing to this one. "
+            f"Load that checkpoint with its own processor and dtype, or index into another directory."
+        )
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -143,7 +143,7 @@ class Writer:
         path = write_segment(self.directory, max(taken, default=-1) + 1, self.layout, table, left_out)
         opened = open_segment(path, self.layout)
         assert opened is not None
-        return Part(path, opened[0], range(table.num_rows))
+        return Part(path, opened[0], list(range(table.num_rows)))
 
 
 def _load(images: Images, item: Item) -> Image.Image | LeftOut:

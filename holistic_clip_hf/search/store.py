@@ -118,6 +118,19 @@ def open_whole(directory: Path) -> tuple[Manifest, list[Dataset]]:
     raise ValueError(f"{directory} changed {_OPENINGS} times while it was opened. Try again when indexing is done.")
 
 
+def verify_index(directory: str | Path) -> int:
+    """Read all files of an index and hold them against their hashes; how many these are.
+
+    Raises:
+        ValueError: no index, or a file that is missing or was changed.
+    """
+    manifest = read_manifest(Path(directory))
+    files = [*manifest.segments, *manifest.neighbours.values()]
+    for file in files:
+        require_whole(Path(directory), file, read=True)
+    return len(files)
+
+
 def vectors_of(dataset: Dataset, name: str) -> list[np.ndarray]:
     """Blocks (rows, D) of one column of vectors, on the pages of the file itself."""
     chunks = dataset.data.column(f"{VECTOR}{name}").chunks
