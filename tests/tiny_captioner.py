@@ -3,7 +3,8 @@
 `make_tiny_captioner` is a LLaVA, in which every image takes the same number of tokens. The others are there because
 their caches and positions work differently: `make_tiny_qwen2_vl` counts positions in three dimensions and gives larger
 images more tokens; `make_tiny_gemma3` has layers that see a window only, and lets the tokens of an image see each
-other. Their tokenizer has a token per byte, so that any prompt fits; what they say is one character per token.
+other; `make_tiny_paligemma` lets the image see the prompt, and has no chat template. Their tokenizer has a token per
+byte, so that any prompt fits; what they say is one character per token.
 """
 
 from pathlib import Path
@@ -21,6 +22,9 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PaddleOCRVLProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -29,7 +33,9 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.paligemma.processing_paligemma import EXTRA_TOKENS
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from conftest import randomise
 
@@ -128,6 +134,19 @@ def make_tiny_gemma3(folder: Path) -> Path:
         images, make_tokenizer(), image_seq_length=16, chat_template=chat_template(IMAGE_BEGIN)
     )
     return save(folder, Gemma3ForConditionalGeneration(config), processor)
+
+
+def make_tiny_paligemma(folder: Path) -> Path:
+    """Image and prompt see each other wholly: what an image is to it depends on what is asked."""
+    config = PaliGemmaConfig(
+        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": 16, "patch_size": 4},
+        text_config={**TEXT, "model_type": "gemma", "head_dim": 8, "vocab_size": VOCABULARY + len(EXTRA_TOKENS)},
+        image_token_index=token(IMAGE),
+        projection_dim=WIDTHS["hidden_size"],
+    )
+    images = SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    images.image_seq_length = 16
+    return save(folder, PaliGemmaForConditionalGeneration(config), PaliGemmaProcessor(images, make_tokenizer()))
 
 
 def save(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> Path:

@@ -3,8 +3,9 @@
 
 - The prompts begin alike, with the image. This prefix goes through the model once; its key-value cache is copied for
   every prompt, and only the rest of the prompt and the answer are computed.
-- Not every model can go on from a cache as if it had read all at once. So the first batch is asked both ways, and if
-  the answers would differ, a warning says so and every prompt is encoded whole from then on.
+- Not every model can go on from a cache as if it had read all at once. So the first batch is asked both ways, as is
+  the first with padding, and if the answers would differ, a warning says so and every prompt is encoded whole from
+  then on.
 """
 
 import copy
@@ -41,6 +42,10 @@ class _Prefix(NamedTuple):
     suffixes: Suffixes
 
 
+# What processors and models raise where an image is none for them, or where they cannot do what they are asked.
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
 class _CannotShareError(Exception):
     """Why a model has to read an image once per prompt."""
 
@@ -52,8 +57,8 @@ class AnswerGenerator:
         self.model = model
         self.processor = processor
         self.shares_prefix = share_prefix
-        self._is_checked = False
-        self._suffixes: dict[tuple[str, ...], Suffixes | None] = {}
+        self._checked: set[bool] = set()  # batches without padding, and with
+        self._suffixes: dict[tuple[str, ...], Suffixes] = {}
         kept = {name: getattr(model.generation_config, name, None) for name in _KEPT_SETTINGS}
         # `generate` fills what a call leaves open from here: temperature, beams and cache of the checkpoint's own.
         model.generation_config = GenerationConfig(**kept)
@@ -96,20 +101,29 @@ class AnswerGenerator:
 
     def _read_once(self, images: Sequence[Image.Image], prompts: tuple[str, ...]) -> _Prefix | None:
         """The prefix of all prompts; `None` where each has to be encoded whole."""
-        if prompts not in self._suffixes:
-            self._suffixes[prompts] = find_suffixes(self.processor, prompts)
-        suffixes = self._suffixes[prompts]
         try:
-            if suffixes is None:
-                raise _CannotShareError("its prompts differ before the end of the image")
+            suffixes = self._find_suffixes(prompts)
             start = suffixes.cut(self._encode(images, prompts[0]))
-            if start is None or self._is_checked:
-                return self._prefill(start, suffixes) if start else None
-            return self._check(self._first_logits(self._encode(images, prompts[-1])), start, suffixes)
+            if start is None:
+                raise _CannotShareError("what follows an image depends on it")
+            is_padded = not bool(start["attention_mask"].all())
+            if is_padded in self._checked:
+                return self._prefill(start, suffixes)
+            prefix = self._check(self._first_logits(self._encode(images, prompts[-1])), start, suffixes)
+            self._checked.add(is_padded)
+            return prefix
         except _CannotShareError as reason:
             self.shares_prefix = False
             logger.warning("%s reads an image anew for every prompt: %s.", type(self.model).__name__, reason)
             return None
+
+    def _find_suffixes(self, prompts: tuple[str, ...]) -> Suffixes:
+        if prompts not in self._suffixes:
+            found = find_suffixes(self.processor, prompts)
+            if found is None:
+                raise _CannotShareError("its prompts differ before the end of the image")
+            self._suffixes[prompts] = found
+        return self._suffixes[prompts]
 
     def _check(self, expected: Tensor, start: Mapping[str, Tensor], suffixes: Suffixes) -> _Prefix:
         """The prefix, if the last prompt has the `expected` logits (N, V) when it goes on from there."""
@@ -118,7 +132,7 @@ class AnswerGenerator:
             logits = self._first_logits(self._continue(prefix, -1))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # a model that cannot go on from a cache raises whatever that leads it to
+        except FAULTS as error:
             raise _CannotShareError(f"going on from a cache fails ({type(error).__name__}: {error})") from error
         deviation = float((logits - expected).square().mean().sqrt() / expected.std())
         # Rounding errors of single operations, of one epsilon each, add up over the layers; a lost image, mask or
@@ -127,7 +141,6 @@ class AnswerGenerator:
         if not deviation <= tolerance:
             found = f"{deviation:.1e} standard deviations from those of the whole prompt, more than {tolerance:.1e}"
             raise _CannotShareError(f"going on from a cache gives logits {found}")
-        self._is_checked = True
         return prefix
 
     def _prefill(self, start: Mapping[str, Tensor], suffixes: Suffixes) -> _Prefix:

@@ -4,14 +4,16 @@
 import logging
 from collections.abc import Generator, Iterable, Iterator
 from itertools import product
+from pathlib import Path
 
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from .backend import Reply, Work
-from .generation import AnswerGenerator
+from .generation import FAULTS, AnswerGenerator
 from .perspectives import Perspective
-from .prompts import prompt_of
+from .prompts import PROBE_SIZE, prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +22,11 @@ _BATCHES_AHEAD = 2
 
 
 class LocalBackend:
-    """Any model of `AutoModelForImageTextToText` that has a chat template.
+    """Any decoder of `AutoModelForImageTextToText`; without a chat template, prompts go to it as they are.
 
     Args:
-        model_name: on the Hub, or a folder; weights in safetensors. No code that comes with it is run.
+        model_name: on the Hub, or a folder, whose own name then is the captioner's; weights in safetensors. No code
+            that comes with it is run.
         revision: branch, tag or commit.
         batch_size: images at a time; halved when memory runs out.
         device: default: the GPU if there is one.
@@ -31,8 +34,8 @@ class LocalBackend:
         share_prefix: read an image once for all that is asked about it, if the model can (`generation.py`).
 
     Raises:
-        ValueError: transformers cannot load the model on its own, it has no chat template or is an encoder-decoder,
-            or `batch_size` is less than 1.
+        ValueError: transformers cannot load the model on its own, it is an encoder-decoder or cannot answer about an
+            image, or `batch_size` is less than 1.
 
     Example: `list(LocalBackend("HuggingFaceTB/SmolVLM2-2.2B-Instruct", batch_size=16).answer(work))`.
     """
@@ -51,10 +54,11 @@ class LocalBackend:
             raise ValueError(f"Got batch_size={batch_size}; expected 1 or more. Give the number of images at a time.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model, processor = _load(model_name, revision, dtype or ("auto" if self.device.type == "cuda" else "float32"))
-        self.captioner = model_name
+        self.captioner = Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
         self.revision = getattr(model.config, "_commit_hash", None) or ""
         self.batch_size = batch_size
         self._generator = AnswerGenerator(model.to(self.device), processor, share_prefix=share_prefix)
+        self._require_an_answer()
 
     def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
         """One reply per image and perspective; images that are asked the same go together.
@@ -64,6 +68,18 @@ class LocalBackend:
         """
         for group in _alike(work, self.batch_size):
             yield from self._answer_group(group)
+
+    def _require_an_answer(self) -> None:
+        """What fails for any image has to fail here, not in a row for every image."""
+        probe = Perspective("probe", "Describe this image.", max_new_tokens=1)
+        try:
+            self._generator.generate([Image.new("RGB", PROBE_SIZE)], [probe], seed="")
+        except FAULTS as error:
+            raise ValueError(
+                f"Got the captioner {self.captioner!r}, which cannot answer about an image: {type(error).__name__}: "
+                f"{error}. Expected a model that is asked in a conversation, or by a text alone. Choose the "
+                "instruction-tuned variant, or another model."
+            ) from error
 
     def _answer_group(self, group: list[Work]) -> Iterator[Reply]:
         while group:
@@ -87,7 +103,7 @@ class LocalBackend:
         images, perspectives = [each.image for each in batch], batch[0].perspectives
         try:
             answers = self._generator.generate(images, perspectives, seed="\n".join(each.image_id for each in batch))
-        except Exception as error:  # processors and models raise whatever an image leads them to
+        except FAULTS as error:
             failure = error.with_traceback(None)  # its frames hold the tensors that memory is needed for
         else:
             asked = product(perspectives, batch)
@@ -127,11 +143,10 @@ def _load(name: str, revision: str | None, dtype: str | torch.dtype) -> tuple[Pr
             "whose weights are safetensors and whose code is in transformers: none that comes with it is run. Correct "
             "the name or revision, or have a server run it and ask that."
         ) from error
-    if model.config.is_encoder_decoder or not getattr(processor, "chat_template", None):
-        got = "is an encoder-decoder" if model.config.is_encoder_decoder else "has no chat template"
+    if model.config.is_encoder_decoder:
         raise ValueError(
-            f"Got the captioner {name!r}, which {got}; expected one that is instructed in a conversation. Choose the "
-            "instruction-tuned variant, or another model."
+            f"Got the captioner {name!r}, which is an encoder-decoder; expected a decoder, which images and prompts "
+            "are put before. Choose another model, or have a server run it and ask that."
         )
     if processor.tokenizer.pad_token is None:  # what is there is not seen
         processor.tokenizer.pad_token = processor.tokenizer.eos_token

@@ -13,9 +13,9 @@ from .perspectives import Perspective
 
 # Inputs with one entry per token, by their names in transformers' `prepare_inputs_for_generation` (5.23); all others
 # describe the images and are used up by the first pass over them.
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "labels")
 
-_PROBE_SIZE = (224, 224)  # any size would do: what follows an image does not depend on it
+PROBE_SIZE = (224, 224)  # any size would do: what follows an image does not depend on it
 
 
 def prompt_of(perspective: Perspective) -> str:
@@ -33,17 +33,19 @@ def prompt_of(perspective: Perspective) -> str:
 
 
 def encode(processor: ProcessorMixin, images: Sequence[Image.Image], prompt: str) -> BatchFeature:
-    """The inputs of a model that is asked the same about every image: (N, L), padded on the left."""
+    """The inputs of a model that is asked the same about every image: (N, L), padded on the left.
+
+    A model without a chat template gets the prompt as it is; its processor adds the image.
+    """
+    options = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    if not processor.chat_template:
+        return processor(images=[[image] for image in images], text=[prompt] * len(images), **options)
     turns = [
         [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
         for image in images
     ]
     return processor.apply_chat_template(
-        turns,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=options
     )
 
 
@@ -74,7 +76,7 @@ class Suffixes(NamedTuple):
 
 def find_suffixes(processor: ProcessorMixin, prompts: Sequence[str]) -> Suffixes | None:
     """Where prompts about one image part; `None` if that is before the end of the image."""
-    rows = [encode(processor, [Image.new("RGB", _PROBE_SIZE)], prompt) for prompt in prompts]
+    rows = [encode(processor, [Image.new("RGB", PROBE_SIZE)], prompt) for prompt in prompts]
     ids = [row["input_ids"][0] for row in rows]
     length = _common_length(ids)
     images = torch.isin(ids[0], torch.tensor([each for each in processor.image_token_ids if each is not None]))
