@@ -27,6 +27,9 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 from hub_answers import ACCOUNTS, ROUTES, TOKEN, Account, Answer, Call, HubState, Route
 from hub_storage import HubError
 
@@ -182,6 +185,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 for verb in ("GET", "HEAD", "POST", "PUT", "DELETE"):
     setattr(_Handler, f"do_{verb}", _Handler._serve)
+
+
+def connect(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let this process's client talk to the Hub: its settings are constants that it reads at every call.
+
+    Between its retries it does not wait. Nothing else about it is changed.
+    """
+    settings = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+    settings |= {"HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"}
+    settings |= {"HF_TOKEN_PATH": str(folder / "no-token"), "HF_HUB_CACHE": str(folder / "hub-cache")}
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
 
 def run_client(

@@ -1,7 +1,6 @@
 """Pushing a folder to a Hub on loopback: one commit or none, and an error that says what is there now.
 
-The client runs in this process here; its settings are module constants that it reads at every call, and the tests'
-own are offline. In processes of their own, with nothing set but the environment: `test_publish.py`.
+The client runs in this process here; in one of its own, with nothing set but the environment, in `test_publish.py`.
 """
 
 import os
@@ -9,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from holistic_clip_hf.publishing.push import Pushed, push
 from holistic_clip_hf.publishing.remote import Destination, PublishingError, look, require_replaceable
 from hub_answers import OTHER_TOKEN, READ_TOKEN, TOKEN
-from hub_server import LoopbackHub
+from hub_server import LoopbackHub, connect
 from hub_storage import Blob, Repository
 
 CLIP = Destination("ada/clip", token=TOKEN)
@@ -23,12 +21,7 @@ FILES = {"config.json": b"{}", "one.safetensors": bytes(3000), "two.safetensors"
 
 @pytest.fixture(autouse=True)
 def online(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
+    connect(hub, monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -45,8 +38,8 @@ def fill(folder: Path, files: dict[str, bytes]) -> Path:
 
 def push_all(folder: Path, destination: Destination = CLIP) -> Pushed:
     destination, remote = look(destination)
-    sizes = {name: (folder / name).stat().st_size for name in os.listdir(folder)}
-    return push(folder, sizes, destination, remote, message="Publish clip")
+    files = {name: folder / name for name in os.listdir(folder)}
+    return push(files, destination, remote, message="Publish clip")
 
 
 def existing(hub: LoopbackHub, files: dict[str, bytes] | None = None, **options: bool) -> Repository:
@@ -201,7 +194,7 @@ def test_a_hub_that_is_gone(hub: LoopbackHub, folder: Path) -> None:
     with pytest.raises(
         PublishingError, match=f"cannot be asked; before, ada/clip, main was commit {head}, and only a"
     ):
-        push(folder, {"config.json": 2}, destination, remote, message="Publish clip")
+        push({"config.json": folder / "config.json"}, destination, remote, message="Publish clip")
 
 
 def test_a_second_try_sends_only_what_is_missing(hub: LoopbackHub, folder: Path) -> None:
@@ -231,7 +224,7 @@ def test_somebody_else_was_faster(hub: LoopbackHub, folder: Path) -> None:
     with pytest.raises(
         PublishingError, match=f"somebody else has pushed since.*from commit {remote.head} to {faster.oid}"
     ):
-        push(folder, {"config.json": 2}, destination, remote, message="Publish clip")
+        push({"config.json": folder / "config.json"}, destination, remote, message="Publish clip")
     assert contents(repository) == {"config.json": b"theirs"}
 
 

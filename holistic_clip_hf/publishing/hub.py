@@ -80,14 +80,11 @@ def publish(
         verify(staged, expected, scratch=Path(scratch) / "before")
         if remote is None:
             return Publication(destination.repo_id, files)
-        pushed = push(staged, files, destination, remote, message=_message(facts))
+        paths = {name: staged / name for name in files}
+        pushed = push(paths, destination, remote, message=f"Publish {facts.title}")
         logger.info("Pushed commit %s; pulling it to load it again", pushed.commit)
         _verify_pulled(pushed, destination, expected, Path(scratch) / "after")
     return Publication(pushed.repo_id, files, pushed.commit, pushed.url, pushed.pull_request)
-
-
-def _message(facts: CardFacts) -> str:
-    return f"Publish {facts.title}"
 
 
 def _require_ours(destination: Destination, remote: Remote) -> None:

@@ -38,8 +38,8 @@ class Pushed:
     pull_request: str | None
 
 
-def push(folder: Path, files: Mapping[str, int], destination: Destination, remote: Remote, *, message: str) -> Pushed:
-    """One commit of `files` on top of what `remote.look` saw.
+def push(files: Mapping[str, Path], destination: Destination, remote: Remote, *, message: str) -> Pushed:
+    """One commit of `files`, local paths by name in the repository, on top of what `remote.look` saw.
 
     Every file of the repository that is none of `files` is deleted in the same commit: see `require_replaceable`.
     Where the Hub's answer is lost on the way, what is there decides whether the commit has arrived.
@@ -49,7 +49,7 @@ def push(folder: Path, files: Mapping[str, int], destination: Destination, remot
     """
     attempt = _Attempt(HfApi(token=destination.require_token()), destination, remote)
     parent = attempt.prepare()
-    added = [CommitOperationAdd(name, folder / name) for name in sorted(files)]
+    added = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
     stale = sorted(set(remote.files) - set(files) - {ATTRIBUTES})
     commit, pull_request = attempt.commit(added, stale, parent, message)
     attempt.tag(commit)
