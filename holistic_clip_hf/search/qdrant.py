@@ -57,9 +57,8 @@ def export_to_qdrant(
             client.upsert(collection, points, wait=True)
             total += len(points)
             bar.update(len(points))
-    ours = models.FieldCondition(key=CHECKPOINT, match=models.MatchValue(value=layout.checkpoint))
     now = models.FieldCondition(key=EXPORT, match=models.MatchValue(value=export))
-    stale = models.Filter(must=[ours], must_not=[now])
+    stale = models.Filter(must=[_of_checkpoint(layout.checkpoint)], must_not=[now])
     client.delete(collection, models.FilterSelector(filter=stale), wait=True)
     return total
 
@@ -89,9 +88,10 @@ class QdrantIndex:
             name: models.VectorParams(size=self.layout.width, distance=models.Distance.DOT)
             for name in self.layout.vector_names
         }
-        if client.count(collection).count == 0:
-            raise ValueError(f"The collection {collection!r} is empty. Export the index first.")
         _require_collection(client, collection, expected, self.layout.checkpoint)
+        self._ours = _of_checkpoint(self.layout.checkpoint)  # a collection may hold points of others
+        if client.count(collection, count_filter=models.Filter(must=[self._ours])).count == 0:
+            raise ValueError(f"The collection {collection!r} is empty. Export the index first.")
         self._asker = Asker(model, processor, self.layout)
 
     def search(self, query: Query, *, k: int = 20, query_filter: Any = None, exact: bool = False) -> list[Hit]:
@@ -135,7 +135,7 @@ class QdrantIndex:
             query=vector.astype(np.float32).tolist(),
             using=name,
             limit=count,
-            query_filter=query_filter,
+            query_filter=models.Filter(must=[self._ours, *([query_filter] if query_filter else [])]),
             search_params=models.SearchParams(exact=exact),
             with_payload=True,
             with_vectors=True,
@@ -149,12 +149,19 @@ def _require_collection(client: Any, collection: str, kinds: dict[str, Any], che
         raise ValueError(
             f"The collection {collection!r} has other vectors: {shapes[0]}, not {shapes[1]}. Name another collection."
         )
-    points, _ = client.scroll(collection, limit=1, with_payload=[CHECKPOINT])
-    if points and (points[0].payload or {}).get(CHECKPOINT) != checkpoint:
+    models = _import_models()
+    not_exported = models.IsEmptyCondition(is_empty=models.PayloadField(key=CHECKPOINT))
+    others = models.Filter(must_not=[_of_checkpoint(checkpoint), not_exported])
+    if client.count(collection, count_filter=others).count:
         raise ValueError(
             f"The collection {collection!r} holds vectors of another checkpoint, which mean nothing to this one. Load "
             f"that checkpoint, or name another collection."
         )
+
+
+def _of_checkpoint(checkpoint: str) -> Any:
+    models = _import_models()
+    return models.FieldCondition(key=CHECKPOINT, match=models.MatchValue(value=checkpoint))
 
 
 def _import_models() -> Any:
