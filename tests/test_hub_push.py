@@ -37,7 +37,7 @@ def fill(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def push_all(folder: Path, destination: Destination = CLIP) -> Pushed:
-    destination, remote = look(destination)
+    remote = look(destination)
     files = {name: folder / name for name in os.listdir(folder)}
     return push(files, destination, remote, message="Publish clip")
 
@@ -133,7 +133,7 @@ def test_the_token_is_not_shown() -> None:
 def test_files_of_another_kind_are_not_replaced(hub: LoopbackHub) -> None:
     existing(hub, {"config.json": b"", "thesis.pdf": b"", "a.bin": b""})
     with pytest.raises(ValueError, match=r"do not belong beside what is pushed: a.bin, thesis.pdf\. Delete them"):
-        require_replaceable(look(CLIP)[1], lambda name: name.endswith(".json"))
+        require_replaceable(look(CLIP), lambda name: name.endswith(".json"))
 
 
 # Stage that fails, how, and what the error says: of the reason, and of the Hub.
@@ -188,13 +188,13 @@ def test_a_later_push_that_breaks(
 
 def test_a_hub_that_is_gone(hub: LoopbackHub, folder: Path) -> None:
     head = existing(hub, {"config.json": b"before"}).at("main").oid
-    destination, remote = look(CLIP)
+    remote = look(CLIP)
     for stage in ("commit", "refs"):
         hub.break_at(stage, cut="before", times=20)
     with pytest.raises(
         PublishingError, match=f"cannot be asked; before, ada/clip, main was commit {head}, and only a"
     ):
-        push({"config.json": folder / "config.json"}, destination, remote, message="Publish clip")
+        push({"config.json": folder / "config.json"}, CLIP, remote, message="Publish clip")
 
 
 def test_a_second_try_sends_only_what_is_missing(hub: LoopbackHub, folder: Path) -> None:
@@ -219,12 +219,12 @@ def test_a_lost_answer_is_looked_up(
 
 def test_somebody_else_was_faster(hub: LoopbackHub, folder: Path) -> None:
     repository = existing(hub, {"config.json": b"before"})
-    destination, remote = look(CLIP)
+    remote = look(CLIP)
     faster = repository._add("refs/heads/main", remote.head, "faster", {"config.json": Blob(b"theirs", False)})
     with pytest.raises(
         PublishingError, match=f"somebody else has pushed since.*from commit {remote.head} to {faster.oid}"
     ):
-        push({"config.json": folder / "config.json"}, destination, remote, message="Publish clip")
+        push({"config.json": folder / "config.json"}, CLIP, remote, message="Publish clip")
     assert contents(repository) == {"config.json": b"theirs"}
 
 

@@ -50,7 +50,7 @@ def publish_corpus(directory: str | Path, destination: Destination, *, dry_run: 
         sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
         if dry_run:
             return Publication(destination.repo_id, sizes)
-        destination, remote = look(destination)
+        remote = look(destination)
         require_replaceable(remote, lambda name: bool(SHARD.fullmatch(name) or BESIDE.fullmatch(name)))
         rows = read_manifest(directory)["rows"]
         pushed = push(files, destination, remote, message=f"Publish a corpus of {rows:,} images")

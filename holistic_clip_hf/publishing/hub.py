@@ -38,40 +38,33 @@ class Publication:
 
 def publish(
     checkpoint: str | Path,
-    repo_id: str,
+    destination: str | Destination,
     *,
     facts: CardFacts | None = None,
-    private: bool | None = None,
-    revision: str = "main",
-    tag: str | None = None,
-    create_pr: bool = False,
-    token: str | None = None,
+    message: str = "",
     max_shard_size: str = MAX_SHARD_SIZE,
     dry_run: bool = False,
 ) -> Publication:
-    """Publish a checkpoint's folder as `repo_id`: one commit that loads for people without this package.
+    """Publish the folder of a checkpoint: one commit, which loads for people without this package.
 
     Staged and pulled again, it is loaded in a fresh interpreter, elsewhere, without the package, by `AutoModel`,
-    `AutoProcessor` and two pipelines, and gives the numbers that it gives here. `facts` is what the card says beside
-    configuration and records; its `repo_id` becomes this one. `dry_run` stages and verifies and asks nobody. The
-    other arguments are those of `push.Destination`.
+    `AutoProcessor` and two pipelines, and gives the numbers that it gives here. `destination` is a name, or a
+    `Destination` with private, revision, tag, pull request. `facts` is what the card says beside configuration and
+    records; its `repo_id` becomes the destination's. `dry_run` stages and verifies, and asks nobody.
 
     Raises:
         ValueError: no checkpoint of ours, no token that may write, or a repository of something else.
         VerificationError: it does not load, or gives other numbers.
         PublishingError: the Hub or the network; the message says what is on the Hub now.
 
-    Example: `publish("runs/emoji/holistic", "someone/holistic-clip-emoji", private=True)`.
+    Example: `publish("runs/emoji/holistic", Destination("someone/holistic-clip-emoji", private=True, tag="v1"))`.
     """
     checkpoint = Path(checkpoint)
+    destination = Destination(destination) if isinstance(destination, str) else destination
     require_checkpoint(checkpoint)
-    destination = Destination(repo_id, private=private, revision=revision, tag=tag, create_pr=create_pr, token=token)
-    remote = None
-    if not dry_run:
-        destination, remote = look(destination)
-        _require_ours(destination, remote)
-    facts = facts or CardFacts(repo_id=destination.repo_id, model_name=checkpoint.name)
-    facts = replace(facts, repo_id=destination.repo_id)
+    remote = None if dry_run else require_publishable(destination)
+    repo_id = destination.repo_id if remote is None else remote.repo_id
+    facts = replace(facts or CardFacts(repo_id=repo_id, model_name=checkpoint.name), repo_id=repo_id)
     with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         staged = Path(scratch) / "staged"
         files = stage(checkpoint, staged, facts, max_shard_size=max_shard_size)
@@ -79,33 +72,43 @@ def publish(
         expected = measure(str(checkpoint))
         verify(staged, expected, scratch=Path(scratch) / "before")
         if remote is None:
-            return Publication(destination.repo_id, files)
+            return Publication(repo_id, files)
         paths = {name: staged / name for name in files}
-        pushed = push(paths, destination, remote, message=f"Publish {facts.title}")
+        pushed = push(paths, destination, remote, message=message or f"Publish {facts.title}")
         logger.info("Pushed commit %s; pulling it to load it again", pushed.commit)
         _verify_pulled(pushed, destination, expected, Path(scratch) / "after")
     return Publication(pushed.repo_id, files, pushed.commit, pushed.url, pushed.pull_request)
 
 
-def _require_ours(destination: Destination, remote: Remote) -> None:
-    """Raise `ValueError` where the repository is that of another model, or of something that is none."""
+def require_publishable(destination: Destination) -> Remote:
+    """What is at the destination, if a checkpoint may be pushed there; nothing is made or changed.
+
+    Raises:
+        ValueError: no token that may write, or the repository of another model, or of something that is none.
+        PublishingError: the Hub cannot be asked.
+    """
+    remote = look(destination)
     if CONFIG in remote.files:
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = hf_hub_download(
-                    remote.repo_id, CONFIG, revision=remote.head, local_dir=folder, token=destination.require_token()
-                )
-                there = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
-        except HUB_ERRORS as error:
-            raise PublishingError(
-                f"{CONFIG} of {remote.repo_id} could not be read: {error}. Nothing was sent."
-            ) from error
+        there = _model_type(remote, destination)
         if there != HolisticCLIPConfig.model_type:
             raise ValueError(
                 f"{remote.repo_id} is the repository of a model of type {there!r}, not "
                 f"{HolisticCLIPConfig.model_type!r}. Choose another name. Nothing was sent."
             )
     require_replaceable(remote, lambda name: ALLOWED.fullmatch(name) is not None)
+    return remote
+
+
+def _model_type(remote: Remote, destination: Destination) -> str | None:
+    token = destination.require_token()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = hf_hub_download(remote.repo_id, CONFIG, revision=remote.head, local_dir=folder, token=token)
+            return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+    except HUB_ERRORS as error:
+        raise PublishingError(
+            f"{CONFIG} of {remote.repo_id} could not be read: {reason_of(error)}. Nothing was sent."
+        ) from error
 
 
 def _verify_pulled(pushed: Pushed, destination: Destination, expected: Mapping[str, Any], scratch: Path) -> None:

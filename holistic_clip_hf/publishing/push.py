@@ -53,7 +53,7 @@ def push(files: Mapping[str, Path], destination: Destination, remote: Remote, *,
     stale = sorted(set(remote.files) - set(files) - {ATTRIBUTES})
     commit, pull_request = attempt.commit(added, stale, parent, message)
     attempt.tag(commit)
-    url = f"{attempt.api.endpoint}/{'' if destination.kind == 'model' else 'datasets/'}{remote.repo_id}"
+    url = f"{attempt.api.endpoint}/{'' if remote.kind == 'model' else 'datasets/'}{remote.repo_id}"
     return Pushed(remote.repo_id, commit, url, pull_request)
 
 
@@ -64,7 +64,7 @@ class _Attempt:
         self.api = api
         self.destination = destination
         self.remote = remote
-        self.repository: dict[str, Any] = {"repo_id": remote.repo_id, "repo_type": destination.kind}
+        self.repository: dict[str, Any] = {"repo_id": remote.repo_id, "repo_type": remote.kind}
 
     def prepare(self) -> str | None:
         """Make the repository and the branch, where they are missing; the commit to build on."""
@@ -118,7 +118,7 @@ class _Attempt:
         repo_id, head = self.remote.repo_id, self.remote.head
         where = f"{repo_id}, {self.destination.revision}"
         try:
-            refs = list_refs(self.api, self.destination)
+            refs = list_refs(self.api, self.remote.repo_id, self.remote.kind)
         except RepositoryNotFoundError:
             return f"There is no {repo_id} on the Hub: nothing has arrived."
         except HUB_ERRORS:
@@ -135,11 +135,11 @@ class _Attempt:
         """The commit of a reference that is new or moved since `look` and holds just these files."""
         here = {addition.path_in_repo: Path(str(addition.path_or_fileobj)) for addition in added}
         try:
-            refs = list_refs(self.api, self.destination)
+            refs = list_refs(self.api, self.remote.repo_id, self.remote.kind)
             for ref, commit in refs.items():
                 if self.remote.refs.get(ref) == commit or commit == self.remote.head:
                     continue
-                there = list_files(self.api, self.destination, commit)
+                there = list_files(self.api, self.remote.repo_id, self.remote.kind, commit)
                 names = set(there) - {ATTRIBUTES}
                 if names == set(here) and all(is_same(here[name], there[name]) for name in names):
                     return commit

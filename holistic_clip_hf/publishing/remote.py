@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,35 +65,34 @@ class Destination:
 
 
 class Remote(NamedTuple):
-    """A repository before a push: the commit that the push builds on, its files, and all references."""
+    """A repository before a push: its name in full, the commit to build on, its files, and all references."""
 
     repo_id: str
+    kind: str
     head: str | None
     files: Mapping[str, RepoFile]
     refs: Mapping[str, str]
 
 
-def look(destination: Destination) -> tuple[Destination, Remote]:
-    """The destination in full, and what is there; writes nothing.
+def look(destination: Destination) -> Remote:
+    """What is at the destination; writes nothing.
 
     Raises:
         ValueError: no token, one that the Hub does not know or that may not write, a tag that exists, or a public
             repository where a private one is asked for.
         PublishingError: the Hub cannot be asked.
     """
-    api = HfApi(token=destination.require_token())
+    api, kind = HfApi(token=destination.require_token()), destination.kind
     try:
         user = _who(api)
-        if "/" not in destination.repo_id:
-            destination = replace(destination, repo_id=f"{user}/{destination.repo_id}")
-        repo_id, kind = destination.repo_id, destination.kind
+        repo_id = destination.repo_id if "/" in destination.repo_id else f"{user}/{destination.repo_id}"
         try:
             info = api.repo_info(repo_id, repo_type=kind)
         except RepositoryNotFoundError:
-            return destination, Remote(repo_id, None, {}, {})
-        refs = list_refs(api, destination)
+            return Remote(repo_id, kind, None, {}, {})
+        refs = list_refs(api, repo_id, kind)
         head = refs.get(f"refs/heads/{destination.revision}", info.sha)
-        files = list_files(api, destination, head)
+        files = list_files(api, repo_id, kind, head)
     except HUB_ERRORS as error:
         raise PublishingError(
             f"The Hub could not be asked about {destination.repo_id}: {reason_of(error)}. Nothing was sent."
@@ -105,7 +104,7 @@ def look(destination: Destination) -> tuple[Destination, Remote]:
             f"{repo_id} is public, and `private` asks for a private repository. Change it in its settings, or choose "
             "another name. Nothing was sent."
         )
-    return destination, Remote(repo_id, head, files, refs)
+    return Remote(repo_id, kind, head, files, refs)
 
 
 def _who(api: HfApi) -> str:
@@ -146,18 +145,16 @@ def is_same(path: Path, file: RepoFile) -> bool:
     return digest.hexdigest() == file.blob_id
 
 
-def list_refs(api: HfApi, destination: Destination) -> dict[str, str]:
+def list_refs(api: HfApi, repo_id: str, kind: str) -> dict[str, str]:
     """Commit by full name of each branch, tag and pull request."""
-    refs = api.list_repo_refs(destination.repo_id, repo_type=destination.kind, include_pull_requests=True)
+    refs = api.list_repo_refs(repo_id, repo_type=kind, include_pull_requests=True)
     return {ref.ref: ref.target_commit for ref in [*refs.branches, *refs.tags, *(refs.pull_requests or [])]}
 
 
-def list_files(api: HfApi, destination: Destination, revision: str | None) -> dict[str, RepoFile]:
+def list_files(api: HfApi, repo_id: str, kind: str, revision: str | None) -> dict[str, RepoFile]:
     """The files of a revision, by path."""
     try:
-        entries = api.list_repo_tree(
-            destination.repo_id, repo_type=destination.kind, revision=revision, recursive=True
-        )
+        entries = api.list_repo_tree(repo_id, repo_type=kind, revision=revision, recursive=True)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     except RevisionNotFoundError:  # a repository without a commit
         return {}

@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 @dataclass
@@ -86,6 +87,11 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}. Valid: between 0 and 1, such as 0.999.")
+        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError(
+                f"`hub_strategy={self.hub_strategy.value!r}` would put the optimizer's state on the Hub, which is a "
+                "pickle. Leave it out: the result is pushed, once, when training ends."
+            )
         negative = {pattern: factor for pattern, factor in self.multipliers.items() if factor < 0}
         if negative:
             raise ValueError(f"`learning_rate_multipliers` {negative} are negative. Valid: 0 or more.")

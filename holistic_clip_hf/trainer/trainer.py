@@ -32,12 +32,13 @@ from .gradient_cache import Embeddings, cached_backward, split_batch
 from .logs import LossLog
 from .parameter_groups import decayed_names, freeze, keep_scalars_whole, scale_learning_rates
 from .resuming import StreamPlace, last_whole_checkpoint
+from .to_hub import ResultToHub
 
 # Entries of a batch that are for the trainer and not for the model.
 ABOUT_ROWS = ("image_ids", "unreadable", "place")
 
 
-class HolisticCLIPTrainer(Trainer):
+class HolisticCLIPTrainer(ResultToHub, Trainer):
     """Trains a `HolisticCLIPModel` on a corpus.
 
     Negatives are global: P processes give the loss and the gradients of one process that has the whole batch.
@@ -109,13 +110,19 @@ class HolisticCLIPTrainer(Trainer):
         checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end."""
+        """As inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end.
+
+        With `push_to_hub`, the result is published when it is there.
+        """
         if resume_from_checkpoint is True:
             last = last_whole_checkpoint(Path(self.args.output_dir))
             resume_from_checkpoint = str(checks.require_checkpoint(last, self.args))
         if resume_from_checkpoint and isinstance(self.train_dataset, IterableDataset):
             self.stream_place.load(Path(resume_from_checkpoint), self.args)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return output
 
     def get_train_dataloader(self) -> DataLoader:
         """The inherited one; streams are read by `reading.EndlessRows`."""
@@ -267,9 +274,6 @@ class HolisticCLIPTrainer(Trainer):
         super()._load_best_model()
         if self.moving_average is not None:
             self.moving_average.load(Path(self.state.best_model_checkpoint))  # it was measured, so it is the best
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: cards are rendered from records, by `holistic_clip_hf.publishing`."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what the loss consists of, the mean since the last log over ranks, and the temperature."""
