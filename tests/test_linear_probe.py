@@ -72,6 +72,18 @@ def test_the_regression_is_scikit_learns(strength: float, balanced: bool) -> Non
     np.testing.assert_allclose(weight[:3], theirs.coef_, atol=2e-2 * strength**0.5)
 
 
+def test_a_start_changes_the_way_and_not_the_end() -> None:
+    vectors, labels = blobs(120, noise=2.0, seed=0)
+    start = fit_logistic_regression(vectors, labels, 4, inverse_regularisation=0.1)
+    ends = [
+        fit_logistic_regression(vectors, labels, 4, inverse_regularisation=10.0, start=each) for each in (None, start)
+    ]
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
+    cut_short = fit_logistic_regression(vectors, labels, 4, inverse_regularisation=10.0, start=start, most_steps=1)
+    assert (cut_short[0] - start[0]).abs().max() < (ends[0][0] - start[0]).abs().max(), "it began at the start"
+
+
 def test_votes_are_scikit_learns() -> None:
     (vectors, labels), (queries, _) = blobs(80, noise=2.5, seed=0), blobs(30, noise=2.5, seed=1)
     theirs = KNeighborsClassifier(
@@ -98,14 +110,14 @@ def test_ties_count_against_the_model() -> None:
 def test_regularisation_is_chosen_by_what_is_held_out() -> None:
     """Noisy vectors want much of it, clean ones little; of equally good ones the middle is taken."""
     noisy, clean = blobs(200, noise=6.0, seed=0), blobs(200, noise=0.01, seed=0)
-    assert choose_regularisation(*noisy, 4, seed=0) < choose_regularisation(*clean, 4, seed=0)
+    assert choose_regularisation(*noisy, 4, seed=0)[0] < choose_regularisation(*clean, 4, seed=0)[0]
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
     hits = []
     for strength in linear_probe.INVERSE_REGULARISATIONS:
         theirs = LogisticRegression(C=strength, tol=1e-9, max_iter=5_000)
         theirs.fit(noisy[0][order[20:]].numpy(), noisy[1][order[20:]].numpy())
         hits.append(theirs.score(noisy[0][order[:20]].numpy(), noisy[1][order[:20]].numpy()))
-    chosen = linear_probe.INVERSE_REGULARISATIONS.index(choose_regularisation(*noisy, 4, seed=0))
+    chosen = linear_probe.INVERSE_REGULARISATIONS.index(choose_regularisation(*noisy, 4, seed=0)[0])
     assert hits[chosen] == max(hits)
 
 

@@ -31,7 +31,7 @@ from .records import FUSED, Provenance, Record
 LINEAR_TASK, NEIGHBOURS_TASK = "linear_probe", "nearest_neighbours"
 CONCATENATED = "concatenated"  # in `branch` of a record, as FUSED
 
-INVERSE_REGULARISATIONS = tuple(10.0**power for power in range(-2, 6))
+INVERSE_REGULARISATIONS = tuple(10.0**power for power in range(-1, 5))  # of vectors of unit length
 HELD_OUT = 0.1  # of the training rows, for choosing among them
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO's
 IMAGES_AT_ONCE = 4_096
@@ -100,8 +100,10 @@ def measure_probes(
     records = []
     kinds = list(zip(_vectors_by_name(model, train), _vectors_by_name(model, test), strict=True))
     for (name, seen), (_, unseen) in tqdm(kinds, desc="probes", disable=not progress):
-        strength = choose_regularisation(seen, train.labels, num_classes, seed=provenance.seed)
-        weight, bias = fit_logistic_regression(seen, train.labels, num_classes, inverse_regularisation=strength)
+        strength, start = choose_regularisation(seen, train.labels, num_classes, seed=provenance.seed)
+        weight, bias = fit_logistic_regression(
+            seen, train.labels, num_classes, inverse_regularisation=strength, start=start
+        )
         logits = F.linear(unseen.double(), weight, bias)
         votes = neighbour_votes(seen, train.labels, unseen, num_classes, neighbours=neighbours)
         chosen = Record(
@@ -120,23 +122,30 @@ def measure_probes(
     return records
 
 
-def choose_regularisation(vectors: Tensor, labels: Tensor, num_classes: int, *, seed: int) -> float:
-    """The inverse regularisation that is right most often on held-out rows; of several, the one in the middle.
+def choose_regularisation(
+    vectors: Tensor, labels: Tensor, num_classes: int, *, seed: int
+) -> tuple[float, tuple[Tensor, Tensor]]:
+    """The inverse regularisation that is right most often on held-out rows, and weight and bias of the other rows.
 
-    Shapes: `vectors` (N, D); `labels` (N,). The held-out part is drawn by `seed`.
+    Of several as good, the one in the middle. Shapes: `vectors` (N, D); `labels` (N,). The held-out part is drawn by
+    `seed`.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     num_held_out = max(1, round(len(labels) * HELD_OUT))
     held_out, kept = order[:num_held_out], order[num_held_out:]
-    hits = []
+    hits: list[int] = []
+    fits: list[tuple[Tensor, Tensor]] = []
     for strength in INVERSE_REGULARISATIONS:
-        weight, bias = fit_logistic_regression(
-            vectors[kept], labels[kept], num_classes, inverse_regularisation=strength
+        start = fits[-1] if fits else None
+        fit = fit_logistic_regression(
+            vectors[kept], labels[kept], num_classes, inverse_regularisation=strength, start=start
         )
-        said = F.linear(vectors[held_out].double(), weight, bias).argmax(dim=1)
+        said = F.linear(vectors[held_out].double(), *fit).argmax(dim=1)
         hits.append(int((said == labels[held_out]).sum()))
+        fits.append(fit)
     best = [place for place, number in enumerate(hits) if number == max(hits)]
-    return INVERSE_REGULARISATIONS[best[(len(best) - 1) // 2]]
+    chosen = best[(len(best) - 1) // 2]
+    return INVERSE_REGULARISATIONS[chosen], fits[chosen]
 
 
 def neighbour_votes(
