@@ -4,11 +4,9 @@ import errno
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,34 +250,34 @@ def test_a_disk_that_runs_full_costs_one_shard(tmp_path: Path) -> None:
     assert first.stat().st_mtime_ns == written_at and contents(full) == contents(tmp_path / "undisturbed")
 
 
-def build_in_process(directory: Path, images: Path) -> None:
-    settings = BuildSettings(rows_per_shard=10, validation=0.2, test=0.2)
-    build_from_sources(directory, [ImageFolder(images)], settings, facts=FACTS, diversity=False)
-
-
 @pytest.mark.slow
 def test_builds_killed_at_random_moments_end_with_the_same_bytes(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(150):
-        Image.effect_noise((300, 300), 50).save(images / f"{number}.png")
+        Image.effect_noise((100, 100), 50).save(images / f"{number}.png")
         (images / f"{number}.txt").write_text(f"noise {number}")
     (images / "7.png").write_bytes(b"no image")
-    build_in_process(tmp_path / "undisturbed", images)
-    killed, draw, kills = tmp_path / "killed", random.Random(0), 0
-    program = "import sys, test_corpus_from_sources as t; t.build_in_process(*map(t.Path, sys.argv[1:]))"
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    for _ in range(40):
-        command = [sys.executable, "-c", program, str(killed), str(images)]
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
-        done = len(list(killed.glob("data/*.parquet")))
-        while process.poll() is None and len(list(killed.glob("data/*.parquet"))) < done + 1:
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
-            break
-        kills += 1
-    assert kills > 5 and contents(killed) == contents(tmp_path / "undisturbed")
+    sources, settings = [ImageFolder(images)], BuildSettings(rows_per_shard=5, validation=0.2, test=0.2)
+    options = {"facts": FACTS, "diversity": False}
+    started = time.monotonic()
+    build_from_sources(tmp_path / "undisturbed", sources, settings, **options)
+    seconds = time.monotonic() - started
+    killed, draw, shards = tmp_path / "killed", random.Random(0), []
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([build_from_sources.__module__])  # imported once, not for every process
+    for _ in range(20):
+        process = context.Process(target=build_from_sources, args=(killed, sources, settings), kwargs=options)
+        left_behind = set(killed.glob("data/.*.partial"))
+        process.start()
+        while process.is_alive() and left_behind >= set(killed.glob("data/.*.partial")):
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, seconds / 3))
+        process.kill()
+        process.join()
+        shards.append(len(list(killed.glob("data/*.parquet"))))
+    assert len(set(shards)) > 3 and shards == sorted(shards), f"kills come amid the work, no shard is lost: {shards}"
+    build_from_sources(killed, sources, settings, **options)
+    assert contents(killed) == contents(tmp_path / "undisturbed")
     assert count_perspectives(load_corpus(killed)) == {"short": 149}
     assert sorted(path.name for path in killed.iterdir()) == [".lock", "README.md", MANIFEST, "data"]

@@ -229,7 +229,7 @@ def _finish(
     with write_atomically(directory / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     kept = {directory / record["file"] for record in records.values()}
-    for stale in set((directory / "data").iterdir()) - kept:
+    for stale in {*(directory / "data").iterdir(), *directory.glob(".*.partial")} - kept:
         stale.unlink()
     if "skipped_file" not in manifest:
         (directory / SKIPPED).unlink(missing_ok=True)
