@@ -209,6 +209,8 @@ def run_client(
     environment |= {**hub.environment(home, token), **settings}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     home.mkdir(parents=True, exist_ok=True)
-    ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        command, cwd=home, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout
