@@ -223,21 +223,40 @@ def test_kill_while_indexing(bring: Indexing, photos: Path, checkpoint: Path, tm
     assert found.keys() == expected.keys() and found == expected
 
 
+# Forks once everything is imported and loaded, for each line a process that is killed after so many seconds.
+AGAIN_AND_AGAIN = (
+    SLOWLY.replace("index_images(", "run = lambda: index_images(")
+    + """
+import os, signal
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        run()
+        os._exit(0)
+    time.sleep(float(line))
+    os.kill(child, signal.SIGKILL)
+    print(os.WIFSIGNALED(os.waitpid(child, 0)[1]), flush=True)
+"""
+)
+
+
 @pytest.mark.slow
-def test_kills_at_random_moments(
-    bring: Indexing, corpus: Dataset, photos: Path, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_kills_at_random_moments(bring: Indexing, photos: Path, checkpoint: Path, tmp_path: Path) -> None:
     """Also while an index that is there is brought up to date: it can be opened at any moment."""
     draw, index, num_killed = random.Random(0), tmp_path / "index", 0
     bring(lookup="ivf")
     for number in range(40):
         Image.new("RGB", (32, 32), (number, 200, 90)).save(photos / f"new-{number}.png")
     (photos / "red" / "red-square.png").unlink()
-    for _ in range(20):
-        until = time.monotonic() + draw.uniform(0, 0.7)
-        num_killed += killed(checkpoint, photos, index, lambda until=until: time.monotonic() > until, seconds=0.02)
-        found = rows(index)
-        assert len(found) in (8, 47) and verify_index(index)
+    command = [sys.executable, "-c", AGAIN_AND_AGAIN, *map(str, (checkpoint, photos, index)), "0.05"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(20):
+            print(draw.uniform(0, 0.8), file=process.stdin, flush=True)
+            num_killed += process.stdout.readline() == "True\n"
+            assert len(rows(index)) in (8, 47) and verify_index(index)
+        process.stdin.close()
     assert num_killed > 3
     bring(lookup="ivf")
     bring("never_killed", lookup="ivf")
