@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from torch import nn
 
-from holistic_clip_hf.evaluation.encoding import encode_images, encode_texts
+from holistic_clip_hf.evaluation import protocols
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
 from holistic_clip_hf.fusion_holistic_clip import BranchFusion
@@ -196,61 +196,25 @@ def test_paper_protocol_pairs_one_caption_with_one_image():
     records = protocol_records("paper")
     objects = records["object", "text_to_image", "recall@1"]
     assert objects.counts == {"n_queries": 3, "n_candidates": 3, "n_left_out": 0}  # no cat, on either side
+    cat = records["object", "image_to_text", "recall@1"].counts
+    assert cat == {"n_queries": 3, "n_candidates": 3, "n_left_out": 1}
     assert objects.value == 1.0 and objects.chance == pytest.approx(1 / 3)
     styles = {name: records["style", "image_to_text", name].value for name in ("recall@1", "recall@2", "median_rank")}
     assert styles == {"recall@1": 0.0, "recall@2": 1.0, "median_rank": 2.0}
 
 
+def test_further_captions_are_counted_where_the_protocol_leaves_them_out():
+    one, two = protocols.paper({"object": [["fox", "red fox", "fox"], [], ["owl"]]}), protocols.standard
+    assert [(q.texts, q.images.tolist(), q.num_images_out, q.num_texts_out) for q in one] == [
+        (["fox", "owl"], [0, 2], 1, 2)
+    ]
+    (question,) = two({"object": [["fox", "red fox", "fox"], [], ["owl"]]})
+    assert len(question.texts) == 4 and question.num_texts_out == question.num_images_out == 0
+
+
 def test_one_branch_is_measured_once():
     keys = measure(KeywordModel(("object",)), ks=(1,), perspectives=["object"])
     assert {branch for _, _, branch, _ in keys} == {"fused"}
-
-
-def test_images_keep_their_order_and_shapes():
-    embeddings = encode_images(KeywordModel(), processor, corpus((2, 0, 3)), batch_size=2)
-
-    assert embeddings.shape == (3, 2, len(WORDS))
-    words = [[WORDS[index] for index in row] for row in embeddings.argmax(dim=-1).tolist()]
-    assert words == [list(DRAWINGS[index][0]) for index in (2, 0, 3)]
-
-
-def test_texts_are_encoded_once_put_back_in_order_and_of_unit_length():
-    model, texts = KeywordModel(), ["owl photo", "fox", "owl photo", "fox cat flat photo", "cat", "fox"]
-    embeds = encode_texts(model, processor, texts, batch_size=2)
-
-    assert model.seen_texts == [2, 2]
-    assert torch.allclose(embeds.norm(dim=-1), torch.ones(len(texts)))
-    # One-hot sums of the words; the padding word is word 0 and carries no meaning in this model.
-    held = [{WORDS[index] for index in row.nonzero().flatten().tolist()} - {"<pad>"} for row in embeds]
-    assert held == [set(text.split()) for text in texts]
-
-
-def test_texts_of_like_length_share_a_batch():
-    lengths = []
-
-    def measuring(text, **options):
-        lengths.append([len(one.split()) for one in text])
-        return processor(text=text, **options)
-
-    encode_texts(KeywordModel(), measuring, ["fox owl cat", "fox", "owl fox cat", "owl"], batch_size=2)
-    assert lengths == [[1, 1], [3, 3]]
-
-
-def test_model_is_in_evaluation_mode_without_gradients_and_then_as_before():
-    model = KeywordModel()
-    model.train()
-    model.frozen.eval()
-    measure(model)
-
-    assert model.seen_modes and not any(model.seen_modes)
-    assert model.training and not model.frozen.training
-
-
-def test_model_is_as_before_also_after_an_error():
-    model = KeywordModel().train()
-    with pytest.raises(ValueError, match="not in tuple"):
-        encode_texts(model, processor, ["unknown"], batch_size=1)
-    assert model.training and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(
@@ -270,44 +234,3 @@ def test_model_is_as_before_also_after_an_error():
 def test_misuse_is_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         measure(model, **options)
-
-
-def test_a_caption_without_an_image_is_refused_by_its_row():
-    rows = (
-        corpus()
-        .add_column("number", range(4))
-        .map(lambda row: row | {"image": None if row["number"] == 2 else row["image"]})
-    )
-    with pytest.raises(ValueError, match="Row 2: the row has no image. Repair"):
-        measure(dataset=rows)
-    torn = (
-        corpus()
-        .cast_column("image", Image(decode=False))
-        .map(lambda row: {"image": {"bytes": b"GIF89a", "path": None}})
-    )
-    with pytest.raises(ValueError, match="Row 0: .*Repair the image, or leave the row out"):
-        measure(dataset=torn.cast_column("image", Image()))
-
-
-@pytest.mark.parametrize("what", ["image", "text"])
-def test_vectors_that_are_not_finite_are_refused(what, monkeypatch):
-    model, method = KeywordModel(), f"get_{what}_features"
-    whole = getattr(model, method)
-
-    def broken(**given):
-        output = whole(**given)
-        embeds = next(iter(vars(output).values()))
-        embeds[-1] = torch.nan
-        return output
-
-    monkeypatch.setattr(model, method, broken)
-    number = "row 2" if what == "image" else "number 3"  # the last of the first batch
-    with pytest.raises(ValueError, match=f"vectors are not finite, first that of the {what} .*{number}"):
-        measure(model)
-
-
-def test_nothing_to_encode_is_refused():
-    with pytest.raises(ValueError, match="no rows"):
-        encode_images(KeywordModel(), processor, corpus().select([]), batch_size=1)
-    with pytest.raises(ValueError, match="no texts"):
-        encode_texts(KeywordModel(), processor, [], batch_size=1)

@@ -33,6 +33,7 @@ CONCATENATED = "concatenated"  # in `branch` of a record, as FUSED
 
 INVERSE_REGULARISATIONS = tuple(10.0**power for power in range(-1, 5))  # of vectors of unit length
 HELD_OUT = 0.1  # of the training rows, for choosing among them
+CHOOSING_STEPS = 200  # of each, from where the last one ended
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO's
 IMAGES_AT_ONCE = 4_096
 
@@ -138,7 +139,12 @@ def choose_regularisation(
     for strength in INVERSE_REGULARISATIONS:
         start = fits[-1] if fits else None
         fit = fit_logistic_regression(
-            vectors[kept], labels[kept], num_classes, inverse_regularisation=strength, start=start
+            vectors[kept],
+            labels[kept],
+            num_classes,
+            inverse_regularisation=strength,
+            start=start,
+            most_steps=CHOOSING_STEPS,
         )
         said = F.linear(vectors[held_out].double(), *fit).argmax(dim=1)
         hits.append(int((said == labels[held_out]).sum()))

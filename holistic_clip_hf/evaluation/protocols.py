@@ -6,9 +6,9 @@
 - `standard`, the field's: all captions of all perspectives in one set, each a text of its own, for which only the
   image that it came with is correct; one correct text in front is enough for an image (CLIP_benchmark's definition,
   https://github.com/LAION-AI/CLIP_benchmark).
-- `paper`: of each perspective the first caption of each image, in a one-to-one set; images without are left out. So
-  the released code scores (its Tables 1 and 2): image to text reads far too low beside the standard protocol, and the
-  numbers of the two must not be compared.
+- `paper`: of each perspective the first caption of each image, in a one-to-one set; images without one, and further
+  captions, are left out and counted. So the released code scores (its Tables 1 and 2): image to text reads far too
+  low beside the standard protocol, and the numbers of the two must not be compared.
 
 Ties count against the model in all of them: of two images with an equal caption, `standard` and `paper` take one for
 wrong, so that neither of their texts finds its image first.
@@ -36,13 +36,16 @@ class Question(NamedTuple):
     """One set of texts against images.
 
     Shapes: `texts` (T); `images` (N',), the rows of the corpus that are candidates; `pairs` (R, 2), an index into
-    `images` and one into `texts`. `perspective` names the texts.
+    `images` and one into `texts`. `perspective` names the texts. What the protocol itself leaves out is counted in
+    `num_images_out` and `num_texts_out`.
     """
 
     perspective: str
     texts: Sequence[str]
     images: Tensor
     pairs: Tensor
+    num_images_out: int = 0
+    num_texts_out: int = 0
 
 
 def per_perspective(captions: Captions) -> list[Question]:
@@ -65,7 +68,9 @@ def paper(captions: Captions) -> list[Question]:
     for perspective, owned in captions.items():
         images = [image for image, texts in enumerate(owned) if texts]
         both = torch.arange(len(images))[:, None].expand(-1, 2)
-        questions.append(Question(perspective, [owned[image][0] for image in images], torch.tensor(images), both))
+        first, further = [owned[image][0] for image in images], sum(map(len, owned)) - len(images)
+        images_out = len(owned) - len(images)
+        questions.append(Question(perspective, first, torch.tensor(images), both, images_out, further))
     return questions
 
 

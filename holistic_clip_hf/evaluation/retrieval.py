@@ -24,7 +24,7 @@ from .metrics import (
     retrieval_recalls,
 )
 from .protocols import PROTOCOLS, Captions, captions_by_perspective
-from .ranking import DirectionRanks, rank_both_directions
+from .ranking import TEXT_TO_IMAGE, DirectionRanks, rank_both_directions
 from .records import PER_PERSPECTIVE, Detail, Provenance, Record
 
 TASK = "retrieval"
@@ -127,6 +127,8 @@ def measure_retrieval(
             for details, vectors in vectors_by_name(model, images, texts, with_branches=with_branches):
                 both = rank_both_directions(vectors.images, vectors.texts, question.pairs, score=vectors.score)
                 for direction, ranks in both.items():
+                    out = question.num_texts_out if direction == TEXT_TO_IMAGE else question.num_images_out
+                    ranks = ranks._replace(num_left_out=ranks.num_left_out + out)
                     told = {"protocol": protocol, "perspective": question.perspective, **details}
                     records += _records_of_ranks(ranks, provenance, {**told, "direction": direction}, ks)
     return records
