@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from holistic_clip_hf.corpus.build import read_manifest
-from holistic_clip_hf.corpus.card import CorpusFacts
+from holistic_clip_hf.corpus.card import CorpusFacts, render_card
 from holistic_clip_hf.corpus.folders import ListedImages
 from holistic_clip_hf.corpus.from_sources import build_from_sources
 from holistic_clip_hf.corpus.plan import BuildSettings
@@ -56,6 +56,15 @@ def test_the_card_has_the_diversity_report(tmp_path: Path, source: ListedImages)
     assert picture.width > 500
     about = read_manifest(tmp_path / "corpus")["about"]
     assert (about["title"], about["sources"], about["settings"]["limits"]["min_side"]) == ("Blocks", ["blocks"], 8)
+
+
+def test_of_many_reasons_the_most_frequent_are_named(tmp_path: Path, source: ListedImages) -> None:
+    build_from_sources(tmp_path / "corpus", [source], facts=FACTS, diversity=False)
+    manifest = read_manifest(tmp_path / "corpus")
+    reasons = {f"reason {number}": 100 - number for number in range(30)}
+    text = render_card({**manifest, "reasons": reasons, "num_skipped": 1}, FACTS, None, [])
+    assert "| reason 19 | 81 |" in text and "reason 20" not in text
+    assert f"| 10 other reasons | {sum(range(71, 81))} |" in text
 
 
 def test_without_a_report_nothing_is_said_of_diversity(tmp_path: Path, source: ListedImages) -> None:

@@ -95,7 +95,7 @@ def test_second_names_of_a_picture_and_torn_drawings_are_listed(tmp_path: Path) 
     write_png(pictures / "torn.png")
     (tmp_path / "usr/share/openclipart/svg/torn.svg").write_text("<svg")
     club, _, torn = OpenClipArt(tmp_path, tmp_path, "1").items()
-    assert club == Skipped("club", "another name of sports_gear/bat.png")
+    assert club == Skipped("club", "another name of a picture: sports_gear/bat.png")
     assert torn == Skipped("torn", "its drawing does not say what it is: ParseError")
 
 

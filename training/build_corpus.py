@@ -38,6 +38,7 @@ from training.corpora.emoji.build import build_emoji_corpus
 from training.corpora.emoji.packages import cache_root
 from training.corpora.sources import add_sources
 
+MOST_REASONS = 20  # that are printed
 CACHE_HELP = "default: $HOLISTIC_CLIP_CACHE or the user's cache"
 
 
@@ -166,8 +167,10 @@ def main() -> None:
     print(json.dumps({"perspectives": manifest["perspectives"], **manifest["columns"]}, indent=2))
     if reasons := manifest.get("reasons"):
         print(f"left out, listed in {directory / manifest.get('skipped_file', MANIFEST)}:")
-        for reason, count in reasons.items():
+        for reason, count in list(reasons.items())[:MOST_REASONS]:
             print(f"{count:9,} {reason}")
+        if len(reasons) > MOST_REASONS:
+            print(f"{sum(list(reasons.values())[MOST_REASONS:]):9,} {len(reasons) - MOST_REASONS} other reasons")
     print(directory)
 
 

@@ -23,6 +23,7 @@ PICTURE, REPORT = "diversity.png", "diversity.json"
 _TAGS = ["holistic-clip", "image-text-pairs"]
 _TASKS = ["zero-shot-image-classification", "image-to-text"]
 _ROWS_AT_ONCE = 1_000
+_MOST_REASONS = 20
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,10 @@ def _left_out(manifest: Mapping[str, Any]) -> str:
     if not manifest["num_skipped"]:
         return "Nothing."
     listed = SKIPPED if "skipped_file" in manifest else MANIFEST
-    rows = [(reason, f"{count:,}") for reason, count in manifest["reasons"].items()]
+    reasons = list(manifest["reasons"].items())
+    rows = [(reason, f"{count:,}") for reason, count in reasons[:_MOST_REASONS]]
+    if rest := reasons[_MOST_REASONS:]:
+        rows.append((f"{len(rest):,} other reasons", f"{sum(count for _, count in rest):,}"))
     return f"{_table(('reason', 'images or captions'), rows)}\n\nEach is listed in `{listed}`."
 
 

@@ -37,7 +37,7 @@ class OpenClipArt:
             place = path.relative_to(self._pictures).as_posix()
             image_id = place.removesuffix(".png")
             if path.is_symlink():
-                yield Skipped(image_id, f"another name of {path.readlink().as_posix()}")
+                yield Skipped(image_id, f"another name of a picture: {path.readlink().as_posix()}")
                 continue
             try:
                 captions = self._captions(image_id)
