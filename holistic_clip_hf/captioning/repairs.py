@@ -11,8 +11,10 @@ from itertools import islice
 from .perspectives import Perspective
 
 COMMAS = ",，、;；"
-# Control characters become spaces; a byte order mark and what stands for a broken character go.
-_NO_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ") | {10: "\n", 13: "\n", 0xFEFF: "", 0xFFFD: ""}
+# Control characters become spaces; what is not seen (zero-width spaces, soft hyphens, byte order marks) and what stands
+# for a broken character go.
+_NO_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ") | {10: "\n", 13: "\n"}
+_NO_CONTROLS |= dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF, 0xFFFD), "")
 
 # Han, kana, Thai, Lao, Burmese and Khmer put no spaces between words.
 _SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
