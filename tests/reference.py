@@ -160,6 +160,20 @@ def random_pairs(queries: int, candidates: int, seed: int, most: int = 3) -> tor
     return torch.tensor(drawn)
 
 
+def clip_benchmark_recall(scores: list[list[float]], is_right: list[list[bool]], k: int) -> float:
+    """Recall@k of image-text retrieval as CLIP_benchmark has it: the share of queries with a right one among k.
+
+    Its definition, in loops: of each query, how many of its right candidates are among the first k, as a share of all
+    that are right for it; a query counts where that is above zero
+    (https://github.com/LAION-AI/CLIP_benchmark/blob/main/clip_benchmark/metrics/zeroshot_retrieval.py).
+    """
+    counted = 0
+    for row, right in zip(scores, is_right, strict=True):
+        first = sorted(range(len(row)), key=lambda candidate: -row[candidate])[:k]
+        counted += sum(right[candidate] for candidate in first) / sum(right) > 0
+    return counted / len(scores)
+
+
 # Four images, eight texts: texts 2i and 2i + 1 belong to image i. Scores are read off: with the identity as text
 # embeddings, row i of the matrix is image i's score for each text.
 RETRIEVAL_SCORES = torch.tensor(

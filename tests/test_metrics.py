@@ -9,6 +9,7 @@ import torch
 from holistic_clip_hf.evaluation.metrics import (
     bootstrap_interval,
     caption_pairs,
+    chance_average_precision,
     chance_median_rank,
     chance_recall_at,
     distinct_captions,
@@ -82,6 +83,15 @@ def test_chance_equals_counting_all_draws():
         assert chance_recall_at(torch.tensor([correct]), candidates, (k,))[k] == pytest.approx(expected, abs=1e-12)
     mixed = chance_recall_at(torch.tensor([1, 1, 2]), 4, (1, 9))
     assert mixed == {1: pytest.approx((0.25 + 0.25 + 0.5) / 3), 9: 1.0}
+
+
+def test_chance_of_precision_equals_counting_all_orders():
+    for candidates, correct in ((5, 1), (6, 2), (5, 4), (3, 3), (1, 1)):
+        found = []
+        for places in combinations(range(1, candidates + 1), correct):
+            found.append(sum(number / place for number, place in enumerate(places, start=1)) / correct)
+        expected = sum(found) / len(found)
+        assert chance_average_precision(torch.tensor([correct]), candidates) == pytest.approx(expected, abs=1e-12)
 
 
 def test_chance_is_what_random_embeddings_reach():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from holistic_clip_hf.evaluation import ranking
 from holistic_clip_hf.evaluation.metrics import recall_at
@@ -117,6 +118,15 @@ def test_average_precision_is_the_walk_down_the_list(chunk_size, block_size, rep
     both = rank_both_directions(candidates, queries, pairs[:, [1, 0]], chunk_size=chunk_size)["text_to_image"]
     assert both.ranks.tolist() == ranks_by_loop(queries, candidates, pairs)
     assert torch.equal(both.precision, found)
+
+
+def test_average_precision_is_scikit_learns():
+    queries, candidates, pairs = unit(23, 6, seed=0), unit(31, 6, seed=1), random_pairs(23, 31, seed=2, most=9)
+    is_right = np.zeros((23, 31), dtype=int)
+    is_right[pairs[:, 0], pairs[:, 1]] = 1
+    scores = (queries.double() @ candidates.double().T).numpy()
+    expected = [average_precision_score(right, row) for right, row in zip(is_right, scores, strict=True)]
+    np.testing.assert_allclose(average_precision(queries, candidates, pairs), expected, rtol=1e-12)
 
 
 def test_one_correct_candidate_has_the_precision_of_its_rank():

@@ -10,8 +10,9 @@ from torch import nn
 
 from holistic_clip_hf.evaluation import protocols
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance
-from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
+from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, evaluate_retrieval, measure_retrieval
 from holistic_clip_hf.fusion_holistic_clip import BranchFusion
+from reference import clip_benchmark_recall, unit
 
 WORDS = ("<pad>", "fox", "owl", "elephant", "cat", "flat", "watercolour", "photo")
 PROVENANCE = capture_provenance(model="keywords", dataset="drawings", split="test", seed=0)
@@ -201,6 +202,30 @@ def test_paper_protocol_pairs_one_caption_with_one_image():
     assert objects.value == 1.0 and objects.chance == pytest.approx(1 / 3)
     styles = {name: records["style", "image_to_text", name].value for name in ("recall@1", "recall@2", "median_rank")}
     assert styles == {"recall@1": 0.0, "recall@2": 1.0, "median_rank": 2.0}
+
+
+@pytest.mark.parametrize("num_images", [12, 3])
+def test_standard_protocol_is_clip_benchmarks(num_images: int) -> None:
+    """Images with one to four captions, of two perspectives; with three images there are fewer than k."""
+    captions = {
+        "short": [[f"short {image} {number}" for number in range(image % 3)] for image in range(num_images)],
+        "style": [[f"style {image}"] for image in range(num_images)],
+    }
+    owners = [image for owned in captions.values() for image, texts in enumerate(owned) for _ in texts]
+    texts = [text for owned in captions.values() for each in owned for text in each]
+    branches, embeds = unit(num_images, len(WORDS), seed=0)[:, None], unit(len(texts), len(WORDS), seed=1)
+    embedded = EmbeddedCorpus(branches, captions, dict(zip(texts, embeds, strict=True)))
+    records = measure_retrieval(
+        KeywordModel(("object",)), embedded, provenance=PROVENANCE, protocols=["standard"], ks=(1, 5, 10)
+    )
+    found = {(r.details["direction"], r.details["k"]): r.value for r in records if r.metric == "recall"}
+    scores = (embeds.double() @ branches[:, 0].double().T).tolist()
+    is_right = [[image == owner for image in range(num_images)] for owner in owners]
+    for k in (1, 5, 10):
+        assert found["text_to_image", k] == pytest.approx(clip_benchmark_recall(scores, is_right, k))
+        turned = [list(column) for column in zip(*scores, strict=True)]
+        right = [list(column) for column in zip(*is_right, strict=True)]
+        assert found["image_to_text", k] == pytest.approx(clip_benchmark_recall(turned, right, k))
 
 
 def test_further_captions_are_counted_where_the_protocol_leaves_them_out():
