@@ -201,12 +201,17 @@ def connect(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> 
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
 
+def client_environment(hub: LoopbackHub, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+    """The whole environment of a client's process."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return ours | hub.environment(home, token)
+
+
 def run_client(
     hub: LoopbackHub, script: str, *arguments: str | Path, home: Path, token: str | None = TOKEN, **settings: str
 ) -> str:
     """What a client's script prints, run in a process of its own that talks to this Hub; it has to end well."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {**hub.environment(home, token), **settings}
+    environment = {**client_environment(hub, home, token), **settings}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     home.mkdir(parents=True, exist_ok=True)
     ran = subprocess.run(

@@ -1,0 +1,88 @@
+"""Every command that the documents give for the Hub, run as it stands there against a Hub on loopback."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.corpus.build import build_corpus
+from hub_server import LoopbackHub, client_environment
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTION = re.compile(r"\n## (?:To the Hub|Publish and pull)\n(.*?)(?=\n## |\Z)", re.DOTALL)
+PYTHON = re.compile(r"^(\.venv/bin/)?python$")
+BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Language and code, in the order of the documents."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("training/README.md", "README.md")]
+    sections = [section[1] for text in texts if (section := SECTION.search(text))]
+    return [(block[1], block[2]) for section in sections for block in BLOCK.finditer(section)]
+
+
+def commands() -> list[list[str]]:
+    """Each command once; `someone` is Ada, whose token it is."""
+    found = []
+    for language, code in blocks():
+        code = code.replace("someone/", "ada/")
+        if language == "python":
+            found.append([sys.executable, "-c", f"from transformers import AutoModel\n{code}"])
+        else:
+            found += [
+                [re.sub(PYTHON, sys.executable, word) for word in shlex.split(line)] for line in code.splitlines()
+            ]
+    return [command for place, command in enumerate(found) if command not in found[:place]]
+
+
+@pytest.fixture
+def workplace(
+    make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
+) -> Path:
+    """A checkout's folder with the run and the corpus that the documents speak of."""
+    run, built = tmp_path / "runs" / "emoji" / "holistic", tmp_path / "corpora" / "photos"
+    for part in (make_model(perspectives=["short", "colour", "shape"]), processor):
+        part.save_pretrained(run)
+    card = "---\nlicense: cc0-1.0\n---\n\n# Drawings\n"
+    build_corpus(built, {"all": corpus.__iter__}, corpus.features, fingerprint="v1", card=lambda manifest: card)
+    for name in ("training", "holistic_clip_hf"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def run(hub: LoopbackHub, command: list[str], workplace: Path) -> str:
+    environment = client_environment(hub, workplace / "home")
+    ran = subprocess.run(
+        command,
+        cwd=workplace,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ran.returncode == 0, f"{command}\n{ran.stderr[-3000:]}"
+    return ran.stdout
+
+
+def test_the_documents_have_commands() -> None:
+    assert {language for language, _ in blocks()} == {"bash", "python"}
+
+
+@pytest.mark.slow
+def test_every_command_runs(hub: LoopbackHub, workplace: Path) -> None:
+    for command in commands():
+        asked = len(hub.requests)
+        printed = run(hub, command, workplace)
+        if "--dry-run" in command:
+            assert len(hub.requests) == asked and "bytes in" in printed and "Nothing was sent" in printed
+    model = hub.repositories["model", "ada/holistic-clip-emoji"]
+    assert model.private and {"refs/heads/main", "refs/tags/v1"} <= set(model.refs)
+    assert "corpus.json" in hub.repositories["dataset", "ada/photo-captions"].at("main").files
