@@ -110,6 +110,7 @@ def test_clothes_have_the_pixels_and_labels_of_the_files(tmp_path: Path) -> None
     items = [item for item in source.items() if isinstance(item, Item)]
     assert [item.image_id for item in items] == ["train/00000", "train/00001", "test/00000", "test/00001"]
     assert [texts(item)["class"] for item in items] == ["ankle boot", "t-shirt", "dress", "sneaker"]
+    assert [item.split for item in items] == ["", "", "test", "test"]
     found = np.asarray(Image.open(io.BytesIO(source.read(items[3].place))))
     np.testing.assert_array_equal(found, pixels[1])
 

@@ -35,7 +35,8 @@ class FashionMNIST:
         for split in _FILES:
             for row, label in enumerate(self._labels(split)):
                 caption = {"perspective": "class", "text": CLASSES[label], "source": NAME}
-                yield Item(f"{split}/{row:05}", f"{split}/{row}", self._package, [caption])
+                own = "test" if split == "test" else ""  # of its training images some are for validation
+                yield Item(f"{split}/{row:05}", f"{split}/{row}", self._package, [caption], split=own)
 
     def read(self, place: str) -> bytes:
         split, row = place.split("/")
