@@ -11,8 +11,8 @@ from itertools import islice
 from .perspectives import Perspective
 
 COMMAS = ",，、;；"
-# Control characters become spaces; what is not seen (zero-width spaces, soft hyphens, byte order marks) and what stands
-# for a broken character go.
+# Control characters become spaces; what is not seen (zero-width spaces, soft hyphens, byte order marks) goes, as does
+# what stands for a broken character.
 _NO_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ") | {10: "\n", 13: "\n"}
 _NO_CONTROLS |= dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF, 0xFFFD), "")
 
