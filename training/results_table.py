@@ -11,7 +11,7 @@ SHORT_NAMES = {
     "mean_average_precision": "mAP",
     "median_rank": "median rank",
     "mean_per_class_accuracy": "per class",
-    "inverse_regularisation": "1/regul.",
+    "inverse_regularisation": "C",
 }
 COUNTS = ("n_queries", "n_candidates", "n_left_out", "n_images", "n_train", "n_classes", "n_pixels")
 IN_HEADINGS, IN_LINES = ("protocol", "templates"), ("perspective", "direction", "branch")
@@ -60,7 +60,8 @@ def _table(records: Sequence[Record], shared: Sequence[str]) -> str:
         line[SHORT_NAMES.get(record.metric, record.label)] = _value(record)
         line |= {name.removeprefix("n_"): f"{record.counts[name]:,}" for name in COUNTS if record.counts.get(name)}
     columns = list(dict.fromkeys(name for line in lines.values() for name in line))
-    columns.sort(key=lambda name: f"n_{name}" in COUNTS)  # stable: numbers first, then what they are of
+    last = [name.removeprefix("n_") for name in COUNTS]  # behind the numbers, in this order
+    columns.sort(key=lambda name: last.index(name) if name in last else -1)
     cells = [["", *columns], *([name, *(line.get(column, "") for column in columns)] for name, line in lines.items())]
     return _aligned(cells)
 

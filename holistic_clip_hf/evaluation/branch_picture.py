@@ -30,7 +30,10 @@ Cells = Mapping[tuple[str, str], float]
 
 
 class Panel(NamedTuple):
-    """One matrix: what its cells say, by row and column; `signed` where less than zero means something."""
+    """One matrix: what its cells say, by row and column.
+
+    `signed` where less than zero means something; `most` is the value of the darkest shade, or what is the most here.
+    """
 
     title: str
     rows: Sequence[str]
@@ -39,6 +42,7 @@ class Panel(NamedTuple):
     form: str
     signed: bool = False
     frames_best: bool = False
+    most: float | None = None
 
 
 def branch_picture(records: Sequence[Record], *, names: Sequence[str] | None = None, k: int = 5) -> Image.Image:
@@ -105,8 +109,8 @@ def branch_panels(records: Sequence[Record], *, names: Sequence[str] | None = No
     return [
         Panel(f"recall@{k}, %", perspectives, [FUSED, *branches], recall, "{:.0f}", frames_best=True),
         Panel(f"lost without, points of recall@{k}", perspectives, branches, lost, "{:+.1f}", signed=True),
-        Panel("wins true pairs, %", perspectives, branches, wins, "{:.0f}"),
-        Panel("similarity", branches, branches, similarity, "{:.2f}"),
+        Panel("wins true pairs, %", perspectives, branches, wins, "{:.0f}", most=100.0),
+        Panel("similarity", branches, branches, similarity, "{:.2f}", most=1.0),
     ]
 
 
@@ -119,7 +123,7 @@ def _draw(axes: Any, panel: Panel) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     values = np.array([[panel.cells.get((row, column), np.nan) for column in panel.columns] for row in panel.rows])
-    high = max(float(np.nanmax(np.abs(values))), 1e-9)
+    high = panel.most or max(float(np.nanmax(np.abs(values))), 1e-9)
     low = -high if panel.signed else 0.0
     shades = LinearSegmentedColormap.from_list("cells", [LOST, LOW, HIGH] if panel.signed else [LOW, HIGH])
     axes.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=low, vmax=high, aspect="auto")

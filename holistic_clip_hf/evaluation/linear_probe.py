@@ -31,7 +31,7 @@ from .records import FUSED, Provenance, Record
 LINEAR_TASK, NEIGHBOURS_TASK = "linear_probe", "nearest_neighbours"
 CONCATENATED = "concatenated"  # in `branch` of a record, as FUSED
 
-INVERSE_REGULARISATIONS = tuple(10.0**power for power in range(-1, 5))  # of vectors of unit length
+INVERSE_REGULARISATIONS = tuple(10.0**power for power in range(-1, 7))  # of vectors of unit length
 HELD_OUT = 0.1  # of the training rows, for choosing among them
 CHOOSING_STEPS = 200  # of each, from where the last one ended
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO's
