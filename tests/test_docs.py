@@ -17,8 +17,8 @@ import pytest
 PACKAGE = "holistic_clip_hf"
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "training/README.md", "training/LOG.md"]
-DOCUMENTS += ["tests/peers/README.md"]
-FOLDERS = {PACKAGE, "training", "tests", "model_cards", ".ci"}
+DOCUMENTS += ["tests/peers/README.md", "docs/tour.md", "docs/demo.md"]
+FOLDERS = {PACKAGE, "training", "tests", "model_cards", "docs", ".ci"}
 SOURCE_SUFFIXES = {".py", ".cfg", ".toml", ".yaml", ".cff"}
 
 FENCE = re.compile(r"^(?P<mark>```+|~~~+)[ ]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)^(?P=mark)[ ]*$", re.M | re.S)

@@ -129,6 +129,14 @@ def test_branch_grid_is_a_row_for_each_branch_below_the_text():
     assert ImageChops.difference(grid, result_grid(rows, images, title="“a fox”")).getbbox() is None
 
 
+def test_green_is_explained_where_there_is_some():
+    known, unknown = (
+        result_grid([ResultRow("style", "flat", [0, 0], correct)], blue_squares(1)) for correct in ({0}, set())
+    )
+    assert (np.asarray(known.crop((0, 0, 240, known.height))) == GREEN).all(axis=-1).any()
+    assert not (np.asarray(unknown) == GREEN).all(axis=-1).any()
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [

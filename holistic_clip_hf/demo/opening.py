@@ -40,7 +40,9 @@ def open_showcase(checkpoint: str, images: str | Path, *, index: str | Path | No
     opened = SearchIndex(directory, model, processor, images=source)
     if captions is None:
         captions = captions_of_names(opened)
-    return Showcase(opened, model, processor, captions=captions, name=Path(checkpoint).name)
+    showcase = Showcase(opened, model, processor, captions=captions, name=Path(checkpoint).name)
+    showcase.warm_up()
+    return showcase
 
 
 def captions_of_names(index: SearchIndex) -> Captions:

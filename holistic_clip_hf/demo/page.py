@@ -192,7 +192,7 @@ def _wire_queries(
 
     asked, shown = [text, *weights], [mode, results, *told]
     gradio.on([text.submit, button.click], by_text, asked, [mode, results], api_name="search", **live)
-    image.upload(by_image, [image, *weights], shown, api_name="look")
+    image.upload(by_image, [image, *weights], shown, api_name="look", show_progress_on=image)
     image.clear(without_image, asked, shown, **private)
     for slider in weights:
         slider.change(page.again, [mode, text, image, *weights], results, **live, **private)

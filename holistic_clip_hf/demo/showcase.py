@@ -99,6 +99,12 @@ class Showcase:
         if self.texts:
             self._text_embeds = encode_texts(model, self._processor, self.texts, batch_size=64, progress=True)
 
+    def warm_up(self) -> None:
+        """Do once, before anybody waits for it, what takes longer the first time."""
+        self.search("a picture")
+        for hit in self.browse(1):
+            self.inspect(self.index.image(hit.image_id), "a picture", image_id=hit.image_id)
+
     def search(
         self,
         query: str | Image.Image,

@@ -71,4 +71,4 @@ def _require_file(place: Any) -> None:
 
 
 def _refusal(sentence: str) -> gradio.Error:
-    return gradio.Error(sentence, print_exception=False)
+    return gradio.Error(sentence, title="Please try another image", print_exception=False)

@@ -100,7 +100,7 @@ def result_grid(
     page = Image.new("RGB", (layout.width, top + len(rows) * layout.row_height + MARGIN // 2), PAGE)
     surface = Surface(page, font_path)
     surface.text((MARGIN, MARGIN - 6), title, TITLE_SIZE, INK, title_width, MAX_TITLE_LINES)
-    _draw_head(surface, layout, top)
+    _draw_head(surface, layout, top, any(row.correct for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
     for index, row in enumerate(rows):
         y = top + index * layout.row_height
@@ -131,12 +131,13 @@ def branch_grid(
     return result_grid(rows, images, title=f"“{query}”", names=names, thumbnail=thumbnail, font_path=font_path)
 
 
-def _draw_head(surface: Surface, layout: _Layout, top: int) -> None:
+def _draw_head(surface: Surface, layout: _Layout, top: int, has_correct: bool) -> None:
     y = top - line_height(SMALL_SIZE) - 2
     for column in range(layout.columns):
         surface.text((layout.column(column), y), str(column + 1), SMALL_SIZE, QUIET, layout.thumbnail)
-    surface.draw.rounded_rectangle((MARGIN, y + 2, MARGIN + 12, y + 14), 3, fill=MAT, outline=CORRECT, width=2)
-    surface.text((MARGIN + 20, y), "correct", SMALL_SIZE, QUIET, layout.text_width)
+    if has_correct:
+        surface.draw.rounded_rectangle((MARGIN, y + 2, MARGIN + 12, y + 14), 3, fill=MAT, outline=CORRECT, width=2)
+        surface.text((MARGIN + 20, y), "correct", SMALL_SIZE, QUIET, layout.text_width)
 
 
 def _draw_question(surface: Surface, layout: _Layout, y: int, row: ResultRow, colour: str) -> None:
