@@ -116,10 +116,12 @@ class _Tally:
 
     hashes: array = field(default_factory=lambda: array("Q"))
     lengths: Counter[int] = field(default_factory=Counter)
+    places: int = 0  # sum over its captions of their places among those of their image
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, place: int) -> None:
         self.hashes.append(_hash(text))
         self.lengths[len(split_words(text))] += 1
+        self.places += place
 
     @property
     def duplicates(self) -> float:
@@ -156,8 +158,8 @@ def measure_diversity(
     for image_id, captions in images:
         count += 1
         texts = [(Slot(caption["perspective"], caption["source"]), caption["text"]) for caption in captions]
-        for slot, text in texts:
-            tallies.setdefault(slot, _Tally()).add(text)
+        for place, (slot, text) in enumerate(texts):
+            tallies.setdefault(slot, _Tally()).add(text, place)
         _require_few(tallies)
         # A heap whose first entry has the highest hash: the next to go.
         entry = (-_hash(f"{seed} {image_id}"), image_id, texts)
@@ -173,7 +175,8 @@ def measure_diversity(
 def _report(
     count: int, tallies: dict[Slot, _Tally], sampled: list[list[tuple[Slot, str]]], seed: int, embed: Embed | None
 ) -> DiversityReport:
-    slots = list(tallies)
+    # In the order in which images have them, whichever image lacks some and comes first.
+    slots = sorted(tallies, key=lambda slot: (tallies[slot].places / len(tallies[slot].hashes), slot))
     return DiversityReport(
         images=count,
         captions=sum(len(tally.hashes) for tally in tallies.values()),
