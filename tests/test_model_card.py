@@ -14,8 +14,10 @@ from huggingface_hub import ModelCard
 
 from holistic_clip_hf import HolisticCLIPConfig
 from holistic_clip_hf.evaluation.records import Provenance, Record
-from holistic_clip_hf.publishing.model_card import CardFacts, TrainingData, render_model_card
+from holistic_clip_hf.publishing.card_facts import CardFacts, EnvironmentalCost, TrainingData
+from holistic_clip_hf.publishing.model_card import render_model_card
 
+HEADINGS = ["# plain", "## Use", "## Results", "## Limits and biases", "## Citation"]
 GOLDEN = Path(__file__).with_name("data") / "model_card.md"
 
 TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -48,7 +50,9 @@ FACTS = CardFacts(
         TrainingData("OpenMoji", "CC BY-SA 4.0", "https://openmoji.org", "someone/drawings", 4321, "from metadata"),
         TrainingData("Own drawings", "CC0"),
     ],
-    training={"hardware": "2 CPU cores", "images per step": 192},
+    perspectives={"object": "the name of the thing"},
+    training={"max_steps": 7, "images per step": 192},
+    cost=EnvironmentalCost("2 CPU cores", 0.25, co2_grams=12.5),
     limitations=["Photographs were never seen."],
     pictures={"What it finds": "retrieval.png"},
     code_url="https://example.com/code",
@@ -141,7 +145,7 @@ def test_front_matter_is_read_back_by_the_hub_client():
 def test_what_is_not_known_prints_nothing():
     card = render_model_card(PLAIN, [], CardFacts(repo_id="someone/plain", model_name="plain"))
 
-    assert re.findall("^#+ .*", card, flags=re.MULTILINE) == ["# plain", "## Use", "## Results", "## Citation"]
+    assert re.findall("^#+ .*", card, flags=re.MULTILINE) == HEADINGS
     assert "No evaluation of this checkpoint has been recorded." in card
     for absent in (
         "license",
@@ -188,6 +192,7 @@ def test_each_command_is_printed_once_with_its_latest_run():
 def test_load_lines_name_the_repository_and_code_is_python():
     card = render_model_card(CONFIG, [], FACTS)
     assert card.count('from_pretrained("someone/holistic-emoji", trust_remote_code=True)') == 2
+    assert card.count('model="someone/holistic-emoji", trust_remote_code=True)') == 1
     for block in re.findall("```python\n(.*?)```", card, flags=re.DOTALL):
         compile(block, "card", "exec")
 
@@ -204,6 +209,22 @@ def test_models_measured_on_different_data_are_not_compared():
     ]
     with pytest.raises(ValueError, match="different numbers.*Evaluate them on the same corpus"):
         render_model_card(CONFIG, pair, FACTS)
+
+
+def test_the_branch_report_is_no_result_of_the_model():
+    """It has `recall` of the fused vector too, without a branch, and is in the picture."""
+    base = retrieval(0.5, "style", "text_to_image")
+    report = [
+        replace(base, task="branches", details={**base.details, "without": "style"}),
+        replace(base, task="branches", metric="wins", details={"branch": "style", "perspective": "style"}),
+    ]
+    assert render_model_card(CONFIG, [*records(), *report], FACTS) == render_model_card(CONFIG, records(), FACTS)
+
+
+def test_emissions_are_metadata_where_they_are_known():
+    data = ModelCard(render_model_card(CONFIG, [], FACTS)).data
+    assert data.co2_eq_emissions == {"emissions": 12.5, "hardware_used": "2 CPU cores"}
+    assert "co2" not in render_model_card(CONFIG, [], replace(FACTS, cost=EnvironmentalCost(hours=3)))
 
 
 def test_two_fusions_of_one_model_do_not_hide_each_other():

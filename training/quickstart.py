@@ -5,6 +5,7 @@ a picture, a model card and how to load the result. What is already there is reu
 """
 
 import argparse
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,25 @@ from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 from transformers import logging
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import CONFIG_NAME
 
 from holistic_clip_hf.corpus.build import read_manifest
 from holistic_clip_hf.evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, load_records, save_records
 from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
-from holistic_clip_hf.publishing.model_card import CardFacts, TrainingData, render_model_card
+from holistic_clip_hf.publishing.card_facts import (
+    FACTS_FILE,
+    CardFacts,
+    EnvironmentalCost,
+    TrainingData,
+    changed_arguments,
+    load_facts,
+    save_facts,
+)
+from holistic_clip_hf.publishing.model_card import write_model_card
+from holistic_clip_hf.trainer import HolisticCLIPTrainingArguments
+from training.corpora.emoji.captions import PERSPECTIVES
 from training.corpora.emoji.splits import TEST_ARTIST
 from training.corpora.opening import corpus_directory, open_split
 from training.evaluate import draw_results, load_checkpoint
@@ -30,6 +44,7 @@ RESULTS = "results.json"
 PICTURE = "results.png"
 SHOWN_RUN = "holistic"
 TEST_SPLIT = "test"
+EMOJI = "emoji"
 
 LOADING = """
 Picture     {picture}
@@ -57,8 +72,9 @@ def describe_corpus(corpus: Path) -> None:
 def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoint: Path) -> list[Record]:
     """Records of a finished run on the held-out artist: read if they are there, else measured."""
     path = checkpoint / RESULTS
-    if path.is_file():
-        return load_records(path)
+    measured = [record for record in load_records(path) if record.model == run] if path.is_file() else []
+    if measured:
+        return measured
     model, processor = load_checkpoint(checkpoint)
     records = evaluate_retrieval(
         model,
@@ -95,7 +111,7 @@ def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) -> CardFacts:
+def card_facts(recipe: Recipe, run: str, manifest: Mapping[str, Any], checkpoint: Path) -> CardFacts:
     """What the card says beside configuration and records."""
     packages, shards = manifest["about"].get("packages", {}), manifest["shards"]
     held_out = "held out, for evaluation only"
@@ -108,34 +124,58 @@ def card_facts(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Path) ->
         )
         for name, facts in packages.items()
     ]
-    settings = ("max_steps", "per_device_train_batch_size", "learning_rate", "seed")
     return CardFacts(
         repo_id=str(checkpoint),
-        model_name=checkpoint.name,
+        model_name=run,
         heading=f"holistic-clip-{recipe.name.replace('_', '-')}",
         language="en",
         summary="A small model, trained from scratch on emoji by many artists, to show the whole way from corpus to "
         "checkpoint. It is compared with CLIP and with a one-to-many model of the same backbone, steps and batch.",
+        perspectives=PERSPECTIVES if recipe.corpus == EMOJI else {},
         training_data=data,
-        training={name.replace("_", " "): recipe.training[name] for name in settings if name in recipe.training},
-        limitations=("It has seen emoji only; it knows neither photographs nor whole sentences.",),
+        training=recipe_facts(recipe, run),
+        cost=EnvironmentalCost(hours=hours_of_training(checkpoint)),
+        limitations=(
+            "It has seen emoji only; it knows neither photographs nor whole sentences.",
+            "Names, keywords and definitions are those of the emoji's publishers and a dictionary, in English: what "
+            "they find worth a picture, and how they show people, is what the model knows of the world.",
+        ),
         pictures={"Texts and what the branches find": PICTURE},
     )
 
 
+def recipe_facts(recipe: Recipe, run: str) -> dict[str, Any]:
+    """Every value of a run's recipe that is not a default, but for those that the configuration holds."""
+    args = HolisticCLIPTrainingArguments(output_dir="runs", slots=recipe.runs[run].slots, **recipe.training)
+    told = {"recipe": f"{recipe.name}, run {run}", **changed_arguments(args)}
+    told |= {f"tokenizer {name}": value for name, value in recipe.tokenizer.items()}
+    for name, limits in (recipe.augmentation or {}).items():
+        told[f"augmentation {name}"] = " to ".join(map(str, limits))
+    return told
+
+
+def hours_of_training(checkpoint: Path) -> float | None:
+    """As the trainer measured them, or None where it left no log."""
+    log = checkpoint / TRAINER_STATE_NAME
+    entries = json.loads(log.read_text())["log_history"] if log.is_file() else []
+    seconds = [entry["train_runtime"] for entry in entries if "train_runtime" in entry]
+    return round(sum(seconds) / 3600, 2) if seconds else None
+
+
 def write_card(recipe: Recipe, corpus: Path, test: Dataset, records: Sequence[Record], checkpoint: Path) -> None:
-    """Draw the picture and render the card of a checkpoint, into its folder."""
+    """Draw the picture and render the card of a checkpoint, into its folder, with all that it is rendered from."""
     model, processor = load_checkpoint(checkpoint)
     draw_results(model, processor, test, checkpoint / PICTURE, perspectives=recipe.slots, seed=recipe.seed)
-    facts = card_facts(recipe, read_manifest(corpus), checkpoint)
-    (checkpoint / CARD).write_text(render_model_card(model.config, records, facts))
+    save_facts(checkpoint / FACTS_FILE, card_facts(recipe, checkpoint.name, read_manifest(corpus), checkpoint))
+    save_records(checkpoint / RESULTS, records)
+    write_model_card(checkpoint)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="training/recipes/emoji.yaml")
     parser.add_argument("--output-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--card-dir", type=Path, default=None, help="also put card, picture and all records there")
+    parser.add_argument("--card-dir", type=Path, default=None, help="also put the card and its sources there")
     options = parser.parse_args()
     disable_progress_bars()  # of `datasets` and `transformers`: reading and writing takes a second
     logging.disable_progress_bar()
@@ -156,10 +196,8 @@ def main() -> None:
     write_card(recipe, corpus, test, records, checkpoint)
     if options.card_dir:
         options.card_dir.mkdir(parents=True, exist_ok=True)
-        for name in (CARD, PICTURE):
+        for name in (CARD, CONFIG_NAME, FACTS_FILE, RESULTS, *load_facts(checkpoint / FACTS_FILE).pictures.values()):
             shutil.copy(checkpoint / name, options.card_dir / name)
-        (options.card_dir / RESULTS).unlink(missing_ok=True)  # records of other runs do not belong to this card
-        save_records(options.card_dir / RESULTS, records)
     print(LOADING.format(checkpoint=checkpoint, picture=checkpoint / PICTURE, card=checkpoint / CARD))
     print(f"All of it took {(time.monotonic() - started) / 60:.1f} minutes.")
 

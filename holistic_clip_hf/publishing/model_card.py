@@ -5,18 +5,26 @@ No number is in a card without a record; what is not known prints nothing. The t
 an installed package has it too.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME
 
+from ..atomic import write_atomically
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..evaluation.records import FUSED, Record
+from ..evaluation.branch_picture import branch_picture
+from ..evaluation.branch_report import TASK as BRANCHES
+from ..evaluation.records import FUSED, Record, load_records
+from .card_facts import FACTS_FILE, CardFacts, load_facts, save_facts
 from .result_tables import describe, result_sections
 
 TEMPLATE_PATH = Path(__file__).with_name("model_card_template.md")
+CARD_FILE, RECORDS_FILE = "README.md", "results.json"
 TAGS = ("holistic-clip", "clip", "image-text-retrieval", "multi-branch", "arxiv:2412.00440")
 
 MATCHING_NAMES = {
@@ -24,55 +32,13 @@ MATCHING_NAMES = {
     "free": "free: the best branch on the true pair",
     "balanced": "balanced: captions shared out evenly between the branches",
 }
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """One source of images: its licence in words, its page, its name on the Hub, and what captioned it."""
-
-    name: str
-    license: str
-    url: str = ""
-    hub_id: str = ""
-    num_images: int | None = None
-    captions: str = ""
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What a card says that neither records nor configuration know. Only the first two must be known.
-
-    Args:
-        repo_id: where the card will stand, `owner/name`: what `from_pretrained` is given.
-        model_name: the name under which this checkpoint's records were taken.
-        license: of the weights, as the Hub spells it (`apache-2.0`, `cc-by-sa-4.0` ...).
-        language: of the texts (`en`).
-        base_model: the Hub name of the checkpoint it was started from.
-        summary: a paragraph under the title.
-        training_data: where images and captions came from.
-        training: the procedure as rows of a table: hardware, duration, batch size ...
-        limitations: one sentence each.
-        pictures: file in the repository by alternative text.
-        code_url: of the code base.
-        heading: of the card; default: the end of `repo_id`.
-    """
-
-    repo_id: str
-    model_name: str
-    license: str = ""
-    language: str = ""
-    base_model: str = ""
-    summary: str = ""
-    training_data: Sequence[TrainingData] = ()
-    training: Mapping[str, str | int | float] = field(default_factory=dict)
-    limitations: Sequence[str] = ()
-    pictures: Mapping[str, str] = field(default_factory=dict)
-    code_url: str = ""
-    heading: str = ""
-
-    @property
-    def title(self) -> str:
-        return self.heading or self.repo_id.split("/")[-1]
+# Said by the rows of the architecture, or by how the files are written and read.
+SAID_ELSEWHERE = {
+    *("perspectives", "matching", "fusion", "projection_dim", "num_branches", "branch_type"),
+    *("hidden_size", "num_hidden_layers", "image_size", "patch_size", "max_position_embeddings"),
+    *("model_type", "architectures", "auto_map", "dtype", "transformers_version"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+}
 
 
 def render_model_card(
@@ -101,10 +67,50 @@ def render_model_card(
         facts=facts,
         perspectives=names,
         architecture=_architecture(config),
+        settings=_settings(config),
+        text_length=_text_length(config),
         sections=result_sections(records, facts.model_name, names),
         runs=_runs(own),
     )
     return f"{card}\n"
+
+
+def write_model_card(folder: str | Path) -> Path:
+    """Render a folder's `README.md` from its `config.json`, `card_facts.json` and, if there, `results.json`.
+
+    Draws the branch report of each data set as a picture beside it, and enters the pictures in the facts.
+
+    Raises:
+        ValueError: a file is missing, or is not what its name says.
+        ImportError: there is a branch report to draw, and matplotlib is not installed.
+    """
+    folder = Path(folder)
+    missing = [name for name in (CONFIG_NAME, FACTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} lacks {' and '.join(missing)}; a card is rendered from both. See `save_facts`.")
+    config = HolisticCLIPConfig.from_pretrained(folder)
+    facts = load_facts(folder / FACTS_FILE)
+    records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
+    pictures = _draw_branches([record for record in records if record.model == facts.model_name], config, folder)
+    facts = replace(facts, pictures={**facts.pictures, **pictures})
+    save_facts(folder / FACTS_FILE, facts)
+    card = folder / CARD_FILE
+    with write_atomically(card) as file:
+        file.write(render_model_card(config, records, facts).encode())
+    return card
+
+
+def _draw_branches(own: Sequence[Record], config: HolisticCLIPConfig, folder: Path) -> dict[str, str]:
+    """Pictures by alternative text, one for each split of a data set on which branches were measured."""
+    pictures = {}
+    names = config.perspectives
+    for dataset, split in dict.fromkeys((record.dataset, record.split) for record in own):
+        here = [record for record in own if (record.dataset, record.split) == (dataset, split)]
+        if any(record.details.get("branch") in names for record in here):
+            name = f"branches-{re.sub('[^A-Za-z0-9]+', '-', f'{dataset}-{split}')}.png"
+            branch_picture(here, names=names).save(folder / name)
+            pictures[f"What each branch finds on {dataset}, {split}: recall of each branch on each perspective"] = name
+    return pictures
 
 
 def _front_matter(own: Sequence[Record], facts: CardFacts) -> ModelCardData:
@@ -119,8 +125,8 @@ def _front_matter(own: Sequence[Record], facts: CardFacts) -> ModelCardData:
             metric_value=round(record.value, 4),
         )
         for record in own
-        # The branches' own numbers are in the tables; hundreds of them would bury the rest.
-        if record.details.get("branch", FUSED) == FUSED
+        # The branches' own numbers are in tables and picture; hundreds of them would bury the rest.
+        if record.details.get("branch", FUSED) == FUSED and record.task != BRANCHES
     ]
     return ModelCardData(
         license=facts.license or None,
@@ -132,7 +138,15 @@ def _front_matter(own: Sequence[Record], facts: CardFacts) -> ModelCardData:
         datasets=[data.hub_id for data in facts.training_data if data.hub_id] or None,
         model_name=facts.title,
         eval_results=results or None,
+        **_emissions(facts),
     )
+
+
+def _emissions(facts: CardFacts) -> dict[str, Any]:
+    if facts.cost.co2_grams is None:
+        return {}
+    told = {"hardware_used": facts.cost.hardware, "geographical_location": facts.cost.location}
+    return {"co2_eq_emissions": {"emissions": facts.cost.co2_grams, **{k: v for k, v in told.items() if v}}}
 
 
 def _architecture(config: HolisticCLIPConfig) -> dict[str, str]:
@@ -152,6 +166,27 @@ def _architecture(config: HolisticCLIPConfig) -> dict[str, str]:
         rows["matching of branch and caption"] = MATCHING_NAMES.get(config.matching, config.matching)
         rows["fusion"] = config.fusion
     return rows
+
+
+def _text_length(config: HolisticCLIPConfig) -> int:
+    text: Any = config.text_config  # a dictionary in the signature, never after construction
+    return text.max_position_embeddings
+
+
+def _settings(config: HolisticCLIPConfig) -> dict[str, Any]:
+    """Every other value of the configuration that is not at its default; of a tower with the tower's name before."""
+
+    sections: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {"": (config, HolisticCLIPConfig())}
+    for tower in ("text_config", "vision_config"):
+        settings: PreTrainedConfig = getattr(config, tower)
+        sections[f"{tower}."] = (settings, type(settings)())
+    changed = {}
+    for prefix, (told, usual) in sections.items():
+        default = usual.to_dict()
+        for name, value in told.to_dict().items():
+            if name not in SAID_ELSEWHERE and value != default.get(name) and not isinstance(value, dict):
+                changed[f"{prefix}{name}"] = value
+    return changed
 
 
 def _runs(own: Sequence[Record]) -> list[dict[str, str]]:

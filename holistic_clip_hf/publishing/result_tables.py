@@ -4,6 +4,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ..evaluation.branch_report import TASK as BRANCHES
 from ..evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from ..evaluation.records import FUSED, PER_PERSPECTIVE, Record
 
@@ -25,9 +26,10 @@ class Section(NamedTuple):
 def result_sections(records: Sequence[Record], model: str, names: Sequence[str]) -> list[Section]:
     """Sections on the data that `model` was measured on; other models appear where they are compared with it.
 
-    `names` are the branches, whose order the tables keep.
+    `names` are the branches, whose order the tables keep. Records of the branch report are left to its picture.
     """
     sections = []
+    records = [record for record in records if record.task != BRANCHES]
     for dataset, split in dict.fromkeys((record.dataset, record.split) for record in records if record.model == model):
         here = [record for record in records if (record.dataset, record.split) == (dataset, split)]
         retrieval = [record for record in here if record.details.get("protocol") == PER_PERSPECTIVE]
