@@ -129,7 +129,7 @@ def test_failures_are_rows_and_asked_again_on_demand(
 ) -> None:
     server.faults = {STYLE.prompt: ["500", "500"]}
     assert dict(run(numbered(3)).statuses) == {"ok": 3, "failed": 3}
-    assert {row.error for row in rows_of(tmp_path / "rows").values()} == {"", "HTTP 500: overloaded, 1 times"}
+    assert {row.error for row in rows_of(tmp_path / "rows").values()} == {"", "HTTP 500: overloaded (attempts: 1)"}
     assert run(numbered(3)).kept == 6
     assert dict(run(numbered(3), retry_failed=True).statuses) == {"failed": 3}
     assert dict(run(numbered(3), retry_failed=True).statuses) == {"ok": 3}

@@ -179,7 +179,7 @@ def test_the_token_goes_to_the_server_and_nowhere_else(
         replies = list(backend.answer(pictures(1)))
         list(RemoteBackend(server.url, "m").answer(pictures(1)))
     assert [asked.token for asked in server.asked] == ["Bearer secret-1"] * 2 + ["Bearer none"] * 2
-    assert {reply.error for reply in replies} == {"HTTP 500: Bearer *** is over its limit, 1 times"}
+    assert {reply.error for reply in replies} == {"HTTP 500: Bearer *** is over its limit (attempts: 1)"}
     assert "secret-1" not in caplog.text + repr(backend) + repr(replies)
 
 

@@ -89,7 +89,7 @@ class Retries:
             if not failure.is_passing:
                 return failure
             self._quiet_until = max(self._quiet_until, time.monotonic() + failure.wait)
-        return failure._replace(reason=f"{failure.reason}, {self.patience.attempts} times")
+        return failure._replace(reason=f"{failure.reason} (attempts: {self.patience.attempts})")
 
 
 def _failure(error: Exception, patience: Patience) -> Failure:

@@ -137,7 +137,7 @@ class CaptionStore:
                 "for each. Wait for its end, or divide the work into more shards."
             ) from error
         try:
-            for partial in self.folder.glob(f".*.{shard}.jsonl.*.partial"):
+            for partial in self.folder.glob(f".*.{shard}.json*.partial"):
                 partial.unlink(missing_ok=True)  # of a process that was killed while it wrote
             writer = RowWriter(self.folder, shard, seconds_per_file)
             try:
