@@ -18,6 +18,7 @@ ROW, TOP, WIDTH = 0.42, 0.9, 12.0  # inches: of a slot, of titles and axes, of t
 LONGEST_NAME = 30  # characters
 MOST_BINS = 28
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+MOST_COLUMN_NUMBERS = 20  # below the matrix; beyond, every second or third is left
 MOST_NUMBERED = 12  # slots; beyond, the numbers in the matrix would touch
 TAIL = 0.99  # of the captions; the few longest would squeeze all others together
 
@@ -73,10 +74,11 @@ def _draw_between(axes: Any, report: DiversityReport) -> None:
 
     found, kind = (report.words, "shared words") if report.embeddings is None else (report.embeddings, "cosine")
     matrix = np.array([[np.nan if value is None else value for value in row] for row in found.between])
-    numbers = range(1, len(matrix) + 1)
+    places = range(len(matrix))
+    columns = places[:: -(-len(matrix) // MOST_COLUMN_NUMBERS)]
     axes.set_title(f"alike within an image ({kind})")
-    axes.set_xticks(range(len(matrix)), numbers)
-    axes.set_yticks(range(len(matrix)), numbers)
+    axes.set_xticks(columns, [place + 1 for place in columns])
+    axes.set_yticks(places, [place + 1 for place in places])
     colours = LinearSegmentedColormap.from_list("alike", [LEAST_ALIKE, MOST_ALIKE])
     axes.imshow(np.ma.masked_invalid(matrix), cmap=colours, vmin=0, vmax=1, aspect="auto")
     if found.mean is None:
