@@ -100,7 +100,8 @@ def reasons(hit: Hit) -> list[str]:
     lines = []
     for part in hit.parts:
         branches = ", ".join(f"{name} {value:+.3f}" for name, value in part.by_branch.items())
-        lines.append(f"{part.score:+15.3f}  {part.term} ({branches})")
+        against = "not " if part.term.weight < 0 else ""
+        lines.append(f"{part.score:+15.3f}  {against}{part.term} ({branches})")
     return lines
 
 
