@@ -1,5 +1,9 @@
 """Ranks and precision against hand-written matrices and plain loops; ties, chunks, blocks, permutations."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -165,6 +169,15 @@ def test_top_candidates_are_sorted_and_ties_keep_their_order(block_size, monkeyp
     scores = torch.tensor([[0.1, 0.9, 0.9, 0.5], [0.0, 0.0, 0.0, 1.0]])
     assert top_candidates(scores, torch.eye(4), 3).tolist() == [[1, 2, 3], [3, 0, 1]]
     assert top_candidates(scores, torch.eye(4), 3, chunk_size=1).tolist() == [[1, 2, 3], [3, 0, 1]]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_score_matrix():
+    """20,000 texts against 4,000 images, whose scores would be 640 MB; the benchmark does 500,000 against 100,000."""
+    script = Path(__file__).parent / "benchmarks" / "ranking.py"
+    command = [sys.executable, str(script), "--memory", "4000", "--threads", "1"]
+    ran = subprocess.run(command, cwd=script.parents[2], capture_output=True, text=True, check=True)
+    assert int(ran.stdout.split()[-1]) < 200 * 2**20
 
 
 @pytest.mark.parametrize(

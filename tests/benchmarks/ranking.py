@@ -1,6 +1,6 @@
 """Exact ranks of 500,000 texts against 100,000 images in both directions, with random vectors: time and peak memory.
 
-    python tests/benchmarks/ranking.py    half an hour on two cores; writes results/ranking.json
+    python tests/benchmarks/ranking.py    20 minutes of one core; writes results/ranking.json
 
 The score matrix would hold 400 GB in float64. Peak memory is that of a fresh process beyond the vectors themselves.
 The peer is the plain form (all scores, `argsort`), side by side where it fits: 10,000 texts against 2,000 images.
