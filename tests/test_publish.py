@@ -14,9 +14,9 @@ from transformers import CLIPConfig, CLIPModel
 from conftest import WITHOUT_THE_PACKAGE
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.publishing import stranger
+from holistic_clip_hf.publishing.card_facts import CardFacts
 from holistic_clip_hf.publishing.hub import publish, require_publishable
 from holistic_clip_hf.publishing.inventory import TRAVELLING_FILES
-from holistic_clip_hf.publishing.model_card import CardFacts
 from holistic_clip_hf.publishing.remote import Destination, PublishingError
 from holistic_clip_hf.publishing.staging import stage
 from holistic_clip_hf.publishing.verification import VerificationError, verify

@@ -5,14 +5,14 @@ load it; `--dry-run` shows what would be sent, and asks nobody. The token is tha
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from holistic_clip_hf.corpus.build import MANIFEST
 from holistic_clip_hf.publishing.corpora import publish_corpus
 from holistic_clip_hf.publishing.hub import Publication, publish
-from holistic_clip_hf.publishing.model_card import CardFacts
 from holistic_clip_hf.publishing.remote import MAIN, Destination
-from holistic_clip_hf.publishing.staging import MAX_SHARD_SIZE
+from holistic_clip_hf.publishing.staging import MAX_SHARD_SIZE, facts_of
 
 
 def describe(published: Publication) -> str:
@@ -35,8 +35,10 @@ def main() -> None:
     parser.add_argument("--revision", default=MAIN, help="the branch; a new one starts from main")
     parser.add_argument("--tag", default=None, help="set on the new commit")
     parser.add_argument("--pull-request", action="store_true", help="open one instead of committing to main")
-    parser.add_argument("--license", default="", help="of the weights, as the Hub spells it: apache-2.0 ...")
-    parser.add_argument("--language", default="", help="of the texts: en ...")
+    parser.add_argument(
+        "--license", default="", help="of the weights: apache-2.0 ...; default: as card_facts.json says"
+    )
+    parser.add_argument("--language", default="", help="of the texts: en ...; default: likewise")
     parser.add_argument("--max-shard-size", default=MAX_SHARD_SIZE, help="larger weights are saved in several files")
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent")
     options = parser.parse_args()
@@ -52,9 +54,8 @@ def main() -> None:
     if is_corpus:
         print(describe(publish_corpus(options.folder, destination, dry_run=options.dry_run)))
         return
-    facts = CardFacts(
-        options.repo_id, model_name=options.folder.name, license=options.license, language=options.language
-    )
+    told = {name: getattr(options, name) for name in ("license", "language") if getattr(options, name)}
+    facts = replace(facts_of(options.folder, options.repo_id), **told)
     published = publish(
         options.folder, destination, facts=facts, max_shard_size=options.max_shard_size, dry_run=options.dry_run
     )

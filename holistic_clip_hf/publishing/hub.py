@@ -12,11 +12,11 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
+from .card_facts import CardFacts
 from .inventory import ALLOWED, require_own_code, require_safe_folder
-from .model_card import CardFacts
 from .push import Pushed, push
 from .remote import HUB_ERRORS, Destination, PublishingError, Remote, look, reason_of, require_replaceable
-from .staging import MAX_SHARD_SIZE, require_checkpoint, stage
+from .staging import MAX_SHARD_SIZE, facts_of, require_checkpoint, stage
 from .stranger import measure
 from .verification import VerificationError, verify
 
@@ -50,7 +50,8 @@ def publish(
     Staged and pulled again, it is loaded in a fresh interpreter, elsewhere, without the package, by `AutoModel`,
     `AutoProcessor` and two pipelines, and gives the numbers that it gives here. `destination` is a name, or a
     `Destination` with private, revision, tag, pull request. `facts` is what the card says beside configuration and
-    records; its `repo_id` becomes the destination's. `dry_run` stages and verifies, and asks nobody.
+    records; by default the checkpoint's `card_facts.json`, with the destination's name. `dry_run` stages and
+    verifies, and asks nobody.
 
     Raises:
         ValueError: no checkpoint of ours, no token that may write, or a repository of something else.
@@ -64,7 +65,7 @@ def publish(
     require_checkpoint(checkpoint)
     remote = None if dry_run else require_publishable(destination)
     repo_id = destination.repo_id if remote is None else remote.repo_id
-    facts = replace(facts or CardFacts(repo_id=repo_id, model_name=checkpoint.name), repo_id=repo_id)
+    facts = facts_of(checkpoint, repo_id) if facts is None else replace(facts, repo_id=repo_id)
     with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         staged = Path(scratch) / "staged"
         files = stage(checkpoint, staged, facts, max_shard_size=max_shard_size)

@@ -4,6 +4,7 @@
 import errno
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,8 +15,9 @@ from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..evaluation.records import Record, load_records
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
+from .card_facts import FACTS_FILE, CardFacts, load_facts, save_facts
 from .inventory import require_own_code, require_safe_folder
-from .model_card import CardFacts, render_model_card
+from .model_card import render_model_card
 
 CARD = "README.md"
 RECORDS = "results.json"
@@ -35,6 +37,13 @@ def require_checkpoint(checkpoint: Path) -> None:
         )
     if not list(checkpoint.glob("model*.safetensors")):
         raise ValueError(f"{checkpoint} holds no weights in safetensors. Save the model with `save_pretrained`.")
+
+
+def facts_of(checkpoint: Path, repo_id: str) -> CardFacts:
+    """What lies beside a checkpoint for its card, `card_facts.json`; without it, names alone."""
+    path = checkpoint / FACTS_FILE
+    known = load_facts(path) if path.is_file() else CardFacts(repo_id, model_name=checkpoint.absolute().name)
+    return replace(known, repo_id=repo_id)
 
 
 def stage(
@@ -61,6 +70,7 @@ def stage(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         HolisticCLIPProcessor.from_pretrained(checkpoint).save_pretrained(folder)
         records = _copy_records(checkpoint, folder)
+        save_facts(folder / FACTS_FILE, facts)
         (folder / CARD).write_text(render_model_card(model.config, records, facts), encoding="utf-8")
         for picture in facts.pictures.values():
             _copy_picture(checkpoint, folder, picture)

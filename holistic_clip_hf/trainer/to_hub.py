@@ -1,18 +1,13 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """`push_to_hub=True`: the result of a training, once, as `holistic_clip_hf.publishing.hub.publish` publishes it."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..modeling_holistic_clip import HolisticCLIPModel
+from ..publishing.card_facts import CardFacts, changed_arguments
 from ..publishing.hub import Publication, publish, require_publishable
-from ..publishing.model_card import CardFacts
 from ..publishing.remote import MAIN, Destination
-from .arguments import HolisticCLIPTrainingArguments
-
-# Of the inherited arguments, those that say how a model was trained and not on which machine.
-INHERITED = ("max_steps", "gradient_accumulation_steps", "seed", "bf16", "fp16")
 
 
 class ResultToHub:
@@ -81,15 +76,4 @@ class ResultToHub:
 
     def _facts(self) -> CardFacts:
         name = Path(self.args.output_dir).absolute().name
-        return CardFacts(repo_id=str(self.hub_model_id), model_name=name, training=changed_settings(self.args))
-
-
-def changed_settings(args: HolisticCLIPTrainingArguments) -> dict[str, Any]:
-    """The settings of a training that differ from their defaults, by name in words."""
-    told = {*HolisticCLIPTrainingArguments.__annotations__, *INHERITED}
-    defaults = HolisticCLIPTrainingArguments("anywhere", use_cpu=True)
-    return {
-        field.name.replace("_", " "): getattr(args, field.name)
-        for field in fields(args)
-        if field.name in told and getattr(args, field.name) != getattr(defaults, field.name)
-    }
+        return CardFacts(repo_id=str(self.hub_model_id), model_name=name, training=changed_arguments(self.args))
