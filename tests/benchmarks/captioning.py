@@ -24,7 +24,7 @@ TESTS = Path(__file__).resolve().parent.parent
 PROMPTS = ["detail", "one_sentence", "short", "nouns", "main_object", "background"]
 SIZES = {"image_size": 336, "patch_size": 14, "hidden_size": 512, "intermediate_size": 1_408}
 SIZES |= {"num_hidden_layers": 8, "num_attention_heads": 8}
-IMAGE_TOKENS, NEW_TOKENS, IMAGES = (336 // 14) ** 2, 16, 2
+IMAGE_TOKENS, NEW_TOKENS, IMAGES = (336 // 14) ** 2, 16, 4
 SHARED, PEER = "read once", "read for every prompt"
 TARGET = 2.0
 
