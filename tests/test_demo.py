@@ -108,6 +108,7 @@ def test_a_text_finds_images_in_the_order_of_the_model(client: Client, showcase:
         ("one circle", (0.0, 0.0, -1.5, 0.0), {"main_object": -1.5}),
         ("one circle", (0.5, 2.0, 0.0, -1.0), {"fused": 0.5, "short": 2.0, "style": -1.0}),
         ("not style: one circle", (0.0, 1.0, 0.0, 0.0), {"style": -1.0}),
+        ("not one circle^0.5", (0.0, 2.0, 0.0, 0.0), {"short": -1.0}),
     ],
 )
 def test_perspectives_count_as_the_sliders_say(
