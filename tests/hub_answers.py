@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -48,6 +49,18 @@ class HubState:
     url: str = ""
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)
+
+    def add_folder(self, kind: str, name: str, folder: Path, *, private: bool = False) -> Repository:
+        """Commit all files of a folder to a repository, as a push would, without one."""
+        found = self.repositories.setdefault((kind, name), Repository(kind, name, private))
+        files = {
+            path.relative_to(folder).as_posix(): Blob(path.read_bytes(), path.name.endswith(LARGE_SUFFIXES))
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        self.uploads |= {blob.sha256: blob.content for blob in files.values()}
+        found._add("refs/heads/main", found.refs["refs/heads/main"], "files of a folder", files)
+        return found
 
     def repository(self, call: Call, *, write: bool = False) -> Repository:
         """The repository that a call is about, if the caller may read it, and write to it."""

@@ -11,7 +11,7 @@ from conftest import WITHOUT_THE_PACKAGE
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from hub_answers import OTHER_TOKEN
 from hub_server import LoopbackHub, run_client
-from hub_storage import LARGE_SUFFIXES, Blob, Repository
+from hub_storage import Repository
 
 pytestmark = pytest.mark.slow
 TEXT = "a red square"
@@ -48,15 +48,13 @@ def published(
     hub: LoopbackHub, models: list[HolisticCLIPModel], processor: HolisticCLIPProcessor, tmp_path: Path
 ) -> Repository:
     """Two commits of a private repository, the first of them tagged."""
-    repository = hub.repositories["model", "ada/clip"] = Repository("model", "ada/clip", private=True)
     for place, model in enumerate(models):
         folder = tmp_path / f"{place}"
         for part in (model, processor):
             part.save_pretrained(folder)
-        files = {path.name: Blob(path.read_bytes(), path.name.endswith(LARGE_SUFFIXES)) for path in folder.iterdir()}
-        hub.uploads |= {blob.sha256: blob.content for blob in files.values()}
-        commit = repository._add("refs/heads/main", None, f"{place}", files)
-        repository.refs.setdefault("refs/tags/v1", commit.oid)
+        repository = hub.add_folder("model", "ada/clip", folder, private=True)
+        if place == 0:
+            repository.add_tag("v1", "main")
     return repository
 
 
