@@ -56,9 +56,7 @@ LEVELS = {
     **dict.fromkeys(["atomic", "captioning.perspectives", "captioning.rows", "corpus.schema", "distributed"], 1),
     "captioning.store": 1,
     "captioning.bleu": 1,
-    **dict.fromkeys(
-        [f"captioning.{name}" for name in ("bleu", "diversity", "diversity_picture", "repairs", "similarity")], 1
-    ),
+    **dict.fromkeys([f"captioning.{name}" for name in ("diversity", "diversity_picture", "repairs", "similarity")], 1),
     **dict.fromkeys(["evaluation.logistic_regression", "evaluation.metrics"], 1),
     **dict.fromkeys(["evaluation.ranking", "evaluation.records"], 1),
     **dict.fromkeys(["trainer.gradient_cache", "trainer.parameter_groups"], 1),
