@@ -21,6 +21,10 @@ INSTEAD = {
 }
 
 
+# It loads, in an interpreter of its own, what this package has staged and `require_own_code` has compared.
+MAY_RUN_ITS_OWN_CODE = "holistic_clip_hf/publishing/stranger.py"
+
+
 def dangers(source: str) -> list[str]:
     """What in a file could run code that was read, as sentences with line numbers."""
     found = []
@@ -53,7 +57,10 @@ def call_problems(call: ast.Call) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_that_was_read_is_run(path: Path) -> None:
-    assert dangers(path.read_text(encoding="utf-8")) == []
+    found = dangers(path.read_text(encoding="utf-8"))
+    if path == ROOT / MAY_RUN_ITS_OWN_CODE:
+        found = [problem for problem in found if not problem.endswith("says trust_remote_code=True")]
+    assert found == []
 
 
 @pytest.mark.parametrize(
