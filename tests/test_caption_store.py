@@ -177,3 +177,11 @@ def test_a_file_that_may_not_grow_costs_nothing_that_was_written(tmp_path: Path)
     assert limited.exitcode == 7
     assert list(CaptionStore(tmp_path).rows()) == [row("a")]
     assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".lock"}
+
+
+def test_every_row_is_written_once(tmp_path: Path) -> None:
+    with CaptionStore(tmp_path).writer(seconds_per_file=0) as writer:
+        for image in "abc":
+            writer.add(row(image))
+    files = sorted(tmp_path.glob("*.jsonl"))
+    assert [json.loads(file.read_bytes())["image_id"] for file in files] == ["a", "b", "c"]
