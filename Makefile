@@ -29,6 +29,10 @@ test-peers: $(PEERS)  ## the suites of transformers and a client, run on ours; f
 	$(RUN) tests/peers/fetch_suites.py
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest tests/peers
 
+test-browser: $(STAMP)  ## the demo's page in a real browser; needs Debian's chromium
+	@$(RUN) -m pip install -qq -c constraints.txt -e '.[browser]'
+	$(RUN) -m pytest -m slow -rs tests/test_demo_browser.py
+
 check: $(STAMP)  ## lint, formatting and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
