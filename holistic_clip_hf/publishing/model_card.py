@@ -36,7 +36,7 @@ MATCHING_NAMES = {
 SAID_ELSEWHERE = {
     *("perspectives", "matching", "fusion", "projection_dim", "num_branches", "branch_type"),
     *("hidden_size", "num_hidden_layers", "image_size", "patch_size", "max_position_embeddings"),
-    *("model_type", "architectures", "auto_map", "dtype", "transformers_version"),
+    *("model_type", "architectures", "auto_map", "dtype", "transformers_version", "_name_or_path"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 }
 
