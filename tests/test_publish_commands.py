@@ -16,7 +16,7 @@ from hub_server import LoopbackHub, client_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = re.compile(r"\n## (?:To the Hub|Publish and pull)\n(.*?)(?=\n## |\Z)", re.DOTALL)
-RUN, CORPUS, MODEL, ROWS = "runs/emoji/holistic", "corpora/photos", "ada/holistic-clip-emoji", "ada/photo-captions"
+RUN, CORPUS, MODEL, ROWS = "runs/emoji/holistic", "photos-corpus", "ada/holistic-clip-emoji", "ada/photo-captions"
 PYTHON = re.compile(r"^(\.venv/bin/)?python$")
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
 
