@@ -104,15 +104,17 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clusters end jobs with it: stop as on Ctrl-C
     perspectives = load_perspectives(options.perspectives_file, options.perspectives)
+    source, shard = options.open_source(options), Shard.parse(options.shard)
+    backend = make_backend(options)
     if not options.perspectives:
-        perspectives = asked(perspectives)
+        perspectives = asked(perspectives, backend.captioner)
     try:
         report = caption_images(
-            options.open_source(options),
+            source,
             perspectives,
-            make_backend(options),
+            backend,
             options.output,
-            shard=Shard.parse(options.shard),
+            shard=shard,
             retry_failed=options.retry_failed,
             progress=True,
         )
