@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 BENCHMARKS := $(sort $(filter-out tests/benchmarks/_%,$(wildcard tests/benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-long test test-all test-peers test-browser check format bench clean
+.PHONY: help quickstart quickstart-long test test-all test-peers test-browser test-lowest test-newest check format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,12 @@ test-browser: $(STAMP)  ## the demo's page in a real browser; needs Debian's chr
 	@$(RUN) -m pip install -qq -c constraints.txt -e '.[browser]'
 	$(RUN) -m pytest -m slow -rs tests/test_demo_browser.py
 
+test-lowest:  ## the files that travel, at the lowest versions of setup.cfg
+	PYTHON=$(PYTHON) .ci/compatibility lowest
+
+test-newest:  ## the same at the newest versions
+	PYTHON=$(PYTHON) .ci/compatibility newest
+
 check: $(STAMP)  ## lint, formatting and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -47,7 +53,7 @@ bench: $(STAMP)  ## run tests/benchmarks by hand
 	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(RUN) $$file; done
 
 clean:  ## remove the environment, caches and build products
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find holistic_clip_hf training tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(STAMP): setup.cfg constraints.txt

@@ -30,7 +30,8 @@ BROKEN_JSON = {
     "deep": b"[" * 100_000,
     "empty": b"",
 }
-FAULTS = ("500", "503", "429", "html", "close", "reset", "cut", "not http", "hang", "drip", *BROKEN_JSON)
+BROKEN_CONNECTIONS = ("close", "reset", "cut", "not http", "hang", "drip")
+FAULTS = ("500", "503", "429", "html", *BROKEN_CONNECTIONS, *BROKEN_JSON)
 
 
 class Asked(NamedTuple):
@@ -151,7 +152,8 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
-        self.close_connection = True
+        # Where an answer is whole, the client asks its next question on the same connection.
+        self.close_connection = fault in BROKEN_CONNECTIONS
 
     def send(self, status: int, body: bytes, kind: str = "application/json", length: int | None = None) -> None:
         self.send_response(status)
