@@ -5,7 +5,6 @@ a picture, a model card and how to load the result. What is already there is reu
 """
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 from transformers import logging
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME
 
 from holistic_clip_hf.corpus.build import read_manifest
@@ -37,7 +35,7 @@ from training.corpora.emoji.splits import TEST_ARTIST
 from training.corpora.opening import corpus_directory, open_split
 from training.evaluate import draw_results, load_checkpoint
 from training.recipe import Recipe, load_recipe
-from training.train import train_run
+from training.train import seconds_of_training, train_run
 
 CARD = "README.md"
 RESULTS = "results.json"
@@ -156,10 +154,8 @@ def recipe_facts(recipe: Recipe, run: str) -> dict[str, Any]:
 
 def hours_of_training(checkpoint: Path) -> float | None:
     """As the trainer measured them, or None where it left no log."""
-    log = checkpoint / TRAINER_STATE_NAME
-    entries = json.loads(log.read_text())["log_history"] if log.is_file() else []
-    seconds = [entry["train_runtime"] for entry in entries if "train_runtime" in entry]
-    return round(sum(seconds) / 3600, 2) if seconds else None
+    seconds = seconds_of_training(checkpoint)
+    return None if seconds is None else round(seconds / 3600, 2)
 
 
 def write_card(recipe: Recipe, corpus: Path, test: Dataset, records: Sequence[Record], checkpoint: Path) -> None:

@@ -20,7 +20,6 @@ from datasets import disable_progress_bars
 from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
-from transformers.trainer import TRAINER_STATE_NAME
 
 from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
@@ -29,7 +28,7 @@ from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, embed_corpus, 
 from training.corpora.opening import corpus_directory
 from training.evaluate import load_checkpoint
 from training.recipe import Recipe, Run, load_recipe
-from training.train import make_trainer, recipe_split, train_run
+from training.train import make_trainer, recipe_split, seconds_of_training, train_run
 
 RESULTS = "results.jsonl"
 KEPT_METRICS = ("recall@1", "recall@5", "mean_average_precision")
@@ -153,15 +152,9 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         "replicate": replicate,
         "steps": recipe.training["max_steps"],
         "operations_per_step": operations,
-        "train_seconds": _train_seconds(checkpoint),
+        "train_seconds": seconds_of_training(checkpoint),
     }
     return {**row, "numbers": _numbers(_all_records(model, encoded, provenance))}
-
-
-def _train_seconds(checkpoint: Path) -> float:
-    """By the clock of the trainer, which went on while other work was on the machine."""
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    return next(entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry)
 
 
 def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any) -> Iterator[Record]:

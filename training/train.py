@@ -17,7 +17,6 @@ from transformers import PrinterCallback, ProgressCallback, logging, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.atomic import write_atomically
 from holistic_clip_hf.augmentation import Augmentation
 from holistic_clip_hf.corpus.build import read_manifest
@@ -92,17 +91,22 @@ def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:
 
 def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: dict[str, str]) -> None:
     """Put the trained model in place; the marker comes last, so that half a checkpoint is never taken for a whole."""
-    weights = trainer.accelerator.get_state_dict(trainer.model)  # by all ranks: shards are gathered from them
+    if trainer.is_world_process_zero():
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    trainer.save_result(checkpoint)
     if not trainer.is_world_process_zero():
         return
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    model = HolisticCLIPModel(trainer.model.config)  # FSDP2 has put a class of its own in place of the trained one's
-    model.load_state_dict(weights)
-    for part in (model, trainer.processing_class):
-        part.save_pretrained(checkpoint)
     trainer.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
     with write_atomically(checkpoint / FINISHED) as marker:
         marker.write(f"{json.dumps(facts, indent=2)}\n".encode())
+
+
+def seconds_of_training(checkpoint: Path) -> float | None:
+    """As the trainer measured them, or None where it left no log."""
+    log = checkpoint / TRAINER_STATE_NAME
+    entries = json.loads(log.read_text(encoding="utf-8"))["log_history"] if log.is_file() else []
+    seconds = [entry["train_runtime"] for entry in entries if "train_runtime" in entry]
+    return sum(seconds) if seconds else None
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from datasets import Dataset, Features, Image, Value
 
 from ..corpus.build import Skipped
+from ..corpus.folders import IMAGE_ENDINGS
 from ..corpus.source import Item
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 MOST_BYTES = 256 * 2**20  # of one file, which is read whole
 RESERVED = ("image_id", "stamp")
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)

@@ -54,17 +54,23 @@ class ResultToHub:
                 be called on it again.
         """
         folder = Path(self.args.output_dir)
-        weights = self.accelerator.get_state_dict(self.model)  # by all ranks
+        self.save_result(folder)
         if not self.is_world_process_zero():
             return None
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
-        model = HolisticCLIPModel(self.model.config)  # FSDP2 has put a class of its own in place
+        destination = self._destination(str(self.hub_model_id), token, revision, private)
+        return publish(folder, destination, facts=facts or self._facts(), message=commit_message)
+
+    def save_result(self, folder: Path) -> None:
+        """Model and processor as `from_pretrained` takes them, by the first process; to be called on all ranks."""
+        weights = self.accelerator.get_state_dict(self.model)  # shards are gathered from all ranks
+        if not self.is_world_process_zero():
+            return
+        model = HolisticCLIPModel(self.model.config)  # FSDP2 has put a class of its own in place of the trained one's
         model.load_state_dict(weights)
         for part in (model, self.processing_class):
             part.save_pretrained(folder)
-        destination = self._destination(str(self.hub_model_id), token, revision, private)
-        return publish(folder, destination, facts=facts or self._facts(), message=commit_message)
 
     def _destination(self, name: str, token: str | None, revision: str | None, private: bool | None) -> Destination:
         return Destination(
