@@ -4,7 +4,7 @@
 `mean`, `weighted` and `routed` are linear in the branches: there the score is one dot product, of a vector that the
 image has by itself and a vector that the text has by itself. `max` and `softmax` need all H similarities.
 
-Axes: N images, H branches, T texts, D projection width.
+Axes: N images, H branches, T texts, M caption slots, D projection width.
 """
 
 import torch
@@ -12,26 +12,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_holistic_clip import HolisticCLIPConfig
+from .matching_holistic_clip import route
 
 
 class BranchRouter(nn.Module):
-    """Tells from a text how much each branch should answer: a softmax over H of a linear map of its unit vector.
+    """Tells from a text how much each branch should answer: a softmax over H of a linear map of its vector.
 
-    Averaging unlike perspectives hurts, since all branches but the right one answer with noise. The router is fitted
-    once the towers are trained, so it holds buffers, which no optimizer sees; before that, all branches count alike.
+    The vector is made of length sqrt(D), entries of about 1, which is what a linear layer learns from at the learning
+    rate of the others.
+
+    Averaging unlike perspectives hurts, since all branches but the right one answer with noise. The router is trained
+    with the towers where `config.fused_weight` is above zero, or fitted once they are trained
+    (`evaluation.fusion_fitting`); before that, all branches count alike.
     """
-
-    weight: Tensor
-    bias: Tensor
 
     def __init__(self, width: int, num_branches: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(num_branches, width))
-        self.register_buffer("bias", torch.zeros(num_branches))
+        self.weight = nn.Parameter(torch.zeros(num_branches, width))
+        self.bias = nn.Parameter(torch.zeros(num_branches))
 
     def forward(self, text_embeds: Tensor) -> Tensor:
-        """(T, D) to (T, H), each row of sum one."""
-        return F.linear(text_embeds, self.weight, self.bias).softmax(dim=-1)
+        """(..., D) to (..., H), of sum one."""
+        return F.linear(text_embeds * text_embeds.shape[-1] ** 0.5, self.weight, self.bias).softmax(dim=-1)
 
 
 class BranchFusion(nn.Module):
@@ -70,14 +72,19 @@ class BranchFusion(nn.Module):
 
     def text_vectors(self, text_embeds: Tensor) -> Tensor:
         """(T, D) of unit length to the same, or to (T, H * D): the text once for each branch, by its share."""
+        routing = self.routing(text_embeds)
+        return text_embeds if routing is None else route(text_embeds, routing)
+
+    def routing(self, text_embeds: Tensor) -> Tensor | None:
+        """(..., D) of unit length to (..., H), how much each branch answers; `None` where texts are not routed."""
         if not self.is_routed:
-            return text_embeds
+            return None
         if self.router is None:
             raise ValueError(
                 "`fusion` was set to 'routed' on a model that has no router. Load the checkpoint with "
                 "`from_pretrained(..., fusion='routed')`, then fit it (`holistic_clip_hf.evaluation.fusion_fitting`)."
             )
-        return torch.einsum("th,td->thd", self.router(text_embeds), text_embeds).flatten(1)
+        return self.router(text_embeds)
 
     def similarity(self, branch_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
         """(N, H, D) and (T, D) to (N, T): cosine similarity over branches, fused."""

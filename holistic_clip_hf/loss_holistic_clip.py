@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .matching_holistic_clip import assign_branches, resolve_matching
+from .matching_holistic_clip import assign_branches, resolve_matching, route
 from .streaming_holistic_clip import Contest, Objective, Side, sum_over_queries
 
 LOSS_PARTS = ("contrastive", "fused", "diversity")
@@ -34,12 +34,14 @@ class CaptionBatch:
         text_embeds: (N, M, D), unit length; rows of missing captions are ignored, whatever they hold.
         caption_mask: (N, M) bool, true where there is a caption.
         caption_ids: (N, M) int64, equal exactly where two captions are the same text.
+        routing: (N, M, H), how much each branch answers for each caption; `None` where all count alike.
     """
 
     branch_embeds: Tensor
     text_embeds: Tensor
     caption_mask: Tensor
     caption_ids: Tensor
+    routing: Tensor | None = None
 
 
 @dataclass
@@ -69,6 +71,7 @@ def multi_to_multi_loss(
     caption_ids: Tensor | None = None,
     duplicate_captions: str = "positive",
     fused_weight: float = 0.0,
+    routing: Tensor | None = None,
     diversity: str = "pairwise",
     diversity_weight: float = 1.0,
     diversity_threshold: float = 0.7,
@@ -99,9 +102,10 @@ def multi_to_multi_loss(
         caption_ids: (N, M) int64. Default: all captions differ.
         duplicate_captions: images whose caption in a slot has the same id are to each other `"positive"` (the target
             is shared between them), `"ignore"` (left out) or `"negative"` (the paper).
-        fused_weight: of a second contrastive term, the one-to-many loss of the branches' mean, made of unit length,
-            against all captions: every branch learns from every caption, and their mean is trained and not only used.
-            Not in the paper.
+        fused_weight: of a second contrastive term, the one-to-many loss of the fused score against all captions:
+            what is asked later is trained and not only used. Not in the paper.
+        routing: (N, M, H), how much each branch answers for each caption; the fused score is the similarity of
+            branches weighted so. Default: the fused score is that of the branches' mean, made of unit length.
         diversity: `"pairwise"` penalises each pair of branches whose mean cosine is above the threshold;
             `"official"` only the mean over all pairs, which two collapsed branches of five do not move.
         diversity_weight, diversity_threshold: 1.0 and 0.7 in the paper's released code.
@@ -121,7 +125,7 @@ def multi_to_multi_loss(
     >>> multi_to_multi_loss(branches, texts, torch.tensor(1 / 0.07)).total.shape
     torch.Size([])
     """
-    local = _caption_batch(branch_embeds, text_embeds, caption_mask, caption_ids, offset)
+    local = _caption_batch(branch_embeds, text_embeds, caption_mask, caption_ids, routing, offset)
     everyone = _of_all_ranks(gathered, local, offset)
     slots = resolve_matching(matching, branch_of_slot, branch_embeds.shape[1], text_embeds.shape[1])
     terms = Objective(objective, logit_scale, logit_bias, chunk_size)
@@ -142,13 +146,22 @@ def multi_to_multi_loss(
 
 
 def _fuse(batch: CaptionBatch) -> CaptionBatch:
-    """The same captions for images of one branch, the mean of theirs."""
-    exact = batch.branch_embeds.to(torch.promote_types(batch.branch_embeds.dtype, torch.float32))
-    return replace(batch, branch_embeds=F.normalize(exact.mean(dim=1, keepdim=True), dim=-1))
+    """The same captions for images of one branch: the mean of theirs, or, of routed captions, all side by side."""
+    exact = torch.promote_types(batch.branch_embeds.dtype, torch.float32)
+    branches = batch.branch_embeds.to(exact)
+    if batch.routing is None:
+        return replace(batch, branch_embeds=F.normalize(branches.mean(dim=1, keepdim=True), dim=-1))
+    texts = route(batch.text_embeds.to(exact), batch.routing.to(exact))
+    return replace(batch, branch_embeds=branches.flatten(1)[:, None], text_embeds=texts)
 
 
 def _caption_batch(
-    branch_embeds: Tensor, text_embeds: Tensor, mask: Tensor | None, ids: Tensor | None, offset: int
+    branch_embeds: Tensor,
+    text_embeds: Tensor,
+    mask: Tensor | None,
+    ids: Tensor | None,
+    routing: Tensor | None,
+    offset: int,
 ) -> CaptionBatch:
     if branch_embeds.ndim != 3 or text_embeds.ndim != 3 or branch_embeds.shape[::2] != text_embeds.shape[::2]:
         raise ValueError(
@@ -165,7 +178,11 @@ def _caption_batch(
             f"`caption_mask` and `caption_ids` must be (N, M) = {(rows, slots)}; got {tuple(mask.shape)} and "
             f"{tuple(ids.shape)}."
         )
-    return CaptionBatch(branch_embeds, text_embeds, mask.bool(), ids)
+    if routing is not None and routing.shape != (rows, slots, branch_embeds.shape[1]):
+        raise ValueError(
+            f"`routing` must be (N, M, H) = {(rows, slots, branch_embeds.shape[1])}; got {tuple(routing.shape)}."
+        )
+    return CaptionBatch(branch_embeds, text_embeds, mask.bool(), ids, routing)
 
 
 def _of_all_ranks(gathered: CaptionBatch | None, local: CaptionBatch, offset: int) -> CaptionBatch:
@@ -173,8 +190,15 @@ def _of_all_ranks(gathered: CaptionBatch | None, local: CaptionBatch, offset: in
     # Where there is one rank, its rows and those of all ranks are the same tensors.
     if gathered is not None and gathered.text_embeds is not local.text_embeds:
         rows = _caption_batch(
-            gathered.branch_embeds, gathered.text_embeds, gathered.caption_mask, gathered.caption_ids, offset=0
+            gathered.branch_embeds,
+            gathered.text_embeds,
+            gathered.caption_mask,
+            gathered.caption_ids,
+            gathered.routing,
+            offset=0,
         )
+    if (local.routing is None) != (rows.routing is None):
+        raise ValueError("`routing` must be given for this rank and in `gathered`, or in neither.")
     mine, whole = ([tuple(one.shape) for one in (each.branch_embeds, each.text_embeds)] for each in (local, rows))
     if [shape[1:] for shape in mine] != [shape[1:] for shape in whole] or not 0 <= offset <= whole[0][0] - mine[0][0]:
         raise ValueError(

@@ -1,5 +1,6 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which branch is held against which caption: by name, by the best score, or by an assignment that starves nobody.
+"""Which branch is held against which caption: by name, by the best score, by an assignment that starves nobody, or
+all of them by shares.
 
 Axes: G images of all ranks, N of one, H branches, M caption slots, D projection width, K captions.
 """
@@ -79,6 +80,14 @@ def balanced_branches(similarity: Tensor) -> Tensor:
     return assignment
 
 
+def route(text_embeds: Tensor, routing: Tensor) -> Tensor:
+    """(..., D) and (..., H) to (..., H * D): each text once for each branch, times how much that branch answers.
+
+    The dot product with an image's branches side by side is the sum of its similarities to them, weighted so.
+    """
+    return (routing[..., :, None] * text_embeds[..., None, :]).flatten(-2)
+
+
 def branch_shares(assignment: Tensor, caption_mask: Tensor, num_branches: int) -> Tensor:
     """(H,) float32: of the captions that are there, the share that each branch met; zeros where there is none.
 
@@ -91,4 +100,4 @@ def branch_shares(assignment: Tensor, caption_mask: Tensor, num_branches: int) -
     return met.sum(dim=0) / max(1, len(met))
 
 
-__all__ = ["FREE", "assign_branches", "balanced_branches", "branch_shares", "resolve_matching"]
+__all__ = ["FREE", "assign_branches", "balanced_branches", "branch_shares", "resolve_matching", "route"]

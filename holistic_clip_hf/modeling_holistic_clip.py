@@ -72,6 +72,7 @@ class HolisticCLIPOutput(ModelOutput):
         image_embeds: (N, D), the fused vectors; (N, H * D) with `fusion="routed"`.
         branch_embeds: (N, H, D), unit length.
         text_embeds: (T, D), or (N, M, D) for nested captions, of unit length; (T, H * D) with `fusion="routed"`.
+        routing: (N, M, H), with nested captions and `fusion="routed"`: how much each branch answers for each caption.
         logit_scale: scalar, the inverse temperature (exponentiated).
         logit_bias: scalar, added to the logits with `objective="sigmoid"`.
         loss_parts: `contrastive`, `fused` and `diversity`, with `return_loss=True`.
@@ -84,6 +85,7 @@ class HolisticCLIPOutput(ModelOutput):
     image_embeds: Tensor | None = None
     branch_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
+    routing: Tensor | None = None
     logit_scale: Tensor | None = None
     logit_bias: Tensor | None = None
     loss_parts: dict[str, Tensor] | None = None
@@ -323,13 +325,14 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("Give `pixel_values`, `input_ids`, or both.")
-        images = texts = text_embeds = text_vectors = logits = None
+        images = texts = text_embeds = text_vectors = routing = logits = None
         if pixel_values is not None:
             images = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         if input_ids is not None and input_ids.ndim == 3:
             if caption_mask is None and attention_mask is not None:
                 caption_mask = attention_mask.any(dim=-1)
             text_embeds = text_vectors = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
+            routing = self.branch_fusion.routing(text_embeds)
         elif input_ids is not None:
             texts = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
             text_embeds, text_vectors = texts.text_embeds, texts.pooler_output
@@ -350,6 +353,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             image_embeds=None if images is None else images.pooler_output,
             branch_embeds=None if images is None else images.branch_embeds,
             text_embeds=text_vectors,
+            routing=routing,
             logit_scale=self.logit_scale.exp(),
             logit_bias=self.logit_bias,
             loss_parts=None if loss is None else {name: getattr(loss, name) for name in LOSS_PARTS},
@@ -383,6 +387,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             branch_of_slot=branch_of_slot,
             caption_mask=None if caption_mask is None else caption_mask.to(device),
             caption_ids=None if caption_ids is None else caption_ids.to(device),
+            routing=self.branch_fusion.routing(text_embeds.to(device)),
             **self.config.loss_options,
         )
 

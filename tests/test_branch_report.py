@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.evaluation import branch_report
@@ -91,7 +92,7 @@ def test_without_the_only_weighted_branch_the_others_count_alike(make_model: Mak
 def test_recall_without_a_branch_is_that_of_the_others(make_model: MakeModel, options: dict[str, Any]) -> None:
     model, corpus = make_model(perspectives=NAMES, **options), corpus_of_known_branches()
     if options["fusion"] == "routed":
-        model.branch_fusion.router.weight.normal_(std=4.0)
+        nn.init.normal_(model.branch_fusion.router.weight, std=4.0)
     found = {
         (r.details["perspective"], r.details["without"]): r.value
         for r in report(model, "recall")
@@ -100,7 +101,10 @@ def test_recall_without_a_branch_is_that_of_the_others(make_model: MakeModel, op
     assert len(found) == 9
 
     def fused(scores: list[float], text: torch.Tensor, kept: list[int]) -> float:
-        logits = model.branch_fusion.router.weight @ text if options["fusion"] == "routed" else None
+        logits = None
+        if options["fusion"] == "routed":  # which takes vectors of length sqrt(D)
+            router = model.branch_fusion.router
+            logits = (router.weight @ text * len(text) ** 0.5 + router.bias).detach()
         shares = {
             "mean": lambda h: 1.0,
             "weighted": lambda h: options["branch_weights"][h],

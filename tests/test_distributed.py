@@ -60,10 +60,12 @@ def run(case, counts, rank):
     weights = {name: value.clone().requires_grad_() for name, value in given["weights"].items()}
     branches = F.normalize(given["images"][mine] @ weights["vision"], dim=-1)
     texts = F.normalize(given["texts"][mine] @ weights["text"], dim=-1)
+    routing = (texts @ weights["router"].T).softmax(dim=-1)
     mask, ids = given["mask"][mine], given["ids"][mine]
     try:
-        gathered = CaptionBatch(*map(gather_rows, (branches, texts, mask, ids)))
-        batch = dict(caption_mask=mask, caption_ids=ids, gathered=gathered, offset=rank_offset(len(mask)))
+        gathered = CaptionBatch(*map(gather_rows, (branches, texts, mask, ids, routing)))
+        batch = dict(caption_mask=mask, caption_ids=ids, routing=routing, gathered=gathered)
+        batch["offset"] = rank_offset(len(mask))
         scale = weights["logit_scale"].exp()
         loss = multi_to_multi_loss(branches, texts, scale, **batch, **given["options"])
         loss.total.backward()
@@ -108,7 +110,7 @@ def batch() -> dict[str, Any]:
     ids = torch.randint(0, 3, (IMAGES, SLOTS), generator=generator)
     ids[[0, 4], 0] = 9  # the same caption on the first and the last rank
     mask[[0, 4], 0] = True
-    weights = {"vision": normal(WIDTH, WIDTH), "text": normal(WIDTH, WIDTH)}
+    weights = {"vision": normal(WIDTH, WIDTH), "text": normal(WIDTH, WIDTH), "router": normal(BRANCHES, WIDTH)}
     weights["logit_scale"] = torch.tensor(1.5, dtype=torch.float64)
     images, texts = normal(IMAGES, BRANCHES, WIDTH), normal(IMAGES, SLOTS, WIDTH)
     return {"images": images, "texts": texts, "mask": mask, "ids": ids, "weights": weights, "options": OPTIONS}
@@ -142,6 +144,7 @@ def test_ranks_equal_one_process(results: dict[str, list[dict[str, Any]]], case:
         weights["logit_scale"].exp(),
         caption_mask=given["mask"],
         caption_ids=given["ids"],
+        routing=(texts @ weights["router"].T).softmax(dim=-1),
         **OPTIONS,
     )
     assert expected.diversity > 0.01

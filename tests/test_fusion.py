@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holistic_clip_hf import HolisticCLIPForImageClassification, HolisticCLIPModel
+from holistic_clip_hf.matching_holistic_clip import route
 
 MakeModel = Callable[..., HolisticCLIPModel]
 MakeTokens = Callable[[list[int]], tuple[Tensor, Tensor]]
@@ -25,10 +26,9 @@ IDS = ["mean", "weighted", "routed", "max", "softmax", "softmax at a scale"]
 
 
 def turn(model: HolisticCLIPModel) -> HolisticCLIPModel:
-    """With a router that has been fitted, to anything."""
-    if model.branch_fusion.router is not None:
-        for buffer in model.branch_fusion.router.buffers():
-            buffer.normal_(std=3.0)
+    """With a router that has been trained, to anything; it takes vectors of 16 numbers, of length 4."""
+    for parameter in model.branch_fusion.parameters():
+        nn.init.normal_(parameter)
     return model
 
 
@@ -51,7 +51,7 @@ def test_fusion_equals_the_loops(
             "mean": lambda: [1 / 3] * 3,
             "weighted": lambda: [0.25, 0.0, 0.75],
             "routed": lambda text=text: softmax(
-                [(row @ texts[text] + bias).item() for row, bias in zip(router.weight, router.bias, strict=True)]
+                [(4 * row @ texts[text] + bias).item() for row, bias in zip(router.weight, router.bias, strict=True)]
             ),
             "max": lambda scores=scores: [float(score == max(scores)) for score in scores],
             "softmax": lambda scores=scores: softmax([options.get("fusion_scale", scale) * score for score in scores]),
@@ -89,13 +89,12 @@ def test_before_it_is_fitted_routing_is_the_mean(
     torch.testing.assert_close(routed(**batch).logits_per_image, mean(**batch).logits_per_image, rtol=1e-4, atol=1e-5)
 
 
-def test_a_router_is_kept_and_never_trained(make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_router_is_kept_with_the_checkpoint(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(fusion="routed")
     turn(model)
     model.save_pretrained(tmp_path)
     loaded = HolisticCLIPModel.from_pretrained(tmp_path)
     assert torch.equal(loaded.branch_fusion.router.weight, model.branch_fusion.router.weight)
-    assert not list(loaded.branch_fusion.parameters())
     _, info = HolisticCLIPForImageClassification.from_pretrained(tmp_path, num_labels=2, output_loading_info=True)
     assert not info["unexpected_keys"]
 
@@ -103,7 +102,7 @@ def test_a_router_is_kept_and_never_trained(make_model: MakeModel, tmp_path: Pat
 def test_captions_are_trained_on_by_their_own_vectors(
     make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor
 ) -> None:
-    """Routing is for answering: embeddings of nested captions and the loss do not see it."""
+    """Without a fused term routing is for answering: the loss does not see it."""
     ids, mask = make_tokens([4, 9, 3, 5, 6, 4, 8, 7])
     nested = {"input_ids": ids.unflatten(0, (4, 2)), "attention_mask": mask.unflatten(0, (4, 2))}
     flat = {"input_ids": ids[:4], "attention_mask": mask[:4]}
@@ -112,6 +111,47 @@ def test_captions_are_trained_on_by_their_own_vectors(
     for texts in (nested, flat):
         expected = mean(**texts, pixel_values=pixel_values, return_loss=True).loss
         assert torch.equal(routed(**texts, pixel_values=pixel_values, return_loss=True).loss, expected)
+
+
+def test_the_fused_term_trains_the_router(
+    make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor
+) -> None:
+    """Against one-to-many training of vectors side by side, made by loops."""
+    model = turn(make_model(fusion="routed", fused_weight=0.7))
+    ids, mask = make_tokens([4, 9, 3, 5, 6, 4, 8, 7])
+    nested = {"input_ids": ids.unflatten(0, (4, 2)), "attention_mask": mask.unflatten(0, (4, 2))}
+    output = model(**nested, pixel_values=pixel_values, return_loss=True)
+    output.loss.backward()
+    router = model.branch_fusion.router
+    texts, images = output.text_embeds.detach(), output.branch_embeds.detach()
+    weight = router.weight.detach().clone().requires_grad_()
+    total = 0.0
+    for slot in range(2):
+        shares = [(weight @ (4 * texts[text, slot]) + router.bias.detach()).softmax(dim=0) for text in range(4)]
+        logits = output.logit_scale.detach() * torch.stack(
+            [
+                torch.stack([sum(shares[text][h] * (images[image, h] @ texts[text, slot]) for h in range(3))])
+                for image in range(4)
+                for text in range(4)
+            ]
+        ).view(4, 4)
+        for one_way in (logits, logits.T):
+            total = total + sum(one_way[n].logsumexp(dim=0) - one_way[n, n] for n in range(4)) / 16
+    torch.testing.assert_close(output.loss_parts["fused"], total.detach(), rtol=1e-4, atol=1e-5)
+    (0.7 * total).backward()
+    torch.testing.assert_close(router.weight.grad, weight.grad, rtol=1e-3, atol=1e-6)
+    assert weight.grad.abs().max() > 1e-3
+
+
+def test_routing_of_nested_captions_is_that_of_flat_ones(
+    make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor
+) -> None:
+    model = turn(make_model(fusion="routed"))
+    ids, mask = make_tokens([4, 9, 3, 5, 6, 4, 8, 7])
+    nested = model(input_ids=ids.unflatten(0, (4, 2)), attention_mask=mask.unflatten(0, (4, 2)))
+    flat = model.get_text_features(ids, mask).pooler_output
+    assert nested.routing.shape == (4, 2, 3) and nested.text_embeds.shape == (4, 2, 16)
+    torch.testing.assert_close(route(nested.text_embeds, nested.routing).flatten(0, 1), flat, rtol=1e-4, atol=1e-5)
 
 
 def test_patches_of_branches_are_averaged_where_texts_are_routed(make_model: MakeModel, pixel_values: Tensor) -> None:

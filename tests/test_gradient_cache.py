@@ -38,8 +38,14 @@ def gradients(trainer: HolisticCLIPTrainer, rows: Dataset) -> tuple[Tensor, dict
 @pytest.mark.parametrize("size", [1, 3, 8, 99])
 @pytest.mark.parametrize(
     "model",
-    [{}, {"vision": {"branch_type": "mlp"}}, {"objective": "sigmoid"}, {"matching": "balanced"}],
-    ids=["cls", "mlp", "sigmoid", "balanced"],
+    [
+        {},
+        {"vision": {"branch_type": "mlp"}},
+        {"objective": "sigmoid"},
+        {"matching": "balanced"},
+        {"fusion": "routed", "fused_weight": 1.0},
+    ],
+    ids=["cls", "mlp", "sigmoid", "balanced", "routed"],
 )
 def test_gradients_are_those_of_the_whole_batch(
     make_trainer: MakeTrainer, corpus: Dataset, model: dict[str, Any], size: int

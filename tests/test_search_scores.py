@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from torch import nn
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.search import FUSED, DatasetImages, Filter, Hit, SearchIndex, Term, index_images
@@ -44,8 +45,7 @@ def make_index(
     def make(options: dict[str, Any] | None = None, **indexing: Any) -> SearchIndex:
         model = make_model(perspectives=NAMES, **(options or {}))
         if model.branch_fusion.router is not None:
-            generator = torch.Generator().manual_seed(5)
-            model.branch_fusion.router.weight.copy_(torch.randn(3, 16, generator=generator))
+            nn.init.normal_(model.branch_fusion.router.weight, generator=torch.Generator().manual_seed(5))
         images = DatasetImages(indexing.pop("dataset", corpus), columns=indexing.pop("columns", []))
         index_images(tmp_path / "index", images, model, processor, rows_per_segment=3, batch_size=2, **indexing)
         return SearchIndex(tmp_path / "index", model, processor, images=images)
@@ -81,7 +81,8 @@ def plain_fusion(model: HolisticCLIPModel, similarities: list[float], text: list
         weights = [math.exp(scale * each) for each in similarities]
     elif config.fusion == "routed":
         router = model.branch_fusion.router
-        weights = [math.exp(dot(row, text)) for row in router.weight.tolist()]
+        rows = zip(router.weight.tolist(), router.bias.tolist(), strict=True)
+        weights = [math.exp(dot(row, text) * len(text) ** 0.5 + bias) for row, bias in rows]
     else:
         weights = config.branch_weights or [1.0] * len(similarities)
     return dot(weights, similarities) / sum(weights)

@@ -158,11 +158,15 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
 
 
 def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any) -> Iterator[Record]:
-    """Each fusion by its fused score, and every branch alone once."""
+    """Each fusion by its fused score, and every branch alone once. What was trained is not fitted again."""
+    trained = model.config.fusion
     yield from measure_retrieval(model, encoded["test"], provenance=provenance)
     if model.config.num_branches > 1:
-        for fusion in FITTED:
-            fit_fusion(model, encoded[FIT_ON[fusion]], fusion)
+        for fusion in sorted({"mean", *FITTED} - {trained}):
+            if fusion in FITTED:
+                fit_fusion(model, encoded[FIT_ON[fusion]], fusion)
+            else:
+                model.config.fusion = fusion
             yield from measure_retrieval(model, encoded["test"], provenance=provenance, with_branches=False)
 
 

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..fusion_holistic_clip import BranchFusion
 from .encoding import DualEncoder, fuse_by
@@ -57,7 +57,8 @@ def without_branch(fusion: BranchFusion, branch: int) -> BranchFusion:
         weights = [fusion.config.branch_weights[index] for index in kept]
         reduced.config.branch_weights = weights if any(weights) else None  # all on the one that is gone
     if reduced.router is not None:
-        reduced.router.weight, reduced.router.bias = reduced.router.weight[kept], reduced.router.bias[kept]
+        reduced.router.weight = nn.Parameter(reduced.router.weight[kept])
+        reduced.router.bias = nn.Parameter(reduced.router.bias[kept])
     return reduced
 
 

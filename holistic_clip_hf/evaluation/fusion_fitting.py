@@ -77,7 +77,7 @@ def fit_fusion_scale(similarities: Sequence[Tensor], correct: Sequence[Tensor]) 
 
 
 def fit_router(text_embeds: Tensor, branch_of_text: Tensor, num_branches: int) -> BranchRouter:
-    """Logistic regression with balanced classes, from texts (T, D) to the branches (T,) of their perspectives."""
+    """Logistic regression with balanced classes: unit vectors of texts (T, D), and the branch of each one (T,)."""
     weight, bias = fit_logistic_regression(
         text_embeds,
         branch_of_text,
@@ -86,9 +86,9 @@ def fit_router(text_embeds: Tensor, branch_of_text: Tensor, num_branches: int) -
         balanced=True,
         most_steps=MOST_STEPS,
     )
-    router = BranchRouter(text_embeds.shape[1], num_branches)
-    router.weight.copy_(weight)
-    router.bias.copy_(bias)
+    width = text_embeds.shape[1]
+    router = BranchRouter(width, num_branches)
+    router.load_state_dict({"weight": weight / width**0.5, "bias": bias})
     return router
 
 

@@ -20,7 +20,7 @@ from ..collator import HolisticCLIPCollator
 from ..distributed import gather_rows, rank_offset, sum_over_ranks
 from ..evaluation.retrieval import recall_by_slot
 from ..loss_holistic_clip import CaptionBatch, multi_to_multi_loss
-from ..matching_holistic_clip import FREE
+from ..matching_holistic_clip import FREE, route
 from ..modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..reading import stream_loader, undecoded
@@ -77,6 +77,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         for name in ("train_dataset", "eval_dataset"):
             checks.require_corpus(kwargs.get(name), slots, name=name)
             kwargs[name] = undecoded(kwargs.get(name))
+        if not model.config.fused_weight:
+            model.branch_fusion.requires_grad_(False)  # no loss would reach a router, which DDP takes for a mistake
         freeze(model, args.frozen)
         super().__init__(
             model=model,
@@ -155,7 +157,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             branch_of_slot=self.branch_of_slot,
             caption_mask=mask,
             caption_ids=ids,
-            gathered=CaptionBatch(*map(gather_rows, (*rows, mask, ids))),
+            routing=rows[2] if len(rows) > 2 else None,
+            gathered=CaptionBatch(*map(gather_rows, (*rows[:2], mask, ids, *rows[2:]))),
             offset=rank_offset(len(mask)),
             chunk_size=self.args.loss_chunk_size,
             **config.loss_options,
@@ -214,7 +217,10 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
                 loss, output = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
-        return loss, (output.image_embeds, output.text_embeds), (inputs["caption_ids"], inputs["caption_mask"])
+        texts = output.text_embeds
+        if texts is not None and output.routing is not None:
+            texts = route(texts, output.routing)
+        return loss, (output.image_embeds, texts), (inputs["caption_ids"], inputs["caption_mask"])
 
     def recall_by_slot(self, prediction: EvalPrediction) -> dict[str, float]:
         """Recall of the fused vector over the evaluation set: each slot by itself, and their mean."""
@@ -288,4 +294,5 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
 def _embeddings(output: HolisticCLIPOutput) -> Embeddings:
     scalars = [scalar for scalar in (output.logit_scale, output.logit_bias) if scalar is not None]
     assert output.branch_embeds is not None and output.text_embeds is not None  # a training batch has both
-    return [output.branch_embeds, output.text_embeds], scalars
+    rows = [output.branch_embeds, output.text_embeds]
+    return rows + ([] if output.routing is None else [output.routing]), scalars

@@ -12,6 +12,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.mocks.mock_tasks.retrieval import MockAny2AnyRetrievalI2TTask, MockAny2AnyRetrievalT2ITask
 from mteb.mocks.mock_tasks.zeroshot_classification import MockZeroShotClassificationTask
 from PIL import Image
+from torch import nn
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation.adapters import mteb_encoder
@@ -45,7 +46,7 @@ class Drawings(MockAny2AnyRetrievalT2ITask):
 def test_recall_equals_ours(make_model: MakeModel, processor: HolisticCLIPProcessor, options: dict[str, Any]) -> None:
     model = make_model(**options)
     if model.branch_fusion.router is not None:
-        model.branch_fusion.router.weight.normal_(std=4.0)
+        nn.init.normal_(model.branch_fusion.router.weight, std=4.0)
     encoder = mteb_encoder(model, processor, name="me/tiny")
     assert issubclass(Drawings, AbsTaskRetrieval)
     (found,) = mteb.evaluate(encoder, Drawings(), cache=None, show_progress_bar=False).task_results
