@@ -19,6 +19,7 @@ BROKEN = (5, 14, 23)  # with eight rows per step, four of each rank: on the seco
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "cached": {"config": {"matching": "free"}, "arguments": {"gradient_cache_size": 2}},
+    "routed": {"config": {"fusion": "routed", "fused_weight": 1.0}, "arguments": {"gradient_cache_size": 2}},
     # The stand-in of a broken image is another on two ranks than on one: only the penalty can see it.
     "broken": {"corpus": "broken", "config": {"diversity_weight": 0.0}, "arguments": {"gradient_cache_size": 2}},
 }
@@ -82,8 +83,11 @@ def test_weights_are_those_of_one_process(results: dict[str, list[dict[str, Any]
     start = HolisticCLIPModel.from_pretrained(folder / "model").state_dict()
     (one,), two = results[f"{case}_1"], results[f"{case}_2"]
     assert len(two) == 2
-    moved = {name: (weight - start[name]).abs().max() for name, weight in one["weights"].items()}
+    # A router is new, and begins with zeros.
+    moved = {name: (weight - start.get(name, 0.0)).abs().max() for name, weight in one["weights"].items()}
     assert moved["visual_projection.weight"] > 1e-3 and moved["text_projection.weight"] > 1e-3
+    assert ("branch_fusion.router.weight" in moved) == (case == "routed")
+    assert case != "routed" or moved["branch_fusion.router.weight"] > 1e-3
     for rank in two:
         torch.testing.assert_close(rank["weights"], one["weights"], rtol=1e-5, atol=1e-5)
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The travelling files, each with the siblings it may import.
 SIBLINGS = {
     "configuration_holistic_clip": set(),
-    "fusion_holistic_clip": {"configuration_holistic_clip"},
+    "fusion_holistic_clip": {"configuration_holistic_clip", "matching_holistic_clip"},
     "layers_holistic_clip": {"configuration_holistic_clip"},
     "loss_holistic_clip": {"matching_holistic_clip", "streaming_holistic_clip"},
     "matching_holistic_clip": set(),

@@ -1,5 +1,6 @@
 """What is frozen, decayed, and trained at which rate."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,16 @@ def test_frozen_layers_stay_and_the_rest_moves(make_trainer: MakeTrainer) -> Non
     stays = ("text_model.", "vision_model.embeddings.", "vision_model.encoder.layers.0.")
     # The keys' bias moves no attention: its gradient is zero up to rounding, but Adam rescales it.
     assert moved == {name for name in before if not name.startswith(stays)}
+
+
+@pytest.mark.parametrize("fused_weight", [0.0, 1.0])
+def test_a_router_moves_where_there_is_a_fused_term(make_trainer: MakeTrainer, fused_weight: float) -> None:
+    trainer = make_trainer({"fusion": "routed", "fused_weight": fused_weight})
+    before = copy.deepcopy(trainer.model.branch_fusion.state_dict())
+    trainer.train()
+    after = trainer.model.branch_fusion.state_dict()
+    for name in ("router.weight", "router.bias"):
+        assert torch.equal(after[name], before[name]) == (fused_weight == 0)
 
 
 def test_learning_rates_by_pattern(make_trainer: MakeTrainer) -> None:

@@ -16,7 +16,7 @@ from holistic_clip_hf.corpus.schema import corpus_features
 from training import study as study_module
 from training.corpora.opening import open_split
 from training.study import load_results, load_study, measure_run, method_recipe, multiplications
-from training.study_tables import Estimate, estimate, study_tables
+from training.study_tables import BY_NAME, MEAN, Estimate, entries_of, estimate, scores_of, study_tables
 
 ROOT = Path(__file__).parents[1]
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
@@ -185,3 +185,20 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     assert lines["ours, routed"].split(" | ")[2] == "**+2.1 ± 0.2**"
     assert lines["extra, mean"].split(" | ")[1:3] == ["1", "-50.0"]
     assert "| ours, mean | 3 | 51.0 ± 99.4 |" in table
+
+
+def test_by_name_each_perspective_is_answered_by_its_branch() -> None:
+    row = result("ours", 0, mean=0.4)
+    for place, slot in enumerate(SLOTS):
+        by_perspective = {other: {"text_to_image": {"recall@5": 0.01}} for other in SLOTS}
+        row["numbers"][slot] = {**by_perspective, slot: {"text_to_image": {"recall@5": 0.1 * (place + 1)}}}
+    found = scores_of([row], "ours", BY_NAME, "text_to_image")[0]
+    expected = {slot: 0.1 * (place + 1) for place, slot in enumerate(SLOTS)}
+    assert found == pytest.approx({**expected, MEAN: sum(expected.values()) / len(SLOTS)})
+    assert entries_of([row, result("clip", 0, mean=0.3)]) == [
+        ("ours", "fused, mean"),
+        ("ours", BY_NAME),
+        ("clip", "fused, mean"),
+    ]
+    del row["numbers"][SLOTS[0]]
+    assert not scores_of([row], "ours", BY_NAME, "text_to_image")

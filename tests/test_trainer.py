@@ -89,15 +89,16 @@ def recalls_of_slot(
     return found
 
 
+@pytest.mark.parametrize("fusion", ["mean", "routed"])
 def test_evaluation_equals_a_recomputation(
-    make_trainer: MakeTrainer, processor: HolisticCLIPProcessor, corpus: Dataset
+    make_trainer: MakeTrainer, processor: HolisticCLIPProcessor, corpus: Dataset, fusion: str
 ) -> None:
     def lose_one(row: dict[str, Any], index: int) -> dict[str, Any]:
         return {"captions": [c for c in row["captions"] if (index, c["perspective"]) != (2, "shape")]}
 
     seven = corpus.select(range(7)).map(lose_one, with_indices=True)  # batches of four and three
     slots = SLOTS[::-1]
-    trainer = make_trainer(evaluation=seven, slots=slots)
+    trainer = make_trainer({"fusion": fusion}, evaluation=seven, slots=slots)
     metrics = trainer.evaluate()
     assert trainer.args.dataloader_drop_last is True
     model, rows, means = trainer.model.eval(), list(seven), {}

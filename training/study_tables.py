@@ -17,6 +17,7 @@ from training.study import load_results, load_study
 
 METRIC = "recall@5"
 MEAN = "mean of all"
+BY_NAME = "by name"  # the branch that is called as the perspective of the texts; of the retrieval, both sides know it
 # 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom, as every statistics textbook prints them.
 T = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
@@ -51,19 +52,25 @@ Scores = dict[int, dict[str, float]]  # by replicate, then by perspective
 
 
 def scores_of(rows: Sequence[dict[str, Any]], method: str, by: str, direction: str) -> Scores:
-    """What a method reached, by `by` (a fusion, or a branch), and the mean over perspectives."""
+    """What a method reached, by `by` (a fusion, or branches by name), and the mean over perspectives."""
     found = {}
     for row in rows:
-        if row["model"] == method and by in row["numbers"]:
-            values = {name: each[direction][METRIC] for name, each in row["numbers"][by].items()}
-            found[row["replicate"]] = {**values, MEAN: statistics.fmean(values.values())}
+        numbers = row["numbers"]
+        if row["model"] == method and by in (*numbers, BY_NAME):
+            fused = next(iter(numbers.values()))
+            asked = {name: numbers.get(name, {}) if by == BY_NAME else numbers[by] for name in fused}
+            values = {name: each[name][direction][METRIC] for name, each in asked.items() if each}
+            if len(values) == len(fused):  # every perspective has a branch
+                found[row["replicate"]] = {**values, MEAN: statistics.fmean(values.values())}
     return found
 
 
 def entries_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Methods and the fusions that each was measured with, in the order of the results."""
+    """Methods and the fusions that each was measured with, in the order of the results; branches by name come last."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
     pairs = [(row["model"], by) for row in rows for by in row["numbers"] if by.startswith(FUSED)]
-    return sorted(dict.fromkeys(pairs), key=lambda pair: [row["model"] for row in rows].index(pair[0]))
+    pairs += [(model, BY_NAME) for model in models if scores_of(rows, model, BY_NAME, DIRECTIONS[0])]
+    return sorted(dict.fromkeys(pairs), key=lambda pair: models.index(pair[0]))
 
 
 def study_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str) -> str:
