@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from datasets import Value
+from filelock import FileLock
 from PIL import Image
 
 from holistic_clip_hf.corpus.build import build_corpus
@@ -65,7 +66,11 @@ def study_path(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "ours": {
                 "perspectives": SLOTS,
                 "slots": SLOTS,
-                "model": {"vision_config": {"branch_type": "mlp", "num_branch_layers": 1}},
+                "model": {
+                    "fusion": "routed",
+                    "fused_weight": 1.0,
+                    "vision_config": {"branch_type": "mlp", "num_branch_layers": 1},
+                },
             },
             "as_much": {"perspectives": ["all"], "slots": ["short"], "as_much_compute_as": "ours", "replicates": 1},
         },
@@ -82,8 +87,11 @@ def run(study_path: Path, work: Path, *arguments: str) -> list[dict[str, Any]]:
 
 
 def test_every_run_once_with_all_that_was_measured(study_path: Path, tmp_path: Path) -> None:
-    first = run(study_path, tmp_path, "--part", "0/2")
-    assert len(first) == 3
+    (tmp_path / "squares").mkdir()
+    # Another process is at two of the five.
+    with FileLock(tmp_path / "squares" / "ours-0.lock"), FileLock(tmp_path / "squares" / "one_to_many-1.lock"):
+        first = run(study_path, tmp_path)
+    assert [(row["model"], row["replicate"]) for row in first] == [("one_to_many", 0), ("ours", 1), ("as_much", 0)]
     found = run(study_path, tmp_path)
     assert found[:3] == first, "finished runs stay as they are"
     keys = {(row["model"], row["split"], row["seed"]) for row in found}

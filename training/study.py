@@ -2,7 +2,7 @@
 
 Every method is trained once for each replicate: a domain (an artist) that is held out, and a seed. Methods share both,
 so their differences are paired and most of the noise cancels. Each finished run is a line of `results.jsonl` in the
-study's folder; a killed study goes on where it was, and `--part 0/2` and `--part 1/2` share the work between two.
+study's folder; a killed study goes on where it was, and several that are started side by side share the runs.
 Checkpoints stay in `--work-dir`: without `results.jsonl` a study only measures again.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from datasets import disable_progress_bars
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
 
@@ -208,7 +209,6 @@ def append_result(path: Path, row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
-    parser.add_argument("--part", default="0/1", metavar="I/N", help="do every N-th run, beginning with the I-th")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/studies"), help="of checkpoints")
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
     options = parser.parse_args()
@@ -217,14 +217,17 @@ def main() -> None:
     disable_progress_bars()
     logging.disable_progress_bar()
     study = load_study(options.study)
-    part, parts = (int(number) for number in options.part.split("/"))
-    corpus = corpus_directory(study.recipe.corpus)
-    for name, replicate in study.runs()[part::parts]:
-        done = {(row["model"], row["replicate"]) for row in load_results(study.results)}
-        if (name, replicate) in done:
-            continue
-        sys.stderr.write(f"== {name}, without {study.held_out[replicate]}, {len(done)} of {len(study.runs())} done\n")
-        append_result(study.results, measure_run(study, name, replicate, corpus, options.work_dir / study.path.stem))
+    corpus, work = corpus_directory(study.recipe.corpus), options.work_dir / study.path.stem
+    work.mkdir(parents=True, exist_ok=True)
+    for name, replicate in study.runs():
+        # The system lets go of the lock of a process that was killed.
+        with suppress(Timeout), FileLock(work / f"{name}-{replicate}.lock", timeout=0):
+            done = {(row["model"], row["replicate"]) for row in load_results(study.results)}
+            if (name, replicate) in done:
+                continue
+            left_out, total = study.held_out[replicate], len(study.runs())
+            sys.stderr.write(f"== {name}, without {left_out}, {len(done)} of {total} done\n")
+            append_result(study.results, measure_run(study, name, replicate, corpus, work))
 
 
 if __name__ == "__main__":
