@@ -17,7 +17,7 @@ from holistic_clip_hf.corpus.schema import corpus_features
 from training import study as study_module
 from training.corpora.opening import open_split
 from training.study import load_results, load_study, measure_run, method_recipe, multiplications
-from training.study_tables import BY_NAME, MEAN, Estimate, entries_of, estimate, scores_of, study_tables
+from training.study_tables import BY_NAME, MEAN, Estimate, entries_of, estimate, full_tables, scores_of
 
 ROOT = Path(__file__).parents[1]
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
@@ -187,7 +187,7 @@ def test_differences_are_paired(tmp_path: Path) -> None:
         found.append(result("one_to_many", replicate, mean=level))
         found.append(result("ours", replicate, mean=level + 0.01, routed=level + 0.02 + 0.001 * replicate))
     found.append(result("extra", 2, mean=0.4))
-    table = study_tables(json.loads(json.dumps(found)), SLOTS, "one_to_many").split("###")[1]
+    table = full_tables(json.loads(json.dumps(found)), SLOTS, "one_to_many").split("###")[1]
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.split("Differences")[1].splitlines()}
     assert lines["ours, mean"].split(" | ")[2] == "**+1.0 ± 0.0**"
     assert lines["ours, routed"].split(" | ")[2] == "**+2.1 ± 0.2**"

@@ -73,27 +73,57 @@ def entries_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return sorted(dict.fromkeys(pairs), key=lambda pair: models.index(pair[0]))
 
 
-def study_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str) -> str:
+def difference(
+    rows: Sequence[dict[str, Any]], method: str, by: str, against: str, direction: str, column: str = MEAN
+) -> Estimate:
+    """Of a method to another one, as both were trained to score, in the replicates that both have."""
+    base = scores_of(rows, against, f"{FUSED}, mean", direction)
+    scores = scores_of(rows, method, by, direction)
+    return estimate([scores[each][column] - base[each][column] for each in sorted(scores.keys() & base.keys())])
+
+
+def trained_for(rows: Sequence[dict[str, Any]], method: str) -> str:
+    """The score that a method was trained for, which is measured first; empty where no run of it is finished."""
+    return next((next(iter(row["numbers"])) for row in rows if row["model"] == method), "")
+
+
+def summary_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str) -> str:
+    """Markdown: a line for each method and way to ask, the mean over perspectives, and the difference to `against`."""
+    table = []
+    for method in methods:
+        for by in (trained_for(rows, method), BY_NAME):
+            scores = [scores_of(rows, method, by, direction) for direction in DIRECTIONS]
+            if scores[0]:
+                cells = [f"{method}, {by.removeprefix(f'{FUSED}, ')}", str(len(scores[0]))]
+                for found, direction in zip(scores, DIRECTIONS, strict=True):
+                    cells.append(str(estimate([each[MEAN] for each in found.values()])))
+                    cells.append(
+                        "" if method == against else _signed(difference(rows, method, by, against, direction))
+                    )
+                table.append(cells)
+    words = [direction.replace("_", " ") for direction in DIRECTIONS]
+    return _table(["method", "n", *(cell for word in words for cell in (word, "difference"))], table)
+
+
+def full_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str) -> str:
     """Markdown: for each direction, recall of every method and fusion, then differences to `against`."""
     columns, sections = [MEAN, *perspectives], []
     for direction in DIRECTIONS:
         plain, differences = [], []
-        base = scores_of(rows, against, f"{FUSED}, mean", direction)
         for method, by in entries_of(rows):
             scores, name = scores_of(rows, method, by, direction), f"{method}, {by.removeprefix(f'{FUSED}, ')}"
             cells = [estimate([each[column] for each in scores.values()]) for column in columns]
             plain.append([name, str(len(scores)), *map(str, cells)])
-            shared = sorted(scores.keys() & base.keys())
-            if method != against and shared:
-                paired = [estimate([scores[r][column] - base[r][column] for r in shared]) for column in columns]
-                differences.append([name, str(len(shared)), *(_difference(each) for each in paired)])
+            paired = [difference(rows, method, by, against, direction, column) for column in columns]
+            if method != against and paired[0].count:
+                differences.append([name, str(paired[0].count), *map(_signed, paired)])
         words = direction.replace("_", " ")
         sections.append(f"### {words.capitalize()}: {METRIC}, %\n\n" + _table(["method", "n", *columns], plain))
         sections.append(f"Differences to `{against}`:\n\n" + _table(["method", "n", *columns], differences))
     return "\n\n".join(sections) + "\n"
 
 
-def _difference(value: Estimate) -> str:
+def _signed(value: Estimate) -> str:
     text = f"{'+' if value.mean >= 0 else ''}{value}"
     return f"**{text}**" if value.excludes_zero else text
 
@@ -107,12 +137,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
     parser.add_argument("--against", default="one_to_many", help="the method that others are compared with")
+    parser.add_argument("--summary", action="store_true", help="a line for each method and way to ask, and no more")
     options = parser.parse_args()
     study = load_study(options.study)
     rows = load_results(study.results)
     if not rows:
         raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
-    print(study_tables(rows, study.perspectives, options.against))
+    if options.summary:
+        print(summary_table(rows, list(study.methods), options.against))
+    else:
+        print(full_tables(rows, study.perspectives, options.against))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""What a study found, as a picture: `python -m training.study_picture [--study training/studies/emoji.yaml]`.
+
+Each method's difference to one of them, mean over replicates with its 95 % interval, by the score that it was trained
+for and, where it has a branch for every perspective, by the branch of the texts' own.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from holistic_clip_hf.evaluation.ranking import DIRECTIONS
+from holistic_clip_hf.visualization.figures import COLOURS
+from holistic_clip_hf.visualization.maps import INK
+from training.study import load_results, load_study
+from training.study_tables import BY_NAME, METRIC, Estimate, difference, trained_for
+
+ROW, WIDTH = 0.34, 9.0  # inches
+PICTURE = "differences.png"
+
+
+def study_picture(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str) -> Figure:
+    """A line for each method, a panel for each direction; readable on light and on dark pages."""
+    shown = [name for name in methods if name != against and trained_for(rows, name)]
+    figure = Figure(figsize=(WIDTH, ROW * len(shown) + 1.1), layout="constrained", facecolor="none")
+    panels = figure.subplots(1, len(DIRECTIONS), sharey=True, squeeze=False)[0]
+    for panel, direction in zip(panels, DIRECTIONS, strict=True):
+        panel.axvline(0.0, color=INK, linewidth=1)
+        for place, name in enumerate(shown):
+            for shift, by, colour in ((0.12, trained_for(rows, name), COLOURS[0]), (-0.12, BY_NAME, COLOURS[1])):
+                _draw(panel, place + shift, difference(rows, name, by, against, direction), colour)
+        panel.set_title(direction.replace("_", " "), color=INK, fontsize=10)
+        panel.set_xlabel(f"{METRIC}, % points above {against}", color=INK, fontsize=9)
+        _style(panel)
+    panels[0].set_yticks(range(len(shown)), [name.replace("_", " ") for name in shown])
+    panels[0].invert_yaxis()
+    for label, colour in (("the score it was trained for", COLOURS[0]), (f"branch {BY_NAME}", COLOURS[1])):
+        panels[-1].plot([], [], "o-", color=colour, label=label)
+    figure.legend(
+        *panels[-1].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
+    )
+    return figure
+
+
+def _draw(panel: Any, height: float, found: Estimate, colour: str) -> None:
+    if found.count:
+        half = found.half_width if found.count > 1 else 0.0
+        panel.errorbar(100 * found.mean, height, xerr=100 * half, fmt="o", color=colour, markersize=4, capsize=2)
+
+
+def _style(panel: Any) -> None:
+    panel.set_facecolor("none")
+    panel.tick_params(colors=INK, labelsize=9)
+    for side in panel.spines.values():
+        side.set_color(INK)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
+    parser.add_argument("--against", default="one_to_many", help="the method that others are compared with")
+    parser.add_argument("--output", type=Path, default=None, help="default: in the study's folder")
+    options = parser.parse_args()
+    study = load_study(options.study)
+    output = options.output or study.results.with_name(PICTURE)
+    study_picture(load_results(study.results), list(study.methods), options.against).savefig(output, dpi=110)
+    print(output)
+
+
+if __name__ == "__main__":
+    main()
