@@ -136,8 +136,9 @@ class HolisticCLIPConfig(PreTrainedConfig):
         branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
         fusion_scale: of the similarities within `fusion="softmax"`: 0 is the mean, infinity the maximum. Left out: the
             model's own logit scale.
-        fused_weight: of the one-to-many loss of the fused score, beside the loss of each branch; 0 in the paper. With
-            `fusion="routed"` it trains the router too; with all others the fused score that is trained is the mean.
+        fused_weight: of the one-to-many loss of the fused score, beside the loss of each branch; 0 in the paper, whose
+            mean over branches falls behind one vector (training/LOG.md, the study). With `fusion="routed"` it trains
+            the router too; with all others the fused score that is trained is the mean.
         diversity: what is penalised: `"pairwise"`, each pair of branches that say the same; `"official"`, as the
             released code, only a high mean over all pairs, which two collapsed branches of five do not reach.
         diversity_weight, diversity_threshold: of the penalty on branches that say the same; 1.0 and 0.7 in the
@@ -167,7 +168,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
     fusion: str = "mean"
     branch_weights: list[float | int] | tuple[float | int, ...] | None = None
     fusion_scale: float | int | None = None
-    fused_weight: float | int = 0.0
+    fused_weight: float | int = 1.0
     diversity: str = "pairwise"
     diversity_weight: float | int = 1.0
     diversity_threshold: float | int = 0.7

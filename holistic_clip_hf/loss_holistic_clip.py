@@ -103,7 +103,7 @@ def multi_to_multi_loss(
         duplicate_captions: images whose caption in a slot has the same id are to each other `"positive"` (the target
             is shared between them), `"ignore"` (left out) or `"negative"` (the paper).
         fused_weight: of a second contrastive term, the one-to-many loss of the fused score against all captions:
-            what is asked later is trained and not only used. Not in the paper.
+            what is asked later is trained and not only used. Not in the paper. Of one branch there is none.
         routing: (N, M, H), how much each branch answers for each caption; the fused score is the similarity of
             branches weighted so. Default: the fused score is that of the branches' mean, made of unit length.
         diversity: `"pairwise"` penalises each pair of branches whose mean cosine is above the threshold;
@@ -136,7 +136,7 @@ def multi_to_multi_loss(
         assignment = assign_branches(*rows, slots, balanced=matching == "balanced")[mine]
         contrastive = _contrastive(local, everyone, assignment, terms, duplicate_captions, offset)
         fused = contrastive.new_zeros(())
-        if fused_weight:
+        if fused_weight and branch_embeds.shape[1] > 1:
             alone = _fuse(local)
             together = alone if everyone is local else _fuse(everyone)
             fused = _contrastive(alone, together, torch.zeros_like(assignment), terms, duplicate_captions, offset)

@@ -76,6 +76,7 @@ def test_early_stopping_ends_with_the_best(
     """A learning rate that spoils the model: recall falls, training stops, and the best weights come back."""
     metric = "image_to_text_recall@5"
     trainer = make_trainer(
+        {"fused_weight": 0.0},
         evaluation=corpus,
         max_steps=12,
         learning_rate=0.3,

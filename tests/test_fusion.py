@@ -106,7 +106,7 @@ def test_captions_are_trained_on_by_their_own_vectors(
     ids, mask = make_tokens([4, 9, 3, 5, 6, 4, 8, 7])
     nested = {"input_ids": ids.unflatten(0, (4, 2)), "attention_mask": mask.unflatten(0, (4, 2))}
     flat = {"input_ids": ids[:4], "attention_mask": mask[:4]}
-    mean, routed = make_model(), make_model(fusion="routed")
+    mean, routed = make_model(fused_weight=0.0), make_model(fused_weight=0.0, fusion="routed")
     routed.load_state_dict(mean.state_dict(), strict=False)
     for texts in (nested, flat):
         expected = mean(**texts, pixel_values=pixel_values, return_loss=True).loss

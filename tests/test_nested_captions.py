@@ -138,7 +138,7 @@ def test_loss_of_nested_captions(
     make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, diversity: str
 ) -> None:
     options: dict[str, Any] = {"diversity_weight": 0.5, "diversity_threshold": 0.45, "duplicate_captions": "ignore"}
-    options["diversity"] = diversity
+    options |= {"diversity": diversity, "fused_weight": 0.3}
     model = make_model(**options, matching="aligned")
     ids, mask, present = nested(make_tokens)
     caption_ids = torch.tensor([[1, 2, 3], [1, 5, 6], [7, 8, 6], [9, 2, 4]])
@@ -155,6 +155,7 @@ def test_loss_of_nested_captions(
     )
     assert torch.equal(output.loss, expected.total)
     assert torch.equal(output.loss_parts["contrastive"], expected.contrastive)
+    assert torch.equal(output.loss_parts["fused"], expected.fused)
     assert torch.equal(output.loss_parts["diversity"], expected.diversity)
     other = diversity_penalty(output.branch_embeds, 0.45, form={"pairwise": "official"}.get(diversity, "pairwise"))
     assert (other - expected.diversity).abs() > 1e-3

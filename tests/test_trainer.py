@@ -46,15 +46,17 @@ def test_temperature_is_clamped(make_trainer: MakeTrainer, start: float, expecte
 
 
 def test_parts_of_the_loss_are_logged(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer({"diversity_weight": 0.5, "diversity_threshold": 0.0}, max_steps=3)
+    options = {"diversity_weight": 0.5, "diversity_threshold": 0.0, "fused_weight": 2.0}
+    trainer = make_trainer(options, max_steps=3)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in logs] == [1, 2, 3]
     for entry in logs:
         assert entry["diversity"] > 0
-        assert entry["loss"] == pytest.approx(entry["contrastive"] + 0.5 * entry["diversity"], abs=2e-4)
+        total = entry["contrastive"] + 2.0 * entry["fused"] + 0.5 * entry["diversity"]
+        assert entry["loss"] == pytest.approx(total, abs=3e-4)
     assert logs[-1]["logit_scale"] == pytest.approx(trainer.model.logit_scale.exp().item())
-    seldom = make_trainer({"diversity_weight": 0.5, "diversity_threshold": 0.0}, max_steps=3, logging_steps=3)
+    seldom = make_trainer(options, max_steps=3, logging_steps=3)
     seldom.train()
     mean = sum(entry["contrastive"] for entry in logs) / 3
     assert seldom.state.log_history[0]["contrastive"] == pytest.approx(mean, abs=1e-5)
@@ -115,7 +117,7 @@ def test_evaluation_equals_a_recomputation(
         del batch["image_ids"], batch["unreadable"]
         output = model(**batch)
         given = {name: batch[name] for name in ("caption_mask", "caption_ids")}
-        given["branch_of_slot"] = [2, 1, 0]
+        given |= {"branch_of_slot": [2, 1, 0], "fused_weight": 1.0, "routing": output.routing}
         loss = multi_to_multi_loss(output.branch_embeds, output.text_embeds, output.logit_scale, **given)
         losses.append(loss.total.item())
     assert metrics["eval_loss"] == pytest.approx((4 * losses[0] + 3 * losses[1]) / 7, rel=1e-5)
