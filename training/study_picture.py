@@ -29,7 +29,7 @@ def study_picture(rows: Sequence[dict[str, Any]], methods: Sequence[str], agains
     for panel, direction in zip(panels, DIRECTIONS, strict=True):
         panel.axvline(0.0, color=INK, linewidth=1)
         for place, name in enumerate(shown):
-            for shift, by, colour in ((0.12, trained_for(rows, name), COLOURS[0]), (-0.12, BY_NAME, COLOURS[1])):
+            for shift, by, colour in ((-0.12, trained_for(rows, name), COLOURS[0]), (0.12, BY_NAME, COLOURS[1])):
                 _draw(panel, place + shift, difference(rows, name, by, against, direction), colour)
         panel.set_title(direction.replace("_", " "), color=INK, fontsize=10)
         panel.set_xlabel(f"{METRIC}, % points above {against}", color=INK, fontsize=9)
