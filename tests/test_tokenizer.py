@@ -53,6 +53,13 @@ def test_vocabulary_has_the_size_asked_for(vocab_size: int) -> None:
     assert sorted(tokenizer.get_vocab().values()) == list(range(vocab_size))
 
 
+def test_equally_frequent_pairs_merge_in_the_same_order_each_time() -> None:
+    """Every pair here is as frequent as every other one."""
+    words = [f"{first}{second}" for first in "abcdefgh" for second in "ijklmnop"]
+    vocabularies = [train_tokenizer(words, vocab_size=560, max_length=16).get_vocab() for _ in range(6)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+
+
 def test_small_corpus_gives_a_smaller_vocabulary() -> None:
     assert 514 < len(train_tokenizer(["red red"], vocab_size=5000, max_length=16)) < 530
 
