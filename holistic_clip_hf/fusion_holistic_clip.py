@@ -4,7 +4,7 @@
 `mean`, `weighted` and `routed` are linear in the branches: there the score is one dot product, of a vector that the
 image has by itself and a vector that the text has by itself. `max` and `softmax` need all H similarities.
 
-Axes: N images, H branches, T texts, M caption slots, D projection width.
+Axes: N images, H branches, T texts, D projection width.
 """
 
 import torch

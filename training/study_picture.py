@@ -7,24 +7,25 @@ for and, where it has a branch for every perspective, by the branch of the texts
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
-from holistic_clip_hf.visualization.figures import COLOURS
+from holistic_clip_hf.visualization.figures import COLOURS, new_figure
 from holistic_clip_hf.visualization.maps import INK
 from training.study import load_results, load_study
 from training.study_tables import BY_NAME, METRIC, Estimate, difference, trained_for
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROW, WIDTH = 0.34, 9.0  # inches
 PICTURE = "differences.png"
 
 
-def study_picture(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str) -> Figure:
+def study_picture(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str) -> "Figure":
     """A line for each method, a panel for each direction; readable on light and on dark pages."""
     shown = [name for name in methods if name != against and trained_for(rows, name)]
-    figure = Figure(figsize=(WIDTH, ROW * len(shown) + 1.1), layout="constrained", facecolor="none")
+    figure = new_figure(WIDTH, ROW * len(shown) + 1.1)
     panels = figure.subplots(1, len(DIRECTIONS), sharey=True, squeeze=False)[0]
     for panel, direction in zip(panels, DIRECTIONS, strict=True):
         panel.axvline(0.0, color=INK, linewidth=1)

@@ -76,8 +76,8 @@ def entries_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 def difference(
     rows: Sequence[dict[str, Any]], method: str, by: str, against: str, direction: str, column: str = MEAN
 ) -> Estimate:
-    """Of a method to another one, as both were trained to score, in the replicates that both have."""
-    base = scores_of(rows, against, f"{FUSED}, mean", direction)
+    """Of a method to another one as that was trained to score, in the replicates that both have."""
+    base = scores_of(rows, against, trained_for(rows, against), direction)
     scores = scores_of(rows, method, by, direction)
     return estimate([scores[each][column] - base[each][column] for each in sorted(scores.keys() & base.keys())])
 

@@ -60,7 +60,7 @@ def matching_figure(
         names = [f"{number} {name.replace('_', ' ')}" for number, name in zip(names, perspectives, strict=True)]
     height = max(PICTURE, ROW * len(branches) + 0.9) + LINE * len(captions) + 0.2
     width = PICTURE + 2.2 + 0.95 * len(captions)
-    figure = _new_figure(max(width, 7.5), height)
+    figure = new_figure(max(width, 7.5), height)
     grid = figure.add_gridspec(
         2,
         2,
@@ -103,7 +103,7 @@ def training_figure(curves: Mapping[str, Curve], *, recall: str = "recall@5", ti
     panels = [(name, chosen) for name, chosen in (("loss", losses), (recall, recalls)) if chosen]
     if not panels:
         raise ValueError(f"Got the curves {sorted(curves)}. Valid: `loss`, `eval_loss`, or {recall} among them.")
-    figure = _new_figure(5.2 * len(panels), 3.4)
+    figure = new_figure(5.2 * len(panels), 3.4)
     for axes, (name, chosen) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         _draw_curves(axes, chosen)
         axes.set_title(name, color=INK, fontsize=11)
@@ -153,7 +153,7 @@ def _quiet(axes: Any) -> None:
         spine.set_visible(False)
 
 
-def _new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """Bound to no window and no global state."""
     try:
         from matplotlib.figure import Figure
