@@ -201,6 +201,15 @@ def test_commit_of_a_checkout_and_whether_it_was_changed(tmp_path, monkeypatch):
     head = git(tmp_path, "rev-parse", "HEAD").strip()
     assert found_commit() == (head, False)
 
+    results = tmp_path / "study" / "results.jsonl"
+    results.parent.mkdir()
+    results.touch()
+    git(tmp_path, "add", "study")
+    git(tmp_path, "commit", "--quiet", "--message", "results")
+    results.write_text("{}")  # what is being measured does not change because its numbers are written down
+    head = git(tmp_path, "rev-parse", "HEAD").strip()
+    assert found_commit() == (head, False)
+
     (tmp_path / "records.py").write_text("# changed\n")
     assert found_commit() == (head, True)
 

@@ -26,6 +26,8 @@ FUSED = "fused"  # of `branch`
 
 PACKAGES = ("holistic-clip-hf", "torch", "transformers", "datasets")
 GIT_TIMEOUT_SECONDS = 10  # a checkout on a stalled network drive must not hold up an evaluation
+# A study that adds to results which are tracked does not change the code that it measures.
+ALL_BUT_RESULTS = (":(top)", *(f":(top,exclude,glob)**/{name}" for name in ("results.json", "results.jsonl")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class Provenance:
         seed: of everything random in the measurement.
         command: as typed, without the interpreter's own path.
         commit: of the checkout that holds this package; `None` outside one.
-        uncommitted_changes: whether tracked files differed from `commit`; `None` outside a checkout.
+        uncommitted_changes: whether tracked files, other than results, differed from `commit`; `None` outside a
+            checkout.
         versions: of the interpreter and the packages that decide the numbers.
         timestamp: UTC, ISO 8601, to the second.
     """
@@ -113,7 +116,7 @@ class Record(Provenance):
 def capture_provenance(*, model: str, dataset: str, split: str, seed: int) -> Provenance:
     """Provenance of the running process; what cannot be known is `None` or left out."""
     commit = _git("rev-parse", "HEAD") if _is_tracked() else None
-    changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", *ALL_BUT_RESULTS) if commit else None
     return Provenance(
         model=model,
         dataset=dataset,
