@@ -14,6 +14,7 @@ from PIL import Image
 
 from holistic_clip_hf.corpus.build import build_corpus
 from holistic_clip_hf.corpus.schema import corpus_features
+from holistic_clip_hf.evaluation.caption_sets import CAPTION_SETS
 from training import study as study_module
 from training.corpora.opening import open_split
 from training.study import load_results, load_study, measure_run, method_recipe, multiplications
@@ -105,8 +106,10 @@ def test_every_run_once_with_all_that_was_measured(study_path: Path, tmp_path: P
     by_key = {(row["model"], row["split"]): row for row in found}
     assert set(by_key["one_to_many", "ann"]["numbers"]) == {"fused, mean"}
     ours = by_key["ours", "ann"]["numbers"]
-    assert set(ours) == {"fused, mean", "fused, weighted", "fused, routed", "fused, softmax", "short", "palette"}
-    assert set(ours["fused, routed"]) == set(SLOTS)
+    fused = {"fused, mean", "fused, weighted", "fused, routed", "fused, softmax"}
+    assert set(ours) == {*fused, "short", "palette", BY_NAME}
+    assert all(set(ours[by]) == {*SLOTS, CAPTION_SETS} for by in fused)
+    assert set(ours["short"]) == set(SLOTS) and set(ours[BY_NAME]) == {CAPTION_SETS}
     assert set(ours["short"]["palette"]["image_to_text"]) == {"recall@1", "recall@5", "mean_average_precision"}
     assert len(list(tmp_path.rglob("*.safetensors"))) == len(found), "what is measured can be measured again"
     steps = {name: by_key[name, "ann"]["steps"] for name in ("one_to_many", "ours", "as_much")}

@@ -26,9 +26,10 @@ from holistic_clip_hf.evaluation.branch_picture import branch_picture
 from holistic_clip_hf.evaluation.encoding import FusedVectors, encode_images, encode_texts, fuse
 from holistic_clip_hf.evaluation.linear_probe import NEIGHBOURS
 from holistic_clip_hf.evaluation.metrics import caption_pairs
-from holistic_clip_hf.evaluation.protocols import PROTOCOLS, captions_by_perspective
+from holistic_clip_hf.evaluation.protocols import captions_by_perspective
 from holistic_clip_hf.evaluation.ranking import dot, swapped, top_candidates
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, save_records
+from holistic_clip_hf.evaluation.retrieval import RETRIEVAL_PROTOCOLS
 from holistic_clip_hf.evaluation.segmentation import READOUTS
 from holistic_clip_hf.visualization import ResultRow, result_grid
 from training.evaluation_tasks import TASKS, Evaluation
@@ -103,7 +104,7 @@ def parse_options() -> argparse.Namespace:
     texts.add_argument("--corpus", default="emoji", help="`emoji`, a corpus directory, or a benchmark as coco=DIR")
     texts.add_argument("--split-column", default="artist_split", help="the column that holds the split's name")
     texts.add_argument("--perspectives", nargs="+", default=None, help="default: all that the split has")
-    texts.add_argument("--protocols", nargs="+", choices=list(PROTOCOLS), default=[PER_PERSPECTIVE])
+    texts.add_argument("--protocols", nargs="+", choices=RETRIEVAL_PROTOCOLS, default=[PER_PERSPECTIVE])
     texts.add_argument("--picture", type=Path, default=None, help="also draw a grid of results into this PNG")
     texts.add_argument("--branch-picture", type=Path, default=None, help="also draw the branch report into this PNG")
     classes = parser.add_argument_group("classification, probes")

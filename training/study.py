@@ -23,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
 
 from holistic_clip_hf import HolisticCLIPModel
+from holistic_clip_hf.evaluation.caption_sets import CAPTION_SETS
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
-from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance
+from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, embed_corpus, measure_retrieval
 from training.corpora.opening import corpus_directory
 from training.evaluate import load_checkpoint
@@ -32,6 +33,7 @@ from training.recipe import Recipe, Run, load_recipe
 from training.train import make_trainer, recipe_split, seconds_of_training, train_run
 
 RESULTS = "results.jsonl"
+PROTOCOLS = (PER_PERSPECTIVE, CAPTION_SETS)
 KEPT_METRICS = ("recall@1", "recall@5", "mean_average_precision")
 FIT_ON = {"weighted": "validation", "softmax": "validation", "routed": "train"}
 
@@ -159,26 +161,32 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
 
 
 def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any) -> Iterator[Record]:
-    """Each fusion by its fused score, and every branch alone once. What was trained is not fitted again."""
+    """Each fusion by its fused score, and the branches once. What was trained is not fitted again."""
     trained = model.config.fusion
-    yield from measure_retrieval(model, encoded["test"], provenance=provenance)
+    yield from measure_retrieval(model, encoded["test"], provenance=provenance, protocols=PROTOCOLS)
     if model.config.num_branches > 1:
         for fusion in sorted({"mean", *FITTED} - {trained}):
             if fusion in FITTED:
                 fit_fusion(model, encoded[FIT_ON[fusion]], fusion)
             else:
                 model.config.fusion = fusion
-            yield from measure_retrieval(model, encoded["test"], provenance=provenance, with_branches=False)
+            yield from measure_retrieval(
+                model, encoded["test"], provenance=provenance, protocols=PROTOCOLS, with_branches=False
+            )
 
 
 def _numbers(records: Iterable[Record]) -> dict[str, Any]:
-    """By fusion or branch, perspective of the texts, direction, and metric: without what the whole run shares."""
+    """By fusion or branch, perspective of the texts (or `caption_sets`), direction, and metric.
+
+    Without what the whole run shares.
+    """
     numbers: dict[str, Any] = {}
     for record in records:
         if record.label in KEPT_METRICS:
             details = record.details
             by = f"{FUSED}, {details['fusion']}" if details["branch"] == FUSED else str(details["branch"])
-            of_texts = numbers.setdefault(by, {}).setdefault(details["perspective"], {})
+            asked = details["perspective"] if details["protocol"] == PER_PERSPECTIVE else CAPTION_SETS
+            of_texts = numbers.setdefault(by, {}).setdefault(asked, {})
             of_texts.setdefault(details["direction"], {})[record.label] = round(record.value, 5)
     return numbers
 

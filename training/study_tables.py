@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from holistic_clip_hf.evaluation.caption_sets import CAPTION_SETS
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
-from holistic_clip_hf.evaluation.records import FUSED
+from holistic_clip_hf.evaluation.records import BY_NAME, FUSED
 from training.study import load_results, load_study
 
 METRIC = "recall@5"
-MEAN = "mean of all"
-BY_NAME = "by name"  # the branch that is called as the perspective of the texts; of the retrieval, both sides know it
+MEAN = "one caption"  # asks; the mean over perspectives
+QUESTIONS = {MEAN: "one caption asks", CAPTION_SETS: "all captions of an image ask"}
 # 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom, as every statistics textbook prints them.
 T = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
@@ -33,6 +34,8 @@ class Estimate(NamedTuple):
     count: int
 
     def __str__(self) -> str:
+        if not self.count:
+            return ""
         return f"{100 * self.mean:.1f} ± {100 * self.half_width:.1f}" if self.count > 1 else f"{100 * self.mean:.1f}"
 
     @property
@@ -48,20 +51,23 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(statistics.fmean(values), T[count - 2] * statistics.stdev(values) / math.sqrt(count), count)
 
 
-Scores = dict[int, dict[str, float]]  # by replicate, then by perspective
+# By replicate, then by perspective of the caption that asks; MEAN of those, and CAPTION_SETS where it was measured.
+Scores = dict[int, dict[str, float]]
 
 
 def scores_of(rows: Sequence[dict[str, Any]], method: str, by: str, direction: str) -> Scores:
-    """What a method reached, by `by` (a fusion, or branches by name), and the mean over perspectives."""
+    """What a method reached, by `by`: a fusion, or by name, if every perspective has a branch."""
     found = {}
     for row in rows:
         numbers = row["numbers"]
         if row["model"] == method and by in (*numbers, BY_NAME):
-            fused = next(iter(numbers.values()))
-            asked = {name: numbers.get(name, {}) if by == BY_NAME else numbers[by] for name in fused}
-            values = {name: each[name][direction][METRIC] for name, each in asked.items() if each}
-            if len(values) == len(fused):  # every perspective has a branch
+            perspectives = [name for name in next(iter(numbers.values())) if name != CAPTION_SETS]
+            asked = {name: numbers.get(name if by == BY_NAME else by, {}).get(name) for name in perspectives}
+            values = {name: each[direction][METRIC] for name, each in asked.items() if each}
+            if len(values) == len(perspectives):
                 found[row["replicate"]] = {**values, MEAN: statistics.fmean(values.values())}
+                if sets := numbers.get(by, {}).get(CAPTION_SETS):
+                    found[row["replicate"]][CAPTION_SETS] = sets[direction][METRIC]
     return found
 
 
@@ -77,9 +83,14 @@ def difference(
     rows: Sequence[dict[str, Any]], method: str, by: str, against: str, direction: str, column: str = MEAN
 ) -> Estimate:
     """Of a method to another one as that was trained to score, in the replicates that both have."""
-    base = scores_of(rows, against, trained_for(rows, against), direction)
-    scores = scores_of(rows, method, by, direction)
-    return estimate([scores[each][column] - base[each][column] for each in sorted(scores.keys() & base.keys())])
+    base = column_of(scores_of(rows, against, trained_for(rows, against), direction), column)
+    scores = column_of(scores_of(rows, method, by, direction), column)
+    return estimate([scores[each] - base[each] for each in sorted(scores.keys() & base.keys())])
+
+
+def column_of(scores: Scores, column: str) -> dict[int, float]:
+    """By replicate, where it was measured."""
+    return {replicate: each[column] for replicate, each in scores.items() if column in each}
 
 
 def trained_for(rows: Sequence[dict[str, Any]], method: str) -> str:
@@ -87,19 +98,18 @@ def trained_for(rows: Sequence[dict[str, Any]], method: str) -> str:
     return next((next(iter(row["numbers"])) for row in rows if row["model"] == method), "")
 
 
-def summary_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str) -> str:
-    """Markdown: a line for each method and way to ask, the mean over perspectives, and the difference to `against`."""
+def summary_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, column: str = MEAN) -> str:
+    """Markdown: a line for each method and way to ask, what it reached, and the difference to `against`."""
     table = []
     for method in methods:
         for by in (trained_for(rows, method), BY_NAME):
-            scores = [scores_of(rows, method, by, direction) for direction in DIRECTIONS]
-            if scores[0]:
-                cells = [f"{method}, {by.removeprefix(f'{FUSED}, ')}", str(len(scores[0]))]
-                for found, direction in zip(scores, DIRECTIONS, strict=True):
-                    cells.append(str(estimate([each[MEAN] for each in found.values()])))
-                    cells.append(
-                        "" if method == against else _signed(difference(rows, method, by, against, direction))
-                    )
+            found = [column_of(scores_of(rows, method, by, direction), column) for direction in DIRECTIONS]
+            if found[0]:
+                cells = [f"{method}, {by.removeprefix(f'{FUSED}, ')}", str(len(found[0]))]
+                for values, direction in zip(found, DIRECTIONS, strict=True):
+                    cells.append(str(estimate(list(values.values()))))
+                    paired = difference(rows, method, by, against, direction, column)
+                    cells.append("" if method == against else _signed(paired))
                 table.append(cells)
     words = [direction.replace("_", " ") for direction in DIRECTIONS]
     return _table(["method", "n", *(cell for word in words for cell in (word, "difference"))], table)
@@ -107,12 +117,12 @@ def summary_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], agains
 
 def full_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str) -> str:
     """Markdown: for each direction, recall of every method and fusion, then differences to `against`."""
-    columns, sections = [MEAN, *perspectives], []
+    columns, sections = [MEAN, *perspectives, CAPTION_SETS], []
     for direction in DIRECTIONS:
         plain, differences = [], []
         for method, by in entries_of(rows):
             scores, name = scores_of(rows, method, by, direction), f"{method}, {by.removeprefix(f'{FUSED}, ')}"
-            cells = [estimate([each[column] for each in scores.values()]) for column in columns]
+            cells = [estimate(list(column_of(scores, column).values())) for column in columns]
             plain.append([name, str(len(scores)), *map(str, cells)])
             paired = [difference(rows, method, by, against, direction, column) for column in columns]
             if method != against and paired[0].count:
@@ -124,6 +134,8 @@ def full_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], aga
 
 
 def _signed(value: Estimate) -> str:
+    if not value.count:
+        return ""
     text = f"{'+' if value.mean >= 0 else ''}{value}"
     return f"**{text}**" if value.excludes_zero else text
 
@@ -144,7 +156,8 @@ def main() -> None:
     if not rows:
         raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
     if options.summary:
-        print(summary_table(rows, list(study.methods), options.against))
+        for column, words in QUESTIONS.items():
+            print(f"### {words.capitalize()}\n\n{summary_table(rows, list(study.methods), options.against, column)}\n")
     else:
         print(full_tables(rows, study.perspectives, options.against))
 

@@ -23,6 +23,7 @@ Detail = str | int | float | bool
 # Values of details that those who write records and those who read them must spell alike.
 PER_PERSPECTIVE = "per_perspective"  # of `protocol`
 FUSED = "fused"  # of `branch`
+BY_NAME = "by name"  # of `branch`: the one that is called as the perspective of each text
 
 PACKAGES = ("holistic-clip-hf", "torch", "transformers", "datasets")
 GIT_TIMEOUT_SECONDS = 10  # a checkout on a stalled network drive must not hold up an evaluation

@@ -4,14 +4,16 @@
 Axes: N images, T texts, M caption slots, H branches, D projection width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name
+from .caption_sets import CAPTION_SETS, caption_sets, vectors_of_sets
+from .encoding import DualEncoder, FusedVectors, Processor, encode_images, encode_texts, vectors_by_name
 from .metrics import (
     PAPER_KS,
     bootstrap_interval,
@@ -23,11 +25,12 @@ from .metrics import (
     recall_at,
     retrieval_recalls,
 )
-from .protocols import PROTOCOLS, Captions, captions_by_perspective
+from .protocols import ALL_PERSPECTIVES, PROTOCOLS, Captions, captions_by_perspective
 from .ranking import TEXT_TO_IMAGE, DirectionRanks, rank_both_directions
-from .records import PER_PERSPECTIVE, Detail, Provenance, Record
+from .records import FUSED, PER_PERSPECTIVE, Detail, Provenance, Record
 
 TASK = "retrieval"
+RETRIEVAL_PROTOCOLS = (*PROTOCOLS, CAPTION_SETS)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def evaluate_retrieval(
 ) -> list[Record]:
     """Recall@k, median rank and mean average precision, in both directions, fused and by each branch.
 
+    `protocols` are those of `protocols.py`, and `caption_sets`: all captions of an image at once, fused and by name.
     A branch is measured on all perspectives, not only on its own: the records hold the whole branch x perspective
     matrix. With one branch only the fused vector is measured, which is the same. Raises `ValueError` as
     `embed_corpus` does, and for an unknown protocol.
@@ -116,22 +120,42 @@ def measure_retrieval(
     ks: Sequence[int] = PAPER_KS,
     with_branches: bool = True,
 ) -> list[Record]:
-    """The same of a corpus that is encoded already, `with_branches` or fused alone."""
-    if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
-        raise ValueError(f"Got the protocols {unknown}. Valid: {', '.join(PROTOCOLS)}.")
+    """The same of a corpus that is encoded already, with branches or fused alone."""
+    if unknown := [protocol for protocol in protocols if protocol not in RETRIEVAL_PROTOCOLS]:
+        raise ValueError(f"Got the protocols {unknown}. Valid: {', '.join(RETRIEVAL_PROTOCOLS)}.")
     corpus.require_images()
     records = []
     for protocol in protocols:
-        for question in PROTOCOLS[protocol](corpus.captions):
-            images, texts = corpus.branch_embeds[question.images], corpus.embeds_of(question.texts)
-            for details, vectors in vectors_by_name(model, images, texts, with_branches=with_branches):
-                both = rank_both_directions(vectors.images, vectors.texts, question.pairs, score=vectors.score)
-                for direction, ranks in both.items():
-                    out = question.num_texts_out if direction == TEXT_TO_IMAGE else question.num_images_out
-                    ranks = ranks._replace(num_left_out=ranks.num_left_out + out)
-                    told = {"protocol": protocol, "perspective": question.perspective, **details}
-                    records += _records_of_ranks(ranks, provenance, {**told, "direction": direction}, ks)
+        asked = _asked_at_once if protocol == CAPTION_SETS else partial(_asked_one_by_one, protocol)
+        for details, ranks in asked(model, corpus, with_branches):
+            records += _records_of_ranks(ranks, provenance, {"protocol": protocol, **details}, ks)
     return records
+
+
+def _asked_one_by_one(
+    protocol: str, model: DualEncoder, corpus: EmbeddedCorpus, with_branches: bool
+) -> Iterator[tuple[dict[str, Detail], DirectionRanks]]:
+    for question in PROTOCOLS[protocol](corpus.captions):
+        images, texts = corpus.branch_embeds[question.images], corpus.embeds_of(question.texts)
+        for details, vectors in vectors_by_name(model, images, texts, with_branches=with_branches):
+            for direction, ranks in _ranked(vectors, question.pairs):
+                out = question.num_texts_out if direction == TEXT_TO_IMAGE else question.num_images_out
+                told = {"perspective": question.perspective, **details, "direction": direction}
+                yield told, ranks._replace(num_left_out=ranks.num_left_out + out)
+
+
+def _asked_at_once(
+    model: DualEncoder, corpus: EmbeddedCorpus, with_branches: bool
+) -> Iterator[tuple[dict[str, Detail], DirectionRanks]]:
+    sets, pairs = caption_sets(corpus.captions)
+    for details, vectors in vectors_of_sets(model, corpus.branch_embeds, sets, corpus.text_embeds):
+        if with_branches or details["branch"] == FUSED:
+            for direction, ranks in _ranked(vectors, pairs):
+                yield {"perspective": ALL_PERSPECTIVES, **details, "direction": direction}, ranks
+
+
+def _ranked(vectors: FusedVectors, pairs: Tensor) -> Iterator[tuple[str, DirectionRanks]]:
+    yield from rank_both_directions(vectors.images, vectors.texts, pairs, score=vectors.score).items()
 
 
 def _records_of_ranks(

@@ -1,0 +1,75 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Retrieval by several captions at once: an image is asked for by all that is said of it.
+
+The score of an image and a set of captions is the mean of its scores with each caption: fused, or *by name*, where
+each caption is answered by the branch that is called as its perspective, as in training.
+
+Axes: N images, S sets, K captions in the largest set, H branches, D projection width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .encoding import DualEncoder, FusedVectors, fuse
+from .metrics import caption_pairs
+from .protocols import Captions
+from .ranking import Score, dot
+from .records import BY_NAME, FUSED, Detail
+
+CAPTION_SETS = "caption_sets"  # of `protocol`
+
+CaptionSet = tuple[tuple[str, str], ...]  # perspective and text of each caption; none twice
+
+
+def caption_sets(captions: Captions) -> tuple[list[CaptionSet], Tensor]:
+    """The distinct sets (S) of N images, and pairs (R, 2) of image index and set index. Without captions: none.
+
+    >>> caption_sets({"short": [["a cat"], ["a cat"], []], "style": [["flat"], ["flat"], []]})
+    ([(('short', 'a cat'), ('style', 'flat'))], tensor([[0, 0],
+            [1, 0]]))
+    """
+    num_images = len(next(iter(captions.values())))
+    each = [
+        tuple(sorted({(perspective, text) for perspective, owned in captions.items() for text in owned[image]}))
+        for image in range(num_images)
+    ]
+    return caption_pairs([[one] if one else [] for one in each])
+
+
+def vectors_of_sets(
+    model: DualEncoder, branch_embeds: Tensor, sets: Sequence[CaptionSet], text_embeds: Mapping[str, Tensor]
+) -> Iterator[tuple[dict[str, Detail], FusedVectors]]:
+    """What compares images and sets: fused, then by name, if every perspective of the sets has a branch of its own.
+
+    Shapes: `branch_embeds` (N, H, D); `text_embeds` (D,) of each text; all of unit length.
+    """
+    # (S, K, D): a text of zeros adds nothing to a score.
+    texts = _padded([torch.stack([text_embeds[text] for _, text in one]) for one in sets])
+    counts = torch.tensor([len(one) for one in sets])[:, None]
+    fused = fuse(model, branch_embeds, texts.flatten(0, 1))
+    if fused.score is dot:
+        means = fused.texts.unflatten(0, texts.shape[:2]).sum(dim=1) / counts
+        vectors = FusedVectors(fused.images, means, dot)
+    else:
+        vectors = FusedVectors(fused.images, texts, _mean_over_captions(fused.score))
+    yield {"branch": FUSED, "fusion": model.config.fusion}, vectors
+    names = list(model.config.perspectives)
+    if len(names) > 1 and {perspective for one in sets for perspective, _ in one} <= set(names):
+        branches = [torch.tensor([names.index(perspective) for perspective, _ in one]) for one in sets]
+        answering = _padded([nn.functional.one_hot(each, len(names)) for each in branches])
+        by_branch = torch.einsum("skh,skd->shd", answering.to(texts), texts) / counts[:, None]
+        yield {"branch": BY_NAME}, FusedVectors(branch_embeds.flatten(1), by_branch.flatten(1), dot)
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def _mean_over_captions(score: Score) -> Score:
+    def of_sets(images: Tensor, sets: Tensor) -> Tensor:
+        count = sets.any(dim=2).sum(dim=1)
+        return torch.stack([score(images, texts) for texts in sets.unbind(dim=1)]).sum(dim=0) / count
+
+    return of_sets
