@@ -1,8 +1,9 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, on disks that have space for them."""
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,3 +39,14 @@ def raise_if_disk_full(error: OSError, path: Path) -> None:
         raise OSError(
             errno.ENOSPC, f"The disk of {path.parent} is full while writing {path.name}. Free space and run again"
         ) from error
+
+
+def require_free_space(directory: Path, num_bytes: int, purpose: str, remedy: str) -> None:
+    """Raise an `OSError`, before minutes of work, where the disk of `directory` has less than `num_bytes` free."""
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{directory} has {free / 1e6:,.0f} MB free; {purpose} needs about {num_bytes / 1e6:,.0f} MB. Free space, "
+            f"or {remedy}",
+        )

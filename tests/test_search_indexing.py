@@ -11,10 +11,9 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, atomic
 from holistic_clip_hf.search import FolderImages, SearchIndex, estimate_bytes
 from holistic_clip_hf.search import segments as segments_module
-from holistic_clip_hf.search import sizes as sizes_module
 from holistic_clip_hf.search.manifest import read_manifest
 from photo_index import NAMES, Indexing, contents, counts, indexing, rows, write_photos
 
@@ -147,6 +146,6 @@ def test_sizes_are_told_beforehand(bring: Indexing, model: HolisticCLIPModel, mo
     with pytest.raises(ValueError, match="`vectors` is 'both'"):
         estimate_bytes(model.config, 1, vectors="both")
     full = shutil.disk_usage("/")._replace(free=1_000)
-    monkeypatch.setattr(sizes_module.shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: full)
     with pytest.raises(OSError, match="0 MB free; the index needs"):
         bring()

@@ -1,11 +1,9 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Rows to a corpus directory: parquet shards that a killed build keeps, then the manifest that makes it whole."""
 
-import errno
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -18,7 +16,7 @@ from datasets import Dataset, Features
 from datasets.table import embed_table_storage
 from filelock import FileLock
 
-from ..atomic import write_atomically
+from ..atomic import require_free_space, write_atomically
 from .schema import validate_row
 
 logger = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ def write_corpus(
     (directory / "data").mkdir(parents=True, exist_ok=True)
     with FileLock(directory / ".lock"):
         if not is_whole(directory, fingerprint):
-            _check_free_space(directory, required_bytes)
+            require_free_space(directory, required_bytes, "the corpus", "choose a directory on another disk")
             records = {}
             for name, shard in shards.items():
                 path = directory / "data" / f"{name}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:8]}.parquet"
@@ -117,16 +115,6 @@ def is_whole(directory: Path, fingerprint: str) -> bool:
     sizes = {directory / record["file"]: record["bytes"] for record in manifest["shards"].values()}
     in_place = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
     return in_place and manifest["fingerprint"] == fingerprint
-
-
-def _check_free_space(directory: Path, required_bytes: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < required_bytes:
-        raise OSError(
-            errno.ENOSPC,
-            f"Got {free / 1e6:.0f} MB free at {directory}; the corpus needs {required_bytes / 1e6:.0f} MB. "
-            "Free space, or choose a directory on another disk",
-        )
 
 
 def _write_shard(path: Path, shard: Shard, features: Features, fingerprint: str, counted: Sequence[str]) -> None:

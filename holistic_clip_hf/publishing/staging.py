@@ -1,7 +1,6 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """A checkpoint as it will stand on the Hub, in a folder: weights, configuration, processor, code, card, records."""
 
-import errno
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from ..atomic import raise_if_disk_full
+from ..atomic import raise_if_disk_full, require_free_space
 from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..evaluation.records import Record, load_records
 from ..modeling_holistic_clip import HolisticCLIPModel
@@ -99,13 +98,7 @@ def _copy_picture(checkpoint: Path, folder: Path, picture: str) -> None:
 
 
 def _require_space(checkpoint: Path, folder: Path) -> None:
-    """Before minutes of work: twice the weights have to fit, staged and pulled."""
     folder.mkdir(parents=True, exist_ok=True)
     needed = 2 * sum(path.stat().st_size for path in checkpoint.glob("model*.safetensors")) + SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"Got {free / 1e6:,.0f} MB free at {folder}, where the checkpoint is staged and pulled again; "
-            f"{needed / 1e6:,.0f} MB are needed. Free space, or set `TMPDIR` to another disk. Nothing was sent",
-        )
+    purpose = "the checkpoint, staged here and pulled again,"
+    require_free_space(folder, needed, purpose, "set `TMPDIR` to another disk. Nothing was sent")

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Features
 
+from ..atomic import require_free_space
 from ..corpus.build import Skipped
 from ..corpus.source import Item
 from ..evaluation.encoding import DualEncoder
@@ -29,7 +30,7 @@ from .manifest import (
 )
 from .neighbours import build_neighbours
 from .segments import Part, Writer, stamps, take_up
-from .sizes import choose_lookup, estimate_bytes, require_space
+from .sizes import choose_lookup, estimate_bytes
 from .store import describe_file, open_segment, remove_unlisted
 
 ROWS_PER_SEGMENT = 2_048
@@ -113,7 +114,8 @@ def index_images(
         held = {image_id for part in parts for image_id in _ids(part)} | {each.image_id for each in left_out}
         todo = [item for image_id, item in items.items() if image_id not in held]
         chosen = choose_lookup(lookup, len(items))
-        require_space(directory, estimate_bytes(model.config, len(todo), vectors=vectors, lookup=chosen))
+        needed = estimate_bytes(model.config, len(todo), vectors=vectors, lookup=chosen)
+        require_free_space(directory, needed, "the index", "choose another disk, or index with vectors='fused'")
         writer = Writer(directory, layout, model, processor, rows_per_segment)
         for part, unread in writer.encoded(images, todo, batch_size, progress):
             parts.append(part)

@@ -1,10 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """What an index will weigh, and how its vectors are looked up, before anything is encoded."""
 
-import errno
 import math
-import shutil
-from pathlib import Path
 from typing import Any
 
 from .manifest import BRANCHES, VECTORS
@@ -56,14 +53,3 @@ def estimate_bytes(config: Any, num_images: int, *, vectors: str = BRANCHES, loo
     else:
         each = num_images * (width * _HALF + 2 * HNSW_NEIGHBOURS * _LINK + 12)
     return rows + num_indexes * each
-
-
-def require_space(directory: Path, num_bytes: int) -> None:
-    """Raise `OSError` where the disk of `directory` has less than `num_bytes` free."""
-    free = shutil.disk_usage(directory).free
-    if free < num_bytes:
-        raise OSError(
-            errno.ENOSPC,
-            f"{directory} has {free / 1e6:,.0f} MB free; the index needs about {num_bytes / 1e6:,.0f} MB more. Free "
-            f"space, choose another disk, or index with vectors='fused'",
-        )
