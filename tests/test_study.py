@@ -18,7 +18,8 @@ from holistic_clip_hf.evaluation.caption_sets import CAPTION_SETS
 from training import study as study_module
 from training.corpora.opening import open_split
 from training.study import load_results, load_study, measure_run, method_recipe, multiplications
-from training.study_tables import BY_NAME, MEAN, Estimate, entries_of, estimate, full_tables, scores_of
+from training.study_picture import study_picture
+from training.study_tables import BY_NAME, MEAN, Estimate, entries_of, estimate, full_tables, scores_of, summary_table
 
 ROOT = Path(__file__).parents[1]
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
@@ -196,6 +197,35 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     assert lines["ours, routed"].split(" | ")[2] == "**+2.1 ± 0.2**"
     assert lines["extra, mean"].split(" | ")[1:3] == ["1", "-50.0"]
     assert "| ours, mean | 3 | 51.0 ± 99.4 |" in table
+
+
+def with_sets(row: dict[str, Any], by: str, value: float) -> dict[str, Any]:
+    both = {direction: {"recall@5": value} for direction in ("text_to_image", "image_to_text")}
+    row["numbers"].setdefault(by, {})[CAPTION_SETS] = both
+    return row
+
+
+def test_all_captions_at_once_have_tables_and_panels_of_their_own() -> None:
+    """Only of two of the three methods it is known; it is no perspective, and not in the mean over them."""
+    found = []
+    for replicate, level in enumerate((0.1, 0.5)):
+        found.append(with_sets(result("one_to_many", replicate, mean=level), "fused, mean", level))
+        found.append(with_sets(result("ours", replicate, mean=level + 0.02), "fused, mean", level + 0.03))
+        found[-1] = with_sets(found[-1], BY_NAME, level + 0.05)
+        found[-1]["numbers"] |= dict.fromkeys(SLOTS, found[-1]["numbers"]["fused, mean"])
+        found.append(result("old", replicate, mean=level - 0.01))
+    methods = ["one_to_many", "ours", "old"]
+    one, sets = (summary_table(found, methods, "one_to_many", column).splitlines() for column in (MEAN, CAPTION_SETS))
+    assert [line.split(" | ")[3] for line in one[3:]] == ["**+2.0 ± 0.0**", "**+2.0 ± 0.0**", "**-1.0 ± 0.0**"]
+    assert [line.split(" | ")[::3] for line in sets[3:]] == [
+        ["| ours, mean", "**+3.0 ± 0.0**"],
+        ["| ours, by name", "**+5.0 ± 0.0**"],
+    ]
+    panels = study_picture(found, methods, "one_to_many").axes
+    names = [[label.get_text() for label in panel.get_yticklabels()] for panel in panels]
+    assert names == [["ours", "old"], ["", ""], ["ours"], [""]]
+    drawn = [[x for line in panel.lines if line.get_marker() == "o" for x in line.get_xdata()] for panel in panels]
+    assert drawn[0] == pytest.approx([2.0, 2.0, -1.0]) and drawn[2] == pytest.approx([3.0, 5.0])
 
 
 def test_by_name_each_perspective_is_answered_by_its_branch() -> None:

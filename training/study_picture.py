@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
+from holistic_clip_hf.evaluation.records import BY_NAME
 from holistic_clip_hf.visualization.figures import COLOURS, new_figure
 from holistic_clip_hf.visualization.maps import INK
 from training.study import load_results, load_study
-from training.study_tables import BY_NAME, METRIC, Estimate, difference, trained_for
+from training.study_tables import METRIC, QUESTIONS, Estimate, column_of, difference, scores_of, trained_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,24 +24,26 @@ PICTURE = "differences.png"
 
 
 def study_picture(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str) -> "Figure":
-    """A line for each method, a panel for each direction; readable on light and on dark pages."""
-    shown = [name for name in methods if name != against and trained_for(rows, name)]
-    figure = new_figure(WIDTH, ROW * len(shown) + 1.1)
-    panels = figure.subplots(1, len(DIRECTIONS), sharey=True, squeeze=False)[0]
-    for panel, direction in zip(panels, DIRECTIONS, strict=True):
-        panel.axvline(0.0, color=INK, linewidth=1)
-        for place, name in enumerate(shown):
-            for shift, by, colour in ((-0.12, trained_for(rows, name), COLOURS[0]), (0.12, BY_NAME, COLOURS[1])):
-                _draw(panel, place + shift, difference(rows, name, by, against, direction), colour)
-        panel.set_title(direction.replace("_", " "), color=INK, fontsize=10)
+    """A line for each method, panels for question and direction; readable on light and on dark pages."""
+    shown = {column: _measured(rows, methods, against, column) for column in QUESTIONS}
+    shown = {column: names for column, names in shown.items() if names}
+    heights = [len(names) for names in shown.values()]
+    figure = new_figure(WIDTH, ROW * sum(heights) + 1.1 * len(heights))
+    panels = figure.subplots(len(shown), len(DIRECTIONS), squeeze=False, sharex="col", height_ratios=heights)
+    for line, (column, names) in zip(panels, shown.items(), strict=True):
+        for panel, direction in zip(line, DIRECTIONS, strict=True):
+            panel.axvline(0.0, color=INK, linewidth=1)
+            for place, name in enumerate(names):
+                for shift, by, colour in ((-0.12, trained_for(rows, name), COLOURS[0]), (0.12, BY_NAME, COLOURS[1])):
+                    _draw(panel, place + shift, difference(rows, name, by, against, direction, column), colour)
+            panel.set_title(f"{QUESTIONS[column]}, {direction.replace('_', ' ')}", color=INK, fontsize=10)
+            _style(panel, [name.replace("_", " ") for name in names] if panel is line[0] else [""] * len(names))
+    for panel in panels[-1]:
         panel.set_xlabel(f"{METRIC}, % points above {against}", color=INK, fontsize=9)
-        _style(panel)
-    panels[0].set_yticks(range(len(shown)), [name.replace("_", " ") for name in shown])
-    panels[0].invert_yaxis()
     for label, colour in (("the score it was trained for", COLOURS[0]), (f"branch {BY_NAME}", COLOURS[1])):
-        panels[-1].plot([], [], "o-", color=colour, label=label)
+        panels[-1, -1].plot([], [], "o-", color=colour, label=label)
     figure.legend(
-        *panels[-1].get_legend_handles_labels(),
+        *panels[-1, -1].get_legend_handles_labels(),
         loc="outside lower center",
         ncols=2,
         frameon=False,
@@ -50,14 +53,25 @@ def study_picture(rows: Sequence[dict[str, Any]], methods: Sequence[str], agains
     return figure
 
 
+def _measured(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, column: str) -> list[str]:
+    found = []
+    for name in methods:
+        scores = scores_of(rows, name, trained_for(rows, name), DIRECTIONS[0]) if trained_for(rows, name) else {}
+        if name != against and column_of(scores, column):
+            found.append(name)
+    return found
+
+
 def _draw(panel: Any, height: float, found: Estimate, colour: str) -> None:
     if found.count:
         half = found.half_width if found.count > 1 else 0.0
         panel.errorbar(100 * found.mean, height, xerr=100 * half, fmt="o", color=colour, markersize=4, capsize=2)
 
 
-def _style(panel: Any) -> None:
+def _style(panel: Any, names: Sequence[str]) -> None:
     panel.set_facecolor("none")
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(len(names) - 0.5, -0.5)
     panel.tick_params(colors=INK, labelsize=9)
     for side in panel.spines.values():
         side.set_color(INK)
