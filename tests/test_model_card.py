@@ -128,6 +128,27 @@ def test_every_result_is_a_records_and_in_its_cell():
         assert chance == "1.8"
 
 
+def test_all_captions_at_once_are_the_last_row_and_by_name_the_last_branch():
+    def at_once(value: float, branch: str, **changes) -> Record:
+        record = retrieval(value, "all", "text_to_image", branch, **changes)
+        return replace(record, details={**record.details, "protocol": "caption_sets"})
+
+    sets = [at_once(0.61, "fused"), at_once(0.72, "by name"), at_once(0.5, "fused", model="baseline")]
+    card = render_model_card(CONFIG, [*records(), *sets], FACTS)
+    assert table_after(card, "### Retrieval on drawings, test")[-1][:3] == [
+        "all at once",
+        "text → image",
+        "61.0 (57.9–63.9) / 1.8",
+    ]
+    head, *rows = table_after(card, "### Branches on drawings, test")
+    assert head == ["texts", "direction", "fused", "object", "style", "by name", "chance"]
+    assert rows[-1] == ["all at once", "text → image", "61.0", "", "", "**72.0**", "1.8"]
+    assert [row[5] for row in rows[:-1]] == [""] * 4
+    assert table_after(card, "### Models compared on drawings, test")[-1][2:4] == ["**61.0**", "50.0"]
+    assert "`all at once` all captions of an image ask together" in card
+    assert "`all at once`" not in render_model_card(CONFIG, records(), FACTS)
+
+
 def test_front_matter_is_read_back_by_the_hub_client():
     data = ModelCard(render_model_card(CONFIG, records(), FACTS)).data
 

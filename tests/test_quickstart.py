@@ -72,11 +72,11 @@ def run_quickstart(recipe: Path, output_dir: Path) -> str:
 def test_from_corpus_to_card_and_again(recipe_path: Path, tmp_path: Path) -> None:
     shown = run_quickstart(recipe_path, tmp_path)
     checkpoint = tmp_path / "tiny" / "holistic"
-    for expected in ("one_to_many", "holistic, own branch", "(chance)", f'from_pretrained("{checkpoint}")'):
+    for expected in ("one_to_many", "holistic, own branch", "(chance)", "all at once", f'from_pretrained("{checkpoint}")'):
         assert expected in shown
     assert Image.open(checkpoint / "results.png").size[0] > 300
     records = load_records(checkpoint / "results.json")
-    assert {record.details["branch"] for record in records} == {"fused", "short", "palette"}
+    assert {record.details["branch"] for record in records} == {"fused", "short", "palette", "by name"}
     assert {record.split for record in records} == {"test"}
     card = (checkpoint / "README.md").read_text()
     assert "results.png" in card and "one_to_many" in card

@@ -16,8 +16,17 @@ from transformers import logging
 from transformers.utils import CONFIG_NAME
 
 from holistic_clip_hf.corpus.build import read_manifest
+from holistic_clip_hf.evaluation.caption_sets import CAPTION_SETS
 from holistic_clip_hf.evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
-from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance, load_records, save_records
+from holistic_clip_hf.evaluation.records import (
+    BY_NAME,
+    FUSED,
+    PER_PERSPECTIVE,
+    Record,
+    capture_provenance,
+    load_records,
+    save_records,
+)
 from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
 from holistic_clip_hf.publishing.card_facts import (
     FACTS_FILE,
@@ -29,6 +38,7 @@ from holistic_clip_hf.publishing.card_facts import (
     save_facts,
 )
 from holistic_clip_hf.publishing.model_card import write_model_card
+from holistic_clip_hf.publishing.result_tables import AT_ONCE
 from holistic_clip_hf.trainer import HolisticCLIPTrainingArguments
 from training.corpora.emoji.captions import PERSPECTIVES
 from training.corpora.emoji.splits import TEST_ARTIST
@@ -80,6 +90,7 @@ def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoi
         test,
         provenance=capture_provenance(model=run, dataset=dataset, split=TEST_SPLIT, seed=recipe.seed),
         perspectives=recipe.slots,
+        protocols=(PER_PERSPECTIVE, CAPTION_SETS),
         progress=True,
     )
     save_records(path, records)
@@ -87,24 +98,27 @@ def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoi
 
 
 def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
-    """Recall@5 in percent: a line per direction and model, a column per perspective, chance below.
+    """Recall@5 in percent: a line per direction and model, a column per perspective and one for all captions at once.
 
-    The fused vector of each model, and, where it has one, the branch of the text's own perspective.
+    The fused vector of each model, and, where it has one, the branch of the text's own perspective; chance below.
     """
     cells: dict[tuple[str, str], dict[str, float]] = {}
     for record in records:
         direction, perspective, branch = (str(record.details[key]) for key in ("direction", "perspective", "branch"))
-        if record.label != "recall@5" or branch not in (FUSED, perspective):
+        if record.label != "recall@5" or branch not in (FUSED, perspective, BY_NAME):
             continue
+        if record.details["protocol"] == CAPTION_SETS:
+            perspective = AT_ONCE
         model = record.model if branch == FUSED else f"{record.model}, own branch"
         cells.setdefault((direction, model), {})[perspective] = record.value
         cells.setdefault((direction, "(chance)"), {})[perspective] = record.chance or 0.0
-    lines = [f"{'recall@5, %':40}" + "".join(f"{slot:>10}" for slot in slots)]
+    columns = [*slots, AT_ONCE]
+    lines = [f"{'recall@5, %':40}" + "".join(f"{name:>12}" for name in columns)]
     for direction in (TEXT_TO_IMAGE, IMAGE_TO_TEXT):
         models = sorted((line[1] for line in cells if line[0] == direction), key=lambda model: model == "(chance)")
         for model in models:
             found = cells[direction, model]
-            values = "".join(f"{100 * found[slot]:10.1f}" if slot in found else " " * 10 for slot in slots)
+            values = "".join(f"{100 * found[name]:12.1f}" if name in found else " " * 12 for name in columns)
             lines.append(f"{direction.replace('_', ' '):16}{model:24}{values}")
     return "\n".join(lines)
 

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..evaluation.branch_report import TASK as BRANCHES
+from ..evaluation.caption_sets import CAPTION_SETS
 from ..evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
-from ..evaluation.records import FUSED, PER_PERSPECTIVE, Record
+from ..evaluation.records import BY_NAME, FUSED, PER_PERSPECTIVE, Record
 
 DIRECTION_NAMES = {TEXT_TO_IMAGE: "text → image", IMAGE_TO_TEXT: "image → text"}
 
 IN_PERCENT = ("recall", "mean_average_precision")
+AT_ONCE = "all at once"  # the row of caption sets
 
 Cell = tuple[str, str]  # perspective and direction: a row of the retrieval tables
 
@@ -32,7 +34,7 @@ def result_sections(records: Sequence[Record], model: str, names: Sequence[str])
     records = [record for record in records if record.task != BRANCHES]
     for dataset, split in dict.fromkeys((record.dataset, record.split) for record in records if record.model == model):
         here = [record for record in records if (record.dataset, record.split) == (dataset, split)]
-        retrieval = [record for record in here if record.details.get("protocol") == PER_PERSPECTIVE]
+        retrieval = [record for record in here if record.details.get("protocol") in (PER_PERSPECTIVE, CAPTION_SETS)]
         own, where = [record for record in retrieval if record.model == model], f"{dataset}, {split}"
         if own:
             sections.append(_retrieval_section(where, own, names))
@@ -63,17 +65,21 @@ def _retrieval_section(where: str, records: Sequence[Record], names: Sequence[st
         "with their 95 % intervals; behind the stroke what chance would give on the same data. Ties count against the "
         "model."
     )
+    if any(record.details["protocol"] == CAPTION_SETS for record in records):
+        text += f" In the row `{AT_ONCE}` all captions of an image ask together."
     return Section(f"Retrieval on {where}", text, _markdown_table(table))
 
 
 def _branch_section(where: str, records: Sequence[Record], names: Sequence[str]) -> Section:
     label, records = _headline(records)
-    branches = sorted({str(record.details["branch"]) for record in records}, key=_order_of([FUSED, *names]))
+    branches = sorted({str(record.details["branch"]) for record in records}, key=_order_of([FUSED, *names, BY_NAME]))
     table = [["texts", "direction", *branches, "chance"]]
     for cell, row in _by_cell(records, names).items():
         found = _by_name(row, [str(record.details["branch"]) for record in row])
         table.append([*_cell_names(cell), *_best_in_bold(found, branches), _chance(row)])
     text = f"The same by each branch alone: {label} in percent; the best of a row in bold."
+    if BY_NAME in branches:
+        text += " By name, each caption is answered by the branch of its own perspective."
     return Section(f"Branches on {where}", text, _markdown_table(table))
 
 
@@ -112,7 +118,9 @@ def _by_cell(records: Iterable[Record], names: Sequence[str]) -> dict[Cell, list
     """Records of one perspective and direction together, perspectives in the order of the branches."""
     cells: dict[Cell, list[Record]] = {}
     for record in records:
-        cells.setdefault((str(record.details["perspective"]), str(record.details["direction"])), []).append(record)
+        at_once = record.details["protocol"] == CAPTION_SETS
+        texts = AT_ONCE if at_once else str(record.details["perspective"])
+        cells.setdefault((texts, str(record.details["direction"])), []).append(record)
     by_name, by_direction = _order_of(names), _order_of(list(DIRECTION_NAMES))
     return {cell: cells[cell] for cell in sorted(cells, key=lambda cell: (by_name(cell[0]), by_direction(cell[1])))}
 
