@@ -72,7 +72,8 @@ def run_quickstart(recipe: Path, output_dir: Path) -> str:
 def test_from_corpus_to_card_and_again(recipe_path: Path, tmp_path: Path) -> None:
     shown = run_quickstart(recipe_path, tmp_path)
     checkpoint = tmp_path / "tiny" / "holistic"
-    for expected in ("one_to_many", "holistic, own branch", "(chance)", "all at once", f'from_pretrained("{checkpoint}")'):
+    loading = f'from_pretrained("{checkpoint}")'
+    for expected in ("one_to_many", "holistic, own branch", "(chance)", "all at once", loading):
         assert expected in shown
     assert Image.open(checkpoint / "results.png").size[0] > 300
     records = load_records(checkpoint / "results.json")
