@@ -45,26 +45,24 @@ def vectors_of_sets(
 
     Shapes: `branch_embeds` (N, H, D); `text_embeds` (D,) of each text; all of unit length.
     """
-    # (S, K, D): a text of zeros adds nothing to a score.
-    texts = _padded([torch.stack([text_embeds[text] for _, text in one]) for one in sets])
-    counts = torch.tensor([len(one) for one in sets])[:, None]
-    fused = fuse(model, branch_embeds, texts.flatten(0, 1))
+    texts = {text: row for row, text in enumerate(dict.fromkeys(text for one in sets for _, text in one))}
+    embeds = torch.stack([text_embeds[text] for text in texts])  # (T, D) of the distinct ones
+    rows = [torch.tensor([texts[text] for _, text in one]) for one in sets]
+    fused = fuse(model, branch_embeds, embeds)
     if fused.score is dot:
-        means = fused.texts.unflatten(0, texts.shape[:2]).sum(dim=1) / counts
-        vectors = FusedVectors(fused.images, means, dot)
+        fused = fused._replace(texts=torch.stack([fused.texts[each].mean(dim=0) for each in rows]))
     else:
-        vectors = FusedVectors(fused.images, texts, _mean_over_captions(fused.score))
-    yield {"branch": FUSED, "fusion": model.config.fusion}, vectors
+        # (S, K, D): a text of zeros adds nothing to a score.
+        padded = nn.utils.rnn.pad_sequence([embeds[each] for each in rows], batch_first=True)
+        fused = fused._replace(texts=padded, score=_mean_over_captions(fused.score))
+    yield {"branch": FUSED, "fusion": model.config.fusion}, fused
     names = list(model.config.perspectives)
     if len(names) > 1 and {perspective for one in sets for perspective, _ in one} <= set(names):
-        branches = [torch.tensor([names.index(perspective) for perspective, _ in one]) for one in sets]
-        answering = _padded([nn.functional.one_hot(each, len(names)) for each in branches])
-        by_branch = torch.einsum("skh,skd->shd", answering.to(texts), texts) / counts[:, None]
+        by_branch = embeds.new_zeros(len(sets), len(names), embeds.shape[1])
+        for place, (one, each) in enumerate(zip(sets, rows, strict=True)):
+            branches = torch.tensor([names.index(perspective) for perspective, _ in one])
+            by_branch[place].index_add_(0, branches, embeds[each] / len(one))
         yield {"branch": BY_NAME}, FusedVectors(branch_embeds.flatten(1), by_branch.flatten(1), dot)
-
-
-def _padded(rows: Sequence[Tensor]) -> Tensor:
-    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
 def _mean_over_captions(score: Score) -> Score:
