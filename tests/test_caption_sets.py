@@ -87,6 +87,8 @@ def test_a_set_is_all_that_is_said_of_an_image() -> None:
     assert pairs.tolist() == [[image, owned] for image, owned in enumerate(OWNS) if owned is not None]
     said_twice, _ = caption_sets({"short": [["a fox", "a fox"], ["a fox"]]})
     assert said_twice == [(("short", "a fox"),)]
+    with pytest.raises(ValueError, match="No image has a caption"):
+        caption_sets({"short": [[], []]})
 
 
 @pytest.mark.parametrize("fusion", ["mean", "weighted", "routed", "softmax", "max"])

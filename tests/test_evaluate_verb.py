@@ -74,7 +74,8 @@ def test_every_task_on_a_corpus(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    first = run("--tasks", "retrieval", "--protocols", "standard", "paper")
+    first = run("--tasks", "retrieval", "--protocols", "standard", "paper", "caption_sets")
+    assert "by name" in capsys.readouterr().out
     pictures = ["--picture", str(tmp_path / "new" / "grid.png"), "--branch-picture", str(tmp_path / "new" / "b.png")]
     tasks = ["--tasks", "retrieval", "branches", "classification", "probes"]
     found = run(*tasks, "--classes", "colour", "--templates", "plain", "--neighbours", "3", *pictures)
@@ -87,7 +88,7 @@ def test_every_task_on_a_corpus(
         processor,
         splits["test"],
         provenance=provenance,
-        protocols=["per_perspective", "standard", "paper"],
+        protocols=["per_perspective", "standard", "paper", "caption_sets"],
         **common,
     )
     expected += report_branches(

@@ -50,6 +50,7 @@ from training.train import seconds_of_training, train_run
 CARD = "README.md"
 RESULTS = "results.json"
 PICTURE = "results.png"
+PROTOCOLS = (PER_PERSPECTIVE, CAPTION_SETS)
 SHOWN_RUN = "holistic"
 TEST_SPLIT = "test"
 EMOJI = "emoji"
@@ -78,10 +79,10 @@ def describe_corpus(corpus: Path) -> None:
 
 
 def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoint: Path) -> list[Record]:
-    """Records of a finished run on the held-out artist: read if they are there, else measured."""
+    """Records of a finished run on the held-out artist: read if all are there, else measured."""
     path = checkpoint / RESULTS
     measured = [record for record in load_records(path) if record.model == run] if path.is_file() else []
-    if measured:
+    if {record.details["protocol"] for record in measured} == set(PROTOCOLS):
         return measured
     model, processor = load_checkpoint(checkpoint)
     records = evaluate_retrieval(
@@ -90,7 +91,7 @@ def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoi
         test,
         provenance=capture_provenance(model=run, dataset=dataset, split=TEST_SPLIT, seed=recipe.seed),
         perspectives=recipe.slots,
-        protocols=(PER_PERSPECTIVE, CAPTION_SETS),
+        protocols=PROTOCOLS,
         progress=True,
     )
     save_records(path, records)
@@ -110,6 +111,7 @@ def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
         if record.details["protocol"] == CAPTION_SETS:
             perspective = AT_ONCE
         model = record.model if branch == FUSED else f"{record.model}, own branch"
+        cells.setdefault((direction, record.model), {})  # above its own branch, whatever comes first
         cells.setdefault((direction, model), {})[perspective] = record.value
         cells.setdefault((direction, "(chance)"), {})[perspective] = record.chance or 0.0
     columns = [*slots, AT_ONCE]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from holistic_clip_hf.evaluation.branch_picture import branch_panels
 from holistic_clip_hf.evaluation.branch_report import TASK as BRANCHES
-from holistic_clip_hf.evaluation.records import FUSED, Record
+from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, Record
 
 NOT_SHARES = ("median_rank", "inverse_regularisation")
 SHORT_NAMES = {
@@ -50,7 +50,7 @@ def _shared(rows: Sequence[Record]) -> list[str]:
 
 def _is_shown(record: Record) -> bool:
     branch, perspective = record.details.get("branch"), record.details.get("perspective")
-    return record.task == BRANCHES or perspective is None or branch in (FUSED, perspective)
+    return record.task == BRANCHES or perspective is None or branch in (FUSED, BY_NAME, perspective)
 
 
 def _table(records: Sequence[Record], shared: Sequence[str]) -> str:

@@ -27,6 +27,8 @@ def study_picture(rows: Sequence[dict[str, Any]], methods: Sequence[str], agains
     """A line for each method, panels for question and direction; readable on light and on dark pages."""
     shown = {column: _measured(rows, methods, against, column) for column in QUESTIONS}
     shown = {column: names for column, names in shown.items() if names}
+    if not shown:
+        raise ValueError(f"No method but {against} has a finished run: nothing to compare. Run more of the study.")
     heights = [len(names) for names in shown.values()]
     figure = new_figure(WIDTH, ROW * sum(heights) + 1.1 * len(heights))
     panels = figure.subplots(len(shown), len(DIRECTIONS), squeeze=False, sharex="col", height_ratios=heights)

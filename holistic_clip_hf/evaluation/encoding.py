@@ -124,7 +124,10 @@ def _require_finite(embeds: Tensor, what: str) -> None:
 
 
 class FusedVectors(NamedTuple):
-    """What `score` compares: one vector per image and text where fusion is linear, else (N, H, D) and (T, D)."""
+    """What `score` compares: one vector per image and text where fusion is linear, else (N, H, D) and (T, D).
+
+    Sets of captions are (S, M, D) then.
+    """
 
     images: Tensor
     texts: Tensor

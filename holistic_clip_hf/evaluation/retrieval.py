@@ -27,7 +27,7 @@ from .metrics import (
 )
 from .protocols import ALL_PERSPECTIVES, PROTOCOLS, Captions, captions_by_perspective
 from .ranking import TEXT_TO_IMAGE, DirectionRanks, rank_both_directions
-from .records import FUSED, PER_PERSPECTIVE, Detail, Provenance, Record
+from .records import PER_PERSPECTIVE, Detail, Provenance, Record
 
 TASK = "retrieval"
 RETRIEVAL_PROTOCOLS = (*PROTOCOLS, CAPTION_SETS)
@@ -148,10 +148,10 @@ def _asked_at_once(
     model: DualEncoder, corpus: EmbeddedCorpus, with_branches: bool
 ) -> Iterator[tuple[dict[str, Detail], DirectionRanks]]:
     sets, pairs = caption_sets(corpus.captions)
-    for details, vectors in vectors_of_sets(model, corpus.branch_embeds, sets, corpus.text_embeds):
-        if with_branches or details["branch"] == FUSED:
-            for direction, ranks in _ranked(vectors, pairs):
-                yield {"perspective": ALL_PERSPECTIVES, **details, "direction": direction}, ranks
+    compared = vectors_of_sets(model, corpus.branch_embeds, sets, corpus.text_embeds, with_branches=with_branches)
+    for details, vectors in compared:
+        for direction, ranks in _ranked(vectors, pairs):
+            yield {"perspective": ALL_PERSPECTIVES, **details, "direction": direction}, ranks
 
 
 def _ranked(vectors: FusedVectors, pairs: Tensor) -> Iterator[tuple[str, DirectionRanks]]:

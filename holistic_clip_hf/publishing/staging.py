@@ -99,6 +99,7 @@ def _copy_picture(checkpoint: Path, folder: Path, picture: str) -> None:
 
 def _require_space(checkpoint: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    # Twice the weights: staged and pulled.
     needed = 2 * sum(path.stat().st_size for path in checkpoint.glob("model*.safetensors")) + SPARE_BYTES
     purpose = "the checkpoint, staged here and pulled again,"
     require_free_space(folder, needed, purpose, "set `TMPDIR` to another disk. Nothing was sent")
