@@ -1,7 +1,8 @@
 """What a study found, as a picture: `python -m training.study_picture [--study training/studies/emoji.yaml]`.
 
 Each method's difference to one of them, mean over replicates with its 95 % interval, by the score that it was trained
-for and, where it has a branch for every perspective, by the branch of the texts' own.
+for and, where it has a branch for every perspective, by the branch of the texts' own. Methods of few runs are
+left out.
 """
 
 import argparse
@@ -21,14 +22,20 @@ if TYPE_CHECKING:
 
 ROW, WIDTH = 0.34, 9.0  # inches
 PICTURE = "differences.png"
+FEWEST = 5  # runs of a method; the interval of three is so wide that nothing beside it can be read: tables have them
 
 
-def study_picture(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str) -> "Figure":
-    """A line for each method, panels for question and direction; readable on light and on dark pages."""
-    shown = {column: _measured(rows, methods, against, column) for column in QUESTIONS}
+def study_picture(
+    rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, *, fewest: int = FEWEST
+) -> "Figure":
+    """A line for each method with enough runs, panels for question and direction; for light pages and dark ones.
+
+    Raises `ValueError` where no method has `fewest` runs.
+    """
+    shown = {column: _measured(rows, methods, against, column, fewest) for column in QUESTIONS}
     shown = {column: names for column, names in shown.items() if names}
     if not shown:
-        raise ValueError(f"No method but {against} has a finished run: nothing to compare. Run more of the study.")
+        raise ValueError(f"No method but {against} has {fewest} finished runs. Run more of the study.")
     heights = [len(names) for names in shown.values()]
     figure = new_figure(WIDTH, ROW * sum(heights) + 1.1 * len(heights))
     panels = figure.subplots(len(shown), len(DIRECTIONS), squeeze=False, sharex="col", height_ratios=heights)
@@ -55,11 +62,13 @@ def study_picture(rows: Sequence[dict[str, Any]], methods: Sequence[str], agains
     return figure
 
 
-def _measured(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, column: str) -> list[str]:
+def _measured(
+    rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, column: str, fewest: int
+) -> list[str]:
     found = []
     for name in methods:
         scores = scores_of(rows, name, trained_for(rows, name), DIRECTIONS[0]) if trained_for(rows, name) else {}
-        if name != against and column_of(scores, column):
+        if name != against and len(column_of(scores, column)) >= fewest:
             found.append(name)
     return found
 
