@@ -65,12 +65,8 @@ def study_picture(
 def _measured(
     rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, column: str, fewest: int
 ) -> list[str]:
-    found = []
-    for name in methods:
-        scores = scores_of(rows, name, trained_for(rows, name), DIRECTIONS[0]) if trained_for(rows, name) else {}
-        if name != against and len(column_of(scores, column)) >= fewest:
-            found.append(name)
-    return found
+    scores = {name: scores_of(rows, name, trained_for(rows, name), DIRECTIONS[0]) for name in methods}
+    return [name for name in methods if name != against and len(column_of(scores[name], column)) >= fewest]
 
 
 def _draw(panel: Any, height: float, found: Estimate, colour: str) -> None:
