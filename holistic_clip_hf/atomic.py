@@ -3,11 +3,15 @@
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+# What a process that was killed while it wrote leaves behind: the name, the process, an ending that nobody else uses.
+PARTIAL = re.compile(r"\..+\.[0-9]+\.partial")
 
 
 @contextmanager
@@ -49,4 +53,54 @@ def require_free_space(directory: Path, num_bytes: int, purpose: str, remedy: st
             errno.ENOSPC,
             f"{directory} has {free / 1e6:,.0f} MB free; {purpose} needs about {num_bytes / 1e6:,.0f} MB. Free space, "
             f"or {remedy}",
+        )
+
+
+def require_own_folder(directory: Path, is_ours: Callable[[str], bool], *, holds: str) -> None:
+    """Refuse a folder in which somebody else's files lie, before anything is written into it or removed from it.
+
+    Args:
+        directory: Folder that is to be written; it need not exist.
+        is_ours: Test of a path below it, with slashes, for a name that the package itself writes.
+        holds: Name of what the folder is for, for the message: "a corpus".
+
+    Raises:
+        ValueError: a file is not ours, or `directory` is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"`output` is {directory}, which is a file; expected a folder for {holds}. Name another.")
+    for folder, folders, names in os.walk(directory):
+        below = Path(folder).relative_to(directory)
+        # A link to a folder is not walked into, and is nobody's output.
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in (*names, *links):
+            if not is_ours((below / name).as_posix()):
+                raise ValueError(
+                    f"`output` is {directory}, which holds {(below / name).as_posix()}; expected a new or empty "
+                    f"folder, or {holds} made earlier. Name another folder."
+                )
+
+
+def require_apart(directory: Path, source: Path, *, walked: bool) -> None:
+    """Refuse an output that is a source of what is written, or holds it, or would be found in it.
+
+    Args:
+        directory: Folder that is to be written.
+        source: File or folder that is read.
+        walked: Whether everything below `source` is read, an output too.
+
+    Raises:
+        ValueError: they are not apart.
+    """
+    output, given = directory.resolve(), source.resolve()
+    relation = ""
+    if output == given:
+        relation = "the source itself"
+    elif given.is_relative_to(output):
+        relation = f"around the source {source}"
+    elif walked and output.is_relative_to(given):
+        relation = f"inside the source {source}"
+    if relation:
+        raise ValueError(
+            f"`output` is {directory}, which is {relation}; expected a folder apart from it. Name another folder."
         )

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import TrainerCallback
 
 from .atomic import write_atomically
 from .distributed import gather_objects, rank
+from .images.decoding import open_image, upright
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +32,18 @@ def decode_image(image: Any) -> Image.Image:
         UnreadableImageError: truncated, not an image, more pixels than Pillow allows, no pixels, or no such file. Any
             other error of reading a file is raised as it is: next time the file may be readable.
     """
-    decoder = ImageFeature()  # turns images the right way up, as `datasets` does
+    if isinstance(image, str):
+        image = {"bytes": None, "path": image}
     if isinstance(image, Mapping):
-        image = {"bytes": _read(image), "path": None}
+        image = _read(image)
     if image is None:
         raise UnreadableImageError("the row has no image")
     try:
-        decoded = decoder.decode_example(image) if isinstance(image, (dict, str)) else image
+        decoded = open_image(image) if isinstance(image, bytes) else image
         if isinstance(decoded, Image.Image):
             decoded.load()
+        if isinstance(image, bytes):
+            decoded = upright(decoded)  # as `datasets` does
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise UnreadableImageError(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
     if isinstance(decoded, Image.Image) and 0 in decoded.size:

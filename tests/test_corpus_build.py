@@ -185,7 +185,7 @@ def build_slowly(directory: Path, pause: float) -> None:
     def slow() -> Iterator[dict[str, Any]]:
         for index in range(250):
             if index == 240:
-                (directory / "reached").touch()
+                (directory.with_suffix(".reached")).touch()
                 time.sleep(pause)
             yield row("s" * (index + 1))
 
@@ -199,7 +199,7 @@ def kill_a_build(directory: Path) -> None:
     program = "import sys, test_corpus_build as t; t.build_slowly(t.Path(sys.argv[1]), pause=60)"
     process = subprocess.Popen([sys.executable, "-c", program, str(directory)], env=environment)
     deadline = time.monotonic() + 120
-    while not (directory / "reached").exists():
+    while not (directory.with_suffix(".reached")).exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -222,3 +222,43 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     contents = [{path.name: path.read_bytes() for path in (d / "data").iterdir()} for d in (killed, undisturbed)]
     assert contents[0] == contents[1]
     assert len(load_corpus(killed)) == 252
+
+
+def originals(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_of_others_are_never_removed(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    for name in ("README.md", "data/cat.jpg", "data/metadata.csv", "data/mine-0123abcd.parquet", "data/.x.1.partial"):
+        (project / name).write_text("mine")
+    before = originals(project)
+    with pytest.raises(ValueError, match="`output` is .*project, which holds .*; expected a new or empty folder"):
+        build_two(project)
+    assert originals(project) == before
+    build_two(tmp_path / "corpus")
+    for name in ("notes.txt", "data/mine.parquet", "data/mine-0123abcd.parquet"):
+        (tmp_path / "corpus" / name).write_text("mine")
+    build_two(tmp_path / "corpus", fingerprint="v2")
+    assert {name for name, content in originals(tmp_path / "corpus").items() if content == b"mine"} == {
+        "notes.txt",
+        "data/mine.parquet",
+        "data/mine-0123abcd.parquet",
+    }
+    assert len(list((tmp_path / "corpus" / "data").glob("*.parquet"))) == 4  # the shards of the first build are gone
+
+
+@pytest.mark.parametrize("content", ["{", '"a string"', '{"name": "my own corpus"}'])
+def test_a_manifest_of_others_is_no_leave_to_overwrite(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    (tmp_path / "cat.jpg").write_text("mine")
+    with pytest.raises(ValueError, match="which holds cat.jpg"):
+        build_two(tmp_path)
+    assert (tmp_path / MANIFEST).read_text() == content
+
+
+def test_a_file_is_not_a_folder_for_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / "corpus").write_text("mine")
+    with pytest.raises(ValueError, match="which is a file; expected a folder for a corpus"):
+        build_two(tmp_path / "corpus")

@@ -24,6 +24,7 @@ from holistic_clip_hf.corpus.card import CorpusFacts
 from holistic_clip_hf.corpus.folders import ImageFolder, ListedImages
 from holistic_clip_hf.corpus.from_sources import SimilarCaptions, build_from_sources
 from holistic_clip_hf.corpus.images import ImageLimits
+from holistic_clip_hf.corpus.joining import JoinedSource
 from holistic_clip_hf.corpus.plan import BuildSettings
 from holistic_clip_hf.corpus.schema import count_perspectives
 from holistic_clip_hf.corpus.source import Item
@@ -281,3 +282,24 @@ def test_builds_killed_at_random_moments_end_with_the_same_bytes(tmp_path: Path)
     assert contents(killed) == contents(tmp_path / "undisturbed")
     assert count_perspectives(load_corpus(killed)) == {"short": 149}
     assert sorted(path.name for path in killed.iterdir()) == [".lock", "README.md", MANIFEST, "data"]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "relation"),
+    [("data", ".", "around the source"), ("data", "data", "the source itself"), ("data", "data/out", "inside the")],
+)
+def test_a_corpus_is_not_built_over_its_images(tmp_path: Path, source: str, output: str, relation: str) -> None:
+    folder = tmp_path / "project" / source
+    folder.mkdir(parents=True)
+    (tmp_path / "project" / "README.md").write_text("mine")
+    Image.new("RGB", (9, 9)).save(folder / "a.png")
+    (folder / "a.txt").write_text("a square")
+    before = files_of(tmp_path)
+    for images in (ImageFolder(folder), JoinedSource(ImageFolder(folder), list)):
+        with pytest.raises(ValueError, match=f"`output` is .*, which is {relation}.*Name another folder"):
+            build_from_sources(tmp_path / "project" / output, [images], facts=CorpusFacts("t"), diversity=False)
+    assert files_of(tmp_path) == before

@@ -250,3 +250,35 @@ def test_tables(tmp_path: Path) -> None:
 def test_tables_of_bytes(tmp_path: Path) -> None:
     source = TableSource(Dataset.from_dict({"jpg": [png(1)], "t": ["a"]}), {"t": "web"}, name="x", image_column="jpg")
     assert read_all(source) == {"0": png(1)}
+
+
+def list_of(folder: Path, *lines: str) -> ListedImages:
+    Image.new("RGB", (9, 9)).save(folder / "a.png")
+    (folder / "metadata.csv").write_text("file_name,alt\n" + "".join(f"{line}\n" for line in lines))
+    return ListedImages(folder / "metadata.csv", {"alt": "web"})
+
+
+@pytest.mark.parametrize("stray", ['a.png,"a dog', 'a.png,"a "big" dog"', '"a.png,a dog'])
+def test_a_stray_quote_swallows_no_lines(tmp_path: Path, stray: str) -> None:
+    lines = ["a.png,a dog"] * 49 + [stray] + ["a.png,a dog"] * 149
+    with pytest.raises(ValueError, match=r"metadata.csv, line 51: a double quote does not close as it should"):
+        list(list_of(tmp_path, *lines).items())
+
+
+def test_a_quote_that_closes_far_below_is_told(tmp_path: Path) -> None:
+    lines = ["a.png,a dog", 'a.png,"a dog', *["a.png,a dog"] * 60, 'a dog"', "a.png,a dog"]
+    with pytest.raises(ValueError, match=r"metadata.csv, lines 3 to 64: a quoted field goes on over all of them"):
+        list(list_of(tmp_path, *lines).items())
+
+
+def test_captions_of_several_lines_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items = list(list_of(tmp_path, 'a.png,"a dog\nin ""snow"""', 'a.png,a 12" ruler').items())
+    assert [each.captions[0]["text"] for each in items] == ['a dog\nin "snow"', 'a 12" ruler']
+    assert "metadata.csv: 1 records go over several lines, inside double quotes." in caplog.text
+
+
+def test_a_line_separator_of_unicode_ends_no_record(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "list.jsonl").write_text('{"file_name": "a.png", "alt": "a\u2028b"}\n', encoding="utf-8")
+    (item,) = ListedImages(tmp_path / "list.jsonl", {"alt": "web"}).items()
+    assert item.captions[0]["text"] == "a\u2028b"

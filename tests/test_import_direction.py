@@ -55,6 +55,7 @@ LEVELS = {
     **dict.fromkeys(SIBLINGS, 0),
     **dict.fromkeys(["atomic", "captioning.perspectives", "captioning.rows", "corpus.schema", "distributed"], 1),
     "captioning.store": 1,
+    "images": 1,
     "captioning.bleu": 1,
     **dict.fromkeys([f"captioning.{name}" for name in ("diversity", "diversity_picture", "repairs", "similarity")], 1),
     **dict.fromkeys(["evaluation.logistic_regression", "evaluation.metrics"], 1),

@@ -253,3 +253,23 @@ def test_two_processes_train_and_shards_change_nothing(name: str, tmp_path: Path
     assert whole.keys() == sharded.keys()
     far = {name: (sharded[name] - value).abs().max().item() for name, value in whole.items()}
     assert {name: gap for name, gap in far.items() if gap > 1e-5} == {}
+
+
+@pytest.mark.parametrize("name", ["/any/path", "../x", "a/b", ".hidden", "", "a\\b", 7])
+def test_a_run_is_a_folder_below_its_recipe(name: Any, tmp_path: Path) -> None:
+    content = yaml.safe_load(RECIPES["emoji"].read_text())
+    content["runs"] = {name: content["runs"]["holistic"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="`runs` has .*; expected names of letters"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+def test_training_replaces_no_folder_of_others(ingredients: Path, tmp_path: Path) -> None:
+    recipe = shrink(load_recipe(RECIPES["sharegpt4v_long"]), ingredients)
+    for folder, holds in (("holistic", "a checkpoint"), ("holistic-states", "states of training")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "thesis.tex").write_text("mine")
+        with pytest.raises(ValueError, match=f"which holds thesis.tex; expected a new or empty folder, or {holds}"):
+            train.train_run(recipe, "holistic", Path(recipe.corpus), tmp_path / "holistic")
+        assert (tmp_path / folder / "thesis.tex").read_text() == "mine"
+        (tmp_path / folder / "thesis.tex").rename(tmp_path / "thesis.tex")

@@ -1,6 +1,7 @@
 """The one-line language of queries, and which images a filter lets answer."""
 
 import math
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -137,3 +138,21 @@ def test_filters_that_no_column_can_meet(condition: dict[str, str], message: str
         Filter(condition).mask(TABLE, COLUMNS)
     with pytest.raises(ValueError, match="'artist' is empty"):
         Filter({"artist": []})
+
+
+# Regular expressions that may share out spaces in several ways took 30 s for the first of these.
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 200 + 'a"b"',
+        " " * 3_990 + 'a"b"',
+        "not " * 999 + '"',
+        "a" * 3_990 + '^"b"',
+        ";" * 31 + " " * 3_900 + '"a" b',
+    ],
+)
+def test_hostile_queries_are_read_at_once(text: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(ValueError, match="is not a term|does not close"):
+        parse_query(text, ["short"])
+    assert time.process_time() - begin < 0.1

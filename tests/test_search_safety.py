@@ -265,3 +265,27 @@ def test_kills_at_random_moments(bring: Indexing, photos: Path, checkpoint: Path
         assert rows(index)[name][0] == stamp
         np.testing.assert_allclose(rows(index)[name][1], vectors, atol=1e-6)
     assert not list(index.rglob("*.partial"))
+
+
+def test_pictures_of_others_are_never_removed(bring: Indexing, photos: Path, tmp_path: Path) -> None:
+    for folder, name in (("segments", "mine.png"), ("neighbours", "mine.png"), ("segments", "mine.arrow")):
+        (photos / folder).mkdir(exist_ok=True)
+        (photos / folder / name).write_bytes(b"mine")
+    before = contents(photos)
+    with pytest.raises(ValueError, match="`output` is .*photos, which is the source itself"):
+        bring("photos")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "segments").mkdir()
+    (tmp_path / "other" / "segments" / "cat.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="which holds segments/cat.png; expected a new or empty folder, or an index"):
+        bring("other")
+    bring()
+    for name in ("segments/mine.arrow", "segments/00000001.png", "neighbours/mine.faiss", "notes.txt"):
+        (tmp_path / "index" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "index" / name).write_bytes(b"mine")
+    (tmp_path / "index" / "segments" / "00000099.arrow").write_bytes(b"of a killed run")
+    next(photos.rglob("*.png")).unlink()
+    bring()
+    kept = [name for name, content in contents(tmp_path / "index").items() if content == b"mine"]
+    assert len(kept) == 4 and not (tmp_path / "index" / "segments" / "00000099.arrow").exists()
+    assert contents(photos).keys() < before.keys() and len(contents(photos)) == len(before) - 1

@@ -207,6 +207,11 @@ def main() -> None:
     checkpoint = output_dir / (SHOWN_RUN if SHOWN_RUN in recipe.runs else list(recipe.runs)[-1])
     write_card(recipe, corpus, test, records, checkpoint)
     if options.card_dir:
+        if (options.card_dir / CARD).is_file() and not (options.card_dir / FACTS_FILE).is_file():
+            raise ValueError(
+                f"`--card-dir` is {options.card_dir}, which has a {CARD} that is not a model card; expected a new "
+                f"folder or that of a card. Name another."
+            )
         options.card_dir.mkdir(parents=True, exist_ok=True)
         for name in (CARD, CONFIG_NAME, FACTS_FILE, RESULTS, *load_facts(checkpoint / FACTS_FILE).pictures.values()):
             shutil.copy(checkpoint / name, options.card_dir / name)

@@ -1,6 +1,7 @@
 """Recipes: one YAML file per comparison. All its runs share corpus, backbone, steps and batch, so that it is fair."""
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import MISSING, asdict, dataclass, fields
 from hashlib import sha256
@@ -16,6 +17,8 @@ from holistic_clip_hf.trainer.arguments import HolisticCLIPTrainingArguments
 
 # What a recipe says elsewhere than under `model`, and what `training.train` says itself, by run and machine.
 SAID_ELSEWHERE = {"perspectives", "num_branches", "image_size", "max_position_embeddings"}
+# A run is a folder below that of its recipe.
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 SAID_BY_TRAIN = {"output_dir", "slots", "dataloader_pin_memory"}
 
 
@@ -106,6 +109,11 @@ def load_recipe(path: str | Path) -> Recipe:
     if not content["runs"] or not isinstance(content["runs"], dict):
         raise ValueError(f"{path} has no runs. Valid: a name and, below it, `perspectives` and `slots`.")
     for name, run in content["runs"].items():
+        if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
+            raise ValueError(
+                f"{path}: `runs` has {name!r}; expected names of letters, digits, '.', '_' and '-' that do not begin "
+                f"with a dot. Rename the run."
+            )
         _check_keys(f"{path}, runs, {name}", run, _names(Run), _names(Run))
     _check_model(path, content["model"])
     _check_tokenizer(path, content["tokenizer"])

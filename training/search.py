@@ -15,8 +15,6 @@ counts against, behind it `^` and a number for its weight:
 import argparse
 from pathlib import Path
 
-from PIL import Image
-
 from holistic_clip_hf.corpus.build import MANIFEST as CORPUS_MANIFEST
 from holistic_clip_hf.corpus.build import load_corpus
 from holistic_clip_hf.search import (
@@ -31,6 +29,7 @@ from holistic_clip_hf.search import (
     index_images,
     verify_index,
 )
+from holistic_clip_hf.search.embedding import decode
 from holistic_clip_hf.search.images import Images
 from holistic_clip_hf.search.manifest import VECTORS, read_manifest
 from holistic_clip_hf.search.sizes import LOOKUPS
@@ -78,7 +77,7 @@ def find(options: argparse.Namespace) -> None:
     index = SearchIndex(options.index, model, processor, images=images)
     terms = index.parse(options.query) if options.query else []
     if options.like:
-        terms.append(Term(image=Image.open(options.like), perspective=options.perspective))
+        terms.append(Term(image=decode(options.like.read_bytes()), perspective=options.perspective))
     columns = dict(condition.split("=", maxsplit=1) for condition in options.where)
     hits = index.search(terms, k=options.k, where=Filter(columns, path=options.path))
     for hit in hits:

@@ -204,7 +204,9 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def load_results(path: Path) -> list[dict[str, Any]]:
     """The finished runs of a study."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+    )
 
 
 def append_result(path: Path, row: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ small that a CPU runs it offline in seconds.
 
 import argparse
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, logging, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from holistic_clip_hf.atomic import write_atomically
+from holistic_clip_hf.atomic import PARTIAL, require_own_folder, write_atomically
 from holistic_clip_hf.augmentation import Augmentation
 from holistic_clip_hf.corpus.build import read_manifest
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
@@ -30,6 +31,15 @@ from training.tiny import changes, make_ingredients, shrink
 
 FINISHED = "finished.json"
 TINY = "tiny"
+# What a run leaves in its folder; a folder with anything else was made by somebody else and is not replaced.
+OWN_FILES = re.compile(
+    r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|processor_config"
+    r"|preprocessor_config|trainer_state|finished|results|card_facts|unreadable_images|model\.safetensors\.index)\.json"
+    r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|[\w-]+\.png"
+    rf"|\.gitattributes|{PARTIAL.pattern}"
+)
+STATE = re.compile(r"[0-9a-f]{16}(?:/.*)?")
+INGREDIENTS = re.compile(r"(?:corpus|clip)(?:/.*)?")
 
 
 def is_finished(checkpoint: Path, fingerprint: str) -> bool:
@@ -47,6 +57,7 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
         print(f"already trained: {checkpoint}")
         return
     states = checkpoint.with_name(f"{checkpoint.name}-states") / fingerprint
+    require_own_run(checkpoint)
     trainer = make_trainer(recipe, run, corpus, states)
     state = last_whole_checkpoint(states)
     if state and trainer.is_world_process_zero():
@@ -56,6 +67,18 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     if trainer.is_world_process_zero():
         shutil.rmtree(states.parent)
     trainer.accelerator.wait_for_everyone()
+
+
+def require_own_run(checkpoint: Path) -> None:
+    """Refuse, before anything is trained, a folder that is to be replaced and was not made by training.
+
+    Raises:
+        ValueError: somebody else's files lie where the run's checkpoint or its states are to be.
+    """
+    if not (checkpoint / FINISHED).is_file():
+        require_own_folder(checkpoint, lambda path: bool(OWN_FILES.fullmatch(path)), holds="a checkpoint")
+    states = checkpoint.with_name(f"{checkpoint.name}-states")
+    require_own_folder(states, lambda path: bool(STATE.fullmatch(path)), holds="states of training")
 
 
 def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> HolisticCLIPTrainer:
@@ -140,6 +163,8 @@ def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
     small = shrink(recipe, ingredients)
     with state.main_process_first():
         if state.is_main_process:
+            require_own_run(output_dir / run)
+            require_own_folder(ingredients, lambda path: bool(INGREDIENTS.fullmatch(path)), holds="what --tiny draws")
             for old in (ingredients, output_dir / run, output_dir / f"{run}-states"):
                 shutil.rmtree(old, ignore_errors=True)
             make_ingredients(recipe, ingredients)

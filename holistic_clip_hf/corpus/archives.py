@@ -49,6 +49,7 @@ class TarShards:
             )
         for path in self.paths.values():
             _require_plain_tar(path)
+        self.folders, self.is_walked = tuple(self.paths.values()), False
         self.name = name or next(iter(self.paths.values())).resolve().parent.name
         self.captions = captions
         CaptionColumns(captions, self.name)

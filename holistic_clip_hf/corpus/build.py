@@ -4,6 +4,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,7 +17,7 @@ from datasets import Dataset, Features
 from datasets.table import embed_table_storage
 from filelock import FileLock
 
-from ..atomic import require_free_space, write_atomically
+from ..atomic import PARTIAL, require_free_space, require_own_folder, write_atomically
 from .schema import validate_row
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,10 @@ _SHARD_KEY = b"holistic_clip_shard"
 # Small row groups, so that streaming readers can skip through images, and so that writing takes little memory.
 _ROWS_PER_GROUP, _BYTES_PER_GROUP = 100, 64_000_000
 SKIPPED = "skipped.jsonl"
+CARD, _LOCK = "README.md", ".lock"
+# By these names a build knows what earlier builds wrote; nothing else in its folder is ever removed.
+SHARD_NAME = re.compile(r".+-[0-9a-f]{8}\.parquet")
+_OWN = re.compile(r"\.lock|corpus\.json|skipped\.jsonl|diversity\.(?:png|json)")
 MOST_LISTED = 10_000  # skipped items in the manifest, which is read at every load; more are in a file of their own
 
 
@@ -68,8 +73,9 @@ def write_corpus(
     skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Raises `ValueError` for a
     malformed row, `OSError` when the disk is full.
     """
+    require_corpus_folder(directory)
     (directory / "data").mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / ".lock"):
+    with FileLock(directory / _LOCK):
         if not is_whole(directory, fingerprint):
             require_free_space(directory, required_bytes, "the corpus", "choose a directory on another disk")
             records = {}
@@ -79,6 +85,41 @@ def write_corpus(
                     _write_shard(path, shard, features, fingerprint, counted)
                 records[name] = _describe_shard(path, fingerprint)
             _finish(directory, records, {"fingerprint": fingerprint, "about": dict(about or {})}, skipped, card)
+
+
+def require_corpus_folder(directory: Path) -> None:
+    """Refuse to build into a folder that holds anything but a corpus, finished or half-built.
+
+    Raises:
+        ValueError: somebody else's files lie there.
+    """
+    manifest = directory / MANIFEST
+    if manifest.is_file():
+        try:
+            found = json.loads(manifest.read_bytes())
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            found = None  # a damaged one is made anew, but not among files that are not ours
+        if isinstance(found, dict) and {"fingerprint", "shards"} <= found.keys():
+            return
+    has_begun = (directory / _LOCK).is_file()  # a build writes it before the card
+
+    def is_ours(path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        if folder == "data":
+            return bool(PARTIAL.fullmatch(name)) or _is_shard(directory / path)
+        return not folder and bool(_OWN.fullmatch(name) or PARTIAL.fullmatch(name) or (has_begun and name == CARD))
+
+    require_own_folder(directory, is_ours, holds="a corpus")
+
+
+def _is_shard(path: Path) -> bool:
+    """Tell a shard that a build wrote, damaged ones apart, by its name and by what its file says of itself."""
+    if not SHARD_NAME.fullmatch(path.name) or not path.is_file() or path.is_symlink():
+        return False
+    try:
+        return _SHARD_KEY in (pq.read_metadata(path).metadata or {})
+    except (pa.ArrowInvalid, OSError):
+        return False
 
 
 def load_corpus(directory: Path) -> Dataset:
@@ -212,13 +253,14 @@ def _finish(
         "shards": records,
     }
     if card is not None:
-        with write_atomically(directory / "README.md") as file:
+        with write_atomically(directory / CARD) as file:
             file.write(card(manifest).encode())
     with write_atomically(directory / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     kept = {directory / record["file"] for record in records.values()}
-    for stale in {*(directory / "data").iterdir(), *directory.glob(".*.partial")} - kept:
-        stale.unlink()
+    for path in {*(directory / "data").iterdir(), *directory.glob(".*.partial")} - kept:
+        if PARTIAL.fullmatch(path.name) or _is_shard(path):
+            path.unlink()
     if "skipped_file" not in manifest:
         (directory / SKIPPED).unlink(missing_ok=True)
 

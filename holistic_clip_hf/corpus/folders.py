@@ -3,6 +3,7 @@
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,11 @@ from .build import Skipped
 from .columns import CaptionColumns, Columns, MalformedRecordError
 from .source import Item
 
+logger = logging.getLogger(__name__)
+
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
+# A field of more lines is taken for one whose quote does not close; captions of several paragraphs have a dozen.
+_MOST_LINES = 50
 LISTINGS = ("metadata.csv", "metadata.jsonl")  # as the imagefolder of `datasets` has them
 
 
@@ -33,6 +38,7 @@ class ImageFolder:
 
     def __init__(self, root: str | Path, *, perspective: str = "short", name: str = "") -> None:
         self.root = _require_folder(Path(root))
+        self.folders, self.is_walked = (self.root,), True
         self.perspective = perspective
         self.name = name or self.root.resolve().name
 
@@ -90,6 +96,7 @@ class ListedImages:
         if not self.listing.is_file():
             raise ValueError(f"Got {self.listing}, which is no file; expected a list of images. Correct the path.")
         self.root = _require_folder(Path(root) if root is not None else self.listing.parent)
+        self.folders, self.is_walked = (self.root, self.listing), False
         self.image_column = image_column
         self.name = name or self.listing.resolve().parent.name
         self.captions = captions
@@ -187,18 +194,38 @@ def _parse(line: bytes) -> Mapping[str, Any] | None:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
+    """Records by the number of their last line.
+
+    Raises:
+        ValueError: a quote that does not close, or closes within a field; it would swallow the lines behind it.
+    """
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file)
+        # Without `strict`, a field goes on to the end of the file where its quote does not close.
+        reader, num_broken = csv.DictReader(file, strict=True), 0
         while True:
+            begin = reader.line_num + 1
             try:
                 record = next(reader, None)
-            except csv.Error:  # such as a field above the module's limit, 128 KiB; the next line is read again
-                yield reader.line_num, None
-                continue
+            except csv.Error as error:
+                if str(error).startswith("field larger"):  # than the module's limit; the next line is read again
+                    yield reader.line_num, None
+                    continue
+                raise ValueError(
+                    f"{path}, line {begin}: a double quote does not close as it should ({error}); expected each to be "
+                    f"closed before the next comma or the end of the line. Close it, or write it twice inside quotes."
+                ) from error
             if record is None:
-                return
+                break
+            num_broken += reader.line_num > begin
+            if reader.line_num - begin >= _MOST_LINES:
+                raise ValueError(
+                    f"{path}, lines {begin} to {reader.line_num}: a quoted field goes on over all of them; expected "
+                    f"at most {_MOST_LINES} lines. Close the double quote where the field ends."
+                )
             is_whole = None not in record and all(_is_utf8(value) for value in record.values())
             yield reader.line_num, record if is_whole else None
+    if num_broken:
+        logger.warning("%s: %d records go over several lines, inside double quotes.", path, num_broken)
 
 
 def _is_utf8(value: str | None) -> bool:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 from datasets import Value
 from tqdm.auto import tqdm
 
+from ..atomic import require_apart
 from ..captioning.similarity import Compare, Embed, drop_similar
 from ..unreadable import UnreadableImageError
-from .build import Skipped, write_corpus
+from .build import Skipped, require_corpus_folder, write_corpus
 from .card import CorpusFacts, write_card
 from .images import verify_image
 from .plan import BuildSettings, Entry, Plan, make_plan
@@ -65,6 +66,10 @@ def build_from_sources(
     if diversity:
         _require_report_packages()
     settings = settings or BuildSettings()
+    for source in sources:
+        for folder in getattr(source, "folders", ()):  # a source from elsewhere need not say where it lies
+            require_apart(directory, folder, walked=bool(getattr(source, "is_walked", False)))
+    require_corpus_folder(directory)
     workers = workers or os.cpu_count() or 1
     options = f"{similar.name} {similar.threshold}" if similar else ""
     with (

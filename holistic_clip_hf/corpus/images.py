@@ -11,14 +11,12 @@ What had to change is stored without loss, photographs (JPEG) at quality 95.
 
 import io
 from dataclasses import dataclass
-from functools import cache
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from ..images.decoding import open_image
 from ..unreadable import UnreadableImageError, decode_image
 
-# What pictures come in; not what makes Pillow start other programs (EPS), nor formats that hardly anything reads.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 _QUALITY = 95
 _MODES_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -69,7 +67,7 @@ def verify_image(data: bytes, limits: ImageLimits = ImageLimits()) -> tuple[byte
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=_known_formats())
+        return open_image(data)
     except UnidentifiedImageError as error:
         raise UnreadableImageError("no image" if data else "0 bytes") from error
     except Image.DecompressionBombError as error:
@@ -108,9 +106,3 @@ def _encode(image: Image.Image, file_format: str) -> tuple[bytes, str]:
         return file.getvalue(), "jpg"
     (image if image.mode in _MODES_OF_PNG else image.convert("RGB")).save(file, "PNG")
     return file.getvalue(), "png"
-
-
-@cache
-def _known_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)

@@ -27,6 +27,8 @@ class JoinedSource:
 
     def __init__(self, images: Source, added: Callable[[], Iterable[Added | Skipped]]) -> None:
         self.name = images.name
+        self.folders = getattr(images, "folders", ())
+        self.is_walked = bool(getattr(images, "is_walked", False))
         self._images = images
         self._added = added
 

@@ -28,7 +28,11 @@ class Item(NamedTuple):
 
 
 class Source(Protocol):
-    """Images in a fixed order, listed without reading them; `name` is for people."""
+    """Images in a fixed order, listed without reading them; `name` is for people.
+
+    A source may say in `folders` which files and folders it reads, and in `is_walked` whether everything below them is
+    an item: no corpus is built into these.
+    """
 
     name: str
 

@@ -6,6 +6,7 @@ from typing import Any
 import gradio
 from PIL import Image, UnidentifiedImageError
 
+from ..images.decoding import open_image
 from ..unreadable import UnreadableImageError, decode_image
 
 MOST_BYTES = 10 * 2**20
@@ -53,7 +54,7 @@ def read_upload(path: str) -> Image.Image:
         gradio.Error: no image, a damaged one, or one of too many pixels.
     """
     try:
-        with Image.open(path) as header:
+        with open_image(path) as header:
             width, height = header.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _refusal("This file is no image that can be read here. Try a JPEG, PNG or WebP.") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Features
 
-from ..atomic import require_free_space
+from ..atomic import require_apart, require_free_space
 from ..corpus.build import Skipped
 from ..corpus.source import Item
 from ..evaluation.encoding import DualEncoder
@@ -31,7 +31,7 @@ from .manifest import (
 from .neighbours import build_neighbours
 from .segments import Part, Writer, stamps, take_up
 from .sizes import choose_lookup, estimate_bytes
-from .store import describe_file, open_segment, remove_unlisted
+from .store import describe_file, open_segment, remove_unlisted, require_index_folder
 
 ROWS_PER_SEGMENT = 2_048
 
@@ -104,6 +104,9 @@ def index_images(
     """
     directory, layout = Path(directory), make_layout(model, processor, images.features, vectors)
     choose_lookup(lookup, 0)
+    if images.origin["kind"] == "folder":
+        require_apart(directory, Path(images.origin["root"]), walked=False)  # an index holds nothing that is an image
+    require_index_folder(directory)
     with lock(directory):
         before = read_manifest(directory) if (directory / MANIFEST).is_file() else None
         if before is not None:

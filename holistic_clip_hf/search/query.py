@@ -21,14 +21,9 @@ FUSED = "fused"  # in place of a perspective: all branches, as the model fuses t
 MOST_TERMS = 32  # a query of more is a pasted document
 MOST_LETTERS = 4_000  # of a query; a text tower reads a few hundred
 
-_TERM = re.compile(
-    r"""\s*(?P<negative>not\s+)?               # counts against
-        (?:(?P<perspective>[^":;^]*?)\s*:)?    # one branch
-        \s*(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^":^]*?))
-        \s*(?:\^\s*(?P<weight>[^\s^"]*))?\s*""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_SEPARATOR = re.compile(r';(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not in quotes
+# Parsed step by step: one expression for a whole term would try every way to share out its spaces, for minutes.
+_PIECE = re.compile(r'"[^"]*"|[^";]+|;')
+_NEGATIVE = re.compile(r"not\s+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def parse_query(text: str, perspectives: Sequence[str]) -> list[Term]:
         raise ValueError(f"The query has {len(text):,} letters. Valid: up to {MOST_LETTERS:,}.")
     if text.count('"') % 2:
         raise ValueError(f"A double quote does not close in {text!r}. Close it, or write it twice inside quotes.")
-    parts = [part for part in _SEPARATOR.split(text) if part.strip()]
+    parts = [part for part in _split(text) if part.strip()]
     if not parts:
         raise ValueError("The query is empty. Say what is sought, as in `a dog` or `background: snow`.")
     if len(parts) > MOST_TERMS:
@@ -128,18 +123,46 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name.strip()).casefold()
 
 
+def _split(text: str) -> list[str]:
+    """Split at semicolons that are not in quotes; the quotes are known to close."""
+    parts = [""]
+    for piece in _PIECE.findall(text):
+        if piece == ";":
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
+
+
 def _parse_term(part: str, perspectives: Sequence[str]) -> Term:
-    match = _TERM.fullmatch(part)
-    if match is None:
+    text = part.lstrip()
+    before, quote, rest = text.partition('"')
+    if quote:
+        quoted, _, after = rest.rpartition('"')
+    else:
+        before, caret, weight_text = text.partition("^")
+        quoted, after = "", caret + weight_text
+    negative = _NEGATIVE.match(before)
+    before = before[negative.end() :] if negative else before
+    name, colon, plain = before.partition(":")
+    if not colon:
+        name, plain = "", before
+    is_term = (
+        not set(plain) & set(":^")
+        and not (quote and plain.strip())
+        and '"' not in quoted.replace('""', "")
+        and (not after.strip() or re.fullmatch(r"\^\s*[^\s^\"]*", after.strip()) is not None)
+        and "^" not in name
+    )
+    if not is_term:
         raise ValueError(
-            f"{part.strip()!r} is not a term. Valid: `a dog`, `background: snow`, `not style: drawing^0.5`; a text "
+            f"{text.strip()!r} is not a term. Valid: `a dog`, `background: snow`, `not style: drawing^0.5`; a text "
             f"with one of : ; ^ or quotes stands in double quotes as a whole."
         )
-    name, quoted = match["perspective"], match["quoted"]
-    words = match["plain"] if quoted is None else quoted.replace('""', '"')
-    weight = 1.0 if match["weight"] is None else _weight(match["weight"], part)
-    perspective = FUSED if name is None else find_perspective(name, perspectives)
-    return Term(words.strip(), None, perspective, -weight if match["negative"] else weight)
+    words = quoted.replace('""', '"') if quote else plain
+    weight = _weight(after.strip()[1:].strip(), part) if after.strip() else 1.0
+    perspective = find_perspective(name.strip(), perspectives) if colon else FUSED
+    return Term(words.strip(), None, perspective, -weight if negative else weight)
 
 
 def _weight(text: str, part: str) -> float:

@@ -12,6 +12,7 @@ knows yet are what a killed run had finished; the next run takes them up.
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from ..atomic import write_atomically
+from ..atomic import PARTIAL, require_own_folder, write_atomically
 from .manifest import (
+    MANIFEST,
     NEIGHBOURS,
     SEGMENTS,
     VECTOR,
@@ -35,6 +37,11 @@ from .manifest import (
 logger = logging.getLogger(__name__)
 
 _OPENINGS = 5
+# All that indexing writes. Nothing else in its folder is ever removed.
+_OWN = re.compile(
+    rf"\.lock|{re.escape(MANIFEST)}|{SEGMENTS}/[0-9]{{8}}\.arrow|{NEIGHBOURS}/[0-9]{{8}}-[0-9]+\.faiss"
+    rf"|(?:{SEGMENTS}/|{NEIGHBOURS}/)?{PARTIAL.pattern}"
+)
 _ABOUT = b"holistic_clip_index"
 
 
@@ -138,10 +145,21 @@ def vectors_of(dataset: Dataset, name: str) -> list[np.ndarray]:
     return [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, width) for chunk in chunks]
 
 
+def require_index_folder(directory: Path) -> None:
+    """Refuse to index into a folder that holds anything but an index, finished or half-built.
+
+    Raises:
+        ValueError: somebody else's files lie there.
+    """
+    if not (directory / MANIFEST).is_file():
+        require_own_folder(directory, lambda path: bool(_OWN.fullmatch(path)), holds="an index")
+
+
 def remove_unlisted(directory: Path, manifest: Manifest) -> None:
-    """Delete files that the manifest does not know, remains of killed processes among them."""
-    listed = {directory / each.file for each in [*manifest.segments, *manifest.neighbours.values()]}
+    """Delete files of ours that the manifest does not know, remains of killed processes among them."""
+    listed = {each.file for each in [*manifest.segments, *manifest.neighbours.values()]}
     for folder in (SEGMENTS, NEIGHBOURS):
         for path in (directory / folder).glob("*"):
-            if path not in listed:
+            name = f"{folder}/{path.name}"
+            if name not in listed and _OWN.fullmatch(name) and path.is_file():
                 path.unlink()

@@ -66,7 +66,7 @@ def _urban1k(root: Path, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _docci(root: Path, split: str) -> Iterator[dict[str, Any]]:
-    for line in _text(root / "docci_descriptions.jsonlines").splitlines():
+    for line in _text(root / "docci_descriptions.jsonlines").strip().split("\n"):
         entry = json.loads(line)
         if entry["split"] == split:
             path = root / "images" / entry["image_file"]

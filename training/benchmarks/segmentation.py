@@ -18,6 +18,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from holistic_clip_hf.evaluation.segmentation import IGNORED
+from holistic_clip_hf.images.decoding import open_image
 
 # Of the development kit's own documentation, in the order of its indices.
 VOC_CLASSES = [
@@ -96,7 +97,7 @@ def _dataset(pairs: Iterable[tuple[Path, Path]], places: Mapping[int, int]) -> D
 def _read_mask(path: Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"Got no mask {path}. See training/benchmarks/ for what a benchmark's root holds.")
-    return np.asarray(Image.open(path))  # of a palette image, the indices
+    return np.asarray(open_image(path))  # of a palette image, the indices
 
 
 def _text(path: Path) -> str:

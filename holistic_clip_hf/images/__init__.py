@@ -1,0 +1,1 @@
+"""Images: where they come from, and the one door through which each is opened."""
