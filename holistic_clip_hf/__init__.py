@@ -1,54 +1,47 @@
 """CLIPs that read several captions per image and answer with several embeddings per image.
 
-Importing the package registers its classes with transformers' Auto classes. The parts that need more than torch and
-transformers are imported by path: `holistic_clip_hf.initialization`, `.trainer`, `.collator`, `.corpus`,
-`.evaluation`, `.publishing`.
+The public names of every room are here. Each is imported when it is first used, so that importing the package costs
+nothing. It makes transformers' Auto classes know the model, too.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-)
+from importlib import import_module
+from typing import Any
 
-from .configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
-from .loss_holistic_clip import MultiToMultiLoss, multi_to_multi_loss
-from .modeling_holistic_clip import (
-    HolisticCLIPForImageClassification,
-    HolisticCLIPModel,
-    HolisticCLIPOutput,
-)
-from .processing_holistic_clip import HolisticCLIPProcessor
-from .vision_holistic_clip import HolisticCLIPVisionModel
+from .registration import register_when_needed
 
 __version__ = "0.1.0"
 
-AutoConfig.register(HolisticCLIPConfig.model_type, HolisticCLIPConfig)
-AutoConfig.register(HolisticCLIPVisionConfig.model_type, HolisticCLIPVisionConfig)
-AutoModel.register(HolisticCLIPConfig, HolisticCLIPModel)
-AutoModel.register(HolisticCLIPVisionConfig, HolisticCLIPVisionModel)
-AutoModelForImageClassification.register(HolisticCLIPConfig, HolisticCLIPForImageClassification)
-AutoModelForZeroShotImageClassification.register(HolisticCLIPConfig, HolisticCLIPModel)
-AutoProcessor.register(HolisticCLIPConfig, HolisticCLIPProcessor)
+_HOMES = {
+    "configuration_holistic_clip": ("HolisticCLIPConfig", "HolisticCLIPVisionConfig"),
+    "vision_holistic_clip": ("HolisticCLIPVisionModel",),
+    "modeling_holistic_clip": ("HolisticCLIPForImageClassification", "HolisticCLIPModel", "HolisticCLIPOutput"),
+    "loss_holistic_clip": ("MultiToMultiLoss", "multi_to_multi_loss"),
+    "processing_holistic_clip": ("HolisticCLIPProcessor",),
+    "initialization": ("from_clip", "from_official", "from_open_clip"),
+    "captioning.captioner": ("caption_images",),
+    "corpus.build": ("build_corpus", "load_corpus"),
+    "corpus.from_sources": ("build_from_sources",),
+    "trainer": ("HolisticCLIPTrainer", "HolisticCLIPTrainingArguments"),
+    "trainer.collator": ("Augmentation", "HolisticCLIPCollator"),
+    "evaluation.retrieval": ("evaluate_retrieval",),
+    "evaluation.records": ("Record", "capture_provenance", "load_records", "save_records"),
+    "publishing.hub": ("publish", "publish_corpus", "pull_corpus"),
+    "search": ("SearchIndex", "index_images"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-# A saved checkpoint carries this code along, for people who do not have the package.
-HolisticCLIPConfig.register_for_auto_class()
-HolisticCLIPVisionConfig.register_for_auto_class()
-HolisticCLIPModel.register_for_auto_class("AutoModel")
-HolisticCLIPVisionModel.register_for_auto_class("AutoModel")
-HolisticCLIPForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-HolisticCLIPProcessor.register_for_auto_class("AutoProcessor")
+__all__ = [*_HOME_OF]
 
-__all__ = [
-    "HolisticCLIPConfig",
-    "HolisticCLIPForImageClassification",
-    "HolisticCLIPModel",
-    "HolisticCLIPOutput",
-    "HolisticCLIPProcessor",
-    "HolisticCLIPVisionConfig",
-    "HolisticCLIPVisionModel",
-    "MultiToMultiLoss",
-    "multi_to_multi_loss",
-]
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+register_when_needed()

@@ -52,9 +52,9 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         num_branches: H, the number of outputs. 1 is CLIP.
         branch_type: `"cls"`, H class tokens (the paper's Psi_CLS, about +2 % compute at H=6); or `"mlp"`, one class
             token and an H-fold second MLP linear in the last layers (Psi_MLP).
-        num_branch_layers: how many last layers are branched with `branch_type="mlp"`; 3 in the paper's figure of the
-            method. Not used by `"cls"`.
-        branch_isolation: what class tokens see with `branch_type="cls"`. `"isolated"`: not each other; `"strict"`: and
+        num_branch_layers: Number of last layers that are branched with `branch_type="mlp"`; 3 in the paper's figure of
+            the method. Not used by `"cls"`.
+        branch_isolation: Mask of class tokens with `branch_type="cls"`. `"isolated"`: not each other; `"strict"`: and
             patches do not see class tokens, so that branches cannot talk through them; `"anchored"`: not each other,
             and patches see branch 0's alone, so that copies of CLIP's class token each give CLIP's own answer;
             `"open"`: everything; `"official"`: the authors' released code, whose boolean mask is *added*, as +1.0, to
@@ -130,20 +130,21 @@ class HolisticCLIPConfig(PreTrainedConfig):
         logit_bias_init_value: initial bias of the logits with `objective="sigmoid"`; -10 in SigLIP. Not used else.
         matching: which branch is held against which caption: `"aligned"` (by name; the paper's main setting),
             `"free"` (the branch that scores the true pair highest) or `"balanced"` (free, but no branch starves).
-        fusion: how the H similarities become one score. `"mean"` is the paper's (its Table 7: above max),
+        fusion: Way in which the H similarities become one score. `"mean"` is the paper's (its Table 7: above max),
             `"weighted"` has one weight per branch, `"routed"` lets the text say how much each branch answers,
             `"softmax"` lets its similarities say so.
         branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
-        fusion_scale: of the similarities within `fusion="softmax"`: 0 is the mean, infinity the maximum. Left out: the
-            model's own logit scale.
-        fused_weight: of the one-to-many loss of the fused score, beside the loss of each branch; 0 in the paper, whose
-            mean over branches falls behind one vector (training/LOG.md, the study). With `fusion="routed"` it trains
-            the router too; with all others the fused score that is trained is the mean.
-        diversity: what is penalised: `"pairwise"`, each pair of branches that say the same; `"official"`, as the
-            released code, only a high mean over all pairs, which two collapsed branches of five do not reach.
-        diversity_weight, diversity_threshold: of the penalty on branches that say the same; 1.0 and 0.7 in the
-            paper's released code.
-        duplicate_captions: what two images with the same caption are to each other: `"positive"`, `"ignore"` or
+        fusion_scale: Multiplier of the similarities within `fusion="softmax"`: 0 is the mean, infinity the maximum.
+            Left out: the model's own logit scale.
+        fused_weight: Weight of the one-to-many loss of the fused score, beside the loss of each branch; 0 in the
+            paper, whose mean over branches falls behind one vector (training/LOG.md, the study). With
+            `fusion="routed"` it trains the router too; with all others the fused score that is trained is the mean.
+        diversity: Form of the penalty on branches that are alike. `"pairwise"`, each pair of branches that say the
+            same; `"official"`, as the released code, only a high mean over all pairs, which two collapsed branches of
+            five do not reach.
+        diversity_weight, diversity_threshold: Weight and threshold of the penalty on branches that say the same; 1.0
+            and 0.7 in the paper's released code.
+        duplicate_captions: Relation of two images with the same caption: `"positive"`, `"ignore"` or
             `"negative"` (the paper).
 
     Example:
@@ -213,7 +214,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
     @property
     def loss_options(self) -> dict[str, Any]:
-        """What `multi_to_multi_loss` takes from here."""
+        """Options that `multi_to_multi_loss` takes from here."""
         return {name: getattr(self, name) for name in LOSS_OPTIONS}
 
     def validate_perspectives(self) -> None:
@@ -261,7 +262,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
             raise ValueError("`branch_weights` are all zero. At least one branch must count.")
 
     def branch_of_slot(self, slots: list[str] | tuple[str, ...]) -> list[int]:
-        """For each caption slot, the index of the branch of that name; -1 (free) where no branch has it."""
+        """Return for each caption slot the index of the branch of that name, or -1 (free) if no branch has it."""
         return [self.perspectives.index(slot) if slot in self.perspectives else -1 for slot in slots]
 
 

@@ -8,18 +8,342 @@
 
 Axes: N images in the batch, G images after gathering over ranks (G = N without), H branches, M caption slots,
 D projection width.
+
+Which branch is held against which caption: by name, by the best score, by an assignment that starves nobody, or
+all of them by shares.
+
+Axes: G images of all ranks, N of one, H branches, M caption slots, D projection width, K captions.
+
+Contrastive objectives of which only some rows of logits exist at any time, forward and backward.
+
+- A loss is what pushes apart (log-sum-exp, or soft-plus, of all logits of a query) less what pulls together (the
+  logits of its positives). The latter is linear in the embeddings and needs no matrix of logits at all.
+- The gradient of a block of rows needs nothing but its logits, so it is taken in the forward pass, while they are
+  there (as Liger Kernel does for cross entropy, https://arxiv.org/abs/2410.10989). Backward only multiplies.
+- Where queries and candidates are the same images, one similarity matrix serves both directions: one softmax runs
+  over its rows, the other over its columns, whose normalisers are found in a pass of their own beforehand.
+- Embeddings in half precision are converted one contest at a time: logits, sums and gradients are float32, or float64
+  where the embeddings are.
+
+Axes: R queries, of which B are in memory, C candidates, D projection width.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .matching_holistic_clip import assign_branches, resolve_matching, route
-from .streaming_holistic_clip import Contest, Objective, Side, sum_over_queries
+FREE = -1
+SINKHORN_ITERATIONS, SINKHORN_EPSILON = 3, 0.05  # SwAV's
+
+
+def resolve_matching(matching: str, branch_of_slot: list[int] | None, num_branches: int, num_slots: int) -> list[int]:
+    """Return the branch of each slot, -1 for free: M numbers."""
+    if matching not in ("aligned", "free", "balanced"):
+        raise ValueError(f"`matching` is {matching!r}. Valid: 'aligned', 'free', 'balanced'.")
+    if matching != "aligned":
+        return [FREE] * num_slots
+    if branch_of_slot is None:
+        return [slot if slot < num_branches else FREE for slot in range(num_slots)]
+    if len(branch_of_slot) != num_slots or not all(FREE <= branch < num_branches for branch in branch_of_slot):
+        raise ValueError(
+            f"`branch_of_slot` needs {num_slots} numbers, each -1 (free) or a branch below {num_branches}; got "
+            f"{list(branch_of_slot)}."
+        )
+    return list(branch_of_slot)
+
+
+@torch.no_grad()
+def assign_branches(
+    branch_embeds: Tensor, text_embeds: Tensor, caption_mask: Tensor, slots: list[int], *, balanced: bool = False
+) -> Tensor:
+    """Choose the branch that each caption is held against: (G, M) int64, without meaning where a caption is missing.
+
+    Args:
+        branch_embeds: (G, H, D), unit length.
+        text_embeds: (G, M, D), unit length.
+        caption_mask: (G, M) bool.
+        slots: M branch indices; -1 for a free slot.
+        balanced: the captions of free slots, over all images and slots together, are shared out evenly between the
+            branches (`balanced_branches`), so all ranks' rows must be here; else each goes to the branch of its image
+            that is nearest to it.
+    """
+    fixed = torch.tensor(slots, device=text_embeds.device).expand(caption_mask.shape)
+    if FREE not in slots:
+        return fixed
+    exact = torch.promote_types(text_embeds.dtype, torch.float32)
+    similarity = torch.einsum("nhd,nmd->nmh", branch_embeds.to(exact), text_embeds.to(exact))
+    nearest = similarity.argmax(dim=-1)
+    if balanced:
+        free = (fixed == FREE) & caption_mask
+        nearest[free] = balanced_branches(similarity[free])
+    return torch.where(fixed == FREE, nearest, fixed)
+
+
+def balanced_branches(similarity: Tensor) -> Tensor:
+    """Choose a branch for each of K captions, (K,) int64 of (K, H), so that every branch gets at least K // H of them.
+
+    The plan is entropic optimal transport between captions and branches, all captions with equal shares and all
+    branches with equal shares, by Sinkhorn's algorithm as in SwAV (https://arxiv.org/abs/2006.09882). It is rounded
+    in H turns: each caption asks for the open branch of which it has most; the branch that most captions ask for
+    keeps K // H of them, those that have most of it, and closes. The K % H that are left choose among all branches.
+    """
+    plan = similarity / SINKHORN_EPSILON
+    for _ in range(SINKHORN_ITERATIONS):
+        plan = plan.log_softmax(dim=0).log_softmax(dim=1)
+    num_captions, num_branches = plan.shape
+    assignment = plan.argmax(dim=1)
+    waiting = torch.ones_like(assignment, dtype=torch.bool)
+    is_open = torch.ones(num_branches, dtype=torch.bool, device=plan.device)
+    for _ in range(num_branches):
+        asked = plan.masked_fill(~is_open, -torch.inf).argmax(dim=1)
+        branch = F.one_hot(asked[waiting], num_branches).sum(dim=0).argmax()
+        strength = plan[:, branch].masked_fill(~waiting | (asked != branch), -torch.inf)
+        kept = strength.argsort(descending=True, stable=True)[: num_captions // num_branches]
+        assignment[kept], waiting[kept], is_open[branch] = branch, False, False
+    return assignment
+
+
+def route(text_embeds: Tensor, routing: Tensor) -> Tensor:
+    """Repeat each text (..., D) once for each branch, times how much that branch answers (..., H): (..., H * D).
+
+    The dot product with an image's branches side by side is the sum of its similarities to them, weighted so.
+    """
+    return (routing[..., :, None] * text_embeds[..., None, :]).flatten(-2)
+
+
+def branch_shares(assignment: Tensor, caption_mask: Tensor, num_branches: int) -> Tensor:
+    """Return the share of the present captions that each branch met: (H,) float32, zeros if there are none.
+
+    Args:
+        assignment: (N, M) int64, from `MultiToMultiLoss`.
+        caption_mask: (N, M) bool.
+        num_branches: H.
+    """
+    met = F.one_hot(assignment[caption_mask.bool()], num_branches)
+    return met.sum(dim=0) / max(1, len(met))
+
+
+# 64 MB of float32. tests/benchmarks/loss.py compares sizes.
+LOGITS_IN_MEMORY = 2**24
+
+
+@dataclass
+class Side:
+    """Rows of one of the tensors given: `tensors[tensor][rows, place]`, (R, D).
+
+    Args:
+        tensor, place: which tensor, and where on its second axis (a branch, a slot).
+        rows: (R,) int64.
+        ids: (R,) int64; two rows, here and on the other side, are positives of each other where they are equal.
+        ignored_ids: (R,) int64; two rows that are no positives are left out where these are equal. Default: none are.
+    """
+
+    tensor: int
+    place: int
+    rows: Tensor
+    ids: Tensor
+    ignored_ids: Tensor | None = None
+
+
+@dataclass
+class Contest:
+    """Each query against all candidates; if `mutual`, two sides with the same ids, also each candidate as a query."""
+
+    queries: Side
+    candidates: Side
+    mutual: bool = False
+
+    def left_out(self, block: slice) -> Tensor | None:
+        """Mark pairs that are left out: (B, C) bool, or None if nothing is."""
+        here, there = self.queries, self.candidates
+        if here.ignored_ids is None:
+            return None
+        return (here.ignored_ids[block, None] == there.ignored_ids) & (here.ids[block, None] != there.ids)
+
+
+@dataclass
+class Objective:
+    """Comparison of queries and candidates.
+
+    Args:
+        name: `"softmax"` or `"sigmoid"`.
+        logit_scale, logit_bias: scalars; the bias belongs to sigmoid, since softmax would not feel it.
+        chunk_size: B. Default: as many queries as make `LOGITS_IN_MEMORY` logits.
+
+    Raises:
+        ValueError: an unknown name, a bias that does not go with it, or a chunk of no queries.
+    """
+
+    name: str
+    logit_scale: Tensor
+    logit_bias: Tensor | None = None
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ("softmax", "sigmoid"):
+            raise ValueError(f"`objective` is {self.name!r}. Valid: 'softmax', 'sigmoid'.")
+        if (self.name == "sigmoid") != (self.logit_bias is not None):
+            raise ValueError(
+                f"`objective` is {self.name!r} and `logit_bias` is {self.logit_bias}. Give a bias with 'sigmoid' "
+                f"(SigLIP starts from -10), and none with 'softmax'."
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"`chunk_size` is {self.chunk_size}. Valid: 1 or more queries, or None for the default.")
+
+    def logits(self, contest: Contest, block: slice, queries: Tensor, candidates: Tensor) -> Tensor:
+        """Return the logits (B, C), -inf where a pair is left out."""
+        logits = (self.logit_scale * queries[block]) @ candidates.T
+        if self.logit_bias is not None:
+            logits += self.logit_bias
+        left_out = contest.left_out(block)
+        return logits if left_out is None else logits.masked_fill_(left_out, -torch.inf)
+
+    def blocks(self, contest: Contest) -> list[slice]:
+        """Slices of the queries."""
+        size = self.chunk_size or max(1, LOGITS_IN_MEMORY // len(contest.candidates.rows))
+        return [slice(start, start + size) for start in range(0, len(contest.queries.rows), size)]
+
+
+def sum_over_queries(contests: list[Contest], objective: Objective, tensors: list[Tensor]) -> Tensor:
+    """Scalar: the loss of every query of every contest, differentiable once.
+
+    Args:
+        contests: whose sides are rows of the tensors; each query has a positive among the candidates.
+        objective: Comparison of the two.
+        tensors: (any, any, D) each, unit length.
+
+    Raises:
+        RuntimeError: in backward, if the gradient itself is to be differentiable.
+    """
+    given = (objective.logit_scale, objective.logit_bias, *tensors)
+    return _SumOverQueries.apply(contests, objective, torch.is_grad_enabled(), *given)
+
+
+class _SumOverQueries(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        contests: list[Contest],
+        objective: Objective,
+        grad_enabled: bool,
+        scale: Tensor,
+        bias: Tensor | None,
+        *tensors: Tensor,
+    ) -> Tensor:
+        given = (scale, bias, *tensors)
+        exact = torch.promote_types(tensors[0].dtype, torch.float32)
+        wanted = [grad_enabled and needed for needed in ctx.needs_input_grad[3:]]
+        gradients = [
+            None if one is None or not want else torch.zeros_like(one, dtype=exact)
+            for one, want in zip(given, wanted, strict=True)
+        ]
+        value = torch.zeros((), dtype=exact, device=tensors[0].device)
+        for contest in contests:
+            sides = contest.queries, contest.candidates
+            queries, candidates = (tensors[side.tensor][side.rows, side.place].to(exact) for side in sides)
+            sums = _run(contest, objective, queries, candidates, differentiate=any(wanted))
+            value += sums.value
+            _accumulate(gradients[0], ..., (sums.of_queries * queries).sum())
+            _accumulate(gradients[1], ..., sums.of_bias)
+            for side, gradient in zip(sides, (sums.of_queries, sums.of_candidates), strict=True):
+                _accumulate(gradients[2 + side.tensor], (side.rows, side.place), scale * gradient)
+        ctx.save_for_backward(*gradients)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        # torch's `once_differentiable` lets this pass, and the second derivative would be lost without a word.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "The contrastive loss is differentiable once. Take its gradient without `create_graph`."
+            )
+        gradients = (None if gradient is None else grad_output * gradient for gradient in ctx.saved_tensors)
+        return (None, None, None, *gradients)
+
+
+def _accumulate(total: Tensor | None, place: Any, part: Tensor) -> None:
+    if total is not None:
+        total[place] += part
+
+
+@dataclass
+class _Sums:
+    """Value of one contest and its gradients. Those of the embeddings still lack the factor `logit_scale`."""
+
+    value: Tensor
+    of_queries: Tensor
+    of_candidates: Tensor
+    of_bias: Tensor
+
+
+def _run(contest: Contest, objective: Objective, queries: Tensor, candidates: Tensor, *, differentiate: bool) -> _Sums:
+    pulled, sums = _pull_together(contest, objective, queries, candidates)
+    blocks = objective.blocks(contest)
+    columns = None
+    if contest.mutual:
+        columns = queries.new_full(candidates.shape[:1], -torch.inf)
+        for block in blocks:
+            logits = objective.logits(contest, block, queries, candidates)
+            columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
+    for block in blocks:
+        # A block that is the only one is still there.
+        if columns is None or len(blocks) > 1:
+            logits = objective.logits(contest, block, queries, candidates)
+        rows, push = _push_softmax(logits, columns) if objective.name == "softmax" else _push_sigmoid(logits)
+        if columns is not None:
+            rows = rows + columns[block]
+        sums.value += (rows - pulled[block]).sum()
+        if differentiate:
+            sums.of_queries[block].addmm_(push, candidates)
+            sums.of_candidates.addmm_(push.T, queries[block])
+            if objective.logit_bias is not None:
+                sums.of_bias += push.sum()
+    return sums
+
+
+def _pull_together(
+    contest: Contest, objective: Objective, queries: Tensor, candidates: Tensor
+) -> tuple[Tensor, _Sums]:
+    """Return for each query the mean logit of its positives with softmax, their sum with sigmoid, (R,), and its
+    gradients.
+    """
+    groups, members, counts = contest.candidates.ids.unique(return_inverse=True, return_counts=True)
+    mine = torch.searchsorted(groups, contest.queries.ids)
+    weights = torch.ones_like(counts, dtype=queries.dtype)[:, None]
+    if objective.name == "softmax":
+        # A mutual contest has two cross entropies, which draw the same pairs together.
+        weights *= (2 if contest.mutual else 1) / counts.to(weights)[:, None]
+    asked, asking = (queries.new_zeros(len(groups), queries.shape[1]) for _ in range(2))
+    asked = asked.index_add_(0, members, candidates).mul_(weights)[mine]
+    asking = asking.index_add_(0, mine, queries).mul_(weights)[members]
+    pulled = objective.logit_scale * (asked * queries).sum(dim=1)
+    of_bias = queries.new_zeros(())
+    if objective.logit_bias is not None:
+        pulled += objective.logit_bias * counts[mine]
+        of_bias -= counts[mine].sum()
+    return pulled, _Sums(queries.new_zeros(()), asked.neg_(), asking.neg_(), of_bias)
+
+
+def _push_softmax(logits: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the log-sum-exp of each row, (B,), and its gradient (B, C), to which that of the columns' is added."""
+    largest = logits.amax(dim=1, keepdim=True)
+    push = (logits - largest).exp_()
+    total = push.sum(dim=1, keepdim=True)
+    push /= total
+    if columns is not None:
+        push += logits.sub_(columns).exp_()
+    return (total.log_() + largest).squeeze(1), push
+
+
+def _push_sigmoid(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the soft-plus of each row's logits, summed, (B,), and its gradient (B, C)."""
+    return -F.logsigmoid(-logits).sum(dim=1), logits.sigmoid()
+
 
 LOSS_PARTS = ("contrastive", "fused", "diversity")
 BRANCHES, TEXTS = 0, 1  # places among the tensors of a rank
@@ -27,7 +351,7 @@ BRANCHES, TEXTS = 0, 1  # places among the tensors of a rank
 
 @dataclass
 class CaptionBatch:
-    """What the rows of one rank, or of all, bring to the loss.
+    """Embeddings and captions that the rows of one rank, or of all, bring to the loss.
 
     Args:
         branch_embeds: (N, H, D), unit length.
@@ -102,8 +426,8 @@ def multi_to_multi_loss(
         caption_ids: (N, M) int64. Default: all captions differ.
         duplicate_captions: images whose caption in a slot has the same id are to each other `"positive"` (the target
             is shared between them), `"ignore"` (left out) or `"negative"` (the paper).
-        fused_weight: of a second contrastive term, the one-to-many loss of the fused score against all captions:
-            what is asked later is trained and not only used. Not in the paper. Of one branch there is none.
+        fused_weight: Weight of a second contrastive term, the one-to-many loss of the fused score against all
+            captions: what is asked later is trained and not only used. Not in the paper. Of one branch there is none.
         routing: (N, M, H), how much each branch answers for each caption; the fused score is the similarity of
             branches weighted so. Default: the fused score is that of the branches' mean, made of unit length.
         diversity: `"pairwise"` penalises each pair of branches whose mean cosine is above the threshold;
@@ -111,7 +435,7 @@ def multi_to_multi_loss(
         diversity_weight, diversity_threshold: 1.0 and 0.7 in the paper's released code.
         gathered: the rows of all ranks (G), in rank order. With them, the mean over ranks of this loss, and of its
             gradients, is the loss of one process that has the whole batch. Default: the rows given above.
-        offset: where this rank's rows begin in `gathered`.
+        offset: Position of this rank's first row in `gathered`.
         chunk_size: queries whose logits are held at a time. The result does not depend on it. Default: as many as
             make 64 MB.
 
@@ -146,7 +470,7 @@ def multi_to_multi_loss(
 
 
 def _fuse(batch: CaptionBatch) -> CaptionBatch:
-    """The same captions for images of one branch: the mean of theirs, or, of routed captions, all side by side."""
+    """Fuse branches for the same captions: the mean of the branches or, for routed captions, all side by side."""
     exact = torch.promote_types(batch.branch_embeds.dtype, torch.float32)
     branches = batch.branch_embeds.to(exact)
     if batch.routing is None:
@@ -280,4 +604,16 @@ def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "p
     return F.relu(pairs - threshold).mean() if form == "pairwise" else F.relu(pairs.mean() - threshold)
 
 
-__all__ = ["LOSS_PARTS", "CaptionBatch", "MultiToMultiLoss", "diversity_penalty", "multi_to_multi_loss"]
+__all__ = [
+    "CaptionBatch",
+    "FREE",
+    "LOSS_PARTS",
+    "MultiToMultiLoss",
+    "assign_branches",
+    "balanced_branches",
+    "branch_shares",
+    "diversity_penalty",
+    "multi_to_multi_loss",
+    "resolve_matching",
+    "route",
+]

@@ -2,18 +2,21 @@
 """Holistic CLIP: CLIP with a vision tower that answers with H branch vectors per image.
 
 What is notable:
-- It states only what differs from `transformers.CLIPModel`; names of parameters are CLIP's, and branch 0 *is* CLIP's
-  class token or second MLP linear. A stock CLIP state dict loads by name; only `branch_*` weights are new.
+- It states only what differs from `transformers.CLIPModel`. Names of parameters are CLIP's, and branch 0 *is* CLIP's
+  class token or second MLP linear. A stock CLIP state dict loads by name, and only `branch_*` weights are new.
 - Class tokens do not see each other (a real mask), and `num_branches=1` is CLIP, exactly.
 - Unless patches, hidden states or attentions are asked for, the last layer computes the class tokens alone.
-- Nested captions share rows of tokens, so that little is padded; equal ones are encoded once, missing ones not at all.
+- Captions share rows of tokens, so that little is padded. They differ in length by a factor of ten, and a causal text
+  tower lets each token see its own text alone. Equal captions are encoded once, missing ones not at all.
+- Fusions `mean`, `weighted` and `routed` are linear in the branches: the score is one dot product, of a vector that
+  the image has by itself and a vector that the text has by itself. `max` and `softmax` need all H similarities.
 
 Axes: N images, H branches, M caption slots, T texts, L tokens, P patches, S tokens of the vision tower (class tokens,
-then patches), E tower width, D projection width.
+then patches) or of a shared row, R shared rows, E tower width, D projection width.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +29,155 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_holistic_clip import HolisticCLIPConfig
-from .fusion_holistic_clip import BranchFusion, BranchRouter
-from .loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, multi_to_multi_loss
-from .packing_holistic_clip import pack_texts
+from .loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, multi_to_multi_loss, route
 from .vision_holistic_clip import HolisticCLIPPreTrainedModel, HolisticCLIPVisionModel, HolisticCLIPVisionOutput
+
+
+class BranchRouter(nn.Module):
+    """Tells from a text how much each branch should answer: a softmax over H of a linear map of its vector.
+
+    The vector is made of length sqrt(D), entries of about 1, which is what a linear layer learns from at the learning
+    rate of the others.
+
+    Averaging unlike perspectives hurts, since all branches but the right one answer with noise. The router is trained
+    with the towers where `config.fused_weight` is above zero, or fitted once they are trained
+    (`evaluation.fusion_fitting`); before that, all branches count alike.
+    """
+
+    def __init__(self, width: int, num_branches: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_branches, width))
+        self.bias = nn.Parameter(torch.zeros(num_branches))
+
+    def forward(self, text_embeds: Tensor) -> Tensor:
+        """Map (..., D) to (..., H), of sum one."""
+        return F.linear(text_embeds * text_embeds.shape[-1] ** 0.5, self.weight, self.bias).softmax(dim=-1)
+
+
+class BranchFusion(nn.Module):
+    """The fusion that `config.fusion` names."""
+
+    def __init__(self, config: HolisticCLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.router = None
+        if self.is_routed:
+            self.router = BranchRouter(config.projection_dim, config.num_branches)
+
+    @property
+    def is_routed(self) -> bool:
+        return self.config.fusion == "routed"
+
+    @property
+    def is_linear(self) -> bool:
+        """Tell whether the score is a dot product of `image_vectors` and `text_vectors`."""
+        return self.config.fusion in ("mean", "weighted", "routed")
+
+    def mean(self, branch_embeds: Tensor) -> Tensor:
+        """Average (N, H, ...) over branches to (N, ...), weighted if the configuration has weights."""
+        if self.config.branch_weights is None:
+            return branch_embeds.mean(dim=1)
+        weights = branch_embeds.new_tensor(self.config.branch_weights)
+        return torch.einsum("nh...,h->n...", branch_embeds, weights / weights.sum())
+
+    def image_vectors(self, branch_embeds: Tensor) -> Tensor:
+        """Map (N, H, D) to (N, D), or to (N, H * D) if texts are routed.
+
+        Not of unit length: its dot product with a text's vector is the fused similarity. `max` and `softmax` have no
+        vector of their own and take the mean here.
+        """
+        return branch_embeds.flatten(1) if self.is_routed else self.mean(branch_embeds)
+
+    def text_vectors(self, text_embeds: Tensor) -> Tensor:
+        """Map (T, D) of unit length to the same, or to (T, H * D): the text once for each branch, by its share."""
+        routing = self.routing(text_embeds)
+        return text_embeds if routing is None else route(text_embeds, routing)
+
+    def routing(self, text_embeds: Tensor) -> Tensor | None:
+        """Map (..., D) of unit length to (..., H), how much each branch answers; `None` if texts are not routed."""
+        if not self.is_routed:
+            return None
+        if self.router is None:
+            raise ValueError(
+                "`fusion` was set to 'routed' on a model that has no router. Load the checkpoint with "
+                "`from_pretrained(..., fusion='routed')`, then fit it (`holistic_clip_hf.evaluation.fusion_fitting`)."
+            )
+        return self.router(text_embeds)
+
+    def similarity(self, branch_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
+        """Fuse the cosine similarities of (N, H, D) and (T, D) over branches: (N, T)."""
+        if self.is_linear:
+            return self.image_vectors(branch_embeds) @ self.text_vectors(text_embeds).T
+        similarity = torch.einsum("nhd,td->nht", branch_embeds, text_embeds)
+        if self.config.fusion == "max":
+            return similarity.amax(dim=1)
+        scale = logit_scale.to(similarity) if self.config.fusion_scale is None else self.config.fusion_scale
+        return ((scale * similarity).softmax(dim=1) * similarity).sum(dim=1)
+
+
+class PackedTexts(NamedTuple):
+    """T texts in R rows.
+
+    Args:
+        input_ids: (R, S); zeros behind the last text of a row.
+        position_ids: (R, S), from zero in each text.
+        visible: (R, S, S) bool, true where a token (second axis) may see another (third): its own text, up to itself.
+        ends: (T, 2), row and place of the last token of each text.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    visible: Tensor
+    ends: Tensor
+
+
+def pack_texts(input_ids: Tensor, lengths: Tensor, row_length: int) -> PackedTexts:
+    """Put texts (T, L), of which the first `lengths` (T,) tokens count, into rows of at least `row_length` tokens.
+
+    The longest first, each into the fullest row that has room for it: hardly more than 11/9 of the fewest rows
+    (best-fit decreasing, https://doi.org/10.1137/0203025).
+    """
+    counts = lengths.tolist()
+    row_length = max([row_length, *counts])
+    rows, starts = _places(counts, row_length)
+    device, num_rows = input_ids.device, max(rows) + 1
+    text = torch.arange(len(counts), device=device).repeat_interleave(lengths)
+    place = torch.arange(len(text), device=device) - (lengths.cumsum(0) - lengths)[text]
+    row, start = (torch.tensor(numbers, device=device) for numbers in (rows, starts))
+    where = row[text], start[text] + place
+    packed, positions = (input_ids.new_zeros(num_rows, row_length) for _ in range(2))
+    owner = input_ids.new_full(
+        (num_rows, row_length), -1
+    )  # tokens behind the last text see each other: no row is blind
+    packed[where], positions[where], owner[where] = input_ids[text, place], place.to(input_ids), text.to(input_ids)
+    is_causal = torch.ones(row_length, row_length, dtype=torch.bool, device=device).tril()
+    visible = (owner[:, :, None] == owner[:, None]) & is_causal
+    return PackedTexts(packed, positions, visible, torch.stack([row, start + lengths - 1], dim=1))
+
+
+def _places(counts: list[int], row_length: int) -> tuple[list[int], list[int]]:
+    """Row and first place of each text."""
+    rows, starts = [0] * len(counts), [0] * len(counts)
+    rows_with_room: list[list[int]] = [[] for _ in range(row_length + 1)]
+    num_rows = 0
+    for text in sorted(range(len(counts)), key=lambda text: -counts[text]):
+        count = counts[text]
+        room = next((room for room in range(count, row_length + 1) if rows_with_room[room]), None)
+        if room is None:
+            row, room, num_rows = num_rows, row_length, num_rows + 1
+        else:
+            row = rows_with_room[room].pop()
+        rows_with_room[room - count].append(row)
+        rows[text], starts[text] = row, row_length - room
+    return rows, starts
+
 
 ROW_LENGTH = 77  # of tokens that texts share: CLIP's longest text. In longer rows attention costs more
 
 
 @dataclass
 class HolisticCLIPTextOutput(BaseModelOutputWithPooling):
-    """What `get_text_features` returns beside the text tower's own.
+    """Output of `get_text_features` beside the text tower's own.
 
     Args:
         pooler_output: (T, D), or (T, H * D) with `fusion="routed"`: its dot product with an image's `pooler_output`
@@ -49,7 +190,7 @@ class HolisticCLIPTextOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class HolisticCLIPPatchOutput(ModelOutput):
-    """What `get_patch_features` returns, all of unit length but the mean over branches.
+    """Output of `get_patch_features`, all of unit length but the mean over branches.
 
     Args:
         patch_embeds: (N, P, D), row by row from the top left; with `branch_type="mlp"` fused over branches.
@@ -63,7 +204,7 @@ class HolisticCLIPPatchOutput(ModelOutput):
 
 @dataclass
 class HolisticCLIPOutput(ModelOutput):
-    """What `HolisticCLIPModel` returns; fields of a modality that was not given are `None`.
+    """Output of `HolisticCLIPModel`; fields of a modality that was not given are `None`.
 
     Args:
         loss: scalar, with `return_loss=True`.
@@ -76,7 +217,7 @@ class HolisticCLIPOutput(ModelOutput):
         logit_scale: scalar, the inverse temperature (exponentiated).
         logit_bias: scalar, added to the logits with `objective="sigmoid"`.
         loss_parts: `contrastive`, `fused` and `diversity`, with `return_loss=True`.
-        text_model_output, vision_model_output: what the towers returned.
+        text_model_output, vision_model_output: Outputs of the towers.
     """
 
     loss: Tensor | None = None
@@ -230,7 +371,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             )
 
     def fused_similarity(self, branch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """(N, H, D) and (T, D) to (N, T): cosine similarity over branches, fused as `config.fusion` says."""
+        """Fuse the cosine similarities of (N, H, D) and (T, D) as `config.fusion` says: (N, T)."""
         text_embeds = text_embeds.to(branch_embeds.device)  # a device map may have put the towers on two
         return self.branch_fusion.similarity(branch_embeds, text_embeds, self.logit_scale.exp())
 
@@ -241,7 +382,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         caption_mask: Tensor | None = None,
         caption_ids: Tensor | None = None,
     ) -> Tensor:
-        """(N, M, L) to (N, M, D) of unit length; zeros where `caption_mask` (N, M) says that a caption is missing.
+        """Encode (N, M, L) to (N, M, D) of unit length, zeros where `caption_mask` (N, M) says that a caption is
+        missing.
 
         Missing captions never enter the text tower, and captions with the same id (N, M) enter it once.
 
@@ -273,7 +415,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         return flat.unflatten(0, (num_images, num_slots))
 
     def _encode_packed(self, input_ids: Tensor) -> Tensor:
-        """(T, L) to (T, D) of unit length, in one call of the text tower, whatever the lengths are.
+        """Encode (T, L) to (T, D) of unit length, in one call of the text tower, whatever the lengths are.
 
         CLIP's text tower is causal and reads the end token: what stands behind it changes nothing.
         """
@@ -312,7 +454,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         Args:
             input_ids: (T, L) texts to score, or (N, M, L) nested captions to train on.
             pixel_values: (N, 3, height, width).
-            attention_mask: as `input_ids`.
+            attention_mask: Mask in the shape of `input_ids`.
             position_ids: (T, L), for scoring only.
             caption_mask: (N, M), false where a caption is missing.
             caption_ids: (N, M), equal where two captions are the same text.
@@ -444,6 +586,8 @@ class HolisticCLIPForImageClassification(HolisticCLIPPreTrainedModel):
 
 
 __all__ = [
+    "BranchFusion",
+    "BranchRouter",
     "HolisticCLIPForImageClassification",
     "HolisticCLIPModel",
     "HolisticCLIPOutput",
@@ -452,4 +596,6 @@ __all__ = [
     "HolisticCLIPTextOutput",
     "HolisticCLIPVisionModel",
     "HolisticCLIPVisionOutput",
+    "PackedTexts",
+    "pack_texts",
 ]

@@ -52,12 +52,14 @@ _REPLACED: dict[int, str] = {
 
 
 def caption_id(text: str) -> int:
-    """A 63-bit number that two captions share exactly if they are the same text (up to hash collision, 1 in 2^63)."""
+    """Return a 63-bit number that two captions share exactly if they are the same text (up to hash collision, 1 in
+    2^63).
+    """
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def clean_caption(text: str) -> str:
-    """The text as CLIP's weights saw it in training, but for lower case, which is the tokenizer's part.
+    """Return the text as CLIP's weights saw it in training, but for lower case, which is the tokenizer's part.
 
     Mis-decoded letters are repaired, curly quotes, ligatures and full width made plain (ftfy), HTML entities resolved
     twice (web captions are often escaped twice) and white space folded: `basic_clean` and `whitespace_clean` of
@@ -226,7 +228,7 @@ def _checked_texts(text: Any) -> str | list[str]:
 
 
 def _checked_captions(captions: Any) -> dict[tuple[int, int], str]:
-    """(image, slot) → cleaned caption, where there is one, row by row."""
+    """Return the cleaned captions by (image, slot), row by row."""
     for image, row in enumerate(captions):
         valid = isinstance(row, Sequence) and not isinstance(row, str)
         if not valid or not all(text is None or isinstance(text, str) for text in row):
@@ -248,7 +250,7 @@ def _checked_captions(captions: Any) -> dict[tuple[int, int], str]:
 
 
 def _checked_array(image: Any, position: int, data_format: str | None) -> Any:
-    """The array or tensor as it is or, with an alpha channel, as a Pillow image."""
+    """Return the array or tensor as it is or, with an alpha channel, as a Pillow image."""
     if 0 in image.shape:
         raise ValueError(f"Image {position} has no pixels: its shape is {tuple(image.shape)}. Leave it out.")
     if "float" in str(image.dtype) and not math.isfinite(float(image.min()) + float(image.max())):
@@ -269,7 +271,7 @@ def _checked_array(image: Any, position: int, data_format: str | None) -> Any:
 
 
 def _lowered(texts: str | list[str]) -> str | list[str]:
-    """A final sigma in lower case: Python knows it, as CLIP's own code does, the tokenizer's backend does not."""
+    """Lower the case as CLIP's own code does: Python knows a final sigma, the tokenizer's backend does not."""
     if isinstance(texts, list):
         return [one.lower() if "Σ" in one else one for one in texts]
     return _lowered([texts])[0]

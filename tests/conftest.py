@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.augmentation import Augmentation
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
+from holistic_clip_hf.trainer.collator import Augmentation
+from holistic_clip_hf.trainer.tiny import train_tokenizer
 from hub_server import LoopbackHub
-from training.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
 

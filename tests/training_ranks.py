@@ -49,9 +49,9 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
     from transformers import TrainerCallback
 
     from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-    from holistic_clip_hf.augmentation import Augmentation
     from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
-    from holistic_clip_hf.trainer.checks import require_finite
+    from holistic_clip_hf.trainer.arguments import require_finite
+    from holistic_clip_hf.trainer.collator import Augmentation
 
     corpus = load_from_disk(str(folder / job.get("corpus", "corpus")))
     processor = HolisticCLIPProcessor.from_pretrained(folder / "processor")

@@ -15,8 +15,8 @@ from datasets import Dataset, disable_progress_bars
 from transformers import logging
 from transformers.utils import CONFIG_NAME
 
-from holistic_clip_hf.corpus.build import read_manifest
-from holistic_clip_hf.evaluation.caption_sets import CAPTION_SETS
+from holistic_clip_hf.corpus.build import find_corpus, open_split, read_manifest
+from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from holistic_clip_hf.evaluation.records import (
     BY_NAME,
@@ -27,8 +27,9 @@ from holistic_clip_hf.evaluation.records import (
     load_records,
     save_records,
 )
-from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
-from holistic_clip_hf.publishing.card_facts import (
+from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, evaluate_retrieval
+from holistic_clip_hf.publishing.model_card import (
+    AT_ONCE,
     FACTS_FILE,
     CardFacts,
     EnvironmentalCost,
@@ -36,16 +37,14 @@ from holistic_clip_hf.publishing.card_facts import (
     changed_arguments,
     load_facts,
     save_facts,
+    write_model_card,
 )
-from holistic_clip_hf.publishing.model_card import write_model_card
-from holistic_clip_hf.publishing.result_tables import AT_ONCE
 from holistic_clip_hf.trainer import HolisticCLIPTrainingArguments
-from training.corpora.emoji.captions import PERSPECTIVES
-from training.corpora.emoji.splits import TEST_ARTIST
-from training.corpora.opening import corpus_directory, open_split
-from training.evaluate import draw_results, load_checkpoint
-from training.recipe import Recipe, load_recipe
-from training.train import seconds_of_training, train_run
+from holistic_clip_hf.trainer.recipes import Recipe, load_recipe, seconds_of_training, train_run
+from holistic_clip_hf.visualization.result_grid import draw_results
+from training.emoji.build import build_emoji_corpus
+from training.emoji.captions import PERSPECTIVES
+from training.emoji.splits import TEST_ARTIST
 
 CARD = "README.md"
 RESULTS = "results.json"
@@ -126,7 +125,7 @@ def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
 
 
 def card_facts(recipe: Recipe, run: str, manifest: Mapping[str, Any], checkpoint: Path) -> CardFacts:
-    """What the card says beside configuration and records."""
+    """Return what the card says beside configuration and records."""
     packages, shards = manifest["about"].get("packages", {}), manifest["shards"]
     held_out = "held out, for evaluation only"
     data = [
@@ -159,7 +158,7 @@ def card_facts(recipe: Recipe, run: str, manifest: Mapping[str, Any], checkpoint
 
 
 def recipe_facts(recipe: Recipe, run: str) -> dict[str, Any]:
-    """Every value of a run's recipe that is not a default, but for those that the configuration holds."""
+    """Return every value of a run's recipe that is not a default, but for those that the configuration holds."""
     args = HolisticCLIPTrainingArguments(output_dir="runs", slots=recipe.runs[run].slots, **recipe.training)
     told = {"recipe": f"{recipe.name}, run {run}", **changed_arguments(args)}
     told |= {f"tokenizer {name}": value for name, value in recipe.tokenizer.items()}
@@ -169,7 +168,7 @@ def recipe_facts(recipe: Recipe, run: str) -> dict[str, Any]:
 
 
 def hours_of_training(checkpoint: Path) -> float | None:
-    """As the trainer measured them, or None where it left no log."""
+    """Return the hours that the trainer measured, or None if it left no log."""
     seconds = seconds_of_training(checkpoint)
     return None if seconds is None else round(seconds / 3600, 2)
 
@@ -194,7 +193,7 @@ def main() -> None:
     started, recipe = time.monotonic(), load_recipe(options.recipe)
     output_dir = options.output_dir / recipe.name
 
-    corpus = corpus_directory(recipe.corpus)
+    corpus = build_emoji_corpus() if recipe.corpus == EMOJI else find_corpus(recipe.corpus)
     describe_corpus(corpus)
     test, records = open_split(corpus, TEST_SPLIT, split_column=recipe.split_column), []
     for run in recipe.runs:

@@ -23,14 +23,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
 
 from holistic_clip_hf import HolisticCLIPModel
-from holistic_clip_hf.evaluation.caption_sets import CAPTION_SETS
+from holistic_clip_hf.corpus.build import find_corpus
+from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, Record, capture_provenance
-from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, embed_corpus, measure_retrieval
-from training.corpora.opening import corpus_directory
-from training.evaluate import load_checkpoint
-from training.recipe import Recipe, Run, load_recipe
-from training.train import make_trainer, recipe_split, seconds_of_training, train_run
+from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
+from holistic_clip_hf.trainer.recipes import (
+    Recipe,
+    Run,
+    load_recipe,
+    make_trainer,
+    recipe_split,
+    seconds_of_training,
+    train_run,
+)
 
 RESULTS = "results.jsonl"
 PROTOCOLS = (PER_PERSPECTIVE, CAPTION_SETS)
@@ -40,13 +46,13 @@ FIT_ON = {"weighted": "validation", "softmax": "validation", "routed": "train"}
 
 @dataclass(frozen=True)
 class Method:
-    """What one method has of its own; the rest is the study's recipe.
+    """Parts that one method has of its own; the rest is the study's recipe.
 
     Args:
-        perspectives, slots: of its run.
-        model, training: what differs from the recipe; sections are merged.
+        perspectives, slots: Names of its run.
+        model, training: Differences from the recipe; sections are merged.
         as_much_compute_as: another method; the number of steps is then such that both do as many multiplications.
-        replicates: how many of the study's; left out: all.
+        replicates: Number of the study's replicates. Default: all.
     """
 
     perspectives: list[str]
@@ -107,7 +113,7 @@ def load_study(path: Path) -> Study:
 
 
 def method_recipe(study: Study, name: str, replicate: int) -> Recipe:
-    """The recipe of one run, of which it is the only one."""
+    """Return the recipe of one run, of which it is the only one."""
     method, recipe = study.methods[name], study.recipe
     return replace(
         recipe,
@@ -161,7 +167,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
 
 
 def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any) -> Iterator[Record]:
-    """Each fusion by its fused score, and the branches once. What was trained is not fitted again."""
+    """Yield each fusion by its fused score, and the branches once. What was trained is not fitted again."""
     trained = model.config.fusion
     yield from measure_retrieval(model, encoded["test"], provenance=provenance, protocols=PROTOCOLS)
     if model.config.num_branches > 1:
@@ -176,7 +182,7 @@ def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], p
 
 
 def _numbers(records: Iterable[Record]) -> dict[str, Any]:
-    """By fusion or branch, perspective of the texts (or `caption_sets`), direction, and metric.
+    """Collect numbers by fusion or branch, perspective of the texts (or `caption_sets`), direction, and metric.
 
     Without what the whole run shares.
     """
@@ -192,7 +198,7 @@ def _numbers(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def _stretch(recipe: Recipe, ratio: float) -> Recipe:
-    """As many times as many steps, warm-up in proportion."""
+    """Train as many times as many steps, warm-up in proportion."""
     steps = {name: max(1, round(recipe.training[name] * ratio)) for name in ("max_steps", "warmup_steps")}
     return replace(recipe, training={**recipe.training, **steps})
 
@@ -203,7 +209,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_results(path: Path) -> list[dict[str, Any]]:
-    """The finished runs of a study."""
+    """Return the finished runs of a study."""
     return (
         [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
     )
@@ -227,7 +233,7 @@ def main() -> None:
     disable_progress_bars()
     logging.disable_progress_bar()
     study = load_study(options.study)
-    corpus, work = corpus_directory(study.recipe.corpus), options.work_dir / study.path.stem
+    corpus, work = find_corpus(study.recipe.corpus), options.work_dir / study.path.stem
     work.mkdir(parents=True, exist_ok=True)
     for name, replicate in study.runs():
         # The system lets go of the lock of a process that was killed.

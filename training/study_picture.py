@@ -1,4 +1,4 @@
-"""What a study found, as a picture: `python -m training.study_picture [--study training/studies/emoji.yaml]`.
+"""Picture of what a study found: `python -m training.study_picture [--study training/studies/emoji.yaml]`.
 
 Each method's difference to one of them, mean over replicates with its 95 % interval, by the score that it was trained
 for and, where it has a branch for every perspective, by the branch of the texts' own. Methods of few runs are
@@ -28,7 +28,8 @@ FEWEST = 5  # runs of a method; the interval of three is so wide that nothing be
 def study_picture(
     rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, *, fewest: int = FEWEST
 ) -> "Figure":
-    """A line for each method with enough runs, panels for question and direction; for light pages and dark ones.
+    """Return a line for each method with enough runs, panels for question and direction; for light pages and dark
+    ones.
 
     Raises `ValueError` where no method has `fewest` runs.
     """

@@ -1,4 +1,4 @@
-"""What a study found, as tables: `python -m training.study_tables [--study training/studies/emoji.yaml]`.
+"""Tables of what a study found: `python -m training.study_tables [--study training/studies/emoji.yaml]`.
 
 Each number is a mean over replicates with its 95 % interval, by Student's t. Below, the same of the differences to one
 method, replicate by replicate: where such an interval leaves out zero, the methods differ.
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from holistic_clip_hf.evaluation.caption_sets import CAPTION_SETS
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED
+from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
 from training.study import load_results, load_study
 
 METRIC = "recall@5"
@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Of independent values."""
+    """Estimate the mean of independent values."""
     count = len(values)
     if count < 2:
         return Estimate(values[0] if values else math.nan, math.nan, count)
@@ -56,7 +56,7 @@ Scores = dict[int, dict[str, float]]
 
 
 def scores_of(rows: Sequence[dict[str, Any]], method: str, by: str, direction: str) -> Scores:
-    """What a method reached, by `by`: a fusion, or by name, if every perspective has a branch."""
+    """Return what a method reached by `by`: a fusion, or by name, if every perspective has a branch."""
     found = {}
     for row in rows:
         numbers = row["numbers"]
@@ -82,19 +82,19 @@ def entries_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 def difference(
     rows: Sequence[dict[str, Any]], method: str, by: str, against: str, direction: str, column: str = MEAN
 ) -> Estimate:
-    """Of a method to another one as that was trained to score, in the replicates that both have."""
+    """Compare a method with another one as that was trained to score, in the replicates that both have."""
     base = column_of(scores_of(rows, against, trained_for(rows, against), direction), column)
     scores = column_of(scores_of(rows, method, by, direction), column)
     return estimate([scores[each] - base[each] for each in sorted(scores.keys() & base.keys())])
 
 
 def column_of(scores: Scores, column: str) -> dict[int, float]:
-    """By replicate, where it was measured."""
+    """Return the values by replicate, where they were measured."""
     return {replicate: each[column] for replicate, each in scores.items() if column in each}
 
 
 def trained_for(rows: Sequence[dict[str, Any]], method: str) -> str:
-    """The score that a method was trained for, which is measured first; empty where no run of it is finished."""
+    """Return the score that a method was trained for, which is measured first; empty before its first run."""
     return next((next(iter(row["numbers"])) for row in rows if row["model"] == method), "")
 
 

@@ -1,28 +1,62 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Images x perspectives to caption rows: each is asked once, however often the run is killed and started again."""
+"""Captioner: images times perspectives to caption rows, and the interface of the backends that answer.
+
+Each perspective of each image is asked once, however often the run is killed and started again.
+"""
 
 import json
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..atomic import write_atomically
-from ..corpus.build import Skipped
-from ..corpus.images import ImageLimits, verify_image
-from ..corpus.source import Item, Source
-from ..unreadable import UnreadableImageError, decode_image
-from .backend import Backend, Reply, Work
+from ..images.decoding import ImageLimits, UnreadableImageError, decode_image, verify_image
+from ..images.sources import Item, Skipped, Source
+from ..storage import write_atomically
 from .cleaning import clean_answer
 from .perspectives import Perspective
-from .rows import FAILED, CaptionRow
-from .store import ALL, SECONDS_PER_FILE, CaptionStore, RowWriter, Shard
+from .store import ALL, FAILED, SECONDS_PER_FILE, CaptionRow, CaptionStore, RowWriter, Shard
+
+
+class Work(NamedTuple):
+    """One image and what is still to be asked about it; `image` is upright and RGB."""
+
+    image_id: str
+    image: Image.Image
+    perspectives: Sequence[Perspective]
+
+
+class Reply(NamedTuple):
+    """One answer as it came: `text`, and whether it is `finished` or hit its budget; or else the `error`."""
+
+    image_id: str
+    perspective: Perspective
+    text: str = ""
+    finished: bool = True
+    error: str = ""
+
+
+class Backend(Protocol):
+    """Answers perspectives of images; `captioner` and `revision` say who does, for the rows."""
+
+    captioner: str
+    revision: str
+
+    def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
+        """Yield one reply per image and perspective, in any order; a failure is a reply too, and never ends the
+        others.
+
+        `work` is taken as it is needed, a bounded number of images ahead, by the thread that takes the replies.
+        Closing the iterator stops cleanly.
+        """
+        ...
+
 
 _READERS = 4  # threads that read and decode images while others are asked about
 _IMAGES_AHEAD = 8  # decoded and waiting, of up to 270 MB each
@@ -31,13 +65,13 @@ _LIMITS = ImageLimits()
 
 @dataclass
 class CaptioningReport:
-    """What one run did.
+    """Report of one run.
 
     Args:
-        images: of the shard, those that were left out excepted.
+        images: Number of images of the shard, those that were left out excepted.
         kept: rows that were there before and were not asked again.
-        statuses: of the rows that were added, how many of each.
-        skipped: what is no image of its own, with the reason; also in `skipped.<shard>.json` beside the rows.
+        statuses: Counts by status of the rows that were added.
+        skipped: Entries that are not images, with the reason. They are also in `skipped.<shard>.json` beside the rows.
     """
 
     images: int = 0
@@ -163,7 +197,7 @@ class _Run:
             pool.shutdown(cancel_futures=True)
 
     def _open(self, item: Item) -> Image.Image | str:
-        """The image, or why it cannot be read."""
+        """Return the image, or why it cannot be read."""
         try:
             data, _ = verify_image(self.source.read(item.place), _LIMITS)
             return _on_white(decode_image({"bytes": data, "path": None}))

@@ -1,15 +1,163 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Whether an answer is a caption: repaired, cut to whole sentences, and judged, with the reason in words."""
+"""Cleaning of answers: what is wrapped around a caption is taken off, the rest is cut to whole sentences and judged.
+
+What comes off is thinking, chat, the prompt, Markdown, quotes and announcements. An answer that is not a caption gets
+the reason in words. Every pattern is tried at the start of a text or of a line, or is bounded, so that 100 kB take
+milliseconds.
+"""
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from functools import cache
+from itertools import islice
 from typing import Any, NamedTuple
 
-from ..corpus.sampling import split_sentences
+from ..words import _MARKS, _WORD, COMMAS, split_sentences, split_words
 from .perspectives import Answer, Perspective
-from .repairs import COMMAS, repair, split_words
+
+# Control characters become spaces; what is not seen (zero-width spaces, soft hyphens, byte order marks) goes, as does
+# what stands for a broken character.
+_NO_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ") | {10: "\n", 13: "\n"}
+
+
+_NO_CONTROLS |= dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF, 0xFFFD), "")
+
+
+_SPECIAL_TOKEN = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|image)>|\[/?INST\]")
+# A line that starts with who speaks, or is nothing else, as chat templates decode; LLaVA's stand within the line.
+_TURN = re.compile(
+    r"^[ \t]*(?:(?P<user>(?i:user|### ?human|### ?instruction))|(?i:(?:### ?)?assistant|### ?response))[ \t]*(?::|$)"
+    r"|\b(?:(?P<USER>USER)|ASSISTANT):",
+    re.MULTILINE,
+)
+_LINE_MARKER = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|[-*+•>][ \t]+|\d{1,3}[.)][ \t]+)", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*```.*$", re.MULTILINE)
+_ITALIC = re.compile(r"(?<![\w*])\*(?=\S)([^*\n]{1,200})(?<=\S)\*(?![\w*])")
+_KIND = r"(?:captions?|descriptions?|summary|answer|response|output|list|nouns?|keywords|words|phrases?|sentences?)"
+_LABEL = r"(?:captions?|descriptions?|summary|answer|response|output|nouns|keywords|alt text|main object|background)"
+_LABEL_OF = r"(?:the|a|an|image|photo|picture|detailed|short|brief|one|sentence|list|of)"
+_WRAPPINGS = (
+    # "Sure!", "Of course,"
+    re.compile(r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|alright)\b\s*[,.!:]+\s*", re.IGNORECASE),
+    # "Here is a detailed description of the image:"
+    re.compile(
+        rf"(?:here(?:['’]s| is| are)|below (?:is|are)|the following (?:is|are))\b[^.:\n]{{0,80}}?\b{_KIND}\b"
+        r"[^.:\n]{0,120}(?::\s*|\.?[ \t]*\n\s*)",
+        re.IGNORECASE,
+    ),
+    # "Caption:", "Short description:", "The nouns in this image are:"
+    re.compile(
+        rf"(?:{_LABEL_OF}[ -]){{0,4}}{_LABEL}(?: (?:of|in|for) [^.:\n]{{1,40}}?)?(?: is| are)?\s*:\s*", re.IGNORECASE
+    ),
+)
+_FAREWELL = re.compile(
+    r"(?:please )?(?:let me know|feel free|(?:i )?hope (?:this|that) helps|is there anything else|would you like me"
+    r"|do you want me)\b",
+    re.IGNORECASE,
+)
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』", "`": "`"}
+_MOST_WRAPPINGS = 8  # one of each and some to spare; each costs a copy of the text
+
+
+def repair(text: str, perspective: Perspective) -> str:
+    """Return the caption in an answer, on one line; empty if there is none. A text that came with its image is only
+    tidied.
+
+    >>> repair("Sure! Here is a short caption:\\n\\n**\\"A dog on grass\\"**", Perspective("short", "Describe it."))
+    'A dog on grass'
+    """
+    text = _readable(text)
+    if perspective.prompt is None:
+        return " ".join(text.split())
+    text = _without_prompt(_without_chat(_without_thinking(text)), perspective.prompt)
+    text = _without_wrappings(_without_markdown(text).strip())
+    form = perspective.answer.form
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if form == "list" and len(lines) > 1:
+        text = ", ".join(line.rstrip(COMMAS + ". ") for line in lines)
+    text = " ".join(text.split())
+    return text if form == "sentences" else _without_full_stop(text)
+
+
+def _readable(text: str) -> str:
+    """Drop control characters, byte order marks, and halves of characters that UTF-8 cannot hold."""
+    paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return paired.replace("\r\n", "\n").translate(_NO_CONTROLS)
+
+
+def _without_thinking(text: str) -> str:
+    """Return what follows the last thinking block, and nothing if that block never ended."""
+    for name in ("think", "thinking"):
+        text = text.rpartition(f"</{name}>")[2].partition(f"<{name}>")[0]
+    return text
+
+
+def _without_chat(text: str) -> str:
+    """Return the first answer of a dialogue that the captioner repeated or went on with; all where nobody is named."""
+    text = _SPECIAL_TOKEN.sub("", text)
+    turns = list(_TURN.finditer(text))
+    starts = [0, *(turn.end() for turn in turns)]
+    ends = [*(turn.start() for turn in turns), len(text)]
+    asked = [False, *(turn["user"] is not None or turn["USER"] is not None for turn in turns)]
+    spoken = [(text[start:end].strip(), user) for start, end, user in zip(starts, ends, asked, strict=True)]
+    answers = [said for said, user in spoken if said and not user]
+    questions = [said for said, user in spoken if said and user]
+    return next(iter(answers or questions), "")
+
+
+def _without_prompt(text: str, prompt: str) -> str:
+    """Drop the prompt in front, however often it is repeated. Of nothing but the prompt, one copy is left."""
+    asked = [word.casefold() for word in _WORD.findall(prompt)]
+    place = 0
+    while asked:
+        matches = list(islice(_WORD.finditer(text, place), len(asked)))
+        if [match[0].casefold() for match in matches] != asked:
+            break
+        if not text[matches[-1].end() :].strip(_MARKS + string.whitespace):
+            return prompt
+        place = matches[-1].end()
+    return text[place:].lstrip(".:,;!?-*" + string.whitespace) if place else text
+
+
+def _without_markdown(text: str) -> str:
+    text = _LINE_MARKER.sub("", _FENCE.sub("", text)).replace("**", "")
+    return _ITALIC.sub(r"\1", text)
+
+
+def _without_wrappings(text: str) -> str:
+    """Drop announcements and labels in front, farewells behind, and quotes around."""
+    lines = text.splitlines()
+    while len(lines) > 1 and (not lines[-1].strip() or _FAREWELL.match(lines[-1].strip())):
+        lines.pop()
+    text = "\n".join(lines)
+    for _ in range(_MOST_WRAPPINGS):
+        before, text = text, _without_quotes(text)
+        for wrapping in _WRAPPINGS:
+            if match := wrapping.match(text):
+                text = text[match.end() :]
+        if text == before:
+            break
+    return text
+
+
+def _without_quotes(text: str) -> str:
+    """Drop quotes around the whole, or before it if the end is missing. Quotes within the text stay."""
+    first, last = text[:1], _QUOTES.get(text[:1])
+    if last is None or len(text) < 2:
+        return text
+    inner = text[1:]
+    if inner.endswith(last) and first not in inner[:-1] and last not in inner[:-1]:
+        return inner[:-1].strip()
+    # An apostrophe may well begin a text ('tis); other quotes that never end are what is left of a cut answer.
+    return text if first in "'‘" or last in inner else inner.strip()
+
+
+def _without_full_stop(text: str) -> str:
+    """Drop the full stop of a phrase or a list; "U.S." and "..." keep theirs."""
+    last_word = text.rpartition(" ")[2]
+    return text[:-1] if last_word.endswith(".") and last_word.count(".") == 1 and len(last_word) > 2 else text
 
 
 class Cleaned(NamedTuple):
@@ -24,12 +172,10 @@ class Cleaned(NamedTuple):
 _MOST_REPEATED = 0.5  # share of 4-grams that occurred before: "seq-rep-4" of https://arxiv.org/abs/1908.04319
 _MOST_IN_A_ROW = 3  # copies of a block of words
 _LONGEST_BLOCK = 16  # words; longer blocks make a loop of 4-grams or of sentences
-
 # Fewer words say too little. From 6 on, a probability under 0.003 finds 77 % of 9,880 lists of emoji tags in 16 other
 # languages in Latin script, where sentences would be found more often, and refuses none of 25,680 English glosses.
 _LEAST_WORDS_FOR_LANGUAGE = 6
 _LEAST_PROBABILITY = 0.003
-
 # By the first word of a character's Unicode name. Languages that are written in several scripts are left out.
 _SCRIPTS = {
     ("LATIN",): "en de fr es it pt nl sv da no nb nn fi is et lv lt pl cs sk sl hr hu ro tr vi id ms ca eu gl cy ga",
@@ -49,7 +195,6 @@ _SCRIPTS = {
     ("ARMENIAN",): "hy",
 }
 _SCRIPTS_OF = {language: scripts for scripts, languages in _SCRIPTS.items() for language in languages.split()}
-
 _PICTURE = r"(?:the|this|that|any|an?|your)(?: \w+)? (?:images?|pictures?|photos?|photographs?|attachments?)\b"
 _CANNOT = (
     r"(?:can ?not|can't|could not|couldn't|do not|don't|won't|will not|am unable to|am not able to|was unable to)"
@@ -69,18 +214,16 @@ _REFUSAL = re.compile(
 _REFUSAL_WITHIN = re.compile(
     rf"\bi {_CANNOT}[^.]{{0,40}} {_PICTURE}|\bas an ai\b|\bas a (?:large |vision[- ])*language model\b"
 )
-
 _SENTENCE_ENDS = ".!?。！？।۔؟"
 _OPEN_ENDS = ",:;-–—(，、：；"
 _NO_ENDS = {"dr", "mr", "mrs", "ms", "prof", "st", "jr", "sr", "no", "fig", "vs", "ca", "approx", "e.g", "i.e", "cf"}
 _LONGEST_END = 200  # characters in which the end of a sentence shows
-
 _LEAST_WORDS_OF_ECHO = 4  # fewer words may stand in a prompt and still answer it
 _PART = {"sentences": "sentence", "list": "item", "phrase": "phrase"}
 
 
 def clean_answer(text: str, finished: bool, perspective: Perspective) -> Cleaned:
-    """The caption in an answer; `finished` is false where the captioner's budget ended it. Takes any text.
+    """Return the caption in an answer; `finished` is false where the captioner's budget ended it. Takes any text.
 
     A rejected answer keeps its words, so that they can be looked at. Raises `ImportError` where the perspective asks
     for a language and py3langid is not installed.
@@ -123,7 +266,7 @@ def _refusal(caption: str, perspective: Perspective) -> str:
 
 
 def _echo(caption: str, perspective: Perspective) -> str:
-    """Nothing but the prompt, or a part of it; from the front of a caption `repair` has cut it already."""
+    """Find a caption that is the prompt or a part of it; `repair` cuts it from the front of a longer one."""
     said, asked = (split_words(text.casefold()) for text in (caption, perspective.prompt or ""))
     is_part = len(said) >= _LEAST_WORDS_OF_ECHO and f" {' '.join(said)} " in f" {' '.join(asked)} "
     return "the captioner repeats the prompt" if is_part or (said and said == asked) else ""
@@ -198,7 +341,7 @@ def _key(part: str) -> str:
 
 
 def _whole_parts(parts: list[str], finished: bool, form: str) -> list[str]:
-    """`parts` without an unfinished last one.
+    """Return `parts` without an unfinished last one.
 
     A captioner that stopped by itself may well leave out the full stop of its only sentence.
     """
@@ -212,7 +355,9 @@ def _whole_parts(parts: list[str], finished: bool, form: str) -> list[str]:
 
 
 def _ends_sentence(text: str) -> bool:
-    """Whether a sentence ends where `text` does: not after an ellipsis, "Dr.", an initial, or a number on its own."""
+    """Tell whether a sentence ends where `text` does: not after an ellipsis, "Dr.", an initial, or a number on its
+    own.
+    """
     backwards = re.match(r"[\W_]*", text[::-1])
     marks = backwards[0] if backwards else ""
     if not any(mark in _SENTENCE_ENDS for mark in marks) or ".." in marks or "…" in marks:
@@ -224,7 +369,7 @@ def _ends_sentence(text: str) -> bool:
 
 
 def _cuts(parts: list[str], whole: list[str], kept: int, form: str) -> str:
-    """What was cut away, in words."""
+    """Say what was cut away."""
     cuts = []
     if len(whole) < len(parts):
         cuts.append(f"cut an unfinished end: {parts[-1].strip()[:40]!r}")

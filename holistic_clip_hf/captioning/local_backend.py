@@ -1,21 +1,253 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Captions by a vision-language model on this machine, in batches. No image costs the answers about the others."""
+"""Captions by a vision-language model on this machine, in batches. No image costs the answers about the others.
 
+- Prompts about one image begin alike, with the image. This prefix goes through the model once. Its key-value cache is
+  copied for every prompt, and only the rest of the prompt and the answer are computed.
+- Not every model can go on from a cache as if it had read all at once. So the first batch is asked both ways, as is
+  the first with padding. If the answers would differ, a warning says so and every prompt is encoded whole from then
+  on.
+"""
+
+import copy
+import hashlib
 import logging
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    Cache,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.generation import GenerateDecoderOnlyOutput
 
-from .backend import Reply, Work
-from .generation import FAULTS, AnswerGenerator
-from .perspectives import Perspective
-from .prompts import PROBE_SIZE, prompt_of
+from .captioner import Reply, Work
+from .perspectives import Perspective, prompt_of
+
+# Inputs with one entry per token, by their names in transformers' `prepare_inputs_for_generation` (5.23); all others
+# describe the images and are used up by the first pass over them.
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "labels")
+PROBE_SIZE = (224, 224)  # any size would do: what follows an image does not depend on it
+
+
+def encode(processor: ProcessorMixin, images: Sequence[Image.Image], prompt: str) -> BatchFeature:
+    """Return the inputs of a model that is asked the same about every image: (N, L), padded on the left.
+
+    A model without a chat template gets the prompt as it is; its processor adds the image.
+    """
+    options = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    if not processor.chat_template:
+        return processor(images=[[image] for image in images], text=[prompt] * len(images), **options)
+    turns = [
+        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+        for image in images
+    ]
+    return processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=options
+    )
+
+
+class Suffixes(NamedTuple):
+    """Continuations of prompts after all they have in common: the per-token inputs (S,) of each, S being its own."""
+
+    each: Sequence[Mapping[str, Tensor]]
+
+    def cut(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return the inputs of the first prompt (N, L) without its suffix: the prefix, with all that describes the
+        images.
+
+        `None` if they do not end with the suffix: then the prompt reads otherwise for these images.
+        """
+        suffix = self.each[0]["input_ids"]
+        length = len(suffix)
+        if not (inputs["input_ids"][:, -length:].cpu() == suffix).all():
+            return None
+        return {name: value[:, :-length] if name in PER_TOKEN else value for name, value in inputs.items()}
+
+    def extend(self, prefix: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
+        """Return the per-token inputs (N, L) of the prompt at `place`, of which the prefix is in a cache already."""
+        return {
+            name: torch.cat([value, self.each[place][name].to(value.device).expand(len(value), -1)], dim=1)
+            for name, value in prefix.items()
+            if name in PER_TOKEN
+        }
+
+
+def find_suffixes(processor: ProcessorMixin, prompts: Sequence[str]) -> Suffixes | None:
+    """Find where prompts about one image part, or `None` if that is before the end of the image."""
+    rows = [encode(processor, [Image.new("RGB", PROBE_SIZE)], prompt) for prompt in prompts]
+    ids = [row["input_ids"][0] for row in rows]
+    length = _common_length(ids)
+    images = torch.isin(ids[0], torch.tensor([each for each in processor.image_token_ids if each is not None]))
+    if not images.any() or images[length:].any():
+        return None
+    return Suffixes([{name: row[name][0, length:] for name in PER_TOKEN if name in row} for row in rows])
+
+
+def _common_length(ids: Sequence[Tensor]) -> int:
+    """Tokens up to the first difference, and less than any has: from nothing, nothing is generated."""
+    most = min(len(row) for row in ids) - 1
+    differs = torch.stack([row[:most] != ids[0][:most] for row in ids]).any(dim=0)
+    return int(differs.int().argmax()) if differs.any() else most
+
 
 logger = logging.getLogger(__name__)
+
+# What is kept of a checkpoint's generation settings: where its texts end and what may not be in them. How tokens are
+# chosen is for the perspective to say.
+_KEPT_SETTINGS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+)
+
+
+class _Prefix(NamedTuple):
+    """Common beginning of all prompts: its per-token inputs (N, L), the cache, and how each prompt goes on."""
+
+    inputs: Mapping[str, Tensor]
+    cache: Cache
+    suffixes: Suffixes
+
+
+# What processors and models raise where an image is none for them, or where they cannot do what they are asked.
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+class _CannotShareError(Exception):
+    """Why a model has to read an image once per prompt."""
+
+
+class AnswerGenerator:
+    """A model with its processor; `share_prefix` lets it read an image once for all prompts."""
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, *, share_prefix: bool) -> None:
+        self.model = model
+        self.processor = processor
+        self.shares_prefix = share_prefix
+        self._checked: set[bool] = set()  # batches without padding, and with
+        self._suffixes: dict[tuple[str, ...], Suffixes] = {}
+        kept = {name: getattr(model.generation_config, name, None) for name in _KEPT_SETTINGS}
+        # `generate` fills what a call leaves open from here: temperature, beams and cache of the checkpoint's own.
+        model.generation_config = GenerationConfig(**kept)
+
+    @torch.inference_mode()
+    def generate(
+        self, images: Sequence[Image.Image], perspectives: Sequence[Perspective], seed: str
+    ) -> list[tuple[str, bool]]:
+        """Per perspective and image, in this order, the answer and whether it ended before its tokens ran out.
+
+        Sampling starts from `seed` and the perspective: the same batch gets the same answers.
+        """
+        prompts = tuple(prompt_of(each) for each in perspectives)
+        prefix = self._read_once(images, prompts) if self.shares_prefix and len(prompts) > 1 else None
+        answers = []
+        for place, perspective in enumerate(perspectives):
+            inputs = self._continue(prefix, place) if prefix else self._encode(images, prompts[place])
+            with _seeded([seed, perspective.name, perspective.prompt_hash], self.model.device):
+                output = self._run(inputs, _settings(perspective))
+            new = output.sequences[:, inputs["input_ids"].shape[1] :]
+            answers += [self._read(tokens) for tokens in new.tolist()]
+        return answers
+
+    def _read(self, tokens: list[int]) -> tuple[str, bool]:
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        text = self.processor.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        return text.strip(), length < len(tokens)
+
+    def _encode(self, images: Sequence[Image.Image], prompt: str) -> Mapping[str, Tensor]:
+        return encode(self.processor, images, prompt).to(self.model.device, dtype=self.model.dtype)
+
+    def _run(self, inputs: Mapping[str, Any], settings: GenerationConfig) -> GenerateDecoderOnlyOutput:
+        return self.model.generate(**inputs, generation_config=settings)
+
+    def _first_logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the logits (N, V) of the first new token."""
+        return self._run(inputs, GenerationConfig(max_new_tokens=1, output_logits=True, **_GREEDY)).logits[0].float()
+
+    def _read_once(self, images: Sequence[Image.Image], prompts: tuple[str, ...]) -> _Prefix | None:
+        """Return the prefix of all prompts; `None` where each has to be encoded whole."""
+        try:
+            suffixes = self._find_suffixes(prompts)
+            start = suffixes.cut(self._encode(images, prompts[0]))
+            if start is None:
+                raise _CannotShareError("what follows an image depends on it")
+            is_padded = not bool(start["attention_mask"].all())
+            if is_padded in self._checked:
+                return self._prefill(start, suffixes)
+            prefix = self._check(self._first_logits(self._encode(images, prompts[-1])), start, suffixes)
+            self._checked.add(is_padded)
+            return prefix
+        except _CannotShareError as reason:
+            self.shares_prefix = False
+            logger.warning("%s reads an image anew for every prompt: %s.", type(self.model).__name__, reason)
+            return None
+
+    def _find_suffixes(self, prompts: tuple[str, ...]) -> Suffixes:
+        if prompts not in self._suffixes:
+            found = find_suffixes(self.processor, prompts)
+            if found is None:
+                raise _CannotShareError("its prompts differ before the end of the image")
+            self._suffixes[prompts] = found
+        return self._suffixes[prompts]
+
+    def _check(self, expected: Tensor, start: Mapping[str, Tensor], suffixes: Suffixes) -> _Prefix:
+        """Return the prefix, if the last prompt has the `expected` logits (N, V) when it goes on from there."""
+        try:
+            prefix = self._prefill(start, suffixes)
+            logits = self._first_logits(self._continue(prefix, -1))
+        except torch.OutOfMemoryError:
+            raise
+        except FAULTS as error:
+            raise _CannotShareError(f"going on from a cache fails ({type(error).__name__}: {error})") from error
+        deviation = float((logits - expected).square().mean().sqrt() / expected.std())
+        # Rounding errors of single operations, of one epsilon each, add up over the layers; a lost image, mask or
+        # position shifts logits by about their spread. The root is far from both, and not a number fails too.
+        tolerance = torch.finfo(self.model.dtype).eps ** 0.5
+        if not deviation <= tolerance:
+            found = f"{deviation:.1e} standard deviations from those of the whole prompt, more than {tolerance:.1e}"
+            raise _CannotShareError(f"going on from a cache gives logits {found}")
+        return prefix
+
+    def _prefill(self, start: Mapping[str, Tensor], suffixes: Suffixes) -> _Prefix:
+        # Asked for one token, `generate` leaves the cache before it: positions, masks and the kind of cache are its
+        # own business, as they are in every other pass.
+        output = self._run(start, GenerationConfig(max_new_tokens=1, **_GREEDY))
+        return _Prefix(start, output.past_key_values, suffixes)
+
+    def _continue(self, prefix: _Prefix, place: int) -> dict[str, Any]:
+        # A copy, because not every cache can be cropped back: a sliding window has forgotten what it slid over.
+        return {**prefix.suffixes.extend(prefix.inputs, place), "past_key_values": copy.deepcopy(prefix.cache)}
+
+
+_GREEDY = {"do_sample": False, "return_dict_in_generate": True}
+
+
+def _settings(perspective: Perspective) -> GenerationConfig:
+    sampling = {"do_sample": True, "temperature": perspective.temperature, "top_p": perspective.top_p, "top_k": 0}
+    chosen = {**_GREEDY, **(sampling if perspective.temperature else {})}
+    return GenerationConfig(max_new_tokens=perspective.max_new_tokens, **chosen)
+
+
+@contextmanager
+def _seeded(names: Sequence[str], device: torch.device) -> Iterator[None]:
+    """Random numbers that depend on the names alone; the caller's own go on afterwards as if none had been drawn."""
+    digest = hashlib.sha256("\n".join(names).encode()).digest()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        yield
+
 
 # Images that may wait for others that are asked the same, in batches: enough to fill one while another fills up.
 _BATCHES_AHEAD = 2
@@ -30,7 +262,7 @@ class LocalBackend:
         revision: branch, tag or commit.
         batch_size: images at a time; halved when memory runs out.
         device: default: the GPU if there is one.
-        dtype: of weights and activations; default: the checkpoint's on a GPU, float32 elsewhere.
+        dtype: Precision of weights and activations. Default: the checkpoint's on a GPU, float32 elsewhere.
         share_prefix: read an image once for all that is asked about it, if the model can (`generation.py`).
 
     Raises:
@@ -61,7 +293,7 @@ class LocalBackend:
         self._require_an_answer()
 
     def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
-        """One reply per image and perspective; images that are asked the same go together.
+        """Yield one reply per image and perspective; images that are asked the same go together.
 
         Raises:
             ValueError: a perspective has no prompt.
@@ -70,7 +302,7 @@ class LocalBackend:
             yield from self._answer_group(group)
 
     def _require_an_answer(self) -> None:
-        """What fails for any image has to fail here, not in a row for every image."""
+        """Fail here, and not in a row for every image, if any image would fail."""
         probe = Perspective("probe", "Describe this image.", max_new_tokens=1)
         try:
             self._generator.generate([Image.new("RGB", PROBE_SIZE)], [probe], seed="")

@@ -13,19 +13,18 @@ from typing import Any
 import yaml
 
 DEFAULT_FILE = Path(__file__).with_name("perspectives.yaml")
-
 FORMS = ("sentences", "phrase", "list")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a valid answer looks like.
+    """Form of a valid answer.
 
     Args:
         form: `sentences` end with a full stop, and an unfinished one is cut away; a `phrase` does not; a `list` is
             of phrases between commas, an unfinished one cut away.
-        min_words, max_words: of the whole answer. In scripts without spaces between words, such as Chinese, Japanese
-            and Thai, each character counts as one.
+        min_words, max_words: Limits of the whole answer. In scripts without spaces between words, such as Chinese,
+            Japanese and Thai, each character counts as one.
         language: ISO 639-1 (`en`); `None` takes any.
 
     Raises:
@@ -56,13 +55,13 @@ class Perspective:
     """One kind of caption.
 
     Args:
-        name: what its captions are called; a branch of the same name reads them.
-        prompt: what the captioner is asked; `None` where the text comes with the image, as web text does, which is
+        name: Name of its captions. A branch of the same name reads them.
+        prompt: Question to the captioner; `None` if the text comes with the image, as web text does, which is
             rarely in sentences: its `answer` should be a `phrase`.
-        max_new_tokens: of an answer, in tokens of the captioner.
+        max_new_tokens: Budget of an answer, in tokens of the captioner.
         temperature: 0 takes the most likely token each time.
-        top_p: of nucleus sampling; without effect at temperature 0.
-        answer: what a valid answer looks like.
+        top_p: Share of nucleus sampling, without effect at temperature 0.
+        answer: Form of a valid answer.
         captioner: who alone is asked this, by name; `None`: whoever is asked.
 
     Raises:
@@ -97,7 +96,8 @@ class Perspective:
 
 
 def load_perspectives(path: str | Path | None = None, names: Sequence[str] = ()) -> list[Perspective]:
-    """The perspectives of a file (default: the ones that come with the package), all or those of `names`, in order.
+    """Return the perspectives of a file (default: the ones that come with the package), all or those of `names`, in
+    order.
 
     Raises:
         ValueError: no such file, not YAML, unknown or missing fields, values out of range, or a name that the file
@@ -121,7 +121,7 @@ def load_perspectives(path: str | Path | None = None, names: Sequence[str] = ())
 
 
 def asked(perspectives: Iterable[Perspective], captioner: str | None = None) -> list[Perspective]:
-    """Those that a captioner is to be asked: they have a prompt, and no other captioner's name.
+    """Select the perspectives that a captioner is asked: they have a prompt, and not another captioner's name.
 
     Without a name, those of all captioners.
     """
@@ -172,3 +172,17 @@ def _is_whole(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def prompt_of(perspective: Perspective) -> str:
+    """Return what a captioner is asked.
+
+    Raises:
+        ValueError: nothing, as the text comes with the image.
+    """
+    if perspective.prompt is None:
+        raise ValueError(
+            f"Got the perspective {perspective.name!r}, which has no prompt; expected what a captioner can be asked. "
+            "Leave it out, as `asked` does."
+        )
+    return perspective.prompt

@@ -1,10 +1,12 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where caption rows are kept: a folder of JSON lines, in which files appear whole and are never changed.
+"""Store of caption rows: a folder of JSON lines, in which files appear whole and are never changed.
 
-- Any number of processes and machines write one folder side by side, and it can be read all the while: file names are
+A row is what one captioner answered about one image from one perspective, failures included.
+
+- Any number of processes and machines write one folder side by side, and it can be read all the while. File names are
   times of writing, and whoever dies leaves nothing but whole files.
-- A key may have several rows: a failure before the answer that a second run got, or the same answer of two runs that
-  overlapped. The earliest answer counts or, where there is none, the latest failure.
+- A key may have several rows, such as a failure before the answer that a second run got, or the same answer of two
+  runs that overlapped. The earliest answer counts or, without one, the latest failure.
 """
 
 import hashlib
@@ -15,13 +17,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ..atomic import write_atomically
-from .rows import FAILED, STATUSES, CaptionRow, Key
+from ..storage import write_atomically
 
+
+class Key(NamedTuple):
+    """Subject of a caption row. One row of each key counts."""
+
+    image_id: str
+    perspective: str
+    captioner: str
+    prompt_hash: str
+
+
+class CaptionRow(NamedTuple):
+    """One answer, or the failure to get one.
+
+    Args:
+        image_id: Id of the image.
+        perspective: name of what was asked.
+        caption: the answer, cleaned; what a rejected answer said; empty where there was none.
+        captioner: the model, by its name on the Hub or on the server.
+        revision: Version of the captioner, as a commit hash, or empty if the server does not tell.
+        prompt_hash: Hash of prompt, budget and sampling (`Perspective.prompt_hash`).
+        status: `ok`; `cut`: good, after an unfinished end was removed; `failed`: no answer, and `error` says why;
+            otherwise why the answer is no caption, one of `REJECTED`.
+        error: the reason, in words; empty where all is well.
+    """
+
+    image_id: str
+    perspective: str
+    caption: str
+    captioner: str
+    revision: str
+    prompt_hash: str
+    status: str
+    error: str = ""
+
+    @property
+    def key(self) -> Key:
+        return Key(self.image_id, self.perspective, self.captioner, self.prompt_hash)
+
+    @property
+    def usable(self) -> bool:
+        """Tell whether the caption may go into a corpus."""
+        return self.status in USABLE
+
+
+FAILED = "failed"
+USABLE = ("ok", "cut")
+REJECTED = ("empty", "refusal", "echo", "repetition", "language", "unfinished", "too_short", "too_long")
+STATUSES = (*USABLE, *REJECTED, FAILED)
 logger = logging.getLogger(__name__)
 
 # A kill costs what was answered since the last file; a run of ten days at this pace leaves 14,400 files.
@@ -38,14 +87,14 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """`"2/8"` is the third of eight. Raises `ValueError` for anything else than such a pair."""
+        """Read `"2/8"` as the third of eight. Raises `ValueError` for anything but such a pair."""
         index, slash, count = text.partition("/")
         if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
             raise ValueError(f"Got the shard {text!r}; expected i/n with i from 0 to n - 1: 0/1 is all, 7/8 the last.")
         return cls(int(index), int(count))
 
     def holds(self, name: str) -> bool:
-        """Whether the image of this id belongs to it."""
+        """Tell whether the image of this id belongs to it."""
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index
 
@@ -105,7 +154,9 @@ class CaptionStore:
             )
 
     def rows(self, shard: Shard = ALL) -> Iterator[CaptionRow]:
-        """The row that counts of each key, failures last; a line that is no row is named in a warning and left out."""
+        """Yield the row that counts of each key, failures last; a line that is no row is named in a warning and left
+        out.
+        """
         answered: set[bytes] = set()
         failed: dict[bytes, CaptionRow] = {}
         for row in self._all_rows():
@@ -121,7 +172,8 @@ class CaptionStore:
 
     @contextmanager
     def writer(self, shard: Shard = ALL, seconds_per_file: float = SECONDS_PER_FILE) -> Iterator[RowWriter]:
-        """To add rows of one shard with, which nobody else may do at the same time; at the end all are written.
+        """Open the store for adding rows of one shard, which nobody else may do at the same time. At the end all are
+        written.
 
         Raises:
             ValueError: another process adds rows of this shard.
@@ -159,7 +211,7 @@ class CaptionStore:
 
 
 def _digest(key: Key) -> bytes:
-    """16 bytes that stand for a key: keys of a hundred million captions have to be remembered."""
+    """Hash a key to 16 bytes, since the keys of a hundred million captions have to be remembered."""
     text = json.dumps(key, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 

@@ -1,24 +1,156 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Rows to a corpus directory: parquet shards that a killed build keeps, then the manifest that makes it whole."""
+"""Corpus on disk: parquet shards that a killed build keeps, then the manifest that makes it whole.
+
+A row is one image and its captions, each with its perspective and source.
+"""
 
 import hashlib
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Image, List, Value
 from datasets.table import embed_table_storage
 from filelock import FileLock
 
-from ..atomic import PARTIAL, require_free_space, require_own_folder, write_atomically
-from .schema import validate_row
+from ..images.sources import SPLITS, Skipped
+from ..storage import PARTIAL, require_free_space, require_own_folder, write_atomically
+
+CAPTION_FIELDS = ("perspective", "text", "source")
+
+
+def corpus_features(**extra: Any) -> Features:
+    """Return the features of every corpus, followed by the `extra` columns of this one.
+
+    Example: `corpus_features(artist=Value("string"))`.
+    """
+    captions = List({field: Value("string") for field in CAPTION_FIELDS})
+    core = {"image_id": Value("string"), "image": Image(), "captions": captions}
+    if taken := sorted(core.keys() & extra.keys()):
+        raise ValueError(f"Got the extra columns {taken}; every corpus has {sorted(core)} already. Rename yours.")
+    return Features({**core, **extra})
+
+
+def validate_row(row: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless `row` has an image id, an image and well-formed captions."""
+    if missing := [column for column in ("image_id", "image", "captions") if row.get(column) is None]:
+        raise ValueError(f"Got a row without {missing}; expected image_id, image and captions. Add them.")
+    image_id = row["image_id"]
+    if not isinstance(image_id, str) or not image_id.strip():
+        raise ValueError(f"Got image_id {image_id!r}; expected a string that is not empty. Name each image once.")
+    seen = set()
+    for caption in row["captions"]:
+        _validate_caption(image_id, caption)
+        key = (caption["perspective"], caption["source"])
+        if key in seen:
+            raise ValueError(
+                f"Image {image_id!r}: got two captions with perspective {key[0]!r} and source {key[1]!r}; "
+                "expected one. Drop one, or tell their sources apart."
+            )
+        seen.add(key)
+
+
+def _validate_caption(image_id: str, caption: Mapping[str, Any]) -> None:
+    if sorted(caption) != sorted(CAPTION_FIELDS):
+        raise ValueError(
+            f"Image {image_id!r}: got a caption with the fields {sorted(caption)}; expected {sorted(CAPTION_FIELDS)}. "
+            "Add or remove fields."
+        )
+    for field, value in caption.items():
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(
+                f"Image {image_id!r}: got the caption {field} {value!r}; expected a string that is not empty. "
+                "Leave a missing caption out of the list."
+            )
+
+
+def count_perspectives(dataset: Dataset) -> dict[str, int]:
+    """Return the number of captions of each perspective, most frequent first; images are not read."""
+    counts: Counter[str] = Counter()
+    for table in dataset.select_columns("captions").with_format("arrow").iter(batch_size=10_000):
+        perspectives = table["captions"].combine_chunks().flatten().field("perspective")
+        counts.update({pair["values"]: pair["counts"] for pair in pc.value_counts(perspectives).to_pylist()})
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def require_perspectives(dataset: Dataset, perspectives: Sequence[str], *, name: str) -> None:
+    """Raise `ValueError` unless the dataset has captions of every perspective; `name` is what to call it."""
+    found = count_perspectives(dataset)
+    absent = [perspective for perspective in perspectives if perspective not in found]
+    if absent:
+        raise ValueError(
+            f"`{name}` has no caption of {absent}. It has: {', '.join(sorted(found)) or 'none'}. Set `slots` to "
+            f"perspectives of the corpus."
+        )
+
+
+EXAMPLES = {"emoji": "emoji-96px"}  # corpora of the examples, and their folders in the cache
+
+
+def cache_root() -> Path:
+    """Return the folder of downloads and example corpora: `$HOLISTIC_CLIP_CACHE`, or the user's cache."""
+    if root := os.environ.get("HOLISTIC_CLIP_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holistic-clip-hf"
+
+
+def find_corpus(name: str | Path) -> Path:
+    """Find a corpus by its folder, or by its name in the cache.
+
+    Raises:
+        ValueError: neither exists.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    cached = cache_root() / "corpora" / EXAMPLES.get(str(name), str(name))
+    if (cached / MANIFEST).is_file():
+        return cached
+    raise ValueError(
+        f"`corpus` is {name}; expected the folder of a corpus, or the name of one in {cache_root() / 'corpora'}. "
+        "Build it with `holistic-clip corpus`, or, for an example, with `python -m training.emoji` in a checkout."
+    )
+
+
+def open_split(
+    directory: Path, split: str, *, split_column: str | None = None, held_out: Mapping[str, str] | None = None
+) -> Dataset:
+    """Return the rows of a corpus whose `split_column` says `split`.
+
+    With `held_out`, a column and the value of it that is never trained on, the rows of that value are the test split
+    instead; what the corpus itself would test on is trained on.
+
+    Raises:
+        ValueError: no such column, or no such rows.
+    """
+    corpus = load_corpus(directory)
+    split_column = split_column or _split_column(directory)
+    for column in (split_column, *(held_out or {})):
+        if column not in corpus.column_names:
+            raise ValueError(f"{directory} has no column {column!r}. It has: {', '.join(corpus.column_names)}.")
+    splits = list(corpus[split_column])
+    for column, value in (held_out or {}).items():
+        values = corpus[column]
+        if value not in values:
+            raise ValueError(f"No row of {directory} has {value!r} in {column!r}, so it cannot be held out.")
+        splits = [
+            "test" if held == value else "train" if told == "test" else told
+            for told, held in zip(splits, values, strict=True)
+        ]
+    rows = [index for index, value in enumerate(splits) if value == split]
+    if not rows:
+        valid = ", ".join(sorted(set(splits)))
+        raise ValueError(f"No row of {directory} has {split!r} in {split_column!r}. Valid: {valid}.")
+    return corpus.select(rows)
+
 
 logger = logging.getLogger(__name__)
 
@@ -32,25 +164,28 @@ CARD, _LOCK = "README.md", ".lock"
 SHARD_NAME = re.compile(r".+-[0-9a-f]{8}\.parquet")
 _OWN = re.compile(r"\.lock|corpus\.json|skipped\.jsonl|diversity\.(?:png|json)")
 MOST_LISTED = 10_000  # skipped items in the manifest, which is read at every load; more are in a file of their own
-
-
-class Skipped(NamedTuple):
-    """Yielded by a shard in place of a row that could not be made."""
-
-    item: str
-    reason: str
-
-
 Shard = Callable[[], Iterable[Mapping[str, Any] | Skipped]]
 
 
 def build_corpus(directory: Path, shards: Mapping[str, Shard], features: Features, **options: Any) -> Dataset:
-    """`write_corpus`, then the corpus, loaded.
+    """Run `write_corpus`, then load the corpus.
 
     Example: `build_corpus(path, {"part-0": lambda: rows}, corpus_features(), fingerprint="v1")`.
     """
     write_corpus(directory, shards, features, **options)
     return load_corpus(directory)
+
+
+def _split_column(directory: Path) -> str:
+    """Find the column that says train, validation or test: the first that the build counted."""
+    counted = read_manifest(directory)["columns"]
+    found = [column for column, counts in counted.items() if counts and counts.keys() <= set(SPLITS)]
+    if not found:
+        raise ValueError(
+            f"`split_column` is missing, and no column of {directory} says train, validation or test; expected the "
+            f"name of one of {', '.join(load_corpus(directory).column_names)}."
+        )
+    return found[0]
 
 
 def write_corpus(
@@ -123,7 +258,7 @@ def _is_shard(path: Path) -> bool:
 
 
 def load_corpus(directory: Path) -> Dataset:
-    """The corpus, memory-mapped; `ValueError` for a directory that is not finished or was changed since."""
+    """Return the corpus, memory-mapped; `ValueError` for a directory that is not finished or was changed since."""
     manifest = read_manifest(directory)
     paths = []
     for name, record in manifest["shards"].items():
@@ -140,7 +275,7 @@ def load_corpus(directory: Path) -> Dataset:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What `build_corpus` recorded: fingerprint, shards, perspectives, skipped items, and `about`."""
+    """Read what `build_corpus` recorded: fingerprint, shards, perspectives, skipped items, and `about`."""
     path = directory / MANIFEST
     if not path.is_file():
         state = "a half-built corpus" if (directory / "data").is_dir() else "no corpus"
@@ -149,7 +284,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def is_whole(directory: Path, fingerprint: str) -> bool:
-    """Whether `directory` holds a finished corpus of this fingerprint with all its shards in place."""
+    """Tell whether `directory` holds a finished corpus of this fingerprint with all its shards in place."""
     if not (directory / MANIFEST).is_file():
         return False
     manifest = read_manifest(directory)
@@ -180,7 +315,7 @@ def _take_group(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Tally:
-    """What the manifest says of the rows that have passed."""
+    """Counts for the manifest of the rows that have passed."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.skipped: list[Skipped] = []
@@ -188,7 +323,7 @@ class _Tally:
         self.columns: dict[str, Counter[str]] = {column: Counter() for column in columns}
 
     def count(self, items: Iterable[Mapping[str, Any] | Skipped]) -> Iterator[Mapping[str, Any]]:
-        """The rows among `items`, each checked and counted."""
+        """Yield the rows among `items`, each checked and counted."""
         for item in items:
             if isinstance(item, Skipped):
                 self.skipped.append(item)
@@ -200,12 +335,12 @@ class _Tally:
             yield item
 
     def facts(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the counts as JSON values."""
         return {"perspectives": self.perspectives, "columns": self.columns, "skipped": self.skipped}
 
 
 def _read_shard_facts(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What the shard says of itself, or None where it is not finished or of another fingerprint."""
+    """Read what the shard says of itself, or None if it is unfinished or of another fingerprint."""
     if not path.is_file():
         return None
     try:
@@ -271,7 +406,7 @@ def _list_skipped(
     fingerprint: str,
     before: Callable[[], Iterable[Skipped]],
 ) -> dict[str, Any]:
-    """What the manifest says of skipped items; few are listed in it, many in a file beside it, a line each."""
+    """List skipped items for the manifest. Few stand in it, many in a file beside it, a line each."""
 
     def listed() -> Iterator[tuple[str | None, dict[str, str]]]:
         yield from ((None, item._asdict()) for item in before())

@@ -11,13 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
-from ..atomic import write_atomically
-from ..captioning.diversity import DiversityReport, measure_diversity
-from ..captioning.diversity_picture import draw_diversity
-from ..captioning.similarity import Embed
+from ..images.sources import SPLITS, Source
+from ..storage import write_atomically
 from .build import MANIFEST, SKIPPED
-from .plan import SPLITS, BuildSettings
-from .source import Source
+from .diversity import DiversityReport, Embed, measure_diversity
+from .diversity_picture import draw_diversity
+from .plan import BuildSettings
 
 PICTURE, REPORT = "diversity.png", "diversity.json"
 _TAGS = ["holistic-clip", "image-text-pairs"]
@@ -28,14 +27,14 @@ _MOST_REASONS = 20
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """What a card says that the build does not know.
+    """Facts for the card that the build does not know.
 
     Args:
-        title: of the card.
+        title: Title of the card.
         description: a paragraph: what the images are and where they are from, who or what wrote the captions.
-        license: of images and captions, as the Hub spells it (`cc-by-4.0`).
-        languages: of the captions (`en`).
-        command: what builds the corpus again.
+        license: Licence of images and captions, as the Hub spells it (`cc-by-4.0`).
+        languages: Languages of the captions (`en`).
+        command: Command that builds the corpus again.
     """
 
     title: str
@@ -45,7 +44,7 @@ class CorpusFacts:
     command: str = ""
 
     def about(self, sources: Sequence[Source], settings: BuildSettings, similar: str) -> dict[str, Any]:
-        """For the manifest: these facts, and what the corpus was built from and how."""
+        """Return these facts for the manifest, with what the corpus was built from and how."""
         built = {"sources": [source.name for source in sources], "settings": asdict(settings), "similar": similar}
         return {**asdict(self), **built}
 
@@ -53,7 +52,7 @@ class CorpusFacts:
 def write_card(
     directory: Path, manifest: Mapping[str, Any], facts: CorpusFacts, *, diversity: bool, embed: Embed | None
 ) -> str:
-    """The card of the built shards; with `diversity`, its picture and all its numbers are put beside it.
+    """Return the card of the built shards; with `diversity`, its picture and all its numbers are put beside it.
 
     Raises:
         ImportError: the diversity report needs packages that are not installed.

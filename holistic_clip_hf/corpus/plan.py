@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a corpus will hold, decided before any image is read: which captions, which split, and which shard."""
+"""Plan of a corpus, made before any image is read: which captions, which split, and which shard."""
 
 import hashlib
 import json
@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from .build import Skipped
-from .images import ImageLimits
-from .scratch import scratch_database
-from .source import Item, Source
+from ..images.decoding import ImageLimits
+from ..images.sources import SPLITS, Item, Skipped, Source
+from ..storage import scratch_database
 
-SPLITS = ("train", "validation", "test")
 _RULES = 1  # to be raised when the same sources and settings are to give other rows
 _TABLE = """CREATE TABLE entries (
     image_id TEXT UNIQUE, source INTEGER, place TEXT, captions TEXT, split TEXT, shard INTEGER
@@ -24,15 +22,15 @@ _TABLE = """CREATE TABLE entries (
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What decides, beside the sources, what is in a corpus.
+    """Settings that decide, beside the sources, what is in a corpus.
 
     Args:
         perspectives: the ones to keep, in this order. Empty: all, as the sources give them.
         validation, test: shares of the images, drawn by a hash of their ids: an image stays where it is, whatever is
             added, and whatever the other share is.
-        max_caption_bytes: in UTF-8. A caption above is left out; 10,000 are some 2,000 words.
-        limits: of images.
-        rows_per_shard, bytes_per_shard: what a shard has at most; its bytes as far as sources know them.
+        max_caption_bytes: Bytes in UTF-8 above which a caption is left out; 10,000 are some 2,000 words.
+        limits: Limits of images.
+        rows_per_shard, bytes_per_shard: Most that a shard has; its bytes as far as sources know them.
 
     Raises:
         ValueError: shares that are not between 0 and 1 or leave nothing to train on, or sizes below 1.
@@ -56,7 +54,7 @@ class BuildSettings:
 
 
 def split_of(image_id: str, *, validation: float, test: float) -> str:
-    """`train`, `validation` or `test`: the first 8 bytes of the id's SHA-256, as a number from 0 to 1, decide.
+    """Choose `train`, `validation` or `test` by the first 8 bytes of the id's SHA-256, as a number from 0 to 1.
 
     Below `test` it is test, at `1 - validation` or above validation, between them train.
     """
@@ -76,7 +74,7 @@ class Entry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is to be built: `shards` in their order, and `fingerprint`, which stands for all that decides the rows."""
+    """Plan of a build: `shards` in their order, and `fingerprint`, which stands for all that decides the rows."""
 
     database: sqlite3.Connection
     shards: list[str]
@@ -84,19 +82,19 @@ class Plan(NamedTuple):
     fingerprint: str
 
     def entries(self, shard: int) -> Iterator[Entry]:
-        """Of a shard, by its place in `shards`."""
+        """Yield the entries of a shard, by its position in `shards`."""
         found = self.database.execute("SELECT * FROM entries WHERE shard = ? ORDER BY rowid", (shard,))
         for image_id, source, place, captions, split, _ in found:
             yield Entry(image_id, source, place, json.loads(captions), split)
 
     def skipped(self) -> Iterator[Skipped]:
-        """What will be no row, or no caption, whatever the images are."""
+        """Yield what will not become a row or a caption, whatever the images are."""
         yield from map(Skipped._make, self.database.execute("SELECT item, reason FROM skipped ORDER BY rowid"))
 
 
 @contextmanager
 def make_plan(sources: Sequence[Source], settings: BuildSettings, options: str = "") -> Iterator[Plan]:
-    """The plan for the images of `sources`, without reading them; `options` is what else decides the rows.
+    """Provide the plan for the images of `sources`, without reading them; `options` is what else decides the rows.
 
     Raises:
         ValueError: no image with a caption, or a perspective asked for that no caption has.
@@ -188,7 +186,7 @@ class _Planner:
         return shard
 
     def _choose(self, item: Item) -> list[Mapping[str, str]]:
-        """The captions to keep, in the order asked for."""
+        """Return the captions to keep, in the order asked for."""
         kept: dict[tuple[str, str], Mapping[str, str]] = {}
         for caption in item.captions:
             perspective, text = caption["perspective"], caption["text"]

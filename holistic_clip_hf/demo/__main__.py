@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from .page import serve
     except ImportError as error:
         raise ImportError("gradio is not installed. Run: pip install 'holistic-clip-hf[demo]'") from error
-    from .opening import open_showcase
+    from .showcase import open_showcase
 
     serve(open_showcase(options.checkpoint, options.images, index=options.index), host=options.host, port=options.port)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the page shows, as HTML. Everything that comes from files, captions or people is escaped here, once.
+"""HTML of the page. Everything that comes from files, captions or people is escaped here, once.
 
 Images stand in the page itself, so that nothing has to be served from a path.
 """
@@ -11,9 +11,9 @@ from html import escape
 
 from PIL import Image
 
+from ..drawing import on_white
 from ..search import Hit
 from ..visualization import map_over_image
-from ..visualization.lettering import on_white
 from ..visualization.maps import stretched
 from ..visualization.result_grid import LABEL_COLOURS
 from .showcase import Inspection, LabelledMap, Matching
@@ -23,7 +23,7 @@ NEAR_ZERO = 0.005  # below, a share rounds to nothing
 
 
 def picture(image: Image.Image, side: int) -> str:
-    """An image as the value of `src`."""
+    """Return an image as the value of `src`."""
     drawn = on_white(image)
     drawn.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
@@ -32,23 +32,23 @@ def picture(image: Image.Image, side: int) -> str:
 
 
 def message(text: str) -> str:
-    """One sentence in place of results."""
+    """Return one sentence in place of results."""
     return f'<p class="hc-message">{escape(text)}</p>'
 
 
 def legend(branches: Sequence[str]) -> str:
-    """The colour of each branch."""
+    """Return the colour of each branch."""
     spots = [f'<span style="--hue:{colour_of(name, branches)}">{_plain(name)}</span>' for name in branches]
     return f'<div class="hc-legend">{"".join(spots)}</div>'
 
 
 def colour_of(branch: str, branches: Sequence[str]) -> str:
-    """Of a known branch; grey of what is none, such as the fused vector."""
+    """Return the colour of a known branch, or grey for anything else, such as the fused vector."""
     return LABEL_COLOURS[branches.index(branch) % len(LABEL_COLOURS)] if branch in branches else "#85888f"
 
 
 def results(hits: Sequence[Hit], thumbnails: Mapping[str, str], branches: Sequence[str]) -> str:
-    """A grid of images that were found, best first, each a button with what its branches added to its score."""
+    """Return a grid of images that were found, best first, each a button with what its branches added to its score."""
     cards = []
     for place, hit in enumerate(hits, start=1):
         name = escape(hit.image_id, quote=True)
@@ -63,7 +63,7 @@ def results(hits: Sequence[Hit], thumbnails: Mapping[str, str], branches: Sequen
 
 
 def shares(hit: Hit) -> dict[str, float]:
-    """What each branch added to a score, over all terms; the shares add up to it."""
+    """Show what each branch added to a score, over all terms. The shares add up to it."""
     added: dict[str, float] = {}
     for part in hit.parts:
         for branch, score in part.by_branch.items():
@@ -72,7 +72,7 @@ def shares(hit: Hit) -> dict[str, float]:
 
 
 def detail(hit: Hit | None, title: str, image: Image.Image, found: Inspection, text: str) -> str:
-    """One image from all sides, in a panel above the page."""
+    """Return one image from all sides, in a panel above the page."""
     branches = found.matching.branches if found.matching else [each.name for each in found.attention]
     blocks = [_reasons(shares(hit), branches)] if hit is not None else []
     blocks += [
@@ -91,7 +91,7 @@ def detail(hit: Hit | None, title: str, image: Image.Image, found: Inspection, t
 
 
 def nearest(found: Mapping[str, Sequence[tuple[str, float]]], branches: Sequence[str]) -> str:
-    """For each branch, the captions that agree with it most."""
+    """Show for each branch the captions that agree with it most."""
     columns = []
     for branch, captions in found.items():
         lines = "".join(f"<li><span>{escape(text)}</span><b>{score:.2f}</b></li>" for text, score in captions)
@@ -123,12 +123,12 @@ def _tiles(title: str, explained: str, image: Image.Image, maps: Sequence[Labell
 
 
 def _score(hit: Hit) -> str:
-    """Nothing where nothing was asked."""
+    """Show a score, or nothing if nothing was asked."""
     return f'<span class="hc-score">{hit.score:.2f}</span>' if hit.parts else ""
 
 
 def _strip(added: Mapping[str, float], branches: Sequence[str]) -> str:
-    """One line of colours, as wide as each branch counts; what counts against is hatched."""
+    """Return one line of colours, as wide as each branch counts; what counts against is hatched."""
     total = sum(abs(score) for score in added.values())
     if total < NEAR_ZERO:
         return ""

@@ -13,10 +13,9 @@ from starlette.middleware import Middleware
 
 from ..search import FUSED, Hit
 from . import markup
-from .guard import RequestGuard
+from .guard import MOST_BYTES, RequestGuard, upload_field
 from .showcase import Showcase
 from .style import CLOSE_PANEL, CSS, OPEN_CARD
-from .uploads import MOST_BYTES, upload_field
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class Page:
         return self.search(text, *weights)
 
     def inspect(self, image_id: str, text: str, *weights: float) -> str:
-        """One image from all sides; the text is what it was found by, if any."""
+        """Return one image from all sides; the text is what it was found by, if any."""
         index = self.showcase.index
         try:
             image = index.image(image_id)
@@ -78,7 +77,7 @@ class Page:
         return self._results(hits)
 
     def _hit(self, image_id: str, text: str, weights: Sequence[float]) -> Hit | None:
-        """The image as an answer to the text, with the reasons for its score."""
+        """Return the image as an answer to the text, with the reasons for its score."""
         if not (text or "").strip():
             return None
         try:
@@ -112,7 +111,7 @@ class Page:
 
 
 def build(showcase: Showcase) -> gradio.Blocks:
-    """The page, not yet served."""
+    """Return the page, not yet served."""
     page = Page(showcase)
     blocks = gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS))
     with blocks:
@@ -177,7 +176,7 @@ def serve(
 def _wire_queries(
     page: Page, text: Any, button: Any, image: Any, weights: list[Any], results: Any, told: list[Any]
 ) -> None:
-    """A text, an image, or a slider: `told` is filled with what there is to say about the image."""
+    """Connect text, image and sliders to the search. `told` is filled with what there is to say about the image."""
     mode, private = gradio.State("text"), {"api_visibility": "private"}
     live = {"show_progress": "minimal", "trigger_mode": "always_last"}
 
@@ -199,7 +198,7 @@ def _wire_queries(
 
 
 def _wire_panel(page: Page, text: Any, weights: list[Any], results: Any) -> None:
-    """A click on an image opens a panel above the page."""
+    """Make a click on an image open a panel above the page."""
     panel = gradio.HTML(js_on_load=CLOSE_PANEL, elem_id="hc-panel")
 
     def opened(event: gradio.EventData, *given: Any) -> str:
@@ -226,7 +225,7 @@ def _head(showcase: Showcase) -> str:
 
 
 def _hint(names: Sequence[str]) -> str:
-    """How one perspective is asked alone; nothing where the index has none."""
+    """Say how one perspective is asked alone, or nothing if the index has none."""
     if len(names) == 1:
         return ""
     name = markup.escape(names[-1].replace("_", " "))

@@ -1,14 +1,17 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the page can be asked: images for a text or an example, reasons, maps, captions. It knows nothing of a page.
+"""Showcase: images for a text or an example, reasons, maps and captions, as the page asks for them. It knows no page.
 
 Axes: H branches, M captions of an image, T texts, P patches, D projection width.
 """
 
 import copy
 import glob
+import logging
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.encoding import encode_texts, evaluation_mode
+from ..corpus.build import MANIFEST, load_corpus
+from ..evaluation.encoding import encode_texts, evaluation_mode, load_checkpoint
+from ..images.sources import Images
 from ..modeling_holistic_clip import HolisticCLIPModel
-from ..search import FUSED, Filter, Hit, SearchIndex, Term
-from ..search.embedding import embed_images
+from ..search import FUSED, DatasetImages, Filter, FolderImages, Hit, SearchIndex, Term, index_images
+from ..search.encoding import embed_images
 from ..visualization import (
     branch_attention,
     branch_relevance,
@@ -31,12 +36,15 @@ from ..visualization import (
 )
 from ..visualization.maps import strength
 
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "file name"  # the perspective of captions that are made of it
+INDEX_ENDING = ".index"
 SHOWN = 24  # images for a query
 MOST_CAPTIONS = 5_000  # to compare an uploaded image with
 MOST_WORDS = 8  # of a text, that get a map each
 MOST_LETTERS = 300  # of a text that maps are drawn for
 NEAREST = 5  # captions for each branch
-
 Captions = Mapping[str, Sequence[tuple[str, str]]]  # image id → (perspective, text)
 
 
@@ -73,10 +81,10 @@ class Showcase:
     """An index and its checkpoint, as the page asks them; any number of threads may.
 
     Args:
-        index: of the images to show.
+        index: Index of the images to show.
         model, processor: the checkpoint that made it.
-        captions: of the images, as far as they have any; an uploaded image is compared with all of them.
-        name: of the checkpoint, for people.
+        captions: Captions of the images, as far as they have any. An uploaded image is compared with all of them.
+        name: Name of the checkpoint, for people.
     """
 
     def __init__(
@@ -113,12 +121,12 @@ class Showcase:
         k: int = SHOWN,
         only: str | None = None,
     ) -> list[Hit]:
-        """The best images for a text or an example.
+        """Return the best images for a text or an example.
 
         Args:
             query: a text, in the language of `parse_query`, or an image.
-            weights: by perspective, `FUSED` among them; below zero, it counts against. They hold for what the text
-                says without a perspective of its own. Default: `FUSED` alone.
+            weights: Weights by perspective, `FUSED` among them. Below zero, one counts against. They hold for what the
+                text says without a perspective of its own. Default: `FUSED` alone.
             only: an image id, to see what this one scores.
 
         Raises:
@@ -144,7 +152,7 @@ class Showcase:
         return [Hit(ids[place], 0.0, [], {}) for place in places]
 
     def nearest_captions(self, image: Image.Image) -> dict[str, list[tuple[str, float]]]:
-        """For each branch, the captions that agree with it most, best first; nothing where there are no captions."""
+        """Find for each branch the captions that agree with it most, best first; none without captions."""
         if self._text_embeds is None:
             return {}
         with self._lock:
@@ -157,7 +165,7 @@ class Showcase:
         return found
 
     def inspect(self, image: Image.Image, text: str = "", *, image_id: str | None = None) -> Inspection:
-        """Where branches look in an image, what speaks for a text, and its own captions against the branches.
+        """Find where branches look in an image, what speaks for a text, and how its own captions match the branches.
 
         Raises:
             ValueError: as the processor, of the image.
@@ -213,8 +221,51 @@ class Showcase:
 
 
 def _chosen(captions: Captions) -> list[str]:
-    """All different texts or, of too many, some from everywhere."""
+    """Return all different texts or, of too many, some from everywhere."""
     texts = list(dict.fromkeys(text for pairs in captions.values() for _, text in pairs))
     if len(texts) <= MOST_CAPTIONS:
         return texts
     return [texts[place] for place in np.linspace(0, len(texts) - 1, MOST_CAPTIONS).round().astype(int)]
+
+
+def open_showcase(checkpoint: str, images: str | Path, *, index: str | Path | None = None) -> Showcase:
+    """Load, index what is not indexed yet, and open.
+
+    Args:
+        checkpoint: a directory, or a name on the Hub.
+        images: a folder of images, or a built corpus, whose captions are taken too. Where there are no captions, the
+            names of the files are.
+        index: its directory. Default: beside the images, with `.index` behind their name.
+
+    Raises:
+        ValueError: no such folder; no images in it; an index of another checkpoint.
+    """
+    model, processor = load_checkpoint(checkpoint)
+    images = Path(images)
+    source, captions = _open_images(images)
+    directory = images.resolve().with_name(images.resolve().name + INDEX_ENDING) if index is None else Path(index)
+    report = index_images(directory, source, model, processor, progress=True)
+    logger.info("%s", report)
+    opened = SearchIndex(directory, model, processor, images=source)
+    if captions is None:
+        captions = captions_of_names(opened)
+    showcase = Showcase(opened, model, processor, captions=captions, name=Path(checkpoint).name)
+    showcase.warm_up()
+    return showcase
+
+
+def captions_of_names(index: SearchIndex) -> Captions:
+    """Return the words of each file's name, of those that have some: `animals/red-fox_2.jpg` gives `red fox`."""
+    words = {image_id: " ".join(re.findall(r"[^\W\d_]{2,}", Path(image_id).stem)) for image_id in index.image_ids}
+    return {image_id: [(FILE_NAME, text)] for image_id, text in words.items() if text}
+
+
+def _open_images(images: Path) -> tuple[Images, Captions | None]:
+    if not (images / MANIFEST).is_file():
+        return FolderImages(images), None
+    corpus: Any = load_corpus(images)
+    rows = corpus.select_columns(["image_id", "captions"])
+    captions = {
+        row["image_id"]: [(caption["perspective"], caption["text"]) for caption in row["captions"]] for row in rows
+    }
+    return DatasetImages(corpus, name=images.resolve().name), captions

@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""How the page looks, on gradio's own colours so that light and dark follow the visitor, and what a click does."""
+"""Style of the page, on gradio's own colours so that light and dark follow the visitor, and what a click does."""
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }

@@ -15,7 +15,7 @@ from .encoding import Processor, evaluation_mode
 
 
 def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, revision: str = "local") -> Any:
-    """An encoder for `mteb.evaluate`, of this model as it is: with its fusion, on its device.
+    """Return an encoder for `mteb.evaluate`, of this model as it is: with its fusion, on its device.
 
     Args:
         name: `owner/name`, as mteb files results; revision: likewise.
@@ -59,7 +59,7 @@ def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, r
         )
 
         def encode(self, inputs: Any, **kwargs: Any) -> Tensor:
-            """(rows, width) of a data loader's batches, which hold lists under `text`, `image` or both."""
+            """Encode a data loader's batches, which hold lists under `text`, `image` or both: (rows, width)."""
             with evaluation_mode(model):
                 found = [_embed(model, processor, batch) for batch in inputs]
             return torch.cat(found)
@@ -68,7 +68,7 @@ def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, r
 
 
 def sentence_transformer(checkpoint: str, **options: Any) -> Any:
-    """A `SentenceTransformer` of a checkpoint, texts and images alike, that compares as the model does.
+    """Return a `SentenceTransformer` of a checkpoint, texts and images alike, that compares as the model does.
 
     `options` are its own (`device`, `revision`, `trust_remote_code` ...).
 

@@ -1,24 +1,29 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""What each branch is good for: how alike branches are, which one wins, and what is lost without one.
+"""Branch report: how alike branches are, which one wins, what is lost without one, and a picture of it from records.
 
-The recall of every branch on every perspective is in the records of retrieval already.
+The recall of every branch on every perspective is in the records of retrieval already. The picture shows matrices of
+perspectives and branches, on a transparent page and in colours for light and dark ones. What was not measured is not
+drawn.
 
 Axes: N images, T texts, H branches, D projection width.
 """
 
 import copy
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from ..fusion_holistic_clip import BranchFusion
+from ..modeling_holistic_clip import BranchFusion
 from .encoding import DualEncoder, fuse_by
-from .metrics import bootstrap_interval, recall_at
-from .protocols import Question, per_perspective
-from .ranking import TIE_TOLERANCE, rank_both_directions
+from .ranking import TEXT_TO_IMAGE, TIE_TOLERANCE, bootstrap_interval, rank_both_directions, recall_at
 from .records import FUSED, PER_PERSPECTIVE, Provenance, Record
-from .retrieval import EmbeddedCorpus
+from .retrieval import TASK as RETRIEVAL
+from .retrieval import EmbeddedCorpus, Question, per_perspective
 
 TASK = "branches"
 PAIRS_AT_ONCE = 4_096  # H vectors of each: 50 MB at H = 6 and D = 512
@@ -49,7 +54,7 @@ def report_branches(
 
 
 def without_branch(fusion: BranchFusion, branch: int) -> BranchFusion:
-    """A copy that fuses the other H - 1 branches."""
+    """Return a copy that fuses the other H - 1 branches."""
     reduced = copy.deepcopy(fusion)
     kept = [index for index in range(len(fusion.config.perspectives)) if index != branch]
     reduced.config.perspectives = [fusion.config.perspectives[index] for index in kept]
@@ -98,7 +103,7 @@ def _win_records(
 
 
 def _shares_of(corpus: EmbeddedCorpus, question: Question, pairs: Tensor) -> Tensor:
-    """(H,): of pairs (R, 2), how many each branch wins."""
+    """Count for pairs (R, 2) how many each branch wins, as shares (H,)."""
     texts = corpus.embeds_of([question.texts[index] for index in pairs[:, 1].tolist()])
     branches = corpus.branch_embeds[question.images[pairs[:, 0]]]
     similarity = torch.einsum("rhd,rd->rh", branches, texts).double()
@@ -142,3 +147,156 @@ def _removal_records(
         for direction, result in both.items()
         for k, recall in recall_at(result.ranks, ks).items()
     ]
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+INK, BEST = "#7f858d", "#d9822b"
+LOW, HIGH, LOST = "#dfe7f2", "#1f4e8c", "#a8442f"  # from nothing to much; of recall that is won without a branch
+DARK_TEXT, LIGHT_TEXT, LIGHT_TEXT_FROM = "#20242a", "#ffffff", 0.55
+CELL, LABELS, HEAD = 0.78, 1.25, 1.15  # inches: of a cell's width, of the rows' names, of title and columns' names
+ROW, DPI = 0.42, 150
+Cells = Mapping[tuple[str, str], float]
+
+
+class Panel(NamedTuple):
+    """One matrix: what its cells say, by row and column.
+
+    `signed` where less than zero means something; `most` is the value of the darkest shade, or what is the most here.
+    """
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    cells: Cells
+    form: str
+    signed: bool = False
+    frames_best: bool = False
+    most: float | None = None
+
+
+def branch_picture(records: Sequence[Record], *, names: Sequence[str] | None = None, k: int = 5) -> Image.Image:
+    """Recall@k of each branch on each perspective, similarity between branches, wins, and recall lost without one.
+
+    Recalls are of texts that look for their image, in percent. Of records of other kinds none is used.
+
+    Args:
+        records: Records of one model on one split of a data set, as `evaluate_retrieval` and `report_branches` give
+            them.
+        names: the order of branches and of the perspectives called alike; default: the alphabet's.
+
+    Raises:
+        ValueError: records of several models or data sets, or nothing in them to draw.
+        ImportError: matplotlib is not installed.
+
+    >>> branch_picture(load_records("results.json"), names=model.config.perspectives).save("branches.png")
+    """
+    used = [record for record in records if record.task in (TASK, RETRIEVAL)]
+    sources = sorted({f"{record.model} on {record.dataset}, {record.split}" for record in used})
+    if len(sources) > 1:
+        raise ValueError(f"The records are of {'; '.join(sources)}. Pass those of one model on one split.")
+    panels = [panel for panel in branch_panels(used, names=names, k=k) if panel.cells]
+    if not panels:
+        raise ValueError(
+            f"None of {len(records)} records is of a branch's {TEXT_TO_IMAGE} recall@{k}, or of its similarity, wins "
+            "or loss. Measure `retrieval` and `branches` of a model with several branches."
+        )
+    widths = [LABELS + CELL * len(panel.columns) for panel in panels]
+    height = HEAD + ROW * max(len(panel.rows) for panel in panels)
+    figure = _new_figure(sum(widths), height)
+    for axes, panel in zip(
+        figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0], panels, strict=True
+    ):
+        _draw(axes, panel)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", transparent=True)
+    return Image.open(file)
+
+
+def branch_panels(records: Sequence[Record], *, names: Sequence[str] | None = None, k: int = 5) -> list[Panel]:
+    """Return the numbers of the four matrices, in percent but for similarities; one without records has no cells."""
+    recall: dict[tuple[str, str], float] = {}
+    without, wins, similarity = dict(recall), dict(recall), dict(recall)
+    for record in records:
+        said = {name: str(value) for name, value in record.details.items()}
+        if record.label == f"recall@{k}" and said["protocol"] == PER_PERSPECTIVE:
+            if said["direction"] == TEXT_TO_IMAGE:
+                target = without if "without" in said else recall
+                target[said["perspective"], said.get("without", said["branch"])] = 100 * record.value
+        elif record.task == TASK and record.metric == "wins":
+            wins[said["perspective"], said["branch"]] = 100 * record.value
+        elif record.task == TASK and record.metric == "similarity":
+            similarity[said["branch"], said["other"]] = similarity[said["other"], said["branch"]] = record.value
+    lost = {
+        (perspective, branch): recall[perspective, FUSED] - value
+        for (perspective, branch), value in without.items()
+        if (perspective, FUSED) in recall
+    }
+    found = {branch for _, branch in (*recall, *wins, *lost)} | {branch for branch, _ in similarity}
+    branches = _ordered(found - {FUSED}, names)
+    perspectives = _ordered({perspective for perspective, _ in (*recall, *wins, *lost)}, names)
+    if not branches:
+        recall = {}
+    return [
+        Panel(f"recall@{k}, %", perspectives, [FUSED, *branches], recall, "{:.0f}", frames_best=True),
+        Panel(f"lost without, points of recall@{k}", perspectives, branches, lost, "{:+.1f}", signed=True),
+        Panel("wins true pairs, %", perspectives, branches, wins, "{:.0f}", most=100.0),
+        Panel("similarity", branches, branches, similarity, "{:.2f}", most=1.0),
+    ]
+
+
+def _ordered(found: set[str], names: Sequence[str] | None) -> list[str]:
+    first = [name for name in names or () if name in found]
+    return [*first, *sorted(found - set(first))]
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    values = np.array([[panel.cells.get((row, column), np.nan) for column in panel.columns] for row in panel.rows])
+    high = panel.most or max(float(np.nanmax(np.abs(values))), 1e-9)
+    low = -high if panel.signed else 0.0
+    shades = LinearSegmentedColormap.from_list("cells", [LOST, LOW, HIGH] if panel.signed else [LOW, HIGH])
+    axes.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = LIGHT_TEXT if abs(value) / high > LIGHT_TEXT_FROM else DARK_TEXT
+            text = panel.form.format(value)
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+    if panel.frames_best:
+        _frame_best(axes, values)
+    axes.set_title(panel.title, color=INK, fontsize=11, pad=10)
+    axes.set_xticks(range(len(panel.columns)), [_shown(name) for name in panel.columns], rotation=30, ha="left")
+    axes.set_yticks(range(len(panel.rows)), [_shown(name) for name in panel.rows])
+    axes.xaxis.tick_top()
+    axes.set_facecolor("none")
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _frame_best(axes: Any, values: np.ndarray) -> None:
+    from matplotlib.patches import Rectangle
+
+    for row, cells in enumerate(values):
+        if np.isfinite(cells).any():
+            column = int(np.nanargmax(cells))
+            place = (column - 0.47, row - 0.46)
+            axes.add_patch(Rectangle(place, 0.94, 0.92, fill=False, edgecolor=BEST, linewidth=2))
+
+
+def _shown(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    """Bound to no window and no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("matplotlib is not installed. Run: pip install 'holistic-clip-hf[demo]'") from error
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="none")

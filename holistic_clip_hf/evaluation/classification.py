@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from ..processing_holistic_clip import clean_caption
 from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name
-from .metrics import bootstrap_interval, mean_per_class, recall_at
-from .ranking import retrieval_ranks
+from .ranking import bootstrap_interval, mean_per_class, recall_at, retrieval_ranks
 from .records import Detail, Provenance, Record
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,8 @@ class Templates:
 
 
 def load_templates(name: str) -> Templates:
-    """Of this package's own: `openai-80`, `openai-7`, `photo` ("a photo of a ..."), or `plain`, the name alone.
+    """Load templates of this package: `openai-80`, `openai-7`, `photo` ("a photo of a ..."), or `plain`, the name
+    alone.
 
     Raises `ValueError` for another name.
     """
@@ -74,7 +74,7 @@ def encode_classes(
     batch_size: int = 64,
     progress: bool = False,
 ) -> Tensor:
-    """(C, D) of unit length, one for each name. Raises `ValueError` for a class without a name."""
+    """Encode each name: (C, D) of unit length. Raises `ValueError` for a class without a name."""
     names = checked_names(class_names)
     texts = [text for name in names for text in templates.of(name)]
     embeds = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
@@ -120,7 +120,7 @@ def measure_classification(
     templates: str,
     ks: Sequence[int] = ACCURACY_KS,
 ) -> list[Record]:
-    """The same of images (N, H, D) and classes (C, D) that are encoded already; `labels` (N,)."""
+    """Return the same of images (N, H, D) and classes (C, D) that are encoded already; `labels` (N,)."""
     pairs = torch.stack([torch.arange(len(labels)), labels], dim=1)
     records = []
     for told, vectors in vectors_by_name(model, branch_embeds, class_embeds):
@@ -169,7 +169,7 @@ def accuracy_records(
 
 
 def checked_labels(dataset: Dataset, class_names: Sequence[str]) -> Tensor:
-    """(N,) of the column `label`. Raises `ValueError` for no rows and for a label that has no class."""
+    """Read the column `label`: (N,). Raises `ValueError` for no rows and for a label without a class."""
     if "label" not in dataset.column_names:
         raise ValueError(f"The dataset has the columns {', '.join(dataset.column_names)}; expected image and label.")
     found = list(dataset["label"])
@@ -189,7 +189,7 @@ def _is_place(label: object, num_classes: int) -> bool:
 
 
 def checked_names(class_names: Sequence[str]) -> list[str]:
-    """The names, cleaned as texts are. Raises `ValueError` for a class without one."""
+    """Return the names, cleaned as texts are. Raises `ValueError` for a class without one."""
     names = [clean_caption(name) if isinstance(name, str) else "" for name in class_names]
     if not names:
         raise ValueError("There are no class names. Pass one for each class.")

@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Images and texts to vectors, once, on the CPU; and what fusion makes of them.
+"""Encoding of images and texts, once, on the CPU, and the vectors that fusion makes of them.
 
 Axes: N images, T texts, H branches, D projection width.
 """
@@ -7,6 +7,7 @@ Axes: N images, T texts, H branches, D projection width.
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,10 +15,13 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from ..fusion_holistic_clip import BranchFusion
-from ..reading import undecoded
-from ..unreadable import UnreadableImageError, decode_image
+from ..configuration_holistic_clip import HolisticCLIPConfig
+from ..images.decoding import UnreadableImageError, decode_image
+from ..images.tables import undecoded
+from ..modeling_holistic_clip import BranchFusion, HolisticCLIPModel
+from ..processing_holistic_clip import HolisticCLIPProcessor
 from .ranking import Score, dot
 from .records import FUSED, Detail
 
@@ -25,7 +29,7 @@ Processor = Callable[..., Mapping[str, Tensor]]
 
 
 class DualEncoder(Protocol):
-    """What is asked of a model: `HolisticCLIPModel`, from the package or from the Hub."""
+    """Interface of a model: `HolisticCLIPModel`, from the package or from the Hub."""
 
     config: Any
     training: bool
@@ -44,9 +48,31 @@ class DualEncoder(Protocol):
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Any: ...
 
 
+def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPProcessor]:
+    """Load a checkpoint with its processor, as anybody would, onto the device that training would use.
+
+    Raises:
+        ValueError: neither the folder of one of our checkpoints nor its name on the Hub.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    expected = "expected the folder of a checkpoint of this package, or its name on the Hub"
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if not isinstance(config, HolisticCLIPConfig):
+            raise ValueError(
+                f"`model` is {name}, a checkpoint of {config.model_type!r}; {expected}. Take other people's weights "
+                "over with `holistic_clip_hf.initialization`."
+            )
+        model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False).to(device)
+        return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"`model` is {name}; {expected}. transformers says: {reason}.") from error
+
+
 @contextmanager
 def evaluation_mode(model: DualEncoder) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards each module trains or not as before."""
+    """Switch off dropout and gradients inside. Afterwards each module trains or not as before."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -124,7 +150,7 @@ def _require_finite(embeds: Tensor, what: str) -> None:
 
 
 class FusedVectors(NamedTuple):
-    """What `score` compares: one vector per image and text where fusion is linear, else (N, H, D) and (T, D).
+    """Vectors that `score` compares: one per image and text if fusion is linear, else (N, H, D) and (T, D).
 
     Sets of captions are (S, M, D) then.
     """
@@ -140,7 +166,7 @@ def fuse(model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor) -> Fuse
 
 
 def fuse_by(fusion: BranchFusion, logit_scale: Tensor, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
-    """The same for a fusion that is no model's; it is moved to the CPU."""
+    """Return the same for a fusion that is no model's; it is moved to the CPU."""
     fusion = fusion.float().cpu()
     with torch.inference_mode():
         if fusion.is_linear:

@@ -16,11 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..fusion_holistic_clip import BranchRouter
-from ..modeling_holistic_clip import HolisticCLIPModel
-from .logistic_regression import fit_logistic_regression, minimise
-from .protocols import per_perspective
-from .retrieval import EmbeddedCorpus
+from ..modeling_holistic_clip import BranchRouter, HolisticCLIPModel
+from .probes import fit_logistic_regression, minimise
+from .retrieval import EmbeddedCorpus, per_perspective
 
 FITTED = ("weighted", "routed", "softmax")
 MOST_TEXTS = 512  # of a perspective, and
@@ -65,7 +63,9 @@ def fit_branch_weights(similarities: Sequence[Tensor], correct: Sequence[Tensor]
 
 
 def fit_fusion_scale(similarities: Sequence[Tensor], correct: Sequence[Tensor]) -> float:
-    """The scale of the softmax over branches for which texts find their images; shapes as in `fit_branch_weights`."""
+    """Return the scale of the softmax over branches for which texts find their images; shapes as in
+    `fit_branch_weights`.
+    """
 
     def loss(given: Tensor) -> Tensor:
         scale, temperature = given.exp()
@@ -133,7 +133,7 @@ def _questions(corpus: EmbeddedCorpus, seed: int) -> tuple[list[Tensor], list[Te
 
 
 def _cross_entropy(logits: Sequence[Tensor], correct: Sequence[Tensor]) -> Tensor:
-    """Of texts looking for images, several of which may be right; perspectives count alike."""
+    """Average the cross entropy of texts looking for images, several of them right. Perspectives count alike."""
     losses = [
         (each.logsumexp(dim=1) - each.masked_fill(~right, -torch.inf).logsumexp(dim=1)).mean()
         for each, right in zip(logits, correct, strict=True)

@@ -16,15 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_atomically
+from ..storage import write_atomically
 
 Detail = str | int | float | bool
-
 # Values of details that those who write records and those who read them must spell alike.
 PER_PERSPECTIVE = "per_perspective"  # of `protocol`
 FUSED = "fused"  # of `branch`
 BY_NAME = "by name"  # of `branch`: the one that is called as the perspective of each text
-
 PACKAGES = ("holistic-clip-hf", "torch", "transformers", "datasets")
 GIT_TIMEOUT_SECONDS = 10  # a checkout on a stalled network drive must not hold up an evaluation
 # A study that adds to results which are tracked does not change the code that it measures.
@@ -33,17 +31,17 @@ ALL_BUT_RESULTS = (":(top)", *(f":(top,exclude,glob)**/{name}" for name in ("res
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What all numbers of one run share.
+    """Origin that all numbers of one run share.
 
     Args:
         model: name of the checkpoint, the one its card uses.
-        dataset, split: what was measured on.
-        seed: of everything random in the measurement.
-        command: as typed, without the interpreter's own path.
-        commit: of the checkout that holds this package; `None` outside one.
-        uncommitted_changes: whether tracked files, other than results, differed from `commit`; `None` outside a
+        dataset, split: Data that was measured on.
+        seed: Seed of everything random in the measurement.
+        command: Command as typed, without the interpreter's own path.
+        commit: Commit of the checkout that holds this package; `None` outside one.
+        uncommitted_changes: True if tracked files, other than results, differed from `commit`; `None` outside a
             checkout.
-        versions: of the interpreter and the packages that decide the numbers.
+        versions: Versions of the interpreter and the packages that decide the numbers.
         timestamp: UTC, ISO 8601, to the second.
     """
 
@@ -66,9 +64,10 @@ class Record(Provenance):
         metric: `"recall"`, `"median_rank"` ...
         value: a finite number; shares are fractions of one, not percent.
         task: `"retrieval"` ...
-        details: what tells this measurement from others of the same metric: perspective, direction, branch, k ...
+        details: Facts that tell this measurement from others of the same metric, such as perspective, direction,
+            branch, k ...
         counts: sizes the value depends on: queries, candidates ...
-        chance: what a model that knows nothing is expected to get, on the same data.
+        chance: Value that a model without knowledge is expected to get, on the same data.
         confidence_interval: low and high end, 95 %.
 
     Example:
@@ -154,7 +153,7 @@ def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
 
 
 def load_records(path: str | os.PathLike) -> list[Record]:
-    """The records in a file written by `save_records`. Raises `ValueError` where the file holds anything else."""
+    """Return the records in a file written by `save_records`. Raises `ValueError` for anything else."""
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

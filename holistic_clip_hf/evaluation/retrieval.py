@@ -1,33 +1,186 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Retrieval: encode a corpus once, then measure it by every protocol, perspective, direction, branch and fusion.
+"""Retrieval of images by texts and of texts by images, as records.
 
-Axes: N images, T texts, M caption slots, H branches, D projection width.
+A protocol says what is asked: one perspective at a time, the field's standard (all captions), the paper's (one text
+per image), or all captions of an image at once, fused or by name.
+
+Axes: N images, T texts, H branches, D projection width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 
-from .caption_sets import CAPTION_SETS, caption_sets, vectors_of_sets
-from .encoding import DualEncoder, FusedVectors, Processor, encode_images, encode_texts, vectors_by_name
-from .metrics import (
+from ..processing_holistic_clip import clean_caption
+from .encoding import DualEncoder, FusedVectors, Processor, encode_images, encode_texts, fuse, vectors_by_name
+from .ranking import (
     PAPER_KS,
+    TEXT_TO_IMAGE,
+    DirectionRanks,
+    Score,
     bootstrap_interval,
+    caption_pairs,
     chance_average_precision,
     chance_median_rank,
     chance_recall_at,
     distinct_captions,
+    dot,
     median_rank,
+    rank_both_directions,
     recall_at,
     retrieval_recalls,
 )
-from .protocols import ALL_PERSPECTIVES, PROTOCOLS, Captions, captions_by_perspective
-from .ranking import TEXT_TO_IMAGE, DirectionRanks, rank_both_directions
-from .records import PER_PERSPECTIVE, Detail, Provenance, Record
+from .records import BY_NAME, FUSED, PER_PERSPECTIVE, Detail, Provenance, Record
+
+STANDARD = "standard"
+PAPER = "paper"
+ALL_PERSPECTIVES = "all"
+Captions = Mapping[str, Sequence[Sequence[str]]]
+
+
+class Question(NamedTuple):
+    """One set of texts against images.
+
+    Shapes: `texts` (T); `images` (N',), the rows of the corpus that are candidates; `pairs` (R, 2), an index into
+    `images` and one into `texts`. `perspective` names the texts. What the protocol itself leaves out is counted in
+    `num_images_out` and `num_texts_out`.
+    """
+
+    perspective: str
+    texts: Sequence[str]
+    images: Tensor
+    pairs: Tensor
+    num_images_out: int = 0
+    num_texts_out: int = 0
+
+
+def per_perspective(captions: Captions) -> list[Question]:
+    questions = []
+    for perspective, owned in captions.items():
+        texts, pairs = caption_pairs(owned)
+        questions.append(Question(perspective, texts, torch.arange(len(owned)), pairs))
+    return questions
+
+
+def standard(captions: Captions) -> list[Question]:
+    owners = [(image, text) for owned in captions.values() for image, texts in enumerate(owned) for text in texts]
+    pairs = torch.tensor([(image, index) for index, (image, _) in enumerate(owners)])
+    num_images = len(next(iter(captions.values())))
+    return [Question(ALL_PERSPECTIVES, [text for _, text in owners], torch.arange(num_images), pairs)]
+
+
+def paper(captions: Captions) -> list[Question]:
+    questions = []
+    for perspective, owned in captions.items():
+        images = [image for image, texts in enumerate(owned) if texts]
+        both = torch.arange(len(images))[:, None].expand(-1, 2)
+        first, further = [owned[image][0] for image in images], sum(map(len, owned)) - len(images)
+        images_out = len(owned) - len(images)
+        questions.append(Question(perspective, first, torch.tensor(images), both, images_out, further))
+    return questions
+
+
+PROTOCOLS: dict[str, Callable[[Captions], list[Question]]] = {
+    PER_PERSPECTIVE: per_perspective,
+    STANDARD: standard,
+    PAPER: paper,
+}
+
+
+def captions_by_perspective(dataset: Dataset, perspectives: Sequence[str]) -> dict[str, list[list[str]]]:
+    """Collect for each perspective the texts of N images, cleaned as the processor does; an empty list for an image
+    without.
+    """
+    if not perspectives:
+        raise ValueError("`perspectives` is empty. Name at least one perspective of the corpus.")
+    rows = list(dataset["captions"])
+    found: dict[str, list[list[str]]] = {perspective: [[] for _ in rows] for perspective in perspectives}
+    for index, row in enumerate(rows):
+        for caption in row:
+            if caption["perspective"] in found:
+                text = clean_caption(caption["text"])
+                if not text:
+                    raise ValueError(
+                        f"Row {index}: the caption of {caption['perspective']} is empty once cleaned; it was "
+                        f"{caption['text']!r}. Leave a missing caption out of the list."
+                    )
+                found[caption["perspective"]][index].append(text)
+    absent = [perspective for perspective, texts in found.items() if not any(texts)]
+    if absent:
+        present = sorted({caption["perspective"] for row in rows for caption in row})
+        raise ValueError(
+            f"No image here has a caption of {', '.join(absent)}. It has {', '.join(present) or 'no captions'}."
+        )
+    return found
+
+
+CAPTION_SETS = "caption_sets"  # of `protocol`
+CaptionSet = tuple[tuple[str, str], ...]  # perspective and text of each caption; none twice
+
+
+def caption_sets(captions: Captions) -> tuple[list[CaptionSet], Tensor]:
+    """Return the distinct sets (S) of N images, and pairs (R, 2) of image index and set index; `ValueError` without
+    any.
+
+    >>> caption_sets({"short": [["a cat"], ["a cat"], []], "style": [["flat"], ["flat"], []]})
+    ([(('short', 'a cat'), ('style', 'flat'))], tensor([[0, 0],
+            [1, 0]]))
+    """
+    num_images = len(next(iter(captions.values())))
+    each = [
+        tuple(sorted({(perspective, text) for perspective, owned in captions.items() for text in owned[image]}))
+        for image in range(num_images)
+    ]
+    if not any(each):
+        raise ValueError("No image has a caption, so there is nothing to ask for. Name perspectives of the corpus.")
+    return caption_pairs([[one] if one else [] for one in each])
+
+
+def vectors_of_sets(
+    model: DualEncoder,
+    branch_embeds: Tensor,
+    sets: Sequence[CaptionSet],
+    text_embeds: Mapping[str, Tensor],
+    *,
+    with_branches: bool = True,
+) -> Iterator[tuple[dict[str, Detail], FusedVectors]]:
+    """Return what compares images and sets: the fused vectors, then, if there are several branches, by name, one for
+    each perspective.
+
+    Shapes: `branch_embeds` (N, H, D); `text_embeds` (D,) of each text; all of unit length.
+    """
+    texts = {text: row for row, text in enumerate(dict.fromkeys(text for one in sets for _, text in one))}
+    embeds = torch.stack([text_embeds[text] for text in texts])  # (T, D) of the distinct ones
+    rows = [torch.tensor([texts[text] for _, text in one]) for one in sets]
+    fused = fuse(model, branch_embeds, embeds)
+    if fused.score is dot:
+        fused = fused._replace(texts=torch.stack([fused.texts[each].mean(dim=0) for each in rows]))
+    else:
+        # (S, M, D): a text of zeros adds nothing to a score.
+        padded = nn.utils.rnn.pad_sequence([embeds[each] for each in rows], batch_first=True)
+        fused = fused._replace(texts=padded, score=_mean_over_captions(fused.score))
+    yield {"branch": FUSED, "fusion": model.config.fusion}, fused
+    names = list(model.config.perspectives)
+    if with_branches and len(names) > 1 and {perspective for one in sets for perspective, _ in one} <= set(names):
+        by_branch = embeds.new_zeros(len(sets), len(names), embeds.shape[1])
+        for place, (one, each) in enumerate(zip(sets, rows, strict=True)):
+            branches = torch.tensor([names.index(perspective) for perspective, _ in one])
+            by_branch[place].index_add_(0, branches, embeds[each] / len(one))
+        yield {"branch": BY_NAME}, FusedVectors(branch_embeds.flatten(1), by_branch.flatten(1), dot)
+
+
+def _mean_over_captions(score: Score) -> Score:
+    def of_sets(images: Tensor, sets: Tensor) -> Tensor:
+        count = sets.any(dim=2).sum(dim=1)
+        return sum(score(images, texts) for texts in sets.unbind(dim=1)) / count
+
+    return of_sets
+
 
 TASK = "retrieval"
 RETRIEVAL_PROTOCOLS = (*PROTOCOLS, CAPTION_SETS)
@@ -48,7 +201,7 @@ class EmbeddedCorpus:
     text_embeds: Mapping[str, Tensor]
 
     def embeds_of(self, texts: Sequence[str]) -> Tensor:
-        """(T, D)."""
+        """Return the vectors of texts, (T, D)."""
         return torch.stack([self.text_embeds[text] for text in texts])
 
     def require_images(self) -> None:
@@ -120,7 +273,7 @@ def measure_retrieval(
     ks: Sequence[int] = PAPER_KS,
     with_branches: bool = True,
 ) -> list[Record]:
-    """The same of a corpus that is encoded already, with branches or fused alone."""
+    """Return the same of a corpus that is encoded already, with branches or fused alone."""
     if unknown := [protocol for protocol in protocols if protocol not in RETRIEVAL_PROTOCOLS]:
         raise ValueError(f"Got the protocols {unknown}. Valid: {', '.join(RETRIEVAL_PROTOCOLS)}.")
     corpus.require_images()

@@ -35,12 +35,12 @@ IGNORED = 255  # of a mask's pixels: neither right nor wrong, the convention of 
 
 @dataclass(frozen=True)
 class Windows:
-    """How an image is looked at.
+    """Windows through which an image is seen.
 
     Args:
         short_side: pixels that the shorter side is scaled to; at least the model's image size. 336 at a window of 224
             is what the field uses for VOC, Context and COCO (SCLIP, https://arxiv.org/abs/2312.01597).
-        stride: of windows, as a share of their side; the field's one half.
+        stride: Stride of windows, as a share of their side; the field's one half.
     """
 
     short_side: int = 336
@@ -116,7 +116,7 @@ def score_pixels(
     windows: Windows,
     readout: str,
 ) -> Tensor:
-    """(C, height, width): cosine of each pixel of the image with each class, float32 on the CPU."""
+    """Return the cosine of each pixel of the image with each class: (C, height, width), float32 on the CPU."""
     scaled = _scale(image, windows.short_side)
     side = model.vision_model.config.image_size
     grid = side // model.vision_model.config.patch_size
@@ -134,7 +134,7 @@ def score_pixels(
 
 
 def read_patches(model: HolisticCLIPModel, pixel_values: Tensor, readout: str) -> Tensor:
-    """(N, 3, height, width) to (N, P, D) of unit length; with `branch_type="mlp"` the mean over branches."""
+    """Map (N, 3, height, width) to (N, P, D) of unit length; with `branch_type="mlp"` the mean over branches."""
     if readout == "class_path":
         return F.normalize(model.get_patch_features(pixel_values).patch_embeds, dim=-1)
     tower, before = model.vision_model, []
@@ -150,7 +150,7 @@ def read_patches(model: HolisticCLIPModel, pixel_values: Tensor, readout: str) -
 
 
 def confusion(predicted: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """(C, C) counts of pixels, true class by predicted class; ignored pixels are not counted.
+    """Count pixels by true class and predicted class: (C, C). Ignored pixels are not counted.
 
     Raises `ValueError` for an index without a class, which would count as another class's.
     """
@@ -163,7 +163,7 @@ def confusion(predicted: Tensor, mask: Tensor, num_classes: int) -> Tensor:
 
 
 def intersection_over_union(counts: Tensor) -> Tensor:
-    """(C,) of confusion counts (C, C); NaN for a class that is neither there nor predicted."""
+    """Return the IoU (C,) of confusion counts (C, C); NaN for a class that is neither present nor predicted."""
     right = counts.diagonal().double()
     return right / (counts.sum(dim=0) + counts.sum(dim=1) - right)
 

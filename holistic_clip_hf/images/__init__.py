@@ -1,1 +1,1 @@
-"""Images: where they come from, and the one door through which each is opened."""
+"""Images: the sources they come from, and the one door through which each is opened."""

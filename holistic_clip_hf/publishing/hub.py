@@ -1,24 +1,41 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""A checkpoint to the Hub so that it works for everybody: staged, verified, pushed in one commit, pulled, verified."""
+"""Checkpoints and corpora to the Hub and back.
 
+A checkpoint is staged, verified, pushed in one commit, pulled, and verified again, so that it works for everybody. A
+corpus is its parquet shards, the manifest that makes them whole, and the card.
+"""
+
+import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from datasets import Dataset
+from huggingface_hub import DatasetCard, HfApi, hf_hub_download, snapshot_download
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from .card_facts import CardFacts
+from ..corpus.build import MANIFEST, load_corpus, read_manifest
+from .checkpoint import MAX_SHARD_SIZE, VerificationError, facts_of, require_checkpoint, stage, verify
 from .inventory import ALLOWED, require_own_code, require_safe_folder
-from .push import Pushed, push
-from .remote import HUB_ERRORS, Destination, PublishingError, Remote, look, reason_of, require_replaceable
-from .staging import MAX_SHARD_SIZE, facts_of, require_checkpoint, stage
+from .model_card import CardFacts
+from .push import (
+    HUB_ERRORS,
+    MAIN,
+    Destination,
+    PublishingError,
+    Pushed,
+    Remote,
+    look,
+    push,
+    reason_of,
+    require_replaceable,
+)
 from .stranger import measure
-from .verification import VerificationError, verify
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +44,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published, or, without a commit, would be: `files` with their sizes in bytes."""
+    """Files that were published or, without a commit, would be, with their sizes in bytes."""
 
     repo_id: str
     files: Mapping[str, int]
@@ -82,7 +99,8 @@ def publish(
 
 
 def require_publishable(destination: Destination) -> Remote:
-    """What is at the destination, if a checkpoint may be pushed there; nothing is made or changed.
+    """Look at what is at the destination, and refuse if a checkpoint may not be pushed there. Nothing is made or
+    changed.
 
     Raises:
         ValueError: no token that may write, or the repository of another model, or of something that is none.
@@ -129,3 +147,96 @@ def _verify_pulled(pushed: Pushed, destination: Destination, expected: Mapping[s
         raise VerificationError(
             f"{there}, which is not what was pushed; take it back or push again. {error}"
         ) from error
+
+
+CARD = "README.md"
+SHARD = re.compile(r"data/[^/\\]+\.parquet")
+# Beside the shards: the manifest, the card and its pictures and reports, licences.
+BESIDE = re.compile(r"(corpus|diversity|skipped)\.jsonl?|[A-Za-z0-9_-]+\.png|README\.md|LICENSE|NOTICE")
+PULLED = ["data/*.parquet", "*.json", "*.jsonl", "*.png", "README.md", "LICENSE", "NOTICE"]
+
+
+def publish_corpus(directory: str | Path, destination: Destination, *, dry_run: bool = False) -> Publication:
+    """Push a built corpus in one commit, so that `load_dataset` finds its rows and `pull_corpus` all of it.
+
+    Where the card does not say which files are which split, all shards are the split `train`. `dry_run` asks nobody.
+
+    Raises:
+        ValueError: a corpus that is not finished, has no card or was changed since it was built; no token that may
+            write; a repository of something else.
+        PublishingError: the Hub or the network; the message says what is on the Hub now.
+
+    Example: `publish_corpus("corpora/emoji", Destination("someone/emoji-captions", kind="dataset"))`.
+    """
+    directory = Path(directory)
+    files = _files_of(directory)
+    with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
+        card = Path(scratch) / CARD
+        card.write_text(_with_data_files(files[CARD].read_text(encoding="utf-8")), encoding="utf-8")
+        files[CARD] = card
+        sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
+        if dry_run:
+            return Publication(destination.repo_id, sizes)
+        remote = look(destination)
+        require_replaceable(remote, lambda name: bool(SHARD.fullmatch(name) or BESIDE.fullmatch(name)))
+        rows = read_manifest(directory)["rows"]
+        pushed = push(files, destination, remote, message=f"Publish a corpus of {rows:,} images")
+    return Publication(pushed.repo_id, sizes, pushed.commit, pushed.url, pushed.pull_request)
+
+
+def pull_corpus(repo_id: str, directory: str | Path, *, revision: str = MAIN, token: str | None = None) -> Dataset:
+    """Return the corpus of a repository, downloaded to `directory` and checked against its manifest.
+
+    What has arrived before an interruption is not downloaded again.
+
+    Raises:
+        ValueError: a repository that holds no corpus, or whose shards are not those of its manifest.
+        PublishingError: the Hub or the network.
+    """
+    directory = Path(directory)
+    try:
+        snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, local_dir=directory, allow_patterns=PULLED, token=token
+        )
+    except HUB_ERRORS as error:
+        raise PublishingError(
+            f"{repo_id} could not be pulled: {reason_of(error)}. What has arrived stays in {directory}; run again."
+        ) from error
+    for name, record in read_manifest(directory)["shards"].items():
+        if not SHARD.fullmatch(record["file"]):
+            raise ValueError(
+                f"{repo_id}: shard {name!r} lies at {record['file']!r}, and not in `data`. Do not use it."
+            )
+        _require_checksum(directory / record["file"], record["sha256"])
+    return load_corpus(directory)
+
+
+def _files_of(directory: Path) -> dict[str, Path]:
+    """List what a corpus consists of, if it is finished. A half-built one must not get out."""
+    load_corpus(directory)
+    if not (directory / CARD).is_file():
+        raise ValueError(
+            f"{directory} has no card, {CARD}: where images and captions come from, and under which "
+            "licences. Build the corpus with one (`card=` of `build_corpus`), or write it."
+        )
+    shards = [record["file"] for record in read_manifest(directory)["shards"].values()]
+    beside = [path.name for path in directory.iterdir() if path.is_file() and BESIDE.fullmatch(path.name)]
+    return {name: directory / name for name in [*shards, *beside]}
+
+
+def _with_data_files(text: str) -> str:
+    """Name the shards in the card's front matter, since by its name alone one could be taken for a split."""
+    card = DatasetCard(text)
+    if card.data.get("configs"):
+        return text
+    card.data["configs"] = [{"config_name": "default", "data_files": "data/*.parquet"}]
+    return f"{str(card).rstrip()}\n"
+
+
+def _require_checksum(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, though {MANIFEST} lists it. The repository is not a whole corpus.")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ValueError(f"{path} has the checksum {found}, {MANIFEST} says {expected}: it is not what was built.")

@@ -15,7 +15,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
-
 TRAVELLING_FILES = tuple(
     f"{part}_holistic_clip.py"
     for part in (
@@ -35,7 +34,6 @@ CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.jso
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 SHARD = r"model-\d{5}-of-\d{5}\.safetensors"
-
 ALLOWED_FILES = {
     **dict.fromkeys(map(re.escape, TRAVELLING_FILES), "code of the model and its processor"),
     **dict.fromkeys(map(re.escape, CONFIG_FILES), "configuration"),
@@ -55,7 +53,6 @@ ALLOWED_FILES = {
     ),
 }
 ALLOWED = re.compile("|".join(f"(?:{pattern})" for pattern in ALLOWED_FILES))
-
 # Why a file is refused, where there is more to say than that it is not on the list.
 REASONS = {
     r".*\.(bin|pt|pth|pkl|pickle|ckpt|npy|npz|h5|msgpack|joblib)": "may hold a pickle, which runs code when it is "
@@ -63,14 +60,13 @@ REASONS = {
     r".*\.(py|pyc|pyd|so|dll|sh|ipynb)": "is code that is none of the model's",
     r"adapter_.*": "would have transformers load another repository as the base of this one",
 }
-
 MAX_HEADER_BYTES = 10_000_000  # of safetensors: some 100 bytes a tensor
 MAX_JSON_BYTES = 200_000_000  # a tokenizer of a million tokens is some 50 MB
 MAX_CODE_BYTES = 1_000_000
 
 
 def require_safe_folder(folder: str | Path) -> list[str]:
-    """The files of a checkpoint's folder as sorted paths, if none of them can do harm when it is loaded.
+    """Return the files of a checkpoint's folder as sorted paths, if none of them can do harm when it is loaded.
 
     Raises:
         ValueError: no such folder, or files that are not on the list, links out of it, weights that are damaged or
@@ -122,7 +118,7 @@ def _kind_problem(name: str, path: Path, folder: Path) -> str | None:
 
 
 def _is_link_of_the_cache(path: Path, folder: Path) -> bool:
-    """Whether the Hub's client made this link: from `snapshots/<commit>` to `blobs`, in one repository's cache."""
+    """Tell whether the Hub's client made this link, from `snapshots/<commit>` to `blobs` in one cache."""
     repository = folder.resolve().parent.parent
     return folder.resolve().parent.name == "snapshots" and path.resolve().parent == repository / "blobs"
 
@@ -200,7 +196,7 @@ def _setting_problems(content: Any, folder: Path) -> Iterator[str]:
 
 
 def _settings(content: Any) -> Iterator[tuple[str, Any]]:
-    """Every key with its value, at any depth."""
+    """Yield every key with its value, at any depth."""
     waiting = [content]
     while waiting:
         found = waiting.pop()
@@ -211,7 +207,7 @@ def _settings(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _code_problems(auto_map: Any, folder: Path) -> Iterator[str]:
-    """Of `auto_map`: where each class comes from, `file.Class` here or `owner/name--file.Class` elsewhere."""
+    """Check `auto_map`: where each class comes from, `file.Class` here or `owner/name--file.Class` elsewhere."""
     values = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
     references = [one for value in values for one in (value if isinstance(value, list) else [value])]
     for reference in references:

@@ -1,32 +1,358 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Model cards, rendered from the configuration, records and facts alone.
 
-No number is in a card without a record; what is not known prints nothing. The template lies beside this file, so that
-an installed package has it too.
+Every number in a card comes from a record, and what is not known prints nothing. Facts are what neither records nor
+configuration know, in a JSON file beside the checkpoint. The template lies beside this file, so that an installed
+package has it too.
 """
 
+import json
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME
 
-from ..atomic import write_atomically
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..evaluation.branch_picture import branch_picture
 from ..evaluation.branch_report import TASK as BRANCHES
-from ..evaluation.records import FUSED, Record, load_records
-from .card_facts import FACTS_FILE, CardFacts, load_facts, save_facts
-from .result_tables import describe, result_sections
+from ..evaluation.branch_report import branch_picture
+from ..evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from ..evaluation.records import BY_NAME, FUSED, PER_PERSPECTIVE, Record, load_records
+from ..evaluation.retrieval import CAPTION_SETS
+from ..storage import write_atomically
+
+FACTS_FILE = "card_facts.json"
+Fact = str | int | float | bool
+# Of training arguments: where things lie, how they are watched and who may push say nothing about a model.
+NOT_OF_THE_RECIPE = (
+    *(
+        "_dir",
+        "_token",
+        "_path",
+        "hub_",
+        "push_to_hub",
+        "run_name",
+        "resume_from",
+        "local_rank",
+        "project",
+        "trackio_",
+    ),
+    *(
+        "logging_",
+        "report_to",
+        "tqdm",
+        "log_level",
+        "skip_memory_metrics",
+        "project",
+        "save_",
+        "eval_",
+        "do_",
+        "use_cpu",
+    ),
+    *("dataloader_num_workers", "dataloader_pin_memory", "prefetch_factor"),
+)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """One source of images: its licence in words, its page, its name on the Hub, and what captioned it."""
+
+    name: str
+    license: str
+    url: str = ""
+    hub_id: str = ""
+    num_images: int | None = None
+    captions: str = ""
+
+
+@dataclass(frozen=True)
+class EnvironmentalCost:
+    """Cost of training, as far as somebody measured it. Grams of CO2 are of the whole training."""
+
+    hardware: str = ""
+    hours: float | None = None
+    kilowatt_hours: float | None = None
+    co2_grams: float | None = None
+    location: str = ""
+
+    @property
+    def rows(self) -> dict[str, Fact]:
+        """Return what is known, by what it is called."""
+        told = {
+            "hardware": self.hardware or None,
+            "hours": self.hours,
+            "energy, kWh": self.kilowatt_hours,
+            "CO₂ emitted, g": self.co2_grams,
+            "place": self.location or None,
+        }
+        return {name: value for name, value in told.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Facts for a card that neither records nor configuration know. Only the first two must be known.
+
+    Args:
+        repo_id: Repository of the card as `owner/name`, which `from_pretrained` is given.
+        model_name: the name under which this checkpoint's records were taken.
+        license: Licence of the weights, as the Hub spells it (`apache-2.0`, `cc-by-sa-4.0` ...).
+        language: Language of the texts (`en`).
+        base_model: the Hub name of the checkpoint it was started from.
+        summary: a paragraph under the title.
+        perspectives: Description of each perspective's captions, by its name.
+        training_data: Origin of images and captions.
+        training: the recipe, every value that is not a default: see `changed_arguments`.
+        cost: Cost of the training.
+        limitations: one sentence each, biases too.
+        pictures: file in the repository by alternative text.
+        code_url: Address of the code base.
+        heading: Heading of the card. Default: the end of `repo_id`.
+    """
+
+    repo_id: str
+    model_name: str
+    license: str = ""
+    language: str = ""
+    base_model: str = ""
+    summary: str = ""
+    perspectives: Mapping[str, str] = field(default_factory=dict)
+    training_data: Sequence[TrainingData] = ()
+    training: Mapping[str, Fact] = field(default_factory=dict)
+    cost: EnvironmentalCost = EnvironmentalCost()
+    limitations: Sequence[str] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    code_url: str = ""
+    heading: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.heading or self.repo_id.split("/")[-1]
+
+
+def save_facts(path: str | os.PathLike, facts: CardFacts) -> None:
+    """Write facts as JSON; the file is replaced in one step."""
+    with write_atomically(Path(path)) as file:
+        file.write(f"{json.dumps(asdict(facts), indent=2, ensure_ascii=False, allow_nan=False)}\n".encode())
+
+
+def load_facts(path: str | os.PathLike) -> CardFacts:
+    """Facts as `save_facts` wrote them; what is left out is not known. Raises `ValueError` for anything else."""
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Expected a file written by `save_facts`.") from error
+    told = _checked(told, CardFacts, str(path), needed=("repo_id", "model_name"))
+    data = [_checked(one, TrainingData, f"{path}, training_data") for one in told.pop("training_data", [])]
+    cost = _checked(told.pop("cost", {}), EnvironmentalCost, f"{path}, cost", needed=())
+    sources = tuple(TrainingData(**one) for one in data)
+    return CardFacts(**told, training_data=sources, cost=EnvironmentalCost(**cost))
+
+
+def changed_arguments(args: TrainingArguments) -> dict[str, Fact]:
+    """Return every training argument that is not at its default and bears on the result, by name."""
+    usual: Any = type(args)(output_dir=args.output_dir)
+    changed = {}
+    for item in fields(args):
+        value = getattr(args, item.name)
+        if value == getattr(usual, item.name) or any(part in item.name for part in NOT_OF_THE_RECIPE):
+            continue
+        changed[item.name] = value if isinstance(value, Fact) else _in_words(value)
+    return changed
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {one}" for name, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _checked(told: Any, kind: type, where: str, needed: Sequence[str] = ("name", "license")) -> dict[str, Any]:
+    valid = [item.name for item in fields(kind)]
+    found = set(told) if isinstance(told, dict) else set()
+    unknown, lacking = sorted(found - set(valid)), sorted(set(needed) - found)
+    if not isinstance(told, dict) or unknown or lacking:
+        raise ValueError(f"{where}: unknown {unknown}, lacking {lacking}. Valid keys: {', '.join(valid)}.")
+    return told
+
+
+DIRECTION_NAMES = {TEXT_TO_IMAGE: "text → image", IMAGE_TO_TEXT: "image → text"}
+IN_PERCENT = ("recall", "mean_average_precision")
+AT_ONCE = "all at once"  # the row of caption sets
+Cell = tuple[str, str]  # perspective and direction: a row of the retrieval tables
+
+
+class Section(NamedTuple):
+    """A table of results, with a heading and a sentence on how to read it."""
+
+    title: str
+    text: str
+    table: str
+
+
+def result_sections(records: Sequence[Record], model: str, names: Sequence[str]) -> list[Section]:
+    """Sections on the data that `model` was measured on; other models appear where they are compared with it.
+
+    `names` are the branches, whose order the tables keep. Records of the branch report are left to its picture.
+    """
+    sections = []
+    records = [record for record in records if record.task != BRANCHES]
+    for dataset, split in dict.fromkeys((record.dataset, record.split) for record in records if record.model == model):
+        here = [record for record in records if (record.dataset, record.split) == (dataset, split)]
+        retrieval = [record for record in here if record.details.get("protocol") in (PER_PERSPECTIVE, CAPTION_SETS)]
+        own, where = [record for record in retrieval if record.model == model], f"{dataset}, {split}"
+        if own:
+            sections.append(_retrieval_section(where, own, names))
+        if len({record.details["branch"] for record in own}) > 1:
+            sections.append(_branch_section(where, own, names))
+        if own and len({record.model for record in retrieval}) > 1:
+            sections.append(_comparison_section(where, retrieval, names, model))
+        others = [record for record in here if record not in retrieval]
+        if others:
+            sections.append(_other_section(where, others))
+    return sections
+
+
+def _retrieval_section(where: str, records: Sequence[Record], names: Sequence[str]) -> Section:
+    fused = [record for record in records if record.details["branch"] == FUSED]
+    labels = list(dict.fromkeys(record.label for record in sorted(fused, key=_label_order)))
+    table = [["texts", "direction", *(label.replace("_", " ") for label in labels), "queries", "candidates"]]
+    for cell, row in _by_cell(fused, names).items():
+        found = _by_name(row, [record.label for record in row])
+        counts = row[0].counts
+        table.append(
+            [*_cell_names(cell)]
+            + [_with_chance(found[label]) if label in found else "" for label in labels]
+            + [f"{counts[name]:,}" for name in ("n_queries", "n_candidates")]
+        )
+    text = (
+        "Retrieval by the fused vector, one row for each perspective of the texts. Recall and precision in percent, "
+        "with their 95 % intervals; behind the stroke what chance would give on the same data. Ties count against the "
+        "model."
+    )
+    if any(record.details["protocol"] == CAPTION_SETS for record in records):
+        text += f" In the row `{AT_ONCE}` all captions of an image ask together."
+    return Section(f"Retrieval on {where}", text, _markdown_table(table))
+
+
+def _branch_section(where: str, records: Sequence[Record], names: Sequence[str]) -> Section:
+    label, records = _headline(records)
+    branches = sorted({str(record.details["branch"]) for record in records}, key=_order_of([FUSED, *names, BY_NAME]))
+    table = [["texts", "direction", *branches, "chance"]]
+    for cell, row in _by_cell(records, names).items():
+        found = _by_name(row, [str(record.details["branch"]) for record in row])
+        table.append([*_cell_names(cell), *_best_in_bold(found, branches), _chance(row)])
+    text = f"The same by each branch alone: {label} in percent; the best of a row in bold."
+    if BY_NAME in branches:
+        text += " By name, each caption is answered by the branch of its own perspective."
+    return Section(f"Branches on {where}", text, _markdown_table(table))
+
+
+def _comparison_section(where: str, records: Sequence[Record], names: Sequence[str], own_model: str) -> Section:
+    label, records = _headline([record for record in records if record.details["branch"] == FUSED])
+    models = sorted({record.model for record in records}, key=_order_of([own_model]))
+    table = [["texts", "direction", *models, "chance"]]
+    for cell, row in _by_cell(records, names).items():
+        if len({tuple(sorted(record.counts.items())) for record in row}) > 1:
+            raise ValueError(
+                f"On {where}, {' '.join(cell)}, the models {', '.join(models)} were measured on different numbers of "
+                "queries or candidates, so their records cannot be compared. Evaluate them on the same corpus."
+            )
+        found = _by_name(row, [record.model for record in row])
+        table.append([*_cell_names(cell), *_best_in_bold(found, models), _chance(row)])
+    text = f"The same texts and images, each model by its fused vector: {label} in percent; the best of a row in bold."
+    return Section(f"Models compared on {where}", text, _markdown_table(table))
+
+
+def _other_section(where: str, records: Sequence[Record]) -> Section:
+    table = [["model", "measurement", "value", "chance"]]
+    for record in records:
+        chance = "" if record.chance is None else f"{record.chance:.4g}"
+        table.append([record.model, f"{record.task}, {describe(record)}", f"{record.value:.4g}", chance])
+    return Section(f"Other measurements on {where}", "Shares as fractions of one.", _markdown_table(table))
+
+
+def _headline(records: Sequence[Record]) -> tuple[str, list[Record]]:
+    """Return the recall at the smallest k, the field's headline number, and its records."""
+    recalls = [record for record in records if record.metric == "recall"]
+    label = min(recalls, key=_label_order).label
+    return label, [record for record in recalls if record.label == label]
+
+
+def _by_cell(records: Iterable[Record], names: Sequence[str]) -> dict[Cell, list[Record]]:
+    """Records of one perspective and direction together, perspectives in the order of the branches."""
+    cells: dict[Cell, list[Record]] = {}
+    for record in records:
+        at_once = record.details["protocol"] == CAPTION_SETS
+        texts = AT_ONCE if at_once else str(record.details["perspective"])
+        cells.setdefault((texts, str(record.details["direction"])), []).append(record)
+    by_name, by_direction = _order_of(names), _order_of(list(DIRECTION_NAMES))
+    return {cell: cells[cell] for cell in sorted(cells, key=lambda cell: (by_name(cell[0]), by_direction(cell[1])))}
+
+
+def _by_name(row: Sequence[Record], names: Sequence[str]) -> dict[str, Record]:
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"Several records stand for one place of a table: {'; '.join(describe(record) for record in row)}. Pass "
+            "records of one fusion."
+        )
+    return dict(zip(names, row, strict=True))
+
+
+def _order_of(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
+    return lambda name: (names.index(name) if name in names else len(names), name)
+
+
+def _label_order(record: Record) -> tuple[bool, int]:
+    return record.metric != "recall", int(record.details.get("k", 0))
+
+
+def _cell_names(cell: Cell) -> tuple[str, str]:
+    return cell[0], DIRECTION_NAMES.get(cell[1], cell[1])
+
+
+def _best_in_bold(found: Mapping[str, Record], names: Sequence[str]) -> list[str]:
+    best = max(record.value for record in found.values())
+    shown = {name: _number(record, record.value) for name, record in found.items()}
+    return [
+        f"**{shown[name]}**" if name in found and found[name].value == best else shown.get(name, "") for name in names
+    ]
+
+
+def _with_chance(record: Record) -> str:
+    text = _number(record, record.value)
+    if record.confidence_interval is not None:
+        low, high = record.confidence_interval
+        text += f" ({_number(record, low)}–{_number(record, high)})"
+    return text if record.chance is None else f"{text} / {_number(record, record.chance)}"
+
+
+def _chance(row: Sequence[Record]) -> str:
+    return next((_number(record, record.chance) for record in row if record.chance is not None), "")
+
+
+def _number(record: Record, value: float) -> str:
+    return f"{100 * value:.1f}" if record.metric in IN_PERCENT else f"{value:g}"
+
+
+def describe(record: Record) -> str:
+    """Say what a record measured."""
+    details = [str(value).replace("_", " ") for name, value in sorted(record.details.items()) if name != "k"]
+    return ", ".join([*details, record.label])
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
 
 TEMPLATE_PATH = Path(__file__).with_name("model_card_template.md")
 CARD_FILE, RECORDS_FILE = "README.md", "results.json"
 TAGS = ("holistic-clip", "clip", "image-text-retrieval", "multi-branch", "arxiv:2412.00440")
-
 MATCHING_NAMES = {
     "aligned": "aligned: by name",
     "free": "free: the best branch on the true pair",
@@ -48,7 +374,7 @@ def render_model_card(
     *,
     template_path: Path = TEMPLATE_PATH,
 ) -> str:
-    """The whole README.md of a checkpoint, front matter included.
+    """Return the whole README.md of a checkpoint, front matter included.
 
     `records` may hold other models too: they are compared with this one, on the same data. Raises `ValueError` where
     there are records but none of `facts.model_name`, or models were compared on different data.
@@ -174,7 +500,9 @@ def _text_length(config: HolisticCLIPConfig) -> int:
 
 
 def _settings(config: HolisticCLIPConfig) -> dict[str, Any]:
-    """Every other value of the configuration that is not at its default; of a tower with the tower's name before."""
+    """Return every other value of the configuration that is not at its default; of a tower with the tower's name
+    before.
+    """
 
     sections: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {"": (config, HolisticCLIPConfig())}
     for tower in ("text_config", "vision_config"):

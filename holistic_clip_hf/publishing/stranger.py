@@ -1,10 +1,11 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a checkpoint gives to people who never heard of this package; also a script for an interpreter of its own.
+"""Numbers that a checkpoint gives to people who never heard of this package; also a script for an interpreter of its
+own.
 
     python -I stranger.py NAME [REVISION]
 
-As a script it trusts the checkpoint's code and makes sure that this package cannot be imported: an installed package
-would win over the code that travels. It imports torch, transformers and Pillow, nothing of its siblings.
+As a script it trusts the checkpoint's code and makes sure that this package cannot be imported, since an installed
+package would win over the code that travels. It imports torch, transformers and Pillow, nothing of its siblings.
 """
 
 import json
@@ -58,7 +59,7 @@ def measure(name: str, **loading: Any) -> dict[str, Any]:
 
 
 def probe_pictures() -> list[Image.Image]:
-    """Two pictures in which no pixel is like its neighbour and no channel like another."""
+    """Draw two pictures in which no pixel is like its neighbour and no channel like another."""
     gradients = (Image.linear_gradient("L"), Image.radial_gradient("L"))
     ramp, rings = (gradient.resize((PICTURE_SIZE, PICTURE_SIZE)) for gradient in gradients)
     turned = ramp.transpose(Image.Transpose.ROTATE_90)

@@ -1,13 +1,13 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Search: an index over a folder or a data set of images, asked by text, by example and by perspective."""
 
-from .filters import Filter
-from .hits import Hit, Part
-from .images import DatasetImages, FolderImages
+from ..images.folders import FolderImages
+from ..images.tables import DatasetImages
 from .index import SearchIndex
 from .indexing import IndexReport, index_images
-from .query import FUSED, Query, Term, parse_query
-from .sizes import estimate_bytes
+from .neighbours import estimate_bytes
+from .query import FUSED, Filter, Query, Term, parse_query
+from .scoring import Hit, Part
 from .store import verify_index
 
 __all__ = [

@@ -1,6 +1,9 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""An index that is open: texts and example images to the images that answer them best, and why."""
+"""Open index: texts and example images to the images that answer them best, and why."""
 
+import copy
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,21 +11,127 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
+from torch import Tensor
 
-from ..evaluation.encoding import DualEncoder
-from ..unreadable import UnreadableImageError
-from .asking import Asker
-from .embedding import decode
-from .filters import Filter
-from .hits import Hit, best_places, explained
-from .images import FolderImages, Images
+from ..evaluation.encoding import DualEncoder, encode_texts
+from ..images.decoding import UnreadableImageError, decode
+from ..images.folders import FolderImages
+from ..images.sources import Images
+from .encoding import embed_images
 from .indexing import make_layout
-from .manifest import BRANCHES, Manifest, require_layout
 from .neighbours import EXACT, Neighbours
-from .query import Query, Term, as_terms
-from .scoring import Question, candidates, chunked, contributions, margin, proposals_by, rough_scores
-from .store import open_whole, vectors_of
+from .query import FUSED, Filter, Query, Term, as_terms
+from .scoring import (
+    MAX,
+    SOFTMAX,
+    Hit,
+    Question,
+    best_places,
+    candidates,
+    chunked,
+    contributions,
+    explained,
+    margin,
+    proposals_by,
+    require_finite,
+    rough_scores,
+)
+from .store import BRANCHES, FUSED_ONLY, Layout, Manifest, open_whole, require_layout, vectors_of
+
+MOST_REMEMBERED = 1_024  # texts; moving a slider asks the same ones again
+
+
+class Asker:
+    """Encodes the terms of queries, those of one thread at a time.
+
+    Args:
+        model, processor: Parts of the checkpoint that made the index.
+        layout: Layout of the index.
+    """
+
+    def __init__(self, model: DualEncoder, processor: Any, layout: Layout) -> None:
+        self.model, self.processor, self.layout = model, processor, layout
+        self.fusion = copy.deepcopy(model.branch_fusion).float().cpu()
+        scale = model.config.fusion_scale
+        self.scale = float(model.logit_scale.detach().float().exp()) if scale is None else float(scale)
+        self._remembered: OrderedDict[str, np.ndarray] = OrderedDict()
+        # A tokenizer of the fast kind refuses two threads at once, and a model has one mode for all.
+        self._lock = threading.Lock()
+
+    def ask(self, terms: Sequence[Term]) -> list[Question]:
+        """Return each term as vectors, in the space of the index.
+
+        Raises:
+            ValueError: a term by perspective where the index has fused vectors only; an image that the processor
+                refuses; values that are not finite.
+        """
+        if self.layout.vectors == FUSED_ONLY:
+            for term in terms:
+                if term.perspective != FUSED:
+                    raise ValueError(
+                        f"{str(term)!r} asks one branch, but the index holds one fused vector for an image. Ask "
+                        f"without a perspective, or index with vectors='branches'."
+                    )
+        with self._lock:
+            texts = self._encode(list(dict.fromkeys(term.text for term in terms if term.text is not None)))
+            questions = [
+                self._of_image(term) if term.text is None else self._of_text(term, texts[term.text]) for term in terms
+            ]
+        require_finite(questions)
+        return questions
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        new = [text for text in texts if text not in self._remembered]
+        if new:
+            vectors = encode_texts(self.model, self.processor, new, batch_size=32).numpy()
+            self._remembered.update(zip(new, vectors, strict=True))
+        found = {text: self._remembered[text] for text in texts}
+        for text in texts:
+            self._remembered.move_to_end(text)
+        while len(self._remembered) > MOST_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return found
+
+    def _of_text(self, term: Term, vector: np.ndarray) -> Question:
+        if self.layout.vectors == FUSED_ONLY:
+            return Question(term, {FUSED: vector})
+        if term.perspective != FUSED:
+            return Question(term, {term.perspective: vector})
+        names = self.layout.perspectives
+        if self.fusion.is_linear:
+            return Question(term, dict(zip(names, self._split(torch.from_numpy(vector)).numpy(), strict=True)))
+        combine = MAX if self.fusion.config.fusion == "max" else SOFTMAX
+        return Question(term, dict.fromkeys(names, vector), combine, self.scale)
+
+    def _split(self, text: Tensor) -> Tensor:
+        """Repeat a text (D,) once for each branch, times its share in the fused similarity: (H, D)."""
+        num_branches = len(self.layout.perspectives)
+        with torch.inference_mode():
+            if self.fusion.is_routed:
+                return self.fusion.text_vectors(text[None])[0].unflatten(0, (num_branches, -1))
+            return self._shares()[:, None] * text
+
+    def _shares(self) -> Tensor:
+        """Return how much each branch counts in the mean: (H,)."""
+        return self.fusion.mean(torch.eye(len(self.layout.perspectives))[:, :, None])[:, 0]
+
+    def _of_image(self, term: Term) -> Question:
+        """Branch against branch; fused, the mean of that over branches, however texts are fused."""
+        assert term.image is not None
+        is_fused_only = self.layout.vectors == FUSED_ONLY
+        found = embed_images(self.model, self.processor, [term.image], fused=is_fused_only)[0]
+        if is_fused_only:
+            return Question(term, {FUSED: found[0]})
+        by_name = dict(zip(self.layout.perspectives, found, strict=True))
+        if term.perspective != FUSED:
+            return Question(term, {term.perspective: by_name[term.perspective]})
+        shares = self._shares().numpy()
+        return Question(
+            term, {name: share * vector for share, (name, vector) in zip(shares, by_name.items(), strict=True)}
+        )
+
 
 MOST_RESULTS = 10_000
 FEW = 50_000  # images that pass a filter, up to which looking at each is faster than an approximate index
@@ -34,9 +143,9 @@ class SearchIndex:
     """The index as it was when it was opened; made by `index_images`. Any number of threads may search it.
 
     Args:
-        directory: of the index.
+        directory: Folder of the index.
         model, processor: the checkpoint that made it.
-        images: what was indexed, to show images. Default: the folder that the index remembers.
+        images: Source of what was indexed, to show images. Default: the folder that the index remembers.
 
     Raises:
         ValueError: no index, a torn one, or one of another checkpoint.
@@ -70,7 +179,7 @@ class SearchIndex:
         self._images = images
 
     def __len__(self) -> int:
-        """The number of images that can be found."""
+        """Return the number of images that can be found."""
         return int(self._alive.sum())
 
     @property
@@ -85,11 +194,11 @@ class SearchIndex:
 
     @cached_property
     def image_ids(self) -> list[str]:
-        """Of all images, ordered."""
+        """Ids of all images, ordered."""
         return sorted(self._row_of)
 
     def parse(self, query: Query) -> list[Term]:
-        """The terms of a query, as `search` understands it.
+        """Return the terms of a query, as `search` understands it.
 
         Raises:
             ValueError: as `parse_query`.
@@ -97,7 +206,8 @@ class SearchIndex:
         return as_terms(query, self.perspectives)
 
     def search(self, query: Query, *, k: int = 20, where: Filter | None = None, exact: bool = False) -> list[Hit]:
-        """The best `k` images, best first, or all where there are fewer; equal scores in the order of image ids.
+        """Return the best `k` images, best first, or all where there are fewer; equal scores in the order of image
+        ids.
 
         Args:
             query: one line in the language of `parse_query`, a `Term`, or several.
@@ -118,7 +228,7 @@ class SearchIndex:
         return self._hits(questions, rows[best])
 
     def explain(self, query: Query, image_id: str) -> Hit:
-        """The score of one image, as `search` would give it.
+        """Return the score of one image, as `search` would give it.
 
         Raises:
             ValueError: as `search`.
@@ -127,7 +237,7 @@ class SearchIndex:
         return self._hits(self._asker.ask(self.parse(query)), np.array([self._row(image_id)]))[0]
 
     def image(self, image_id: str) -> Image.Image:
-        """The image itself, right way up.
+        """Return the image itself, right way up.
 
         Raises:
             KeyError: it is not in the index.
@@ -142,7 +252,7 @@ class SearchIndex:
             ) from error
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """(rows,) of row numbers to (rows, H, D): branches in the order of `layout.vector_names`."""
+        """Read rows by their numbers (rows,): (rows, H, D), branches in the order of `layout.vector_names`."""
         found = np.empty((len(rows), len(self._vectors), self.layout.width), dtype=np.float32)
         block_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(block_of):
@@ -152,7 +262,7 @@ class SearchIndex:
         return found
 
     def rows(self, batch_size: int) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
-        """All images in batches: their ids and columns, and their vectors (N, H, D)."""
+        """Yield all images in batches: their ids and columns, and their vectors (N, H, D)."""
         alive = np.flatnonzero(self._alive)
         for start in range(0, len(alive), batch_size):
             some = alive[start : start + batch_size]

@@ -1,52 +1,209 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Images to an index: what is new or changed is encoded, what is gone no longer counts, a killed run goes on."""
+"""Indexing of images: what is new or changed is encoded, what is gone no longer counts, a killed run goes on."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from datasets import Features
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features
+from PIL import Image
+from tqdm.auto import tqdm
 
-from ..atomic import require_apart, require_free_space
-from ..corpus.build import Skipped
-from ..corpus.source import Item
 from ..evaluation.encoding import DualEncoder
-from .checkpoint import fingerprint
-from .images import Images
-from .manifest import (
+from ..images.decoding import UnreadableImageError, decode
+from ..images.sources import Images, Item, Skipped
+from ..storage import require_apart, require_free_space
+from .encoding import embed_each, fingerprint
+from .neighbours import build_neighbours, choose_lookup, estimate_bytes
+from .store import (
     BRANCHES,
     FUSED_ONLY,
     MANIFEST,
+    SEGMENTS,
+    VECTOR,
     VECTORS,
     Layout,
     LeftOut,
     Manifest,
     Segment,
+    describe_file,
     lock,
+    open_segment,
     read_manifest,
+    remove_unlisted,
+    require_index_folder,
     require_layout,
+    require_whole,
     write_manifest,
+    write_segment,
 )
-from .neighbours import build_neighbours
-from .segments import Part, Writer, stamps, take_up
-from .sizes import choose_lookup, estimate_bytes
-from .store import describe_file, open_segment, remove_unlisted, require_index_folder
+
+logger = logging.getLogger(__name__)
+
+MOST_SMALL = 16  # segments not half full, before they are merged
+DECODERS = 4  # threads
+
+
+class Part(NamedTuple):
+    """A segment's rows, and which of them count."""
+
+    path: Path
+    dataset: Dataset
+    alive: Sequence[int]
+
+
+def stamps(dataset: Dataset) -> list[tuple[str, str]]:
+    """Image id and stamp of each row."""
+    table = dataset.select_columns(["image_id", "stamp"]).with_format("arrow")[:]
+    return list(zip(table["image_id"].to_pylist(), table["stamp"].to_pylist(), strict=True))
+
+
+def take_up(
+    directory: Path, layout: Layout, before: Manifest | None, items: Mapping[str, Item]
+) -> tuple[list[Part], list[LeftOut]]:
+    """Take up what is present already of `items`, first of the index as it was, then of a run that was killed.
+
+    Where a row or a reason is there twice, the first counts. Reasons that may pass are not taken up.
+    """
+    known = [directory / segment.file for segment in before.segments] if before else []
+    loose = sorted(set((directory / SEGMENTS).glob("*.arrow")) - set(known))
+    sound = [path for path in known if _is_sound(directory, before, path)]
+    taken: set[str] = set()
+    parts, left_out = [], list(before.left_out) if before else []
+    for path in [*sound, *loose]:
+        opened = open_segment(path, layout)
+        if opened is None:
+            continue
+        dataset, reasons = opened
+        alive = []
+        for row, (image_id, stamp) in enumerate(stamps(dataset)):
+            if image_id not in taken and image_id in items and items[image_id].stamp == stamp:
+                taken.add(image_id)
+                alive.append(row)
+        parts.append(Part(path, dataset, alive))
+        left_out += reasons
+    kept = {
+        each.image_id: each
+        for each in left_out
+        if not each.again and each.image_id in items and items[each.image_id].stamp == each.stamp
+    }
+    return parts, [each for image_id, each in kept.items() if image_id not in taken]
+
+
+def _is_sound(directory: Path, before: Manifest | None, path: Path) -> bool:
+    segment = next(each for each in (before.segments if before else ()) if directory / each.file == path)
+    try:
+        require_whole(directory, segment)
+    except ValueError as error:
+        logger.warning("%s", error)
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Adds segments, by a model, to an index of one layout."""
+
+    directory: Path
+    layout: Layout
+    model: DualEncoder
+    processor: Any
+    rows_per_segment: int
+
+    def encoded(
+        self, images: Images, todo: Sequence[Item], batch_size: int, progress: bool
+    ) -> Iterator[tuple[Part, list[LeftOut]]]:
+        """Segment by segment, each written before it is given, with what is left out of it."""
+        with tqdm(total=len(todo), desc="images", disable=not progress) as bar, ThreadPoolExecutor(DECODERS) as pool:
+            for start in range(0, len(todo), self.rows_per_segment):
+                rows, left_out = [], []
+                chunk = todo[start : start + self.rows_per_segment]
+                for first in range(0, len(chunk), batch_size):
+                    batch = chunk[first : first + batch_size]
+                    done, unread = self._encode(batch, list(pool.map(lambda item: _load(images, item), batch)))
+                    rows += [(item, vectors, images.columns(item.image_id)) for item, vectors in done]
+                    left_out += unread
+                    bar.update(len(batch))
+                yield self._written(_table(self.layout, rows), left_out), left_out
+
+    def merged(self, parts: Sequence[Part]) -> list[Part]:
+        """Return the same rows in fewer segments, once too many are not half full; only vectors are copied."""
+        small = [part for part in parts if 2 * len(part.alive) < self.rows_per_segment]
+        if len(small) <= MOST_SMALL:
+            return list(parts)
+        table = pa.concat_tables(part.dataset.with_format("arrow")[:].take(part.alive) for part in small)
+        size = self.rows_per_segment
+        pieces = [table.slice(start, size) for start in range(0, table.num_rows, size)]
+        kept = [part for part in parts if not any(part is each for each in small)]
+        return kept + [self._written(piece, []) for piece in pieces]
+
+    def _encode(
+        self, batch: Sequence[Item], loaded: Sequence[Image.Image | LeftOut]
+    ) -> tuple[list[tuple[Item, np.ndarray]], list[LeftOut]]:
+        readable = [(item, image) for item, image in zip(batch, loaded, strict=True) if not isinstance(image, LeftOut)]
+        left_out = [each for each in loaded if isinstance(each, LeftOut)]
+        done = []
+        if readable:
+            fused = self.layout.vectors == FUSED_ONLY
+            found = embed_each(self.model, self.processor, [image for _, image in readable], fused=fused)
+            for (item, _), vectors in zip(readable, found, strict=True):
+                if isinstance(vectors, str):
+                    left_out.append(LeftOut(item.image_id, item.stamp, vectors, again=False))
+                else:
+                    done.append((item, vectors))
+        return done, left_out
+
+    def _written(self, table: pa.Table, left_out: Sequence[LeftOut]) -> Part:
+        # Names are never used twice: readers of the index as it was may have files open.
+        taken = [int(path.stem) for path in (self.directory / SEGMENTS).glob("*.arrow")]
+        path = write_segment(self.directory, max(taken, default=-1) + 1, self.layout, table, left_out)
+        opened = open_segment(path, self.layout)
+        assert opened is not None
+        return Part(path, opened[0], list(range(table.num_rows)))
+
+
+def _load(images: Images, item: Item) -> Image.Image | LeftOut:
+    try:
+        return decode(images.read(item.place))
+    except UnreadableImageError as error:
+        return LeftOut(item.image_id, item.stamp, str(error), again=False)
+    except OSError as error:
+        return LeftOut(item.image_id, item.stamp, f"{type(error).__name__}: {error}", again=True)
+
+
+def _table(layout: Layout, rows: Sequence[tuple[Item, np.ndarray, Mapping[str, Any]]]) -> pa.Table:
+    schema = layout.features.arrow_schema
+    columns: dict[str, pa.Array] = {
+        "image_id": pa.array([item.image_id for item, _, _ in rows], pa.string()),
+        "stamp": pa.array([item.stamp for item, _, _ in rows], pa.string()),
+    }
+    for name in layout.columns:
+        columns[name] = pa.array([further[name] for _, _, further in rows], schema.field(name).type)
+    for place, name in enumerate(layout.vector_names):
+        flat = np.concatenate([vectors[place] for _, vectors, _ in rows]) if rows else np.zeros(0, np.float32)
+        columns[f"{VECTOR}{name}"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), layout.width)
+    return pa.table(columns, schema=schema)
+
 
 ROWS_PER_SEGMENT = 2_048
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What an indexing did; as a string, all of it for people.
+    """Report of an indexing; as a string, all of it for people.
 
     Args:
-        num_images: in the index now.
+        num_images: Number of images in the index now.
         added, changed, removed, kept: images that were new, encoded anew, gone, and as they were.
         left_out: images that are not in the index, and why.
-        others: by ending, how many files were seen that are no images.
-        num_bytes: of the index on disk.
-        lookup: how vectors are looked up.
+        others: Counts of files that are not images, by ending.
+        num_bytes: Size of the index on disk.
+        lookup: Way in which vectors are looked up.
     """
 
     num_images: int
@@ -90,8 +247,8 @@ def index_images(
         vectors: `"branches"`, H vectors for an image, to search by perspective; `"fused"`, one, an H-th of the size.
         lookup: `"exact"`; `"ivf"` or `"hnsw"`, approximate, from faiss; `"auto"`, exact up to a million images.
         batch_size: images that are encoded together.
-        rows_per_segment: how many a killed run can lose; going on with the same number, it ends with the same bytes
-            as a run that was never killed.
+        rows_per_segment: Number of rows that a killed run can lose. Going on with the same number, it ends with the
+            same bytes as a run that was never killed.
 
     Raises:
         ValueError: no image at all; an index of another checkpoint, kind of vectors or columns; a fusion that has no
@@ -138,7 +295,7 @@ def index_images(
 
 
 def make_layout(model: DualEncoder, processor: Any, features: Features, vectors: str) -> Layout:
-    """What an index of this model has in common with others.
+    """Describe what an index of this model has in common with others.
 
     Raises:
         ValueError: an unknown kind of vectors, or a fusion that has no vector of its own.
@@ -163,7 +320,7 @@ def make_layout(model: DualEncoder, processor: Any, features: Features, vectors:
 
 
 def _list(images: Images) -> tuple[dict[str, Item], list[LeftOut]]:
-    """All images, ordered by id, and what cannot be one."""
+    """Return all images, ordered by id, and what cannot be one."""
     found: list[Item | Skipped] = list(images.items())
     skipped = [LeftOut(each.item, "", each.reason, again=True) for each in found if isinstance(each, Skipped)]
     items = {each.image_id: each for each in found if isinstance(each, Item)}

@@ -1,5 +1,8 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Approximate look-up with faiss: one index for each kind of vector, which proposes; exact scores decide."""
+"""Approximate look-up with faiss, and the size of an index before anything is encoded.
+
+There is one faiss index for each kind of vector. It proposes, and exact scores decide.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +13,59 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..atomic import write_atomically
 from ..evaluation.encoding import DualEncoder
-from .manifest import BRANCHES, NEIGHBOURS, Layout, Segment
+from ..storage import write_atomically
 from .query import FUSED
-from .sizes import HNSW_NEIGHBOURS, num_lists
-from .store import describe_file, require_whole, vectors_of
+from .store import BRANCHES, NEIGHBOURS, VECTORS, Layout, Segment, describe_file, require_whole, vectors_of
+
+EXACT_UP_TO = 1_000_000  # images; beyond, reading every vector takes seconds
+LOOKUPS = ("auto", "exact", "ivf", "hnsw")
+HNSW_NEIGHBOURS = 32  # of each vector; twice as many on the lowest level
+_FLOAT, _HALF, _LINK = 4, 2, 4  # bytes
+_ROW_BYTES = 80  # of an image id, a stamp and their places, about
+
+
+def choose_lookup(lookup: str, num_images: int) -> str:
+    """Turn `auto` into `exact` or, above a million images, `ivf`.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    if lookup not in LOOKUPS:
+        raise ValueError(f"`lookup` is {lookup!r}. Valid: {', '.join(LOOKUPS)}.")
+    if lookup != "auto":
+        return lookup
+    return "exact" if num_images <= EXACT_UP_TO else "ivf"
+
+
+def num_lists(num_images: int) -> int:
+    """Choose the number of lists of an IVF index: 4 sqrt(N), but none so short that k-means could not place it."""
+    return max(1, min(round(4 * math.sqrt(num_images)), num_images // 39))
+
+
+def estimate_bytes(config: Any, num_images: int, *, vectors: str = BRANCHES, lookup: str = "auto") -> int:
+    """Return the size on disk of an index of `num_images` images with a model of this configuration.
+
+    Raises:
+        ValueError: an unknown kind of vectors or look-up.
+
+    Example: `estimate_bytes(model.config, 1_000_000) / 1e9`, in gigabytes.
+    """
+    if vectors not in VECTORS:
+        raise ValueError(f"`vectors` is {vectors!r}. Valid: {', '.join(VECTORS)}.")
+    lookup, width = choose_lookup(lookup, num_images), config.projection_dim
+    num_kinds = config.num_branches if vectors == BRANCHES else 1
+    rows = num_images * (_ROW_BYTES + num_kinds * width * _FLOAT)
+    if lookup == "exact":
+        return rows
+    # The fused vector, too, has an approximate index of its own.
+    num_indexes = num_kinds + 1 if vectors == BRANCHES and num_kinds > 1 else num_kinds
+    if lookup == "ivf":
+        each = num_images * (width * _HALF + 8) + num_lists(num_images) * width * _FLOAT
+    else:
+        each = num_images * (width * _HALF + 2 * HNSW_NEIGHBOURS * _LINK + 12)
+    return rows + num_indexes * each
+
 
 EXACT = "exact"
 _TRAINING_ROWS = 256  # for each list, faiss's own limit
@@ -62,7 +112,7 @@ def build_neighbours(
 
 
 def neighbour_names(layout: Layout) -> list[str]:
-    """The kinds of vectors that have an approximate index: each branch, and the fused vector."""
+    """Return the kinds of vectors that have an approximate index: each branch, and the fused vector."""
     several = layout.vectors == BRANCHES and len(layout.perspectives) > 1
     return [*layout.vector_names, FUSED] if several else layout.vector_names
 

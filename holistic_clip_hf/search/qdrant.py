@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""The same vectors in Qdrant, where an index must leave one machine: one named vector for each branch.
+"""The same vectors in Qdrant, for an index that must leave one machine: one named vector for each branch.
 
 The client is the caller's: `QdrantClient(url)`, or `QdrantClient(path=folder)` in the process itself.
 """
@@ -12,13 +12,11 @@ from datasets import Features
 from tqdm.auto import tqdm
 
 from ..evaluation.encoding import DualEncoder
-from .asking import Asker
-from .hits import Hit, best_places, explained
-from .index import LEAST_PROPOSED, PROPOSED, SearchIndex
+from .index import LEAST_PROPOSED, PROPOSED, Asker, SearchIndex
 from .indexing import make_layout
-from .manifest import BRANCHES, FUSED_ONLY
 from .query import Query, as_terms
-from .scoring import contributions, proposals_by
+from .scoring import Hit, best_places, contributions, explained, proposals_by
+from .store import BRANCHES, FUSED_ONLY
 
 CHECKPOINT, EXPORT = "checkpoint", "export"  # beside an image's id and columns
 _OF_EXPORT = (CHECKPOINT, EXPORT)
@@ -67,8 +65,8 @@ class QdrantIndex:
     """An exported collection, asked as `SearchIndex` is; needs the checkpoint, and no file of the index.
 
     Args:
-        client: of Qdrant.
-        collection: as exported.
+        client: Client of Qdrant.
+        collection: Collection as exported.
         model, processor: the checkpoint that made the vectors.
 
     Raises:
@@ -95,12 +93,12 @@ class QdrantIndex:
         self._asker = Asker(model, processor, self.layout)
 
     def search(self, query: Query, *, k: int = 20, query_filter: Any = None, exact: bool = False) -> list[Hit]:
-        """The best `k` images; see `SearchIndex.search`.
+        """Return the best `k` images; see `SearchIndex.search`.
 
         Each term in favour proposes its neighbours, by one branch or by each; their scores are then computed whole.
 
         Args:
-            query_filter: in Qdrant's own terms, on the columns of the index.
+            query_filter: Filter in Qdrant's own terms, on the columns of the index.
             exact: Qdrant compares with every vector instead of using its graph.
 
         Raises:
@@ -170,3 +168,15 @@ def _import_models() -> Any:
     except ImportError as error:
         raise ImportError("Qdrant needs its client: pip install 'holistic-clip-hf[qdrant]'.") from error
     return models
+
+
+def open_client(address: str) -> Any:
+    """Open Qdrant at an address of http or https, or in a folder, by its local mode.
+
+    Raises:
+        ImportError: qdrant-client is not installed.
+    """
+    _import_models()
+    from qdrant_client import QdrantClient
+
+    return QdrantClient(url=address) if "://" in address else QdrantClient(path=address)

@@ -1,26 +1,87 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""What is asked: terms, each of a text or an example image, and the one-line language in which people write them.
+"""Queries: terms of a text or an example image, the one-line language in which people write them, and filters.
 
     main object: a dog; background: snow^0.5; not style: drawing
 
-Terms stand between semicolons. A term is a text, before it `not` to count against, and the name of a perspective with
-a colon to ask one branch alone; behind it `^` and a number, its weight. Text in double quotes is taken as it stands.
+Terms stand between semicolons. A term is a text. Before it may stand `not`, to count against, and the name of a
+perspective with a colon, to ask one branch alone. Behind it may stand `^` and a number, its weight. Text in double
+quotes is taken as it stands.
 """
 
 import difflib
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import translate
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-FUSED = "fused"  # in place of a perspective: all branches, as the model fuses them
+Value = str | int | float | bool
 
+
+@dataclass(frozen=True)
+class Filter:
+    """Images that meet every condition.
+
+    Args:
+        columns: Value for each column, or a list of values of which one is enough.
+        path: a pattern, or several of which one is enough, for the whole image id: `animals/*`. `*` also stands for
+            slashes; letters count in their case.
+
+    Raises:
+        ValueError: an empty list of values or patterns, which no image could meet.
+
+    Example: `Filter({"artist": ["noto", "twemoji"]}, path="animals/*")`.
+    """
+
+    columns: Mapping[str, Value | Sequence[Value]] = field(default_factory=dict)
+    path: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in {**self.columns, "path": self.path}.items():
+            if isinstance(values, Sequence) and len(values) == 0:
+                raise ValueError(f"The filter on {name!r} is empty, which no image meets. Leave it out, or fill it.")
+
+    def mask(self, table: pa.Table, columns: Sequence[str]) -> np.ndarray:
+        """Mark the rows of `table` that meet all conditions: (rows,) bool. `columns` are those that may be asked for.
+
+        Raises:
+            ValueError: an unknown column, or a value of another type than the column's.
+        """
+        mask = np.ones(table.num_rows, dtype=bool)
+        for name, values in self.columns.items():
+            if name not in columns:
+                valid = ", ".join(columns) or "none; name `columns` when you index"
+                raise ValueError(f"The index has no column {name!r} to filter by. Valid: {valid}.")
+            mask &= _is_one_of(name, table[name], values)
+        if self.path is not None:
+            patterns = [self.path] if isinstance(self.path, str) else self.path
+            matches = re.compile("|".join(translate(pattern) for pattern in patterns)).match
+            ids = table["image_id"].to_pylist()
+            mask &= np.fromiter((matches(image_id) is not None for image_id in ids), dtype=bool, count=len(ids))
+        return mask
+
+
+def _is_one_of(name: str, column: pa.ChunkedArray, values: Value | Sequence[Value]) -> np.ndarray:
+    wanted = [values] if isinstance(values, Value) else list(values)
+    try:
+        # By way of an array of their own type, so that "2024" from a command line finds the number.
+        found = pc.is_in(column, value_set=pa.array(wanted).cast(column.type))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"Column {name!r} holds {column.type}; the filter asks for {wanted}. Match its type."
+        ) from error
+    return found.to_numpy()
+
+
+FUSED = "fused"  # in place of a perspective: all branches, as the model fuses them
 MOST_TERMS = 32  # a query of more is a pasted document
 MOST_LETTERS = 4_000  # of a query; a text tower reads a few hundred
-
 # Parsed step by step: one expression for a whole term would try every way to share out its spaces, for minutes.
 _PIECE = re.compile(r'"[^"]*"|[^";]+|;')
 _NEGATIVE = re.compile(r"not\s+", re.IGNORECASE)
@@ -31,10 +92,10 @@ class Term:
     """One wish: a text or an example image, held against one branch or all.
 
     Args:
-        text: what is sought, in words.
+        text: Words of what is sought.
         image: an example of it.
         perspective: the branch that decides; default: all, as the model fuses them.
-        weight: how much it counts; below zero, against.
+        weight: Weight of the term; below zero it counts against.
 
     Raises:
         ValueError: neither text nor image, both, an empty text, or a weight that is zero or no finite number.
@@ -86,7 +147,7 @@ def parse_query(text: str, perspectives: Sequence[str]) -> list[Term]:
 
 
 def as_terms(query: Query, perspectives: Sequence[str]) -> list[Term]:
-    """The terms of any form of a query, their perspectives spelt as the model has them.
+    """Return the terms of any form of a query, their perspectives spelt as the model has them.
 
     Raises:
         ValueError: as `parse_query`; no terms.
@@ -102,7 +163,7 @@ def as_terms(query: Query, perspectives: Sequence[str]) -> list[Term]:
 
 
 def find_perspective(name: str, perspectives: Sequence[str]) -> str:
-    """The perspective that is meant.
+    """Return the perspective that is meant.
 
     Raises:
         ValueError: there is no such one.

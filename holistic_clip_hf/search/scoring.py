@@ -1,7 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""The score of an image for a query, and what each term and branch adds to it.
+"""Scores of images for a query, and what each term and branch adds to them.
 
-A term is worth its weight times the similarity of its vector: to one branch, or fused over all. Where fusion is linear
+A term is worth its weight times the similarity of its vector to one branch, or fused over all. If fusion is linear,
 that is a sum over branches again, so a whole query, however many terms it has, costs one product for each branch that
 it asks. Scores are found in float32 and decided in float64, image by image, so that equal vectors have equal scores.
 
@@ -11,6 +11,7 @@ Axes: N images, H kinds of vectors (branches, or the fused one alone), D project
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from .query import FUSED, Term
 SUM, MAX, SOFTMAX = "sum", "max", "softmax"
 _ROUND_OFF = 2.0**-24
 _AT_ONCE = 4_096  # images whose scores are decided together
-
 Blocks = Mapping[str, Sequence[np.ndarray]]  # by kind of vector, the rows in blocks (n, D) alike for all kinds
 
 
@@ -28,10 +28,10 @@ class Question:
     """One term as vectors: what each kind of vector is held against, and how the products become one number.
 
     Args:
-        term: of the query.
-        vectors: by kind, (D,); with `SUM` each has its share in the fusion.
+        term: Term of the query.
+        vectors: Vectors (D,) by kind; with `SUM` each has its share in the fusion.
         combine: `SUM` of the products, their `MAX`, or `SOFTMAX`, their mean weighted by their softmax.
-        scale: of that softmax.
+        scale: Scale of that softmax.
     """
 
     term: Term
@@ -41,7 +41,7 @@ class Question:
 
 
 def rough_scores(questions: Sequence[Question], blocks: Blocks) -> np.ndarray:
-    """(N,) float32, in one pass over the kinds of vectors that are asked; see `margin`."""
+    """Score all rows in one pass over the kinds of vectors that are asked: (N,) float32; see `margin`."""
     linear: dict[str, np.ndarray] = {}
     for question in questions:
         if question.combine == SUM:
@@ -63,7 +63,7 @@ def rough_scores(questions: Sequence[Question], blocks: Blocks) -> np.ndarray:
 
 
 def margin(questions: Sequence[Question]) -> float:
-    """How far a rough score can be from the true one, for vectors of length one or less."""
+    """Bound how far a rough score can be from the true one, for vectors of length one or less."""
     reach = 0.0
     for question in questions:
         lengths = [float(np.linalg.norm(vector)) for vector in question.vectors.values()]
@@ -75,7 +75,7 @@ def margin(questions: Sequence[Question]) -> float:
 
 
 def contributions(questions: Sequence[Question], names: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-    """What each question's products with each kind of vector add to the score: (N, questions, H) float64.
+    """Return what each question's products with each kind of vector add to the score: (N, questions, H) float64.
 
     Shapes: `vectors` (N, H, D), their kinds in the order of `names`. The score is the sum over questions and kinds.
     """
@@ -100,7 +100,7 @@ def candidates(rough: np.ndarray, allowed: np.ndarray, k: int, slack: float) -> 
 
 
 def proposals_by(questions: Sequence[Question]) -> dict[str, np.ndarray]:
-    """By kind of vector, the (D,) to look up in an approximate index: the kinds that a term in favour asks.
+    """Return by kind of vector the (D,) to look up in an approximate index, of the kinds that a term in favour asks.
 
     What counts against moves these, but names no images by itself: those it likes least may be anything. A term that
     asks all branches is looked up in each and in their mean, since its best image need not be the best of any branch.
@@ -119,13 +119,13 @@ def proposals_by(questions: Sequence[Question]) -> dict[str, np.ndarray]:
 
 
 def chunked(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """A bounded number of rows at a time."""
+    """Yield a bounded number of rows at a time."""
     for start in range(0, len(rows), _AT_ONCE):
         yield rows[start : start + _AT_ONCE]
 
 
 def _shares(products: np.ndarray, question: Question) -> np.ndarray:
-    """(N, H) of products to what each of them counts."""
+    """Turn products (N, H) into what each of them counts."""
     if question.combine == SUM:
         return products
     if question.combine == MAX:
@@ -143,3 +143,42 @@ def require_finite(questions: Sequence[Question]) -> None:
             raise ValueError(
                 f"The model gave values that are not finite for {str(question.term)!r}. Check its weights and dtype."
             )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Addition of one term to a score. `by_branch` adds up to `score`, the term's weight included."""
+
+    term: Term
+    score: float
+    by_branch: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image that was found; the scores of `parts`, one for each term, add up to `score`."""
+
+    image_id: str
+    score: float
+    parts: Sequence[Part]
+    columns: Mapping[str, Any]
+
+
+def best_places(scores: np.ndarray, ids: Sequence[str], k: int) -> list[int]:
+    """Return the places of the `k` highest scores (N,), best first; of equal ones, that of the first id."""
+    return sorted(range(len(ids)), key=lambda place: (-scores[place], ids[place]))[:k]
+
+
+def explained(
+    questions: Sequence[Question], names: Sequence[str], facts: Sequence[Mapping[str, Any]], vectors: np.ndarray
+) -> list[Hit]:
+    """Return a hit for each image: `facts` its id and columns, `vectors` (N, H, D) in the order of `names`."""
+    hits = []
+    for fact, added in zip(facts, contributions(questions, names, vectors), strict=True):
+        parts = [
+            Part(question.term, float(each.sum()), {name: float(each[names.index(name)]) for name in question.vectors})
+            for question, each in zip(questions, added, strict=True)
+        ]
+        columns = {name: value for name, value in fact.items() if name != "image_id"}
+        hits.append(Hit(fact["image_id"], float(added.sum()), parts, columns))
+    return hits

@@ -1,38 +1,214 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""An index on disk: segments of rows that never change, and the manifest that says which of them count.
+"""Index on disk: segments of rows that never change, and the manifest that says which of them count.
 
     index.json             checkpoint, columns, segments with their dead rows, what was left out
     segments/*.arrow       image ids, stamps, columns and vectors; `datasets.Dataset.from_file` opens one
-    neighbours/*.faiss     one for each kind of vector, where the look-up is approximate
+    neighbours/*.faiss     one for each kind of vector, if the look-up is approximate
 
 The manifest is replaced in one step, so a reader sees the index before or after a change. Segments that no manifest
-knows yet are what a killed run had finished; the next run takes them up.
+knows yet are what a killed run had finished, and the next run takes them up.
 """
 
 import hashlib
 import json
 import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
+from filelock import FileLock, Timeout
 
-from ..atomic import PARTIAL, require_own_folder, write_atomically
-from .manifest import (
-    MANIFEST,
-    NEIGHBOURS,
-    SEGMENTS,
-    VECTOR,
-    Layout,
-    LeftOut,
-    Manifest,
-    Segment,
-    read_manifest,
-    sync_directory,
-)
+from ..storage import PARTIAL, require_own_folder, write_atomically
+
+FORMAT = 1
+MANIFEST, SEGMENTS, NEIGHBOURS = "index.json", "segments", "neighbours"
+VECTOR = "vector."  # before the name of a column of vectors
+BRANCHES, FUSED_ONLY = "branches", "fused"
+VECTORS = (BRANCHES, FUSED_ONLY)
+_FILE = re.compile(rf"({SEGMENTS}|{NEIGHBOURS})/[\w-]+\.(arrow|faiss)")
+
+
+class LeftOut(NamedTuple):
+    """An image that did not become a row: `again` if reading it may succeed another time."""
+
+    image_id: str
+    stamp: str
+    reason: str
+    again: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file of the index, and which of its rows no longer count."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    dead: Sequence[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Properties that all rows of an index share.
+
+    Args:
+        checkpoint: fingerprint of what made the vectors.
+        perspectives: the names of the model's branches.
+        width: D, of a vector.
+        vectors: `"branches"`, H vectors for an image, or `"fused"`, one.
+        columns: further columns, by which to filter, as `datasets` describes them.
+    """
+
+    checkpoint: str
+    perspectives: Sequence[str]
+    width: int
+    vectors: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def vector_names(self) -> list[str]:
+        return list(self.perspectives) if self.vectors == BRANCHES else [FUSED_ONLY]
+
+    @property
+    def features(self) -> Features:
+        """Features of a segment."""
+        vectors = {f"{VECTOR}{name}": List(Value("float32"), length=self.width) for name in self.vector_names}
+        return Features({"image_id": Value("string"), "stamp": Value("string"), **self.further, **vectors})
+
+    @property
+    def further(self) -> Features:
+        """Features of the columns by which to filter."""
+        return Features.from_dict(dict(self.columns))
+
+    @property
+    def key(self) -> str:
+        """Hash of the layout, shared by segments that may stand in one index."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The index as a whole; see `Layout`.
+
+    Args:
+        model: the checkpoint's name, for people.
+        origin: Source of what was indexed.
+        lookup: `exact`, `ivf` or `hnsw`.
+        segments: Segments in the order in which rows are numbered.
+        neighbours: File of the approximate index and its bytes, by kind of vector.
+        left_out: images that did not decode or could not be read, and why.
+    """
+
+    layout: Layout
+    model: str
+    origin: Mapping[str, str]
+    lookup: str
+    segments: Sequence[Segment]
+    neighbours: Mapping[str, Segment]
+    left_out: Sequence[LeftOut]
+
+    @property
+    def num_images(self) -> int:
+        return sum(segment.rows - len(segment.dead) for segment in self.segments)
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Provide one process at a time changes an index.
+
+    Raises:
+        TimeoutError: another one does.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise TimeoutError(
+            f"Another process is indexing into {directory}. Wait until it has finished, or stop it, and run again."
+        ) from error
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read what the index holds.
+
+    Raises:
+        ValueError: no index, a damaged one, or one of another format.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        state = "a half-built index" if (directory / SEGMENTS).is_dir() else "no index"
+        raise ValueError(f"{directory} holds {state}. Run the indexing (again): it goes on where it stopped.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.get("format") != FORMAT:
+            raise ValueError(
+                f"{directory} has format {found.get('format')}; this version reads {FORMAT}. Delete the directory and "
+                f"index again."
+            )
+        return _manifest_from(found)
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Delete it and run the indexing again: the vectors "
+            f"in {SEGMENTS}/ are taken up."
+        ) from error
+
+
+def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
+    """Raise `ValueError` where an index is not what this checkpoint, these vectors and columns would make."""
+    found = manifest.layout
+    for name in ("vectors", "columns"):
+        if getattr(found, name) != getattr(layout, name):
+            raise ValueError(
+                f"{directory} was made with {name}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked "
+                f"for. Ask for the same, or index into another directory."
+            )
+    if found.checkpoint != layout.checkpoint:
+        raise ValueError(
+            f"{directory} was made by another checkpoint ({manifest.model or 'without a name'}, "
+            f"{found.checkpoint[:12]}; this one is {layout.checkpoint[:12]}): its vectors mean nothing to this one. "
+            f"Load that checkpoint with its own processor and dtype, or index into another directory."
+        )
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Make the index what `manifest` says, in one step."""
+    with write_atomically(directory / MANIFEST) as file:
+        file.write(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=False).encode())
+    sync_directory(directory)
+
+
+def _manifest_from(found: Mapping[str, Any]) -> Manifest:
+    for each in [*found["segments"], *found["neighbours"].values()]:
+        if not _FILE.fullmatch(each["file"]):
+            raise ValueError(f"The manifest names {each['file']!r}, which is no file of an index. Index again.")
+    fields = {name: found[name] for name in ("model", "origin", "lookup")}
+    return Manifest(
+        layout=Layout(**found["layout"]),
+        segments=[Segment(**each) for each in found["segments"]],
+        neighbours={name: Segment(**each) for name, each in found["neighbours"].items()},
+        left_out=[LeftOut(*each) for each in found["left_out"]],
+        **fields,
+    )
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in it last through a loss of power."""
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +236,7 @@ def write_segment(directory: Path, number: int, layout: Layout, table: pa.Table,
 
 
 def describe_file(directory: Path, path: Path, rows: int, dead: Sequence[int] = ()) -> Segment:
-    """With the size and hash that `open_segment` holds it against."""
+    """Return the size and hash that `open_segment` compares a file with."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     name = path.relative_to(directory).as_posix()
@@ -68,7 +244,7 @@ def describe_file(directory: Path, path: Path, rows: int, dead: Sequence[int] = 
 
 
 def require_whole(directory: Path, segment: Segment, *, read: bool = False) -> Path:
-    """The segment's file; with `read`, its contents are held against their hash.
+    """Return the segment's file; with `read`, its contents are held against their hash.
 
     Raises:
         ValueError: it is missing, or not as it was written.
@@ -86,7 +262,7 @@ def require_whole(directory: Path, segment: Segment, *, read: bool = False) -> P
 
 
 def open_segment(path: Path, layout: Layout) -> tuple[Dataset, list[LeftOut]] | None:
-    """The rows, memory-mapped, and what was left out between them; `None` if damaged or of another layout."""
+    """Return the rows, memory-mapped, and what was left out between them; `None` if damaged or of another layout."""
     try:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
             about = json.loads((reader.schema.metadata or {}).get(_ABOUT, b"{}"))
@@ -100,7 +276,7 @@ def open_segment(path: Path, layout: Layout) -> tuple[Dataset, list[LeftOut]] | 
 
 
 def open_whole(directory: Path) -> tuple[Manifest, list[Dataset]]:
-    """The index and the rows of each of its segments.
+    """Return the index and the rows of each of its segments.
 
     Raises:
         ValueError: no index, or one that is torn.

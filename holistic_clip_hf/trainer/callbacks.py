@@ -1,8 +1,15 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""What happens around training steps: clamped temperature, the collator's epoch, a moving average of the weights."""
+"""Callbacks of training: temperature, epoch, moving average, logs, unreadable images, the place in a stream.
 
+Ranks log what one process with the whole batch would.
+
+Axes: N images of this rank, H branches, M caption slots.
+"""
+
+import json
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,9 +17,211 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..collator import HolisticCLIPCollator
+from ..loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, branch_shares
+from ..storage import write_atomically
+from .collator import HolisticCLIPCollator
+from .distributed import gather_objects, rank, sum_over_ranks, world_size
+from .streams import EndlessRows, Place
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE_NAME = "unreadable_images.json"
+MOST_WARNINGS = 20
+
+
+class UnreadableImages(TrainerCallback):
+    """Unreadable images that trainer and evaluation met: the reason of each, by its id.
+
+    The list is written at every save and at the end, for all ranks by the first, and goes on where a run is resumed.
+
+    Args:
+        folder: Folder of the list.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / UNREADABLE_NAME
+        self.reasons: dict[str, str] = {}
+        self.unshared: dict[str, str] = {}  # what other ranks do not know yet
+        self.num_named = 0
+
+    def note(self, found: Mapping[str, str]) -> None:
+        """Take up what this rank met; the first of them are named in a warning each."""
+        for image_id, reason in found.items():
+            if image_id in self.unshared or image_id in self.reasons:
+                continue
+            self.unshared[image_id] = reason
+            if self.num_named < MOST_WARNINGS:
+                self.num_named += 1
+                more = f" More are only counted; {self.path} lists all." if self.num_named == MOST_WARNINGS else ""
+                logger.warning("Image %s is left out: %s.%s", image_id, reason.rstrip("."), more)
+
+    def count(self) -> int:
+        """Count the distinct unreadable images on any rank. Collective: call it on every rank."""
+        for theirs in gather_objects(self.unshared):
+            self.reasons |= theirs
+        self.unshared = {}
+        return len(self.reasons)
+
+    def save(self) -> None:
+        """Write the list; to be called on all ranks. Where all images are readable, nothing is written."""
+        if (self.count() or self.path.is_file()) and rank() == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with write_atomically(self.path) as file:
+                file.write(json.dumps(self.reasons, indent=1, sort_keys=True, ensure_ascii=False).encode())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up what the interrupted run met, if this one resumes it."""
+        if state.global_step > 0 and self.path.is_file():
+            self.reasons |= json.loads(self.path.read_text(encoding="utf-8"))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.save()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.save()
+
+
+PLACE_NAME = "stream-{}.json"
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that all ranks have saved to its end, if any; to be called on all ranks, which
+    agree.
+    """
+    mine = {path.name for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)}
+    whole = set.intersection(*gather_objects(mine))
+    return folder / max(whole, key=lambda name: int(name.split("-")[-1])) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint is whole as far as this rank knows. It saves its random numbers last, and the first
+    rank then the state of the run.
+    """
+    numbers = f"rng_state_{rank()}.pth" if world_size() > 1 else "rng_state.pth"
+    if not (checkpoint / numbers).is_file():
+        return False
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+class StreamPlace(TrainerCallback):
+    """Place of each worker of this rank in a stream, saved with a checkpoint and told to the stream on resuming."""
+
+    def __init__(self) -> None:
+        self.places: dict[int, Place] = {}
+        self.num_batches = 0
+        self.num_workers = 1
+
+    def note(self, batch: Mapping[str, Any]) -> None:
+        """Take up where a batch ends, if it is of a stream. Workers take turns, a batch each."""
+        if "place" in batch:
+            self.places[self.num_batches % self.num_workers] = Place(*batch["place"])
+            self.num_batches += 1
+
+    def save(self, checkpoint: Path) -> None:
+        """Put this rank's places beside the weights."""
+        if self.places:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            record = {"workers": self.num_workers, "places": self.places}
+            (checkpoint / PLACE_NAME.format(rank())).write_text(json.dumps(record), encoding="utf-8")
+
+    def load(self, checkpoint: Path, args: TrainingArguments) -> None:
+        """Load the places saved with a checkpoint, unless the stream is to begin anew.
+
+        Raises:
+            ValueError: a checkpoint without them, or of another number of workers.
+        """
+        if args.ignore_data_skip:
+            return
+        path, num_workers = checkpoint / PLACE_NAME.format(rank()), max(1, args.dataloader_num_workers)
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if record.get("workers") != num_workers:
+            raise ValueError(
+                f"{path}: got {record.get('workers', 'no')} workers that read the stream for this process, expected "
+                f"{num_workers} as now. Resume with the processes and workers of the interrupted run, or "
+                f"begin the stream anew with `ignore_data_skip=True`."
+            )
+        self.places = {int(worker): Place(*place) for worker, place in record["places"].items()}
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: DataLoader | None = None, **kwargs: Any
+    ) -> None:
+        self.num_workers = max(1, args.dataloader_num_workers)
+        self.num_batches = 0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps
+        if self.num_batches == 0:
+            self.places = {}
+        if train_dataloader is not None and isinstance(stream := train_dataloader.dataset, EndlessRows):
+            stream.skipped_batches, stream.places = self.num_batches, dict(self.places)
+
+
+# A slot of which so many images have no caption has one on fewer than 0.3 % of images, with 95 % confidence: the "rule
+# of three" (Hanley and Lippman-Hand, 1983, https://doi.org/10.1001/jama.1983.03330370053031).
+ENOUGH_IMAGES = 1000
+
+
+class LossLog:
+    """Collects the parts of the loss between two logs.
+
+    Args:
+        branches: H names, or none where captions do not choose their branch.
+        slots: M names.
+    """
+
+    def __init__(self, branches: Sequence[str], slots: Sequence[str]) -> None:
+        self.branches = list(branches)
+        self.slots = list(slots)
+        self.steps: list[Tensor] = []
+        self.captions = torch.zeros(len(self.slots), dtype=torch.long)
+        self.images = 0
+
+    def note(self, loss: MultiToMultiLoss, mask: Tensor) -> None:
+        """Take up a step of this rank; `mask` (N, M) is the batch's `caption_mask`. Nothing waits for the device."""
+        terms = [getattr(loss, name).detach().float() for name in LOSS_PARTS]
+        parts = torch.stack([*terms, mask.sum().float()])
+        if self.branches:
+            parts = torch.cat([parts, branch_shares(loss.assignment, mask, len(self.branches)) * mask.sum()])
+        self.steps.append(parts)
+        if self.slots:
+            self.captions = self.captions.to(mask.device) + mask.sum(dim=0)
+            self.images += len(mask)
+
+    def take(self) -> dict[str, float]:
+        """Return the means of all ranks since the last call; nothing where nothing was noted. To be called on all
+        ranks.
+        """
+        if not self.steps:
+            return {}
+        steps = self.steps[0].new_tensor([len(self.steps)])
+        summed = sum_over_ranks(torch.cat([steps, torch.stack(self.steps).sum(dim=0)]))
+        self.steps.clear()
+        num_steps, *terms = summed[: 1 + len(LOSS_PARTS)].tolist()
+        captions, *met = summed[1 + len(LOSS_PARTS) :].tolist()
+        shares = {name: count / max(1, captions) for name, count in zip(self.branches, met, strict=True)}
+        parts = {name: term / num_steps for name, term in zip(LOSS_PARTS, terms, strict=True)}
+        return parts | {f"share_of_{name}": share for name, share in shares.items()}
+
+    def warn_of_empty_slots(self) -> None:
+        """Once, if a slot had no caption at all: a stream cannot be asked beforehand what it holds."""
+        if self.images < ENOUGH_IMAGES or not self.slots:
+            return
+        empty = [name for name, count in zip(self.slots, self.captions.tolist(), strict=True) if count == 0]
+        self.slots = []
+        if empty:
+            logger.warning(
+                "None of the first %d images of this process has a caption for the slots %s: they train nothing. "
+                "Compare `slots` with the perspectives of the corpus.",
+                self.images,
+                empty,
+            )
+
 
 EMA_NAME = "ema.safetensors"
 
@@ -43,7 +252,7 @@ class MovingAverage(TrainerCallback):
 
     Args:
         model: whose weights are averaged.
-        decay: of the average per step.
+        decay: Decay of the average per step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -67,7 +276,7 @@ class MovingAverage(TrainerCallback):
             self.average[name].lerp_(weight, 1 - decay)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The average is what training ends with."""
+        """End training with the average."""
         self._overwrite(self.average)
 
     def save(self, checkpoint: Path) -> None:
@@ -75,7 +284,7 @@ class MovingAverage(TrainerCallback):
         save_file(self.average, checkpoint / EMA_NAME)
 
     def load(self, checkpoint: Path) -> None:
-        """The average that was saved with a checkpoint.
+        """Load the average that was saved with a checkpoint.
 
         Raises:
             ValueError: a checkpoint without one, or of other weights.
@@ -95,10 +304,31 @@ class MovingAverage(TrainerCallback):
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model with averaged weights, for as long as the context lasts."""
+        """Provide the model with averaged weights, for as long as the context lasts."""
         kept = {name: weight.clone() for name, weight in self._trained().items()}
         self._overwrite(self.average)
         try:
             yield
         finally:
             self._overwrite(kept)
+
+
+SHOWN = {
+    "loss": "loss {:.3f}",
+    "logit_scale": "scale {:.1f}",
+    "learning_rate": "lr {:.1e}",
+    "eval_loss": "held-out loss {:.3f}",
+    "eval_text_to_image_recall@5": "text-to-image recall@5 {:.1%}",
+    "eval_image_to_text_recall@5": "image-to-text recall@5 {:.1%}",
+}
+
+
+class OneLineProgress(ProgressCallback):
+    """`ProgressCallback` with short logs; the whole ones are in `trainer_state.json`."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        shown = [form.format(logs[name]) for name, form in SHOWN.items() if name in logs]
+        if shown:
+            self.training_bar.write(f"step {state.global_step:5}  " + ", ".join(shown))

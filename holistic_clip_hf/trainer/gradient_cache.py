@@ -53,11 +53,11 @@ def cached_backward(
     """Accumulate the gradients of the whole batch's loss in the model's parameters.
 
     Args:
-        pieces: of the batch.
+        pieces: Pieces of the batch.
         embed: encodes one piece.
         backward: takes the rows of all pieces, joined, and the scalars; calls `backward` on their loss, which it
             returns.
-        device: of the model, whose random draws are repeated.
+        device: Device of the model, whose random draws are repeated.
         no_sync: within it, gradients stay on this rank. All pieces but the last are in it, so that ranks exchange
             gradients once.
     """

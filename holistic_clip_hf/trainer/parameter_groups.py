@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which parameters are trained, decayed, sharded, and with what share of the learning rate."""
+"""Parameters that are trained, decayed and sharded, and their share of the learning rate."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase

@@ -1,5 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Training: `transformers.Trainer` with the multi-to-multi loss, global negatives and retrieval recall.
+"""Trainer: `transformers.Trainer` with the multi-to-multi loss, global negatives and retrieval recall.
+
+With `push_to_hub=True` the result of a training is published once, as `holistic_clip_hf.publishing.hub.publish` does.
 
 Axes: N images per rank, H branches, M caption slots, D projection width.
 """
@@ -15,24 +17,106 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import TrainOutput
 
-from ..augmentation import Augmentation
-from ..collator import HolisticCLIPCollator
-from ..distributed import gather_rows, rank_offset, sum_over_ranks
 from ..evaluation.retrieval import recall_by_slot
-from ..loss_holistic_clip import CaptionBatch, multi_to_multi_loss
-from ..matching_holistic_clip import FREE, route
+from ..images.tables import undecoded
+from ..loss_holistic_clip import FREE, CaptionBatch, multi_to_multi_loss, route
 from ..modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..reading import stream_loader, undecoded
-from ..unreadable import UnreadableImages
-from . import checks
+from ..publishing.hub import Publication, publish, require_publishable
+from ..publishing.model_card import CardFacts, changed_arguments
+from ..publishing.push import MAIN, Destination
+from . import arguments as checks
 from .arguments import HolisticCLIPTrainingArguments
-from .callbacks import ClampLogitScale, MovingAverage, TellEpoch
+from .callbacks import (
+    ClampLogitScale,
+    LossLog,
+    MovingAverage,
+    StreamPlace,
+    TellEpoch,
+    UnreadableImages,
+    last_whole_checkpoint,
+)
+from .collator import Augmentation, HolisticCLIPCollator
+from .distributed import gather_rows, rank_offset, sum_over_ranks
 from .gradient_cache import Embeddings, cached_backward, split_batch
-from .logs import LossLog
 from .parameter_groups import decayed_names, freeze, keep_scalars_whole, scale_learning_rates
-from .resuming import StreamPlace, last_whole_checkpoint
-from .to_hub import ResultToHub
+from .streams import stream_loader
+
+
+class ResultToHub:
+    """In place of what `Trainer` does with `push_to_hub`, which is to push every checkpoint, pickles, its own card.
+
+    Whether the repository can be pushed to is asked when the trainer is made, and not after hours of training.
+    """
+
+    # The Trainer's.
+    args: Any
+    model: Any
+    accelerator: Any
+    processing_class: Any
+    is_world_process_zero: Any
+    hub_model_id: str | None
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Ask who may push where; nothing is made before there is something to put there."""
+        if self.is_world_process_zero():
+            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+            self.hub_model_id = require_publishable(self._destination(name, token, None, private)).repo_id
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Do nothing: what goes to the Hub is the result."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: cards are rendered from records, by `holistic_clip_hf.publishing`."""
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        facts: CardFacts | None = None,
+    ) -> Publication | None:
+        """Save the model as it is now into `output_dir`, and publish it; None on all processes but the first.
+
+        `facts` is what the card says beside configuration and records (`results.json` in `output_dir`); by default,
+        the training's settings.
+
+        Raises:
+            ValueError, VerificationError, PublishingError: as `publish` does. What was saved stays, and `publish` can
+                be called on it again.
+        """
+        folder = Path(self.args.output_dir)
+        self.save_result(folder)
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        destination = self._destination(str(self.hub_model_id), token, revision, private)
+        return publish(folder, destination, facts=facts or self._facts(), message=commit_message)
+
+    def save_result(self, folder: Path) -> None:
+        """Model and processor as `from_pretrained` takes them, by the first process; to be called on all ranks."""
+        weights = self.accelerator.get_state_dict(self.model)  # shards are gathered from all ranks
+        if not self.is_world_process_zero():
+            return
+        model = HolisticCLIPModel(self.model.config)  # FSDP2 has put a class of its own in place of the trained one's
+        model.load_state_dict(weights)
+        for part in (model, self.processing_class):
+            part.save_pretrained(folder)
+
+    def _destination(self, name: str, token: str | None, revision: str | None, private: bool | None) -> Destination:
+        return Destination(
+            name,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision or MAIN,
+            token=token or self.args.hub_token,
+        )
+
+    def _facts(self) -> CardFacts:
+        name = Path(self.args.output_dir).absolute().name
+        return CardFacts(repo_id=str(self.hub_model_id), model_name=name, training=changed_arguments(self.args))
+
 
 # Entries of a batch that are for the trainer and not for the model.
 ABOUT_ROWS = ("image_ids", "unreadable", "place")
@@ -112,7 +196,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end.
+        """Train as inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end.
 
         With `push_to_hub`, the result is published when it is there.
         """
@@ -127,7 +211,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return output
 
     def get_train_dataloader(self) -> DataLoader:
-        """The inherited one; streams are read by `reading.EndlessRows`."""
+        """Return the inherited one; streams are read by `reading.EndlessRows`."""
         if not isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
         return stream_loader(self.train_dataset, self.data_collator, self.args, batch_size=self._train_batch_size)
@@ -139,7 +223,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, HolisticCLIPOutput]:
-        """The multi-to-multi loss of this rank's rows against the rows of all ranks."""
+        """Return the multi-to-multi loss of this rank's rows against the rows of all ranks."""
         output = self._encode(model, inputs)
         loss = self._loss_of(*_embeddings(output), inputs, model.training)
         return (loss, output) if return_outputs else loss
@@ -172,7 +256,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One backward pass; with `gradient_cache_size`, piece by piece, to the same gradients."""
+        """Return one backward pass; with `gradient_cache_size`, piece by piece, to the same gradients."""
         size = self.args.gradient_cache_size
         self.stream_place.note(inputs)
         if size is None:
@@ -228,7 +312,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return recall_by_slot(self.slots, *(torch.as_tensor(part) for part in (images, texts, ids, mask)))
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Every row, also where training drops the last partial batch, and nothing at random."""
+        """Return every row, also where training drops the last partial batch, and nothing at random."""
         checks.require_countable(eval_dataset, self.args)
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
         self.args.dataloader_drop_last, self.data_collator = False, collator.for_evaluation()
@@ -238,11 +322,11 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """As for evaluation."""
+        """Load rows as for evaluation."""
         return self.get_eval_dataloader(test_dataset)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """With the averaged weights, where there are any, and without a draw that training would have made."""
+        """Evaluate with the averaged weights, if there are any, and without a draw that training would have made."""
         average = self.moving_average
         averaged = nullcontext() if average is None or not average.average else average.in_place()
         with averaged, torch.random.fork_rng(devices=[]):
@@ -255,7 +339,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return decayed_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The inherited one, with `learning_rate_multipliers`."""
+        """Return the inherited one, with `learning_rate_multipliers`."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.args.multipliers:
@@ -263,7 +347,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A checkpoint to go on from holds the weights as trained, and their average beside them."""
+        """Save the weights as trained in a checkpoint to go on from, and their average beside them."""
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
             return

@@ -1,12 +1,18 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Pictures of what a model sees and finds, and the numbers behind them."""
 
-from .agreement import best_branches, part_matching, patch_agreement, words_of
-from .attention import branch_attention, branch_relevance, patch_grid
-from .figures import matching_figure, training_figure
+from ..words import words_of
+from .attention import (
+    best_branches,
+    branch_attention,
+    branch_relevance,
+    part_matching,
+    patch_agreement,
+    patch_grid,
+)
+from .figures import matching_figure, training_curves, training_figure
 from .maps import crop_as_seen, map_over_image, map_sheet
 from .result_grid import ResultRow, branch_grid, result_grid
-from .training_curves import training_curves
 
 __all__ = [
     "ResultRow",

@@ -1,14 +1,14 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where in an image each branch looks, and what speaks for a text there: numbers by patch, for `maps` to draw.
+"""Attention and relevance: where in an image each branch looks, and what speaks for a text there.
 
 - `branch_attention`: how much of its attention a branch's class token gives to each patch.
-- `branch_relevance`: which patches raise, and which lower, the similarity of a branch with a text; by gradients, so
-  that branches differ even where they share their attention.
+- `branch_relevance`: which patches raise, and which lower, the similarity of a branch with a text. It goes by
+  gradients, so that branches differ even if they share their attention.
 
 Patches are counted row by row from the top left. The functions switch the tower to eager attention, or hold gradients,
-for as long as they run: two threads must not run them on one model at once.
+for as long as they run, so two threads must not run them on one model at once.
 
-Axes: N images, H branches, T texts, P patches, S tokens (class tokens, then patches), D projection width.
+Axes: N images, H branches, M captions, T texts, P patches, S tokens (class tokens, then patches), D projection width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,28 @@ from ..modeling_holistic_clip import HolisticCLIPModel
 from ..vision_holistic_clip import HolisticCLIPVisionModel
 
 
+def patch_agreement(patch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    """Cosine of each text with each patch: (..., P, D) and (T, D) to (..., T, P).
+
+    Patches are `get_patch_features`' `patch_embeds` (N, P, D) or, where each branch has its own,
+    `branch_patch_embeds` (N, H, P, D).
+    """
+    return F.normalize(text_embeds, dim=-1) @ F.normalize(patch_embeds, dim=-1).mT
+
+
+def part_matching(branch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    """Cosine of each branch of one image with each of its captions: (H, D) and (M, D) to (H, M)."""
+    return F.normalize(branch_embeds, dim=-1) @ F.normalize(text_embeds, dim=-1).T
+
+
+def best_branches(similarity: Tensor, branches: Sequence[str]) -> list[str]:
+    """Return the branch that agrees most with each caption: of (H, M), M names."""
+    return [branches[index] for index in similarity.argmax(dim=0).tolist()]
+
+
 def branch_attention(model: HolisticCLIPModel, pixel_values: Tensor, *, rollout: bool = False) -> Tensor:
-    """The attention that each branch gives to each patch, a mean over heads: (N, 3, height, width) to (N, H, P).
+    """Return the attention that each branch gives to each patch, a mean over heads: (N, 3, height, width) to (N, H,
+    P).
 
     A row is at most one in sum: the rest goes to class tokens. Images may be of another size than the model's; larger
     ones give finer maps.
@@ -68,7 +88,7 @@ def roll_out(layers: Sequence[Tensor]) -> Tensor:
 
 
 def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds: Tensor) -> Tensor:
-    """What each patch adds to the similarity of each branch with each text, to first order.
+    """Return what each patch adds to the similarity of each branch with each text, to first order.
 
     Gradient times input of the last layer. Positive: the similarity would fall if the patch faded.
 
@@ -114,7 +134,7 @@ def _is_resized(model: HolisticCLIPModel, pixel_values: Tensor) -> bool:
 
 @contextmanager
 def _eager(tower: HolisticCLIPVisionModel) -> Iterator[None]:
-    """The only attention that tells its weights; afterwards the tower's own again."""
+    """Provide the only attention that tells its weights; afterwards the tower's own again."""
     before = tower.config._attn_implementation
     tower.set_attn_implementation("eager")
     try:

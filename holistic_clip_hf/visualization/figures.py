@@ -4,21 +4,56 @@
 Axes: H branches, M captions.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..drawing import on_white
 from ..evaluation.ranking import TEXT_TO_IMAGE
-from .lettering import on_white
 from .maps import INK
-from .training_curves import Curve
+
+Curve = list[tuple[int, float]]
+STATE_NAME = "trainer_state.json"
+NO_CURVES = {"step", "epoch"}
+
+
+def training_curves(path: str | Path) -> dict[str, Curve]:
+    """Name → (step, value) in order of steps, from a trainer's state or the folder that holds one.
+
+    What is said once, at the end of training, is no curve and left out.
+
+    Raises:
+        ValueError: no such file, or one without a log.
+
+    >>> training_curves("runs/emoji/holistic")["eval_loss"]
+    [(210, 3.42), (420, 3.07)]
+    """
+    path = Path(path)
+    file = path / STATE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"No trainer's state at {file}. Give a checkpoint trained here, or its {STATE_NAME}.")
+    history = json.loads(file.read_text(encoding="utf-8")).get("log_history")
+    if not history:
+        raise ValueError(f"{file} holds no log. Train with `logging_steps` below the number of steps.")
+    curves: dict[str, dict[int, float]] = {}
+    for entry in history:
+        if "train_runtime" in entry:
+            continue
+        for name, value in entry.items():
+            if name not in NO_CURVES and isinstance(value, int | float):
+                curves.setdefault(name, {})[entry["step"]] = value
+    return {name: sorted(curve.items()) for name, curve in curves.items()}
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 LEAST, MOST = "#dfe7f2", "#1f4e8c"
 DARK_TEXT, LIGHT_TEXT, LIGHT_TEXT_FROM = "#20242a", "#ffffff", 0.55
@@ -38,7 +73,8 @@ def matching_figure(
     *,
     perspectives: Sequence[str] | None = None,
 ) -> "Figure":
-    """The image, and beside it how much each branch agrees with each caption; the best of each caption is framed.
+    """Return the image, and beside it how much each branch agrees with each caption; the best of each caption is
+    framed.
 
     Args:
         similarity: (H, M), `agreement.part_matching` of the image's branches and its captions.

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .lettering import Surface, line_height, lines_of, on_white
+from ..drawing import Surface, line_height, lines_of, on_white
 
 # Of middle lightness, which stands out on white and on black alike; the page itself stays transparent.
 INK, QUIET = "#767c86", "#868c96"
@@ -24,13 +24,13 @@ MIN_CELL = 48
 
 
 def stretched(maps: Tensor) -> Tensor:
-    """Each map (..., P) from its own least, 0, to its own greatest, 1; one of equal numbers becomes zeros."""
+    """Return each map (..., P) from its own least, 0, to its own greatest, 1; one of equal numbers becomes zeros."""
     low, high = maps.amin(dim=-1, keepdim=True), maps.amax(dim=-1, keepdim=True)
     return (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def map_over_image(image: Image.Image, values: Tensor) -> Image.Image:
-    """One map (rows, columns) of numbers from 0 to 1 over the image, which turns pale and grey below it.
+    """Return one map (rows, columns) of numbers from 0 to 1 over the image, which turns pale and grey below it.
 
     Raises:
         ValueError: numbers that are not a map, or not from 0 to 1.
@@ -60,10 +60,11 @@ def map_sheet(
     cell: int = 160,
     font_path: str | None = None,
 ) -> Image.Image:
-    """The image, and beside it a map for each column and row: R rows (branches, say), C columns (branches or words).
+    """Return the image, and beside it a map for each column and row: R rows (branches, say), C columns (branches or
+    words).
 
     Args:
-        image: as the model sees it; see `crop_as_seen`.
+        image: Image as the model sees it; see `crop_as_seen`.
         maps: (R, C, rows of patches, columns of patches), each stretched by itself for the picture.
         columns: C names, above or below the maps.
         rows: R names, at the left; without names, one row.
@@ -110,7 +111,7 @@ def map_sheet(
 
 
 def crop_as_seen(image: Image.Image, sizes: Mapping[str, object]) -> Image.Image:
-    """The part of an image that the model sees, in the image's own resolution.
+    """Return the part of an image that the model sees, in the image's own resolution.
 
     Args:
         sizes: `processor.image_processor.to_dict()`: its `size`, `crop_size` and which of them are applied.
@@ -134,7 +135,9 @@ def crop_as_seen(image: Image.Image, sizes: Mapping[str, object]) -> Image.Image
 
 
 def strength(maps: Tensor) -> Tensor:
-    """How far each map (..., P) of attention rises above even attention: its greatest part, times P; 1 is even."""
+    """Measure how far each map (..., P) of attention rises above even attention: its greatest part, times P; 1 is
+    even.
+    """
     return maps.shape[-1] * maps.amax(dim=-1) / maps.sum(dim=-1)
 
 

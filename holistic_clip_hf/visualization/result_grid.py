@@ -5,20 +5,28 @@ Takes texts, indices and images, never a model. A row is one question: at the le
 branch) and the text, at the right the images found, best first, the correct ones framed and ticked.
 """
 
+import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from datasets import Dataset
 from PIL import Image
 
-from .lettering import MAT, Surface, line_height, lines_of, on_white
+from ..drawing import MAT, Surface, line_height, lines_of, on_white
+from ..evaluation.encoding import FusedVectors, encode_images, encode_texts, fuse
+from ..evaluation.ranking import caption_pairs, dot, swapped, top_candidates
+from ..evaluation.records import FUSED
+from ..evaluation.retrieval import captions_by_perspective
+from ..modeling_holistic_clip import HolisticCLIPModel
+from ..processing_holistic_clip import HolisticCLIPProcessor
 
 Images = Mapping[int, Image.Image] | Sequence[Image.Image]
 Names = Mapping[int, str] | Sequence[str]
-
 INK, QUIET, LINE, PAGE, CORRECT = "#2b2d33", "#85888f", "#e4e2dd", "#fbfaf8", "#4c9a6a"
 # Muted and of like lightness; labels are told apart by their words, colour only helps. Repeated after six.
 LABEL_COLOURS = ("#5b7aa6", "#b07d3f", "#7d6ba3", "#3f8f95", "#a8637d", "#6f7d46")
-
+IMAGES_PER_ROW = 8
 MARGIN, GAP, INDENT = 28, 12, 12
 TEXT_WIDTH, LABEL_WIDTH = 240, 120  # of the left column, with and without queries in it
 TITLE_SIZE, LABEL_SIZE, QUERY_SIZE, SMALL_SIZE = 20, 13, 15, 12
@@ -75,7 +83,7 @@ def result_grid(
 
     Args:
         rows: the questions; a row may hold fewer images than another.
-        images: by the indices that the rows use; any mode, transparent ones are shown on white.
+        images: Images by the indices that the rows use, of any mode; transparent ones are shown on white.
         title: above the grid, if not empty.
         names: printed under the images, such as the artist's, by the same indices.
         thumbnail: side of an image in pixels.
@@ -123,7 +131,7 @@ def branch_grid(
     thumbnail: int = 96,
     font_path: str | None = None,
 ) -> Image.Image:
-    """The answers of each branch, and of the fused vector, to one text: a `result_grid` under that text.
+    """Return the answers of each branch, and of the fused vector, to one text: a `result_grid` under that text.
 
     >>> branch_grid("a calm watercolour", {"fused": [2, 0], "style": [0, 1]}, correct={0}, images=images)
     """
@@ -163,3 +171,38 @@ def _draw_image(surface: Surface, place: tuple[int, int], image: Image.Image, is
         surface.draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=CORRECT)
         tick = [(cx - 4, cy), (cx - 1, cy + 3), (cx + 4, cy - 3)]
         surface.draw.line(tick, fill=MAT, width=2, joint="curve")
+
+
+def draw_results(
+    model: HolisticCLIPModel,
+    processor: HolisticCLIPProcessor,
+    dataset: Dataset,
+    path: Path,
+    *,
+    perspectives: Sequence[str],
+    batch_size: int = 64,
+    seed: int,
+) -> None:
+    """Draw one text of each perspective, chosen at random and not for its result, and the images found for it.
+
+    Each text is answered by the fused vector and, where there is one, by the branch of its own perspective.
+    """
+    picker, branches = random.Random(seed), encode_images(model, processor, dataset, batch_size=batch_size)
+    by_branch = dict(zip(model.config.perspectives, branches.unbind(dim=1), strict=True))
+    rows = []
+    for perspective, captions in captions_by_perspective(dataset, perspectives).items():
+        texts, pairs = caption_pairs(captions)
+        index = picker.randrange(len(texts))
+        correct = set(pairs[pairs[:, 1] == index, 0].tolist())
+        query = encode_texts(model, processor, [texts[index]], batch_size=batch_size)
+        asked = {FUSED: fuse(model, branches, query)}
+        if perspective in by_branch:
+            asked[perspective] = FusedVectors(by_branch[perspective], query, dot)
+        for name, (images, query_vectors, score) in asked.items():
+            found = min(IMAGES_PER_ROW, len(dataset))
+            ranked = top_candidates(query_vectors, images, found, score=swapped(score))[0].tolist()
+            label = f"{perspective}, by {'all branches' if name == FUSED else 'its branch'}"
+            rows.append(ResultRow(label, texts[index], ranked, correct))
+    shown = {index: dataset[index]["image"] for row in rows for index in row.ranked}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result_grid(rows, shown, title="Texts of each perspective, drawn at random, and the images found").save(path)

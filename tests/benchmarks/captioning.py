@@ -16,7 +16,7 @@ import torch
 from _measure import arguments, interleaved, ratio, write_record
 from PIL import Image
 
-from holistic_clip_hf.captioning.backend import Work
+from holistic_clip_hf.captioning.captioner import Work
 from holistic_clip_hf.captioning.local_backend import LocalBackend
 from holistic_clip_hf.captioning.perspectives import Perspective, load_perspectives
 

@@ -21,12 +21,11 @@ from pathlib import Path
 from _measure import MEBIBYTE, arguments, peak_bytes, peak_in_fresh_process, write_record
 from PIL import Image
 
-from holistic_clip_hf.captioning.rows import CaptionRow
-from holistic_clip_hf.corpus.build import Skipped, read_manifest
+from holistic_clip_hf.captioning.store import CaptionRow
+from holistic_clip_hf.corpus.build import read_manifest
 from holistic_clip_hf.corpus.card import CorpusFacts
-from holistic_clip_hf.corpus.from_sources import build_from_sources
-from holistic_clip_hf.corpus.joining import JoinedSource, captions_of_rows
-from holistic_clip_hf.corpus.source import Item
+from holistic_clip_hf.corpus.from_sources import JoinedSource, build_from_sources, captions_of_rows
+from holistic_clip_hf.images.sources import Item, Skipped
 
 SMALL, LARGE = 10_000, 100_000
 PERSPECTIVES = ("web", "detail", "short", "nouns", "background", "style")

@@ -24,11 +24,17 @@ from _measure import arguments, interleaved, ratio, write_record
 
 from holistic_clip_hf.search import Term
 from holistic_clip_hf.search import index as search_index
-from holistic_clip_hf.search.hits import best_places
-from holistic_clip_hf.search.manifest import VECTOR, Layout
 from holistic_clip_hf.search.neighbours import Neighbours, build_neighbours
-from holistic_clip_hf.search.scoring import Question, candidates, contributions, margin, proposals_by, rough_scores
-from holistic_clip_hf.search.store import open_segment, vectors_of, write_segment
+from holistic_clip_hf.search.scoring import (
+    Question,
+    best_places,
+    candidates,
+    contributions,
+    margin,
+    proposals_by,
+    rough_scores,
+)
+from holistic_clip_hf.search.store import VECTOR, Layout, open_segment, vectors_of, write_segment
 
 NAMES, WIDTH, IMAGES, ROWS, QUERIES, K = ["a", "b", "c"], 64, 100_000, 2_000, 50, 10
 CENTRES, SPREAD = 1_000, 0.6

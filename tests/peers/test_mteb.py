@@ -16,8 +16,7 @@ from torch import nn
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation.adapters import mteb_encoder
-from holistic_clip_hf.evaluation.metrics import recall_at
-from holistic_clip_hf.evaluation.ranking import retrieval_ranks
+from holistic_clip_hf.evaluation.ranking import recall_at, retrieval_ranks
 
 MakeModel = Callable[..., HolisticCLIPModel]
 TEXTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue", "yellow") for shape in ("square", "circle")]

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation.adapters import sentence_transformer
-from holistic_clip_hf.evaluation.metrics import recall_at
-from holistic_clip_hf.evaluation.ranking import average_precision, retrieval_ranks
+from holistic_clip_hf.evaluation.ranking import average_precision, recall_at, retrieval_ranks
 
 TEXTS = ["a red square", "a blue circle, drawn flat on white", "all green"]
 EXACT = {"rtol": 1e-5, "atol": 1e-6}

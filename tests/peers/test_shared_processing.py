@@ -8,7 +8,7 @@ from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
 from transformers_tests.test_processing_common import ProcessorTesterMixin
 
 from holistic_clip_hf import HolisticCLIPProcessor
-from training.tokenizer import train_tokenizer
+from holistic_clip_hf.trainer.tiny import train_tokenizer
 
 
 class ProcessorCase(ProcessorTesterMixin):

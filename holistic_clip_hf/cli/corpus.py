@@ -1,0 +1,190 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Build a corpus: images, each with its captions by perspective, split into train, validation and test.
+
+  holistic-clip corpus folder photos --output corpora/photos
+  holistic-clip corpus folder photos --output corpora/photos --caption alt=web --rows captions/photos
+  holistic-clip corpus list list.csv --image-column path --caption title=short --output corpora/listed
+  holistic-clip corpus official cc3m.jsonl --root cc3m --positions web detail short --output corpora/cc3m
+  holistic-clip corpus tar cc3m/*.tar --caption txt=web --output corpora/cc3m
+  holistic-clip corpus dataset me/birds --caption caption=short --output corpora/birds
+
+A killed build goes on when the same command is given again. What is left out is counted at the end, and listed with
+its reason in corpus.json or skipped.jsonl. README.md in the corpus is its card.
+"""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import UseAppendAction
+
+from ..images.decoding import ImageLimits
+from .sources import AnySource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..captioning.store import CaptionStore
+    from ..corpus.card import CorpusFacts
+    from ..corpus.from_sources import Added, SimilarCaptions
+    from ..images.sources import Skipped, Source
+
+MOST_REASONS = 20  # that are printed
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options of every build.
+
+    Args:
+        rows: Folder of caption rows to add, as `holistic-clip caption` writes them.
+        perspectives: Perspectives to keep, in this order. Default: all.
+        max_caption_bytes: Longest caption in UTF-8; longer ones are left out.
+        drop_similar: Similarity to an earlier caption of the image, such as 0.9, from which a caption is dropped.
+        embed: sentence-transformers model that measures similarity. Default: shared words.
+        validation: Share of the images for validation, drawn by a hash of their ids.
+        test: Share of the images for testing, drawn likewise.
+        report: Put the diversity report on the card.
+        rows_per_shard: Largest number of rows of a shard.
+        workers: Number of threads that decode images. Default: one for each processor.
+        limits: Limits on images.
+    """
+
+    rows: UseAppendAction[tuple[Path, ...]] = ()
+    perspectives: tuple[str, ...] = ()
+    max_caption_bytes: int = 10_000
+    drop_similar: float | None = None
+    embed: str | None = None
+    validation: float = 0.05
+    test: float = 0.05
+    report: bool = True
+    rows_per_shard: int = 5_000
+    workers: int | None = None
+    limits: ImageLimits = field(default_factory=ImageLimits)
+
+    def build(self, source: "Source", directory: Path, facts: "CorpusFacts") -> None:
+        """Build the corpus of a source and of the caption rows.
+
+        Raises:
+            ValueError: no such folder of rows, or as `build_from_sources` does.
+        """
+        from ..captioning.store import CaptionStore
+        from ..corpus.diversity import sentence_embedder
+        from ..corpus.from_sources import JoinedSource, build_from_sources
+        from ..corpus.plan import BuildSettings
+
+        for folder in self.rows:
+            if not folder.is_dir():
+                raise ValueError(f"`--rows` is {folder}; expected a folder of caption rows. Correct the path.")
+            store = CaptionStore(folder)
+            source = JoinedSource(source, partial(_usable_captions, store))
+        embed = sentence_embedder(self.embed) if self.embed else None
+        settings = BuildSettings(
+            perspectives=self.perspectives,
+            validation=self.validation,
+            test=self.test,
+            max_caption_bytes=self.max_caption_bytes,
+            limits=self.limits,
+            rows_per_shard=self.rows_per_shard,
+        )
+        build_from_sources(
+            directory,
+            [source],
+            settings,
+            facts=facts,
+            similar=self._similar(embed),
+            diversity=self.report,
+            embed=embed,
+            workers=self.workers,
+            progress=True,
+        )
+
+    def _similar(self, embed: Any) -> "SimilarCaptions | None":
+        from ..corpus.diversity import embedding_similarity, word_similarity
+        from ..corpus.from_sources import SimilarCaptions
+
+        if self.drop_similar is None:
+            return None
+        compare = embedding_similarity(embed) if embed else word_similarity
+        return SimilarCaptions(self.drop_similar, compare, self.embed or "words")
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """Facts that only you know of your images.
+
+    Args:
+        title: Title of the card. Default: the name of the output folder.
+        description: Paragraph on what the images are, and who or what wrote the captions.
+        license: Licence as the Hub spells it, such as cc-by-4.0.
+        language: Languages of the captions, such as en.
+    """
+
+    title: str = ""
+    description: str = ""
+    license: str = ""
+    language: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Command:
+    """Build a corpus of images and captions.
+
+    Args:
+        source: Images and their captions.
+        output: Folder of the corpus.
+        options: Options of the build.
+        card: Facts for the card.
+    """
+
+    source: AnySource
+    output: Path
+    options: BuildOptions = field(default_factory=BuildOptions)
+    card: CardOptions = field(default_factory=CardOptions)
+
+    def __call__(self) -> None:
+        """Build the corpus unless it is whole, and print its counts and path.
+
+        Raises:
+            ValueError: as `build_from_sources` does.
+        """
+        from ..corpus.card import CorpusFacts
+
+        facts = CorpusFacts(
+            title=self.card.title or self.output.resolve().name,
+            description=self.card.description,
+            license=self.card.license,
+            languages=self.card.language,
+            command=shlex.join(["holistic-clip", *sys.argv[1:]]),
+        )
+        self.options.build(self.source.open(), self.output, facts)
+        show(self.output)
+
+
+def _usable_captions(store: "CaptionStore") -> "Iterable[Added | Skipped]":
+    from ..corpus.from_sources import captions_of_rows
+
+    return captions_of_rows(store.rows())
+
+
+def show(directory: Path) -> None:
+    """Print the counts of a corpus, and what was left out of it."""
+    from ..corpus.build import MANIFEST, read_manifest
+
+    manifest = read_manifest(directory)
+    for name, shard in manifest["shards"].items():
+        skipped = shard.get("num_skipped", len(shard.get("skipped", ())))
+        print(f"{name:24} {shard['rows']:9,} rows, {skipped:7,} skipped")
+    print(f"{'all':24} {manifest['rows']:9,} rows")
+    print(json.dumps({"perspectives": manifest["perspectives"], **manifest["columns"]}, indent=2))
+    if reasons := manifest.get("reasons"):
+        print(f"left out, listed in {directory / manifest.get('skipped_file', MANIFEST)}:")
+        for reason, count in list(reasons.items())[:MOST_REASONS]:
+            print(f"{count:9,} {reason}")
+        if len(reasons) > MOST_REASONS:
+            print(f"{sum(list(reasons.values())[MOST_REASONS:]):9,} {len(reasons) - MOST_REASONS} other reasons")
+    print(directory)

@@ -1,0 +1,172 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""From a command line to the verb that it names. A user's mistake becomes one sentence and exit code 2."""
+
+import difflib
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
+MISTAKE, STOPPED = 2, 130  # exit codes: of a usage error, as argparse has it; of Ctrl-C, as shells have it
+SHELLS = ("bash", "zsh", "tcsh")
+
+# In the order of the road from images to a page. Each is a module of this package.
+VERBS = {
+    "caption": "ask a vision-language model about images, from several perspectives",
+    "corpus": "join images and captions to a corpus, with splits and a card",
+    "train": "train a run of a recipe, on one device or many",
+    "evaluate": "measure a checkpoint, print tables, keep records",
+    "fit": "fit how the branches of a checkpoint become one score",
+    "search": "index images and find them by perspective",
+    "card": "render the card of a checkpoint from its records",
+    "publish": "push a checkpoint or a corpus to the Hub, and load it again",
+    "demo": "serve a page that finds images and shows what each branch sees",
+}
+
+HELP = f"""\
+usage: {PROGRAM} VERB [OPTIONS]
+       {PROGRAM} VERB --help
+
+CLIPs that read several captions per image and answer with several embeddings per image.
+
+{{verbs}}
+
+  --debug                     show the traceback of an error
+  --version                   print the version
+  --print-completion SHELL    print completion for {", ".join(SHELLS)}
+
+The road, from a folder of photos to a page:
+
+  {PROGRAM} caption folder photos --model HuggingFaceTB/SmolVLM2-500M-Instruct --output captions
+  {PROGRAM} corpus folder photos --rows captions --output corpus
+  {PROGRAM} train --recipe recipe.yaml --run holistic --corpus corpus
+  {PROGRAM} search index photos --model runs/recipe/holistic --index photos.index
+  {PROGRAM} demo runs/recipe/holistic photos
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the verb that the command line names, or print help.
+
+    Raises:
+        SystemExit: the command line or what it names is wrong (2), or the verb was stopped by a signal (130).
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [each for each in given if each != "--debug"]
+    with end_in_a_sentence(" ".join([PROGRAM, *given[:1]]), debug=debug):
+        dispatch(given)
+
+
+@contextmanager
+def end_in_a_sentence(program: str, *, debug: bool = False) -> Iterator[None]:
+    """Run a command so that a user's mistake, a signal or a closed pipe ends it in one sentence.
+
+    Args:
+        program: Name of the command in the sentence.
+        debug: Show the traceback instead.
+
+    Raises:
+        SystemExit: a mistake (2), or a signal (130).
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger(PACKAGE).setLevel(logging.INFO)
+    # Clusters end jobs with SIGTERM: stop as on Ctrl-C, so that uploads and scratch files are removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"\n{program}: stopped. Give the same command again to go on.", file=sys.stderr)
+        sys.exit(STOPPED)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if debug or not is_mistake(error):
+            raise
+        refuse(f"{program}: {sentence_of(error)}")
+
+
+def dispatch(given: Sequence[str]) -> None:
+    """Answer what needs no verb, else parse the verb's options and run it."""
+    if not given or given[0] in ("-h", "--help"):
+        print(HELP.format(verbs="\n".join(f"  {verb:10} {summary}" for verb, summary in VERBS.items())))
+    elif given[0] == "--version":
+        from .. import __version__
+
+        print(__version__)
+    elif given[0] == "--print-completion":
+        print_completion(given[1:])
+    elif given[0] in VERBS:
+        parse(given[0], given[1:])()
+    else:
+        close = difflib.get_close_matches(given[0], VERBS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        refuse(f"{PROGRAM}: the verb is {given[0]!r}; expected one of {', '.join(VERBS)}.{hint}")
+
+
+def parse(verb: str, given: Sequence[str]) -> Any:
+    """Read the options of a verb; Calling what is returned does the work."""
+    import tyro
+
+    module = importlib.import_module(f".{verb}", __package__)
+    return tyro.cli(
+        module.Command,
+        prog=f"{PROGRAM} {verb}",
+        description=module.__doc__,
+        args=list(given),
+        config=options_style(),
+    )
+
+
+def options_style() -> tuple[Any, ...]:
+    """Return how options are spelled: short, after subcommands too, with `-` or `_` as the Trainer's are."""
+    from tyro import conf
+
+    return (conf.OmitArgPrefixes, conf.OmitSubcommandPrefixes, conf.CascadeSubcommandArgs, conf.FlagCreatePairsOff)
+
+
+def print_completion(given: Sequence[str]) -> None:
+    """Print a shell's script that completes verbs and options."""
+    if list(given) not in [[shell] for shell in SHELLS]:
+        refuse(f"{PROGRAM}: --print-completion is {' '.join(given)!r}; expected one of {', '.join(SHELLS)}.")
+    from functools import reduce
+    from operator import or_
+    from typing import Annotated
+
+    import tyro
+
+    commands = [
+        Annotated[
+            importlib.import_module(f".{verb}", __package__).Command, tyro.conf.subcommand(verb, prefix_name=False)
+        ]
+        for verb in VERBS
+    ]
+    command: Any = reduce(or_, commands)
+    tyro.cli(command, prog=PROGRAM, args=["--tyro-print-completion", given[0]], config=options_style())
+
+
+def is_mistake(error: Exception) -> bool:
+    """Tell what a user can mend from a fault of the program.
+
+    Refusals are ValueErrors, what the system or the Hub refuses is an OSError, and a missing extra an ImportError.
+    The package's own exceptions say themselves what to do.
+    """
+    return isinstance(error, ValueError | OSError | ImportError) or type(error).__module__.startswith(PACKAGE)
+
+
+def sentence_of(error: Exception) -> str:
+    """Return the error's text on one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End with a sentence on standard error."""
+    print(sentence, file=sys.stderr)
+    sys.exit(MISTAKE)

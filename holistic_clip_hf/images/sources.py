@@ -1,0 +1,160 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Interfaces of sources of images, and the columns of a record that hold captions."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from datasets import Features
+
+
+class Skipped(NamedTuple):
+    """Yielded by a shard in place of a row that could not be made."""
+
+    item: str
+    reason: str
+
+
+class Item(NamedTuple):
+    """One image of a source and the captions that come with it; its bytes are read later, by `place`.
+
+    Args:
+        image_id: unique in its source.
+        place: Position of the bytes, in the words of the source's own `read`.
+        stamp: changes when the bytes do, as far as that is known without reading them.
+        captions: `perspective`, `text` and `source` of each; may be empty.
+        num_bytes: Size of the image if it is known without reading it, else 0.
+        split: `train`, `validation` or `test`, where the source itself says so; otherwise the builder decides.
+    """
+
+    image_id: str
+    place: str
+    stamp: str
+    captions: Sequence[Mapping[str, str]] = ()
+    num_bytes: int = 0
+    split: str = ""
+
+
+class Source(Protocol):
+    """Images in a fixed order, listed without reading them; `name` is for people.
+
+    A source may say in `folders` which files and folders it reads, and in `is_walked` whether everything below them is
+    an item: no corpus is built into these.
+    """
+
+    name: str
+
+    def items(self) -> Iterator[Item | Skipped]:
+        """Yield all images, and what could not become one, with the reason; the same at every call."""
+        ...
+
+    def read(self, place: str) -> bytes:
+        """Return the bytes of an image, as they were stored. Raises `OSError` where they cannot be read."""
+        ...
+
+
+SPLITS = ("train", "validation", "test")
+Columns = Mapping[str, str | Sequence[str]]
+
+
+class MalformedRecordError(ValueError):
+    """A record without usable captions or image; its text is the reason."""
+
+
+class CaptionColumns:
+    """Reads the captions of records.
+
+    Args:
+        columns: Perspective, for each column that holds captions, of its text or of each text of its list. A list
+            of perspectives instead names the texts of a list by their position.
+        source: Origin of the captions. If several texts of an image have one perspective, their column or
+            their number in the list follows.
+
+    Raises:
+        ValueError: an empty name.
+
+    Example: `CaptionColumns({"alt": "web", "caption": ["detail", "short"]}, "cc3m")`.
+    """
+
+    def __init__(self, columns: Columns, source: str) -> None:
+        named = {column: [names] if isinstance(names, str) else list(names) for column, names in columns.items()}
+        if not source.strip() or not all(name.strip() for names in named.values() for name in names):
+            raise ValueError(f"Got the columns {dict(columns)} of {source!r}; expected no empty name. Name them all.")
+        shared = Counter(name for names in named.values() for name in set(names))
+        self._columns = dict(columns)
+        self._sources = {
+            column: f"{source}-{column}" if any(shared[name] > 1 for name in names) else source
+            for column, names in named.items()
+        }
+        self._unseen = set(columns)
+        self._seen: dict[str, None] = {}
+
+    def read(self, record: Mapping[str, Any]) -> list[dict[str, str]]:
+        """Return the captions of one record; what is `None` or blank is none.
+
+        Raises:
+            MalformedRecordError: something else than text in a column.
+            ValueError: a list that is longer than its list of perspectives.
+        """
+        self._unseen -= record.keys()
+        if len(self._seen) < 100:  # enough for the error message
+            self._seen |= dict.fromkeys(record)
+        return [caption for column in self._columns for caption in self._read_column(record, column)]
+
+    def require_all_seen(self, place: str) -> None:
+        """Raise `ValueError` if a column was in no record so far; `place` is where they came from."""
+        if self._unseen:
+            raise ValueError(
+                f"Got the caption columns {sorted(self._unseen)}, which no record of {place} has. It has: "
+                f"{', '.join(self._seen) or 'no records'}. Correct the names."
+            )
+
+    def _read_column(self, record: Mapping[str, Any], column: str) -> Iterable[dict[str, str]]:
+        value, names, source = record.get(column), self._columns[column], self._sources[column]
+        texts = value if isinstance(value, list) else [value]
+        if not isinstance(names, str) and len(texts) > len(names):
+            raise ValueError(
+                f"Got {len(texts)} captions in {column!r} and {len(names)} perspectives for them: {', '.join(names)}. "
+                f"The captions begin with {texts[:1]}. Name a perspective for each position."
+            )
+        captions = []
+        for place, text in enumerate(texts):
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise MalformedRecordError(f"{column!r} holds {type(text).__name__}, not text")
+            name = names if isinstance(names, str) else names[place]
+            is_numbered = len(texts) > 1 and (isinstance(names, str) or names.count(name) > 1)
+            captions.append((name, text.strip(), f"{source}-{place}" if is_numbered else source))
+        return [{"perspective": name, "text": text, "source": by} for name, text, by in captions if text]
+
+
+class Images(Protocol):
+    """Images with their ids and, for filters, further columns.
+
+    Attributes:
+        origin: what they are, for the index to tell.
+        features: of the further columns.
+        others: by file ending, how many files were seen that are no images.
+    """
+
+    @property
+    def origin(self) -> Mapping[str, str]: ...
+
+    @property
+    def features(self) -> Features: ...
+
+    @property
+    def others(self) -> Mapping[str, int]: ...
+
+    def items(self) -> Iterator[Item | Skipped]:
+        """Yield all images by id, and what cannot be one, with the reason."""
+        ...
+
+    def read(self, image_id: str) -> bytes:
+        """Return the image's file. Raises `OSError` where it cannot be read, `KeyError` for an unknown id."""
+        ...
+
+    def columns(self, image_id: str) -> dict[str, Any]:
+        """Return the image's values of `features`."""
+        ...

@@ -1,0 +1,194 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Sources of images that are rows of a dataset of `datasets`, from the Hub or from disk."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Image, Value, load_dataset, load_from_disk
+from datasets import Image as ImageFeature
+from datasets import IterableDataset as DatasetsStream
+
+from .folders import RESERVED
+from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped
+
+
+class DatasetImages:
+    """The rows of a map-style data set, such as a built corpus.
+
+    Args:
+        dataset: with a column of the feature `Image`.
+        id_column: names each row, once.
+        image_column: Column of the images.
+        columns: further ones to filter by, of strings, numbers or truth values.
+        name: Name of the dataset, for the index to tell.
+
+    Raises:
+        ValueError: a column that the data set lacks or that holds something else.
+
+    Example: `DatasetImages(load_corpus(directory), columns=["artist"])`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        id_column: str = "image_id",
+        image_column: str = "image",
+        columns: Sequence[str] = (),
+        name: str = "dataset",
+    ) -> None:
+        wanted = [id_column, image_column, *columns]
+        if absent := [column for column in wanted if column not in dataset.column_names]:
+            raise ValueError(f"Got the columns {absent}; {name} has {', '.join(dataset.column_names)}. Correct them.")
+        if not isinstance(dataset.features[image_column], Image):
+            raise ValueError(
+                f"Column {image_column!r} holds {dataset.features[image_column]}; expected images. Cast it: "
+                f"`dataset.cast_column({image_column!r}, datasets.Image())`."
+            )
+        for column in columns:
+            feature = dataset.features[column]
+            if column in RESERVED or column.startswith("vector.") or not isinstance(feature, Value):
+                raise ValueError(
+                    f"Column {column!r} of {feature} is nothing to filter by. Valid: strings, numbers and truth "
+                    f"values under another name than {', '.join(RESERVED)} and vector."
+                )
+        self.origin: Mapping[str, str] = {"kind": "dataset", "name": name}
+        self.features = Features({column: dataset.features[column] for column in columns})
+        self.others: Mapping[str, int] = {}
+        ids = [str(value) for value in dataset.with_format(None)[id_column]]
+        self._images = dataset.with_format(None).select_columns(image_column)
+        self._images = self._images.cast_column(image_column, Image(decode=False))
+        self._facts = dataset.with_format(None).select_columns(list(columns)) if columns else None
+        self._image_column = image_column
+        self._ids = ids
+        self._rows = {image_id: row for row, image_id in reversed(list(enumerate(ids)))}  # the first of equal ones
+
+    def items(self) -> Iterator[Item | Skipped]:
+        """Yield an image's stamp is a hash of its bytes and columns, so all bytes are read."""
+        for row, image_id in enumerate(self._ids):
+            if self._rows[image_id] != row:
+                yield Skipped(image_id, f"row {row} has the image id of row {self._rows[image_id]}")
+                continue
+            try:
+                contents = self.read(image_id)
+            except OSError as error:
+                yield Skipped(image_id, f"{type(error).__name__}: {error}")
+                continue
+            facts = json.dumps(self.columns(image_id), sort_keys=True, default=str).encode()
+            yield Item(image_id, image_id, hashlib.blake2b(contents + facts, digest_size=16).hexdigest())
+
+    def read(self, image_id: str) -> bytes:
+        """Raises `OSError` for a row that has neither bytes nor a path."""
+        image = self._images[self._rows[image_id]][self._image_column]
+        if image is None or (image["bytes"] is None and image["path"] is None):
+            raise OSError("the row has no image")
+        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+
+    def columns(self, image_id: str) -> dict[str, Any]:
+        return {} if self._facts is None else self._facts[self._rows[image_id]]
+
+
+class TableSource:
+    """A `Source` of the rows of a map-style data set.
+
+    Args:
+        dataset: with a column of images: of the feature `Image`, or the bytes of image files.
+        captions: which columns are captions; see `CaptionColumns`. A column of lists of captions is one, too.
+        name: Name of the source, and of the captions' source, such as the dataset's name on the Hub.
+        image_column, id_column: Columns of images and their ids. Without ids, the number of the row is the id.
+        split: Split that all its rows belong to (`train`, `validation` or `test`). Default: the builder decides.
+
+    Raises:
+        ValueError: a column that the data set lacks, or an image column that holds no images.
+
+    Example: `TableSource(load_dataset("me/birds", split="train"), {"caption": "short"}, name="me/birds")`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        captions: Columns,
+        *,
+        name: str,
+        image_column: str = "image",
+        id_column: str | None = None,
+        split: str = "",
+    ) -> None:
+        wanted = [image_column, *captions, *([id_column] if id_column else [])]
+        if absent := [column for column in wanted if column not in dataset.column_names]:
+            raise ValueError(f"Got the columns {absent}; {name} has {', '.join(dataset.column_names)}. Correct them.")
+        feature = dataset.features[image_column]
+        if isinstance(feature, Image):
+            dataset = dataset.cast_column(image_column, Image(decode=False))
+        elif not (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
+            raise ValueError(
+                f"Got the image column {image_column!r} of {feature}; expected images, or bytes of image files. "
+                f"Cast it: `dataset.cast_column({image_column!r}, datasets.Image())`."
+            )
+        self.name = name
+        self.captions = captions
+        self.split = split
+        self._images = dataset.select_columns(image_column).with_format(None)
+        self._texts = dataset.select_columns([*captions, *([id_column] if id_column else [])]).with_format(None)
+        self._image_column = image_column
+        self._id_column = id_column
+        self._stamp = str(dataset._fingerprint)  # `datasets` offers no other way to tell whether rows changed
+        CaptionColumns(captions, name)
+
+    def items(self) -> Iterator[Item | Skipped]:
+        columns = CaptionColumns(self.captions, self.name)
+        rows: Any = self._texts if self._texts.column_names else ({} for _ in range(len(self._images)))
+        for number, row in enumerate(rows):
+            image_id = str(number if self._id_column is None else row[self._id_column])
+            try:
+                yield Item(image_id, str(number), self._stamp, columns.read(row), split=self.split)
+            except MalformedRecordError as error:
+                yield Skipped(image_id, str(error))
+
+    def read(self, place: str) -> bytes:
+        image = self._images[int(place)][self._image_column]
+        if isinstance(image, dict):
+            if image["bytes"] is None and image["path"] is not None:
+                return Path(image["path"]).read_bytes()
+            image = image["bytes"]
+        if image is None:
+            raise OSError("the row has no image")
+        return image
+
+
+def undecoded(dataset: Any) -> Any:
+    """Return the same rows with the bytes of their images: the collator decodes them, and can leave one out that it
+    cannot.
+
+    Left as it is: what is not of `datasets`, what a transform makes of rows, and images for which a mode is asked. Of
+    several datasets by name, each.
+    """
+    if isinstance(dataset, dict):
+        return {name: undecoded(each) for name, each in dataset.items()}
+    if not isinstance(dataset, (Dataset, DatasetsStream)):
+        return dataset
+    if isinstance(dataset, Dataset) and dataset.format["type"] is not None:
+        return dataset
+    feature = (dataset.features or {}).get("image")
+    if not isinstance(feature, ImageFeature) or not feature.decode or feature.mode is not None:
+        return dataset
+    return dataset.cast_column("image", ImageFeature(decode=False))
+
+
+def load_table(name: str, config: str | None = None, split: str = "train") -> Dataset:
+    """Load a split of a dataset, from a folder that `datasets` saved or from the Hub.
+
+    Raises:
+        ValueError: the folder has no such split.
+    """
+    if not Path(name, "state.json").is_file() and not Path(name, "dataset_dict.json").is_file():
+        return load_dataset(name, config, split=split)
+    loaded = load_from_disk(name)
+    if isinstance(loaded, Dataset):
+        return loaded
+    if split not in loaded:
+        raise ValueError(f"`from_split` is {split!r}; expected one of {', '.join(loaded)}, which {name} has.")
+    return loaded[split]

@@ -1,0 +1,98 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Encoding for the index: single images to vectors, and the fingerprint of everything that decides these.
+
+An image that cannot be encoded is told apart, with the reason, and never ends a run.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..evaluation.encoding import DualEncoder, evaluation_mode
+
+
+def embed_images(model: DualEncoder, processor: Any, images: Sequence[Image.Image], *, fused: bool) -> np.ndarray:
+    """Images to (N, H, D) of unit length or, `fused`, (N, 1, D); float32.
+
+    Raises:
+        ValueError: as the processor.
+    """
+    pixel_values = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    with evaluation_mode(model):
+        output = model.get_image_features(pixel_values=pixel_values.to(model.device))
+        found: Tensor = output.pooler_output[:, None] if fused else output.branch_embeds
+    return found.to("cpu", torch.float32).numpy()
+
+
+def embed_each(
+    model: DualEncoder, processor: Any, images: Sequence[Image.Image], *, fused: bool
+) -> list[np.ndarray | str]:
+    """Return for each image its vectors (H, D), or the reason why it has none."""
+    try:
+        found: list[np.ndarray | str] = list(embed_images(model, processor, images, fused=fused))
+    except ValueError as error:
+        if len(images) == 1:
+            return [f"the processor refuses it: {error}"]
+        found = [embed_each(model, processor, [image], fused=fused)[0] for image in images]
+    return [
+        "the model gave vectors that are not finite" if isinstance(each, np.ndarray) and not _finite(each) else each
+        for each in found
+    ]
+
+
+def _finite(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all())
+
+
+# How branches become one score, which vectors of single branches do not depend on. Fitting it keeps an index valid.
+_OF_SCORES = ("branch_fusion.", "logit_scale", "logit_bias")
+# What a library writes about itself, or about how it runs.
+_OF_LIBRARIES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map"} | {
+    "_attn_implementation",
+    "_processor_class",
+    "processor_class",
+    "image_processor_type",
+}
+
+
+def fingerprint(model: DualEncoder, processor: Any, *, with_fusion: bool) -> str:
+    """Hash what decides a vector (weights with their dtype, towers, processor) to 64 hexadecimal digits.
+
+    `with_fusion` counts in how branches become one vector. Attention implementation, device and versions of libraries
+    do not count.
+    """
+    digest = hashlib.sha256()
+    config = model.config.to_dict()
+    facts = {name: config[name] for name in ("text_config", "vision_config", "projection_dim", "perspectives")}
+    if with_fusion:
+        facts |= {name: config[name] for name in ("fusion", "branch_weights")}
+    tokenizer = processor.tokenizer
+    facts["processor"] = {
+        "image": processor.image_processor.to_dict(),
+        "background": list(processor.background),
+        "tokenizer": _tokenizer_facts(tokenizer),
+    }
+    digest.update(json.dumps(_without_libraries(facts), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):  # type: ignore[attr-defined]
+        if not name.startswith(_OF_SCORES):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    # What it pads and cuts is set anew by each call.
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    return {"rules": rules, "max_length": tokenizer.model_max_length}
+
+
+def _without_libraries(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_libraries(each) for key, each in value.items() if key not in _OF_LIBRARIES}
+    return [_without_libraries(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,130 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Files that appear whole or not at all, folders that are ours, disks with space, and tables larger than memory."""
+
+import errno
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+# What a process that was killed while it wrote leaves behind: the name, the process, an ending that nobody else uses.
+PARTIAL = re.compile(r"\..+\.[0-9]+\.partial")
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Provide a binary file that appears at `path` complete, or, after any error, not at all.
+
+    What was at `path` stays until then. Two processes may write the same path: the later one wins.
+
+    Raises:
+        OSError: as writing does; of a full disk it says which.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise_if_disk_full(error, path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def raise_if_disk_full(error: OSError, path: Path) -> None:
+    """Raise an `OSError` that says so, where `error` means that the disk of `path` is full."""
+    if error.errno == errno.ENOSPC:
+        raise OSError(
+            errno.ENOSPC, f"The disk of {path.parent} is full while writing {path.name}. Free space and run again"
+        ) from error
+
+
+def require_free_space(directory: Path, num_bytes: int, purpose: str, remedy: str) -> None:
+    """Raise an `OSError`, before minutes of work, where the disk of `directory` has less than `num_bytes` free."""
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{directory} has {free / 1e6:,.0f} MB free; {purpose} needs about {num_bytes / 1e6:,.0f} MB. Free space, "
+            f"or {remedy}",
+        )
+
+
+def require_own_folder(directory: Path, is_ours: Callable[[str], bool], *, holds: str) -> None:
+    """Refuse a folder in which somebody else's files lie, before anything is written into it or removed from it.
+
+    Args:
+        directory: Folder that is to be written; it need not exist.
+        is_ours: Test of a path below it, with slashes, for a name that the package itself writes.
+        holds: Name of what the folder is for, for the message: "a corpus".
+
+    Raises:
+        ValueError: a file is not ours, or `directory` is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"`output` is {directory}, which is a file; expected a folder for {holds}. Name another.")
+    for folder, folders, names in os.walk(directory):
+        below = Path(folder).relative_to(directory)
+        # A link to a folder is not walked into, and is nobody's output.
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in (*names, *links):
+            if not is_ours((below / name).as_posix()):
+                raise ValueError(
+                    f"`output` is {directory}, which holds {(below / name).as_posix()}; expected a new or empty "
+                    f"folder, or {holds} made earlier. Name another folder."
+                )
+
+
+def require_apart(directory: Path, source: Path, *, walked: bool) -> None:
+    """Refuse an output that is a source of what is written, or holds it, or would be found in it.
+
+    Args:
+        directory: Folder that is to be written.
+        source: File or folder that is read.
+        walked: True if everything below `source` is read, an output too.
+
+    Raises:
+        ValueError: they are not apart.
+    """
+    output, given = directory.resolve(), source.resolve()
+    relation = ""
+    if output == given:
+        relation = "the source itself"
+    elif given.is_relative_to(output):
+        relation = f"around the source {source}"
+    elif walked and output.is_relative_to(given):
+        relation = f"inside the source {source}"
+    if relation:
+        raise ValueError(
+            f"`output` is {directory}, which is {relation}; expected a folder apart from it. Name another folder."
+        )
+
+
+@contextmanager
+def scratch_database() -> Iterator[sqlite3.Connection]:
+    """Provide a database that spills from memory into the folder for temporary files, where it has no name to be left
+    behind.
+
+    Raises:
+        OSError: that folder is full.
+    """
+    connection = sqlite3.connect("", isolation_level=None)  # SQLite's own temporary database
+    try:
+        connection.execute("PRAGMA journal_mode = OFF")
+        yield connection
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorname != "SQLITE_FULL":
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            "The disk for temporary files is full. Free space on it, or set TMPDIR to another",
+        ) from error
+    finally:
+        connection.close()

@@ -1,0 +1,391 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Recipes: one YAML file per comparison. All its runs share corpus, backbone, steps and batch, so that it is fair.
+
+A run's model starts from scratch or from a CLIP checkpoint. A finished run is not trained again, and an interrupted
+one goes on from its last saved state.
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import MISSING, asdict, dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from datasets import Dataset
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    PrinterCallback,
+    ProgressCallback,
+    set_seed,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
+from ..corpus.build import open_split, read_manifest
+from ..initialization import from_clip
+from ..modeling_holistic_clip import HolisticCLIPModel
+from ..processing_holistic_clip import HolisticCLIPProcessor
+from ..storage import PARTIAL, require_own_folder, write_atomically
+from .arguments import HolisticCLIPTrainingArguments
+from .callbacks import OneLineProgress, last_whole_checkpoint
+from .collator import Augmentation
+from .trainer import HolisticCLIPTrainer
+
+logger = logging.getLogger(__name__)
+
+# What a recipe says elsewhere than under `model`, and what `training.train` says itself, by run and machine.
+SAID_ELSEWHERE = {"perspectives", "num_branches", "image_size", "max_position_embeddings"}
+# A run is a folder below that of its recipe.
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+SAID_BY_TRAIN = {"output_dir", "slots", "dataloader_pin_memory"}
+START, END = "<|startoftext|>", "<|endoftext|>"
+END_OF_WORD = "</w>"
+
+
+@dataclass
+class Run:
+    """Parts that one run has of its own: the names of its branches and the caption slots it is trained on."""
+
+    perspectives: list[str]
+    slots: list[str]
+
+
+@dataclass
+class Recipe:
+    """A recipe file; see the comments at the head of each in `training/recipes/`.
+
+    Args:
+        corpus: `emoji`, or a corpus directory.
+        split_column: the column of the corpus that says train, validation or test.
+        image_size: side of the square that the vision tower sees.
+        tokenizer: `max_length` in tokens, and either `vocab_size`, to train one on the corpus, or `checkpoint`, a CLIP
+            checkpoint to take it from.
+        model: fields of `HolisticCLIPConfig`; with `start_from`, what differs from the checkpoint.
+        training: fields of `HolisticCLIPTrainingArguments`, `seed` among them.
+        augmentation: Augmentation of training images. Default: none.
+        start_from: a CLIP checkpoint, by name or folder, whose weights and image processor are taken over. Left out:
+            random weights.
+        held_out: a column and the value of it that is tested on and never trained on, in place of the rows that the
+            split column calls test. Left out: the split column decides.
+    """
+
+    name: str
+    corpus: str
+    split_column: str
+    image_size: int
+    tokenizer: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    runs: dict[str, Run]
+    augmentation: dict[str, list[float]] | None = None
+    start_from: str | None = None
+    held_out: dict[str, str] | None = None
+
+    @property
+    def seed(self) -> int:
+        return int(self.training["seed"])
+
+    @property
+    def slots(self) -> list[str]:
+        """Every perspective that some run is trained on, in order of first appearance."""
+        return list(dict.fromkeys(slot for run in self.runs.values() for slot in run.slots))
+
+    def fingerprint(self, run: str, corpus: str) -> str:
+        """Changes with the recipe of a run and with the fingerprint of its corpus.
+
+        What is left out does not count, so that a recipe keeps its fingerprint when recipes learn a new key.
+        """
+        facts = {**asdict(self), "runs": asdict(self.runs[run]), "name": None, "corpus": corpus}
+        left_out = {field.name for field in fields(self) if field.default is None and facts[field.name] is None}
+        told = {name: fact for name, fact in facts.items() if name not in left_out}
+        return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def model_fields(self, run: str) -> dict[str, Any]:
+        """Return what the recipe says of the configuration of a run's model. The rest comes with tokenizer or
+        checkpoint.
+        """
+        perspectives = self.runs[run].perspectives
+        sizes = {"image_size": self.image_size, "num_branches": len(perspectives)}
+        return {
+            **self.model,
+            "perspectives": perspectives,
+            "text_config": dict(self.model.get("text_config", {})),
+            "vision_config": {**self.model.get("vision_config", {}), **sizes},
+        }
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        ValueError: no such file, keys that are unknown or lacking.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = ", ".join(sorted(str(file) for file in Path("training/recipes").glob("*.yaml")))
+        raise ValueError(f"No recipe at {path}. There are: {found or 'none here; run from the checkout'}.")
+    content = yaml.safe_load(path.read_text())
+    valid = {field.name: field for field in fields(Recipe) if field.name != "name"}
+    needed = [name for name, field in valid.items() if field.default is MISSING]
+    _check_keys(str(path), content, valid, needed)
+    if not content["runs"] or not isinstance(content["runs"], dict):
+        raise ValueError(f"{path} has no runs. Valid: a name and, below it, `perspectives` and `slots`.")
+    for name, run in content["runs"].items():
+        if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
+            raise ValueError(
+                f"{path}: `runs` has {name!r}; expected names of letters, digits, '.', '_' and '-' that do not begin "
+                f"with a dot. Rename the run."
+            )
+        _check_keys(f"{path}, runs, {name}", run, _names(Run), _names(Run))
+    _check_model(path, content["model"])
+    _check_tokenizer(path, content["tokenizer"])
+    arguments = _names(HolisticCLIPTrainingArguments) - SAID_BY_TRAIN
+    _check_keys(f"{path}, training", content["training"], arguments, ["seed"])
+    if content.get("augmentation") is not None:
+        _check_keys(f"{path}, augmentation", content["augmentation"], _names(Augmentation) - {"size"})
+    runs = {name: Run(**run) for name, run in content.pop("runs").items()}
+    return Recipe(name=path.stem, runs=runs, **content)
+
+
+def _check_model(path: Path, model: Any) -> None:
+    _check_keys(f"{path}, model", model, _names(HolisticCLIPConfig) - SAID_ELSEWHERE)
+    for name, kind in (("text_config", CLIPTextConfig), ("vision_config", HolisticCLIPVisionConfig)):
+        _check_keys(f"{path}, model, {name}", model.get(name, {}), _names(kind) - SAID_ELSEWHERE)
+
+
+def _check_tokenizer(path: Path, tokenizer: Any) -> None:
+    _check_keys(f"{path}, tokenizer", tokenizer, ["vocab_size", "checkpoint", "max_length"], ["max_length"])
+    if ("vocab_size" in tokenizer) == ("checkpoint" in tokenizer):
+        raise ValueError(
+            f"{path}, tokenizer: got {tokenizer}. Valid: either `vocab_size`, to train one, or `checkpoint`, to take "
+            f"one from."
+        )
+
+
+def _check_keys(where: str, found: Any, valid: Collection[str], needed: Collection[str] = ()) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: got {found!r}. Valid: keys and values, with the keys {', '.join(sorted(valid))}.")
+    unknown, lacking = sorted(set(found) - set(valid)), sorted(set(needed) - set(found))
+    if unknown or lacking:
+        problems = {"unknown keys": unknown, "lacking keys": lacking}
+        got = "; ".join(f"{what} {', '.join(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"{where}: {got}. Valid keys: {', '.join(sorted(valid))}.")
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
+    """CLIP's image processor at the recipe's size, or the checkpoint's; a tokenizer trained on the corpus, or taken.
+
+    Raises:
+        ValueError: the checkpoint's images are of another size than the recipe's.
+    """
+    size = recipe.image_size
+    crop = {"height": size, "width": size}
+    if recipe.start_from is None:
+        image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=crop)
+    else:
+        image_processor = CLIPImageProcessorPil.from_pretrained(recipe.start_from)
+        if dict(image_processor.crop_size) != crop:
+            raise ValueError(
+                f"{recipe.start_from} sees images of {dict(image_processor.crop_size)}; `image_size` of recipe "
+                f"{recipe.name!r} is {size}. Set it to the checkpoint's."
+            )
+    return HolisticCLIPProcessor(image_processor, make_tokenizer(recipe, corpus))
+
+
+def make_tokenizer(recipe: Recipe, corpus: Dataset) -> CLIPTokenizer:
+    """Trained on the corpus or, where the recipe names a checkpoint, taken from there, at the recipe's length."""
+    if "checkpoint" not in recipe.tokenizer:
+        return train_tokenizer(caption_texts(corpus), **recipe.tokenizer)
+    max_length = recipe.tokenizer["max_length"]
+    return CLIPTokenizer.from_pretrained(recipe.tokenizer["checkpoint"], model_max_length=max_length)
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -> CLIPTokenizer:
+    """Learn merges from `texts`. Every byte is a token, so that no text, in any script, is unknown to it.
+
+    Args:
+        texts: Texts to learn merges from.
+        vocab_size: entries in all: 512 hold the bytes (inside and at the end of a word), 2 start and end.
+        max_length: longest text in tokens, start and end included; longer ones are cut.
+
+    Raises:
+        ValueError: no room for the bytes.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    single = [*alphabet, *(byte + END_OF_WORD for byte in alphabet)]
+    num_merges = vocab_size - len(single) - 2
+    if num_merges < 0:
+        raise ValueError(f"`vocab_size` is {vocab_size}. Valid: {len(single) + 2} or more, to hold every byte.")
+    merges = _learn_merges(texts, single, vocab_size)[:num_merges]
+    tokens = [*single, *("".join(pair) for pair in merges), START, END]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def _learn_merges(texts: Iterable[str], single: list[str], vocab_size: int) -> list[tuple[str, str]]:
+    form = CLIPTokenizer().backend_tokenizer  # only for how CLIP normalises and splits text
+    bare = Tokenizer(BPE(end_of_word_suffix=END_OF_WORD))
+    bare.normalizer, bare.pre_tokenizer = form.normalizer, form.pre_tokenizer
+    # Of two pairs that are as frequent, the lower ids merge first. Left to the trainer, bytes at the end of a word get
+    # theirs in the order of a hash table, which is another each time.
+    trainer = BpeTrainer(
+        vocab_size=vocab_size, special_tokens=single, end_of_word_suffix=END_OF_WORD, show_progress=False
+    )
+    bare.train_from_iterator(texts, trainer)
+    return [(first, second) for first, second in json.loads(bare.to_str())["model"]["merges"]]
+
+
+def caption_texts(corpus: Dataset) -> Iterator[str]:
+    """Yield all captions of a corpus, without decoding its images."""
+    for captions in corpus.select_columns("captions")["captions"]:
+        for caption in captions:
+            yield caption["text"]
+
+
+def make_model(recipe: Recipe, run: str, tokenizer: CLIPTokenizer) -> HolisticCLIPModel:
+    """Return the model of a run before its first step, with a text position for each token of the tokenizer's length.
+
+    Raises:
+        ValueError: the tokenizer knows tokens that the checkpoint's text tower does not.
+    """
+    fields = recipe.model_fields(run)
+    fields["text_config"]["max_position_embeddings"] = tokenizer.model_max_length
+    if recipe.start_from is not None:
+        model = from_clip(recipe.start_from, seed=recipe.seed, **fields)
+        known = cast(CLIPTextConfig, model.config.text_config).vocab_size
+        if len(tokenizer) > known:
+            raise ValueError(
+                f"The tokenizer of recipe {recipe.name!r} has {len(tokenizer)} tokens, {recipe.start_from} knows "
+                f"{known}. Take the tokenizer from the same checkpoint."
+            )
+        return model
+    fields["text_config"] |= {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return HolisticCLIPModel(HolisticCLIPConfig(**fields))
+
+
+FINISHED = "finished.json"
+TINY = "tiny"
+# What a run leaves in its folder; a folder with anything else was made by somebody else and is not replaced.
+OWN_FILES = re.compile(
+    r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|processor_config"
+    r"|preprocessor_config|trainer_state|finished|results|card_facts|unreadable_images|model\.safetensors\.index)\.json"
+    r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|[\w-]+\.png"
+    rf"|\.gitattributes|{PARTIAL.pattern}"
+)
+STATE = re.compile(r"[0-9a-f]{16}(?:/.*)?")
+INGREDIENTS = re.compile(r"(?:corpus|clip)(?:/.*)?")
+
+
+def is_finished(checkpoint: Path, fingerprint: str) -> bool:
+    """Tell whether this very run has been trained to its end."""
+    marker = checkpoint / FINISHED
+    if not marker.is_file() or not (checkpoint / SAFE_WEIGHTS_NAME).is_file():
+        return False
+    return json.loads(marker.read_text())["fingerprint"] == fingerprint
+
+
+def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
+    """Train a run into `checkpoint`, unless it is there; an interrupted one goes on from its last saved state."""
+    fingerprint = recipe.fingerprint(run, read_manifest(corpus)["fingerprint"])
+    if is_finished(checkpoint, fingerprint):
+        logger.info("Already trained: %s", checkpoint)
+        return
+    states = checkpoint.with_name(f"{checkpoint.name}-states") / fingerprint
+    require_own_run(checkpoint)
+    trainer = make_trainer(recipe, run, corpus, states)
+    state = last_whole_checkpoint(states)
+    if state and trainer.is_world_process_zero():
+        logger.info("Going on from %s", state)
+    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
+    if trainer.is_world_process_zero():
+        shutil.rmtree(states.parent)
+    trainer.accelerator.wait_for_everyone()
+
+
+def require_own_run(checkpoint: Path) -> None:
+    """Refuse, before anything is trained, a folder that is to be replaced and was not made by training.
+
+    Raises:
+        ValueError: somebody else's files lie where the run's checkpoint or its states are to be.
+    """
+    if not (checkpoint / FINISHED).is_file():
+        require_own_folder(checkpoint, lambda path: bool(OWN_FILES.fullmatch(path)), holds="a checkpoint")
+    states = checkpoint.with_name(f"{checkpoint.name}-states")
+    require_own_folder(states, lambda path: bool(STATE.fullmatch(path)), holds="states of training")
+
+
+def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> HolisticCLIPTrainer:
+    """Return the trainer of a run, which saves into `states`."""
+    args = HolisticCLIPTrainingArguments(
+        output_dir=str(states),
+        slots=recipe.runs[run].slots,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **recipe.training,
+    )
+    train, validation = (recipe_split(recipe, corpus, split) for split in ("train", "validation"))
+    set_seed(recipe.seed)
+    processor = make_processor(recipe, train)
+    augmentation = recipe.augmentation
+    trainer = HolisticCLIPTrainer(
+        model=make_model(recipe, run, processor.tokenizer),
+        args=args,
+        processing_class=processor,
+        augmentation=None if augmentation is None else Augmentation(size=recipe.image_size, **_limits(augmentation)),
+        train_dataset=train,
+        eval_dataset=validation,
+    )
+    for chatty in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(chatty)
+    trainer.add_callback(OneLineProgress())
+    return trainer
+
+
+def _limits(augmentation: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
+    return {name: (least, most) for name, (least, most) in augmentation.items()}
+
+
+def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:
+    """Return the rows of a corpus that the recipe takes for train, validation or test."""
+    return open_split(corpus, split, split_column=recipe.split_column, held_out=recipe.held_out)
+
+
+def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: dict[str, str]) -> None:
+    """Put the trained model in place; the marker comes last, so that half a checkpoint is never taken for a whole."""
+    if trainer.is_world_process_zero():
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    trainer.save_result(checkpoint)
+    if not trainer.is_world_process_zero():
+        return
+    trainer.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
+    with write_atomically(checkpoint / FINISHED) as marker:
+        marker.write(f"{json.dumps(facts, indent=2)}\n".encode())
+
+
+def seconds_of_training(checkpoint: Path) -> float | None:
+    """Return the seconds that the trainer measured, or None if it left no log."""
+    log = checkpoint / TRAINER_STATE_NAME
+    entries = json.loads(log.read_text(encoding="utf-8"))["log_history"] if log.is_file() else []
+    seconds = [entry["train_runtime"] for entry in entries if "train_runtime" in entry]
+    return sum(seconds) if seconds else None

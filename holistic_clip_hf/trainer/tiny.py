@@ -1,0 +1,180 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Recipes made so small that a laptop runs them offline in seconds, to show that the file can be run.
+
+Sizes and numbers of steps shrink. What is downloaded is made in place: a corpus of drawings, a random CLIP, its
+tokenizer. Everything else (slots, options, losses, kinds of schedules, precision) stays.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Value
+from PIL import Image, ImageDraw
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from ..corpus.build import build_corpus, corpus_features
+from ..storage import require_own_folder
+from .recipes import INGREDIENTS, Recipe, require_own_run, train_tokenizer
+
+
+def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
+    """Return the recipe at its smallest, with nothing left of an earlier run of this kind."""
+    state, ingredients = PartialState(cpu=True), output_dir / "ingredients"
+    small = shrink(recipe, ingredients)
+    with state.main_process_first():
+        if state.is_main_process:
+            require_own_run(output_dir / run)
+            require_own_folder(ingredients, lambda path: bool(INGREDIENTS.fullmatch(path)), holds="what --tiny draws")
+            for old in (ingredients, output_dir / run, output_dir / f"{run}-states"):
+                shutil.rmtree(old, ignore_errors=True)
+            make_ingredients(recipe, ingredients)
+    return small
+
+
+CORPUS, CLIP = "corpus", "clip"
+IMAGE_SIZE, PATCH_SIZE = 32, 8
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+PROJECTION = 16
+CLIP_TOKENS = 77
+VOCABULARY = 600
+STEPS, BATCH = 4, 4
+ROWS = {"train": 16, "validation": 8, "test": 8}
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
+SHAPES = ("square", "circle", "triangle")
+# More sentences than a long text slot of 248 tokens holds, so that every position is trained.
+MOST_SENTENCES = 32
+
+
+def make_ingredients(recipe: Recipe, directory: Path) -> None:
+    """Make what the tiny recipe needs: a corpus of drawings and a CLIP checkpoint."""
+    make_tiny_corpus(directory / CORPUS, recipe)
+    make_tiny_clip(directory / CLIP)
+
+
+def shrink(recipe: Recipe, directory: Path) -> Recipe:
+    """Return the recipe at its smallest, with the ingredients that lie in `directory`."""
+    clip = str(directory / CLIP)
+    return replace(
+        recipe,
+        corpus=str(directory / CORPUS),
+        image_size=IMAGE_SIZE,
+        tokenizer=recipe.tokenizer | ({"checkpoint": clip} if "checkpoint" in recipe.tokenizer else {}),
+        model=recipe.model if recipe.start_from else _shrink_model(recipe.model),
+        training=_shrink_training(recipe.training),
+        start_from=clip if recipe.start_from else None,
+    )
+
+
+def changes(before: Recipe, after: Recipe) -> list[str]:
+    """Return one line for each value in which two recipes differ."""
+    old, new = (dict(_leaves(asdict(recipe))) for recipe in (before, after))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name}: {old.get(name, 'left out')} -> {new.get(name, 'left out')}" for name in names]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _shrink_model(model: dict[str, Any]) -> dict[str, Any]:
+    vision = model["vision_config"] | TOWER | {"patch_size": PATCH_SIZE}
+    if "num_branch_layers" in vision:
+        vision["num_branch_layers"] = min(vision["num_branch_layers"], TOWER["num_hidden_layers"])
+    return model | {"projection_dim": PROJECTION, "text_config": model["text_config"] | TOWER, "vision_config": vision}
+
+
+def _shrink_training(training: dict[str, Any]) -> dict[str, Any]:
+    most = {
+        "per_device_eval_batch_size": BATCH,
+        "gradient_cache_size": BATCH // 2,
+        "loss_chunk_size": BATCH // 2,
+        "warmup_steps": 1,
+        "logging_steps": STEPS // 2,
+        "eval_steps": STEPS // 2,
+        "save_steps": STEPS // 2,
+        "dataloader_num_workers": 1,
+    }
+    small = {name: min(training[name], value) for name, value in most.items() if name in training}
+    if training.get("fp16"):
+        small |= {"fp16": False, "bf16": True}  # no CPU trains in float16
+    return training | small | {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "use_cpu": True}
+
+
+def make_tiny_corpus(directory: Path, recipe: Recipe) -> None:
+    """Drawings with captions for every slot of the recipe: of one and of many sentences, a few of them missing."""
+    features = corpus_features(**{recipe.split_column: Value("string")})
+    facts = json.dumps([recipe.slots, recipe.split_column, ROWS, MOST_SENTENCES])
+    fingerprint = hashlib.sha256(facts.encode()).hexdigest()
+    build_corpus(directory, {"drawings": lambda: _rows(recipe)}, features, fingerprint=fingerprint)
+
+
+def _rows(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    slots = recipe.slots
+    for split, number in ROWS.items():
+        for row in range(number):
+            colour, shape = list(COLOURS)[row % len(COLOURS)], SHAPES[row % len(SHAPES)]
+            # One caption lacks in every third row; an image always has another, where there is more than one slot.
+            absent = slots[row // 3 % len(slots)] if row % 3 == 2 and len(slots) > 1 else None
+            captions = [
+                {"perspective": slot, "text": _caption(slot, colour, shape, row), "source": "drawn"}
+                for slot in slots
+                if slot != absent
+            ]
+            image = {"image_id": f"{split}-{row}", "image": _draw(colour, shape), "captions": captions}
+            yield {**image, recipe.split_column: split}
+
+
+def _caption(slot: str, colour: str, shape: str, row: int) -> str:
+    first = f"{slot.replace('_', ' ').capitalize()} number {row}: a {colour} {shape}."
+    more = [f"Sentence {number} of it says {colour} again." for number in range(2, MOST_SENTENCES + 1)]
+    return " ".join([first, *more[: row % 3 * (MOST_SENTENCES // 2)]])
+
+
+def _draw(colour: str, shape: str) -> Image.Image:
+    image = Image.new("RGB", (48, 40), "white")
+    pen, fill = ImageDraw.Draw(image), COLOURS[colour]
+    if shape == "square":
+        pen.rectangle((12, 8, 36, 32), fill=fill)
+    elif shape == "circle":
+        pen.ellipse((12, 8, 36, 32), fill=fill)
+    else:
+        pen.polygon([(24, 6), (38, 34), (10, 34)], fill=fill)
+    return image
+
+
+def make_tiny_clip(directory: Path) -> None:
+    """Save a random CLIP of 77 text positions with its tokenizer and image processor, for `from_pretrained`."""
+    tokenizer = train_tokenizer(_texts(), vocab_size=VOCABULARY, max_length=CLIP_TOKENS)
+    crop = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    images = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=crop)
+    for part in (tokenizer, images, _random_clip(tokenizer)):
+        part.save_pretrained(directory)
+
+
+def _random_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    tokens = {"vocab_size": len(tokenizer), "max_position_embeddings": CLIP_TOKENS}
+    tokens |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return CLIPModel(
+            CLIPConfig(
+                text_config={**TOWER, **tokens},
+                vision_config={**TOWER, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE},
+                projection_dim=PROJECTION,
+            )
+        )
+
+
+def _texts() -> list[str]:
+    return [_caption("short", colour, shape, 1) for colour in COLOURS for shape in SHAPES]

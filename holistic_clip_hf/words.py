@@ -1,0 +1,52 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Words and sentences of captions, in scripts with and without spaces."""
+
+import re
+import string
+
+COMMAS = ",，、;；"
+# Han, kana, Thai, Lao, Burmese and Khmer put no spaces between words.
+_SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_MARKS = string.punctuation + "“”‘’«»„…–—·•¿¡。，、！？；：（）「」『』【】《》।۔؟،"
+_WORD = re.compile(r"\w+")
+
+
+def split_words(text: str) -> list[str]:
+    """Words without the marks around them; each character counts as one in scripts that put no spaces between words.
+
+    >>> split_words('A "red" sail-boat, 停泊.')
+    ['A', 'red', 'sail-boat', '停', '泊']
+    """
+    words = (word.strip(_MARKS) for word in _SPACELESS.sub(r" \g<0> ", text).split())
+    return [word for word in words if word]
+
+
+# A full stop, then a space and the start of a sentence ("e.g. a dog" goes on); in Chinese and Japanese no space.
+_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[^\W_a-z])|(?<=[。！？])\s*(?=\S)")
+
+
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences of a caption, in order.
+
+    >>> split_sentences("A dog, e.g. a poodle, sits. Snow falls behind it!")
+    ['A dog, e.g. a poodle, sits.', 'Snow falls behind it!']
+    """
+    return [sentence for sentence in _END.split(text.strip()) if sentence]
+
+
+# They name nothing that could be seen.
+FUNCTION_WORDS = frozenset(
+    ["a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "have", "in", "into", "is", "it", "its"]
+    + ["of", "on", "onto", "or", "over", "that", "the", "their", "there", "this", "to", "under", "was", "were"]
+    + ["which", "while", "who", "with"]
+)
+
+
+def words_of(caption: str) -> list[str]:
+    """Return the words of a caption that could name something in a picture, each once, in their order.
+
+    >>> words_of("A dog and a dog's ball, on the grass")
+    ['dog', "dog's", 'ball', 'grass']
+    """
+    words = re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", caption.lower())
+    return [word for word in dict.fromkeys(words) if word not in FUNCTION_WORDS]

@@ -1,0 +1,253 @@
+"""Captions by a model on this machine: what is shared changes nothing, and no image costs the others their answers."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import tiny_captioner
+from holistic_clip_hf.captioning.captioner import Reply, Work
+from holistic_clip_hf.captioning.local_backend import LocalBackend
+from holistic_clip_hf.captioning.perspectives import Perspective
+
+MAKERS = {
+    "llava": tiny_captioner.make_tiny_captioner,
+    "qwen2_vl": tiny_captioner.make_tiny_qwen2_vl,
+    "gemma3": tiny_captioner.make_tiny_gemma3,
+    "paligemma": tiny_captioner.make_tiny_paligemma,
+}
+SHARING = ("llava", "qwen2_vl", "gemma3")
+ASKED = [
+    Perspective("detail", "Describe this image in detail.", max_new_tokens=14),
+    Perspective("short", "Describe it.", max_new_tokens=6),
+    Perspective("nouns", "Name all things.", max_new_tokens=10),
+]
+Answers = dict[tuple[str, str], str]
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`captioner("llava")`: its folder."""
+    folders: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in folders:
+            torch.manual_seed(0)
+            folders[kind] = MAKERS[kind](tmp_path_factory.mktemp(kind) / kind)
+        return folders[kind]
+
+    return make
+
+
+def noise(width: int, height: int, seed: int) -> Image.Image:
+    return Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(width * height * 3))
+
+
+def works(count: int = 4, perspectives: list[Perspective] = ASKED, same_size: bool = False) -> list[Work]:
+    """Images of different sizes; of Qwen2-VL's tokens they have different numbers."""
+    size = [0] * count if same_size else range(count)
+    return [Work(f"image-{i}", noise(16 + 8 * k, 24 + 4 * k, i), perspectives) for i, k in enumerate(size)]
+
+
+def texts(replies: list[Reply]) -> Answers:
+    assert not [reply.error for reply in replies if reply.error]
+    found = {(reply.image_id, reply.perspective.name): reply.text for reply in replies}
+    assert len(found) == len(replies)
+    return found
+
+
+def one_by_one(folder: Path, work: list[Work]) -> Answers:
+    """The model's own `generate`, for one image and one prompt at a time."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    found = {}
+    for image_id, image, perspectives in work:
+        for each in perspectives:
+            content = [{"type": "image", "image": image}, {"type": "text", "text": each.prompt}]
+            if processor.chat_template:
+                inputs = processor.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=True,
+                    processor_kwargs={"return_tensors": "pt"},
+                )
+            else:
+                inputs = processor(images=image, text=each.prompt, return_tensors="pt")
+            tokens = model.generate(**inputs, max_new_tokens=each.max_new_tokens, do_sample=False)[0]
+            new = tokens[inputs["input_ids"].shape[1] :]
+            found[image_id, each.name] = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    return found
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Warnings of ours; transformers has its own."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("holistic_clip_hf")]
+
+
+def vision_passes(backend: LocalBackend) -> Callable[[], int]:
+    """How often the vision tower has run since the last call."""
+    counted = [0]
+
+    def count(*_: Any) -> None:
+        counted[0] += 1
+
+    model = backend._generator.model.model
+    (model.visual if hasattr(model, "visual") else model.vision_tower).register_forward_hook(count)
+
+    def since() -> int:
+        found, counted[0] = counted[0], 0
+        return found
+
+    return since
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_captions_are_those_of_one_image_and_one_prompt_at_a_time(
+    captioner: Callable[[str], Path], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = works()
+    backend = LocalBackend(str(captioner(kind)), batch_size=2)
+    passes = vision_passes(backend)
+    replies = list(backend.answer(work))
+    expected = one_by_one(captioner(kind), work)
+    assert len(set(expected.values())) > len(ASKED)  # the image matters
+    assert texts(replies) == expected
+    assert not complaints(caplog)
+    passes()
+    assert texts(list(backend.answer(work[:2]))).items() <= expected.items()
+    assert passes() == 1  # for two images and three prompts
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1]])
+def test_one_prompt_or_several_in_any_order(captioner: Callable[[str], Path], order: list[int]) -> None:
+    work = works(3, [ASKED[place] for place in order])
+    backend = LocalBackend(str(captioner("qwen2_vl")), batch_size=3)
+    assert texts(list(backend.answer(work))) == one_by_one(captioner("qwen2_vl"), work)
+
+
+def test_without_sharing_every_prompt_reads_the_image(captioner: Callable[[str], Path]) -> None:
+    work = works(2)
+    backend = LocalBackend(str(captioner("llava")), batch_size=2, share_prefix=False)
+    passes = vision_passes(backend)
+    assert texts(list(backend.answer(work))) == one_by_one(captioner("llava"), work)
+    assert passes() == len(ASKED)
+
+
+def test_a_model_whose_image_sees_the_prompt_reads_it_anew(
+    captioner: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """PaliGemma, asked without a chat template."""
+    work = works(3)
+    backend = LocalBackend(str(captioner("paligemma")), batch_size=2)
+    assert texts(list(backend.answer(work))) == one_by_one(captioner("paligemma"), work)
+    [warning] = complaints(caplog)
+    assert warning.startswith("PaliGemmaForConditionalGeneration reads an image anew for every prompt: going on from")
+    assert "standard deviations" in warning
+
+
+def test_a_template_with_the_image_behind_the_prompt_cannot_share(
+    captioner: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(captioner("llava"), tmp_path / "behind"))
+    template = (
+        "{% for part in messages[0]['content'] | reverse %}{{ part.text if part.type == 'text' else '<image>' }}"
+    )
+    (folder / "chat_template.jinja").write_text(template + "{% endfor %}:")
+    work = works(2)
+    assert texts(list(LocalBackend(str(folder), batch_size=2).answer(work))) == one_by_one(folder, work)
+    assert "its prompts differ before the end of the image" in caplog.text
+
+
+def test_a_model_that_is_wrong_with_padding_only_is_found_out(
+    captioner: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if it forgot, when it goes on from a cache, what in there is padding."""
+    backend = LocalBackend(str(captioner("qwen2_vl")), batch_size=2)
+
+    def forget(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        cache = kwargs.get("past_key_values")
+        if isinstance(mask := kwargs.get("attention_mask"), torch.Tensor) and cache and cache.get_seq_length() > 0:
+            suffix = kwargs["inputs_embeds"].shape[1]
+            kwargs["attention_mask"] = torch.ones_like(mask) if suffix > 1 else mask
+        return args, kwargs
+
+    list(backend.answer(works(2, same_size=True)))
+    backend._generator.model.model.language_model.register_forward_pre_hook(forget, with_kwargs=True)
+    list(backend.answer(works(2, same_size=True)))
+    assert not complaints(caplog)
+    work = works(2)
+    assert texts(list(backend.answer(work))) == one_by_one(captioner("qwen2_vl"), work)
+    assert "reads an image anew" in caplog.text
+
+
+def test_an_answer_ends_where_the_checkpoint_says(captioner: Callable[[str], Path], tmp_path: Path) -> None:
+    work = works(2, ASKED[:2])
+    whole = one_by_one(captioner("llava"), work)["image-0", "detail"]
+    processor = AutoProcessor.from_pretrained(captioner("llava"))
+    place = next(place for place in range(3, len(whole)) if whole[place] not in whole[:place])
+    folder = Path(shutil.copytree(captioner("llava"), tmp_path / "ending"))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    # A checkpoint's own sampling is not ours.
+    settings |= {"eos_token_id": [258, processor.tokenizer.convert_tokens_to_ids(whole[place])], "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    replies = list(LocalBackend(str(folder), batch_size=2).answer(work))
+    first = next(each for each in replies if (each.image_id, each.perspective.name) == ("image-0", "detail"))
+    assert (first.text, first.finished) == (whole[:place].strip(), True)
+    assert not all(reply.finished for reply in replies)
+
+
+def test_bfloat16_shares_too(captioner: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    backend = LocalBackend(str(captioner("gemma3")), batch_size=2, dtype=torch.bfloat16)
+    assert len(texts(list(backend.answer(works(2))))) == 6
+    assert not complaints(caplog)
+
+
+def test_sampling_repeats_and_leaves_the_callers_random_numbers_alone(captioner: Callable[[str], Path]) -> None:
+    hot = [
+        Perspective("a", "Describe it.", 12, temperature=1.5),
+        Perspective("b", "Describe it.", 12, temperature=1.5),
+    ]
+    work = works(2, hot)
+    torch.manual_seed(1)
+    first, *rest = (texts(list(LocalBackend(str(captioner("llava")), batch_size=2).answer(work))) for _ in range(2))
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(3))
+    assert rest == [first]
+    assert first["image-0", "a"] != first["image-0", "b"]
+    cold = [Perspective(each.name, each.prompt, each.max_new_tokens, temperature=1e-4) for each in ASKED]
+    backend = LocalBackend(str(captioner("llava")), batch_size=2)
+    assert texts(list(backend.answer(works(2, cold)))) == one_by_one(captioner("llava"), works(2))
+
+
+def test_samples_come_from_the_nucleus_in_proportion(captioner: Callable[[str], Path]) -> None:
+    """Of 200 first tokens, against probabilities worked out one after the other from the model's logits."""
+    temperature, top_p, count = 2.0, 0.6, 200
+    asked = [Perspective(name, "Describe it.", 1, temperature, top_p) for name in ("a", "b")]
+    image = noise(16, 16, 0)
+    backend = LocalBackend(str(captioner("llava")), batch_size=count)
+    replies = list(backend.answer([Work(str(number), image, asked) for number in range(count)]))
+    found = [reply.text for reply in replies if reply.perspective.name == "a"]
+    model, processor = backend._generator.model, backend._generator.processor
+    inputs = backend._generator._encode([image], "Describe it.")
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, -1]
+    probabilities = (logits / temperature).softmax(dim=-1).tolist()
+    nucleus: dict[str, float] = {}
+    for token in sorted(range(len(probabilities)), key=lambda token: -probabilities[token]):
+        if sum(nucleus.values()) >= top_p:
+            break
+        nucleus[processor.tokenizer.decode([token], skip_special_tokens=True).strip()] = probabilities[token]
+    assert 2 < len(nucleus) < 200 and set(found) <= nucleus.keys()
+    for text, probability in nucleus.items():
+        share = probability / sum(nucleus.values())
+        assert abs(found.count(text) / count - share) < 5 * (share * (1 - share) / count) ** 0.5
+    assert found != [reply.text for reply in replies if reply.perspective.name == "b"]

@@ -1,0 +1,182 @@
+"""`holistic-clip caption`, as a user runs it: against `transformers serve`, killed, interrupted, and misspelt."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from huggingface_hub import get_session
+from huggingface_hub.errors import HTTPError
+from PIL import Image
+
+from caption_server import CaptionServer, serving
+from holistic_clip_hf.captioning.captioner import Work
+from holistic_clip_hf.captioning.local_backend import LocalBackend
+from holistic_clip_hf.captioning.perspectives import Perspective
+from holistic_clip_hf.captioning.remote_backend import RemoteBackend
+from holistic_clip_hf.captioning.store import CaptionRow, CaptionStore
+from holistic_clip_hf.cli.main import STOPPED, main, parse
+from tiny_captioner import make_tiny_captioner
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = """
+- name: scene
+  prompt: Describe it.
+  max_new_tokens: 8
+- name: nouns
+  prompt: Name what there is.
+  max_new_tokens: 8
+  answer: {form: list}
+- name: web
+  prompt: null
+  answer: {form: phrase}
+"""
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite is offline; a server on this machine is not the Hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (tmp_path / "prompts.yaml").write_text(PROMPTS)
+    for number in range(12):
+        Image.new("RGB", (16, 16), (20 * number, 90, 255 - 20 * number)).save(folder / f"{number:02}.png")
+    return folder
+
+
+def arguments(photos: Path, *options: str) -> list[str]:
+    given = ["folder", photos, "--model", "m", "--perspectives-file", photos.parent / "prompts.yaml"]
+    return [*map(str, given), "--output", str(photos.parent / "rows"), *options]
+
+
+def rows_of(photos: Path) -> list[CaptionRow]:
+    return list(CaptionStore(photos.parent / "rows").rows())
+
+
+@pytest.fixture
+def run(photos: Path) -> Callable[..., None]:
+    """`run(*options)`: the verb in this process."""
+    return lambda *options: parse("caption", arguments(photos, *options))()
+
+
+def test_a_folder_of_images(run: Callable[..., None], photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "12.png").write_bytes(b"")
+    with serving(CaptionServer()) as server:
+        run("--server", server.url, "--shard", "1/2")
+        run("--server", server.url)
+        run("--server", server.url, "--perspectives", "scene", "--retry-failed")
+    statuses = {(row.image_id == "12.png", row.status) for row in rows_of(photos)}
+    assert len(rows_of(photos)) == 26 and statuses == {(True, "failed"), (False, "ok")}
+    told = capsys.readouterr().out
+    assert re.search(r"13 images; 12 captions were kept, 1 were added:\nfailed +1\nTo ask again", told)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--perspectives", "moon"], r"Got the perspectives \['moon'\]; .* has scene, nouns, web"),
+        (["--perspectives", "web"], "no prompt"),
+        (["--shard", "4/4"], "expected i/n"),
+        (["--token-variable", "NO_SUCH_TOKEN"], "NO_SUCH_TOKEN, which is not set"),
+        (["--timeout", "0"], "a timeout and a pause above 0"),
+    ],
+)
+def test_what_is_misspelt_is_told_before_anything_is_asked(
+    options: list[str], message: str, run: Callable[..., None], photos: Path
+) -> None:
+    with serving(CaptionServer()) as server, pytest.raises(ValueError, match=message):
+        run("--server", server.url, *options)
+    assert not server.asked and not (photos.parent / "rows").exists()
+
+
+def test_a_server_that_refuses_ends_it_with_a_sentence(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with serving(CaptionServer(["404"])) as server, pytest.raises(SystemExit) as ended:
+        main(["caption", *arguments(photos, "--server", server.url)])
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 2 and "The server refuses 'm': HTTP 404" in capsys.readouterr().err
+
+
+def start(photos: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "holistic_clip_hf", "caption", *arguments(photos, *options)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_the_command_killed_stopped_and_started_again(photos: Path) -> None:
+    with serving(CaptionServer(delay=0.2)) as server:
+        for number, signed in enumerate([signal.SIGKILL, signal.SIGINT, signal.SIGTERM], start=1):
+            process = start(photos, "--server", server.url, "--concurrency", "1")
+            while len(server.asked) < 5 * number:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.01)
+            process.send_signal(signed)
+            _, told = process.communicate(timeout=20)
+            if signed != signal.SIGKILL:
+                assert process.returncode == STOPPED, told
+                assert "stopped. Give the same command again" in told and "Traceback" not in told
+        # Of each stopped run the answers before the one under way; the killed one had no time to write.
+        assert 8 <= len(rows_of(photos)) <= 10
+        process = start(photos, "--server", server.url)
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+        assert re.search(r"\d+/\d+ \[\d\d:\d\d<\d\d:\d\d, +[\d.]+caption/s", told), told  # time left, and rate
+    assert len(rows_of(photos)) == 24
+    assert {row.status for row in rows_of(photos)} == {"ok"}
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A tiny captioner behind `transformers serve`: URL and folder."""
+    folder = make_tiny_captioner(tmp_path / "captioner")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--port", str(port)]
+    log = tmp_path / "serve.log"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--device", "cpu"], stdout=file, stderr=file, env=environment
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while not is_healthy(f"http://127.0.0.1:{port}"):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}", folder
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return get_session().get(f"{url}/health").status_code == 200
+    except HTTPError:  # nobody listens yet
+        return False
+
+
+@pytest.mark.slow
+def test_transformers_serve_says_what_the_model_says_here(served: tuple[str, Path], photos: Path) -> None:
+    url, folder = served
+    perspectives = [Perspective(name, prompt, max_new_tokens=12) for name, prompt in [("a", "What?"), ("b", "Why?")]]
+    work = [Work(path.name, Image.open(path).convert("RGB"), perspectives) for path in sorted(photos.iterdir())]
+    here = set(LocalBackend(str(folder), batch_size=1).answer(work))
+    there = set(RemoteBackend(url, str(folder), concurrency=2, image_format="png").answer(work))
+    assert len(here) == 24 and not any(reply.error for reply in here | there)
+    assert there == here

@@ -1,0 +1,181 @@
+"""Fitting of fusions, on embeddings made so that the right answer is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from torch import Tensor
+from torch.nn import functional as F
+
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.cli.main import parse
+from holistic_clip_hf.corpus.build import build_corpus
+from holistic_clip_hf.evaluation import fusion_fitting
+from holistic_clip_hf.evaluation.fusion_fitting import fit_branch_weights, fit_fusion, fit_fusion_scale, fit_router
+from holistic_clip_hf.evaluation.records import capture_provenance
+from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, measure_retrieval
+
+MakeModel = Callable[..., HolisticCLIPModel]
+NAMES = ["short", "style", "nouns"]
+WIDTH = 16
+NUM_IMAGES = 40
+
+
+def corpus_of_known_branches(seed: int = 0) -> EmbeddedCorpus:
+    """Branch h holds the image's own caption of perspective h, a half of the space is the perspective's mark."""
+    generator = torch.Generator().manual_seed(seed)
+    marks = F.normalize(torch.randn(3, WIDTH // 2, generator=generator), dim=-1)
+    captions = {name: [[f"{name} {image}"] for image in range(NUM_IMAGES)] for name in NAMES}
+    embeds, branches = {}, torch.randn(NUM_IMAGES, 3, WIDTH, generator=generator)
+    for branch, name in enumerate(NAMES):
+        for image in range(NUM_IMAGES):
+            content = F.normalize(torch.randn(WIDTH // 2, generator=generator), dim=-1)
+            embeds[f"{name} {image}"] = F.normalize(torch.cat([marks[branch], content]), dim=-1)
+            branches[image, branch, : WIDTH // 2] = 0
+            branches[image, branch, WIDTH // 2 :] = content
+    return EmbeddedCorpus(F.normalize(branches, dim=-1), captions, embeds)
+
+
+def recall(model: HolisticCLIPModel, corpus: EmbeddedCorpus) -> float:
+    provenance = capture_provenance(model="known", dataset="known", split="test", seed=0)
+    found = [
+        record.value
+        for record in measure_retrieval(model, corpus, provenance=provenance, ks=(1,))
+        if record.label == "recall@1" and record.details["branch"] == "fused"
+    ]
+    return sum(found) / len(found)
+
+
+def test_a_router_sends_each_text_to_its_branch(make_model: MakeModel, tmp_path: Path) -> None:
+    model, corpus = make_model(perspectives=NAMES), corpus_of_known_branches()
+    before = recall(model, corpus)
+    fit_fusion(model, corpus, "routed")
+    texts = corpus.embeds_of(list(corpus.text_embeds))
+    chosen = model.branch_fusion.router(texts).argmax(dim=1).tolist()
+    assert chosen == [branch for branch in range(3) for _ in range(NUM_IMAGES)]
+    assert recall(model, corpus) > before + 0.1
+    model.save_pretrained(tmp_path)
+    assert recall(HolisticCLIPModel.from_pretrained(tmp_path), corpus) == recall(model, corpus)
+
+
+def test_the_router_is_at_the_minimum_of_its_loss() -> None:
+    """The gradient, written out, vanishes: softmax minus target, balanced, plus the weight itself."""
+    generator = torch.Generator().manual_seed(0)
+    texts = F.normalize(torch.randn(30, 4, generator=generator), dim=-1).double()
+    targets = torch.tensor([0] * 20 + [2] * 10)  # nothing is said of branch 1
+    router = fit_router(texts.float(), targets, num_branches=3).requires_grad_(False)
+    weight = router.weight.double() * 2  # a router takes vectors of length sqrt(4)
+    shares = (texts @ weight.T + router.bias.double()).softmax(dim=1)
+    balance = torch.tensor([30 / (2 * 20)] * 20 + [30 / (2 * 10)] * 10, dtype=torch.float64)
+    errors = balance[:, None] * (shares - F.one_hot(targets, 3))
+    np.testing.assert_allclose(errors.T @ texts + weight, 0, atol=2e-3)
+    np.testing.assert_allclose(errors.sum(dim=0), 0, atol=2e-3)
+
+
+def test_weights_go_to_the_branch_that_knows(make_model: MakeModel) -> None:
+    """Texts agree with branch 1 alone; the others are noise."""
+    generator = torch.Generator().manual_seed(0)
+    correct = torch.eye(NUM_IMAGES, dtype=torch.bool)
+    similarities = 0.1 * torch.randn(NUM_IMAGES, NUM_IMAGES, 3, generator=generator, dtype=torch.float64)
+    similarities[..., 1] += 0.3 * correct
+    weights = fit_branch_weights([similarities], [correct])
+    assert sum(weights) == pytest.approx(1.0) and weights[1] > 0.8
+    swapped = fit_branch_weights([similarities[..., [1, 0, 2]]], [correct])
+    np.testing.assert_allclose(swapped, [weights[1], weights[0], weights[2]], atol=1e-3)
+
+
+def test_no_other_weights_have_a_lower_loss() -> None:
+    """A grid over the simplex and the temperature, by plain loops."""
+    generator = torch.Generator().manual_seed(1)
+    correct = torch.rand(12, 15, generator=generator) < 0.2
+    correct[:, 0] = True
+    similarities = torch.randn(12, 15, 2, generator=generator, dtype=torch.float64) * 0.2
+    similarities += torch.tensor([0.3, 0.5]) * correct[..., None]
+
+    def loss(weights: Tensor) -> float:
+        scores = (similarities * weights).sum(dim=-1)
+        return float(-(scores.exp() * correct).sum(dim=1).div(scores.exp().sum(dim=1)).log().mean())
+
+    found = fit_branch_weights([similarities], [correct])
+    lowest = min(
+        (loss(scale * torch.tensor([share, 1 - share])), share)
+        for share in np.linspace(0, 1, 201)
+        for scale in np.linspace(0.5, 60, 120)
+    )
+    assert found[0] == pytest.approx(lowest[1], abs=0.01)
+
+
+def test_the_scale_is_high_where_the_best_branch_is_right_and_low_where_it_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    correct = torch.eye(NUM_IMAGES, dtype=torch.bool)
+    noise = 0.05 * torch.randn(NUM_IMAGES, NUM_IMAGES, 3, generator=generator, dtype=torch.float64)
+    one_knows = noise.clone()
+    one_knows[..., 0] += 0.5 * correct
+    all_know = noise + 0.1 * correct[..., None]
+    assert fit_fusion_scale([one_knows], [correct]) > 10 > 3 > fit_fusion_scale([all_know], [correct])
+
+
+@pytest.mark.parametrize("fusion", ["weighted", "softmax"])
+def test_what_is_fitted_is_kept_with_the_checkpoint(make_model: MakeModel, tmp_path: Path, fusion: str) -> None:
+    model, corpus = make_model(perspectives=NAMES), corpus_of_known_branches()
+    fit_fusion(model, corpus, fusion)
+    assert model.config.fusion == fusion
+    model.save_pretrained(tmp_path)
+    loaded = HolisticCLIPModel.from_pretrained(tmp_path)
+    assert loaded.config.branch_weights == model.config.branch_weights
+    assert loaded.config.fusion_scale == model.config.fusion_scale
+    assert recall(loaded, corpus) == recall(model, corpus)
+
+
+def test_nothing_of_an_earlier_fit_is_saved(make_model: MakeModel, tmp_path: Path) -> None:
+    model, corpus = make_model(perspectives=NAMES), corpus_of_known_branches()
+    for fusion in ("routed", "softmax", "weighted"):
+        fit_fusion(model, corpus, fusion)
+        model.save_pretrained(tmp_path / fusion)
+        report = HolisticCLIPModel.from_pretrained(tmp_path / fusion, output_loading_info=True)[1]
+        assert not report["unexpected_keys"] and not report["missing_keys"], fusion
+
+
+def test_a_rare_perspective_is_drawn_with_its_images(monkeypatch: pytest.MonkeyPatch, make_model: MakeModel) -> None:
+    """One image of forty owns the only text of `nouns`; with ten drawn, it is among them."""
+    monkeypatch.setattr(fusion_fitting, "MOST_IMAGES", 10)
+    corpus = corpus_of_known_branches()
+    rare = {**corpus.captions, "nouns": [[] for _ in range(NUM_IMAGES - 1)] + [["nouns 39"]]}
+    for seed in range(5):
+        model = make_model(perspectives=NAMES)
+        fit_fusion(model, EmbeddedCorpus(corpus.branch_embeds, rare, corpus.text_embeds), "weighted", seed=seed)
+        assert sum(model.config.branch_weights) == pytest.approx(1.0)
+
+
+def test_misuse_is_refused(make_model: MakeModel) -> None:
+    corpus = corpus_of_known_branches()
+    with pytest.raises(ValueError, match="fusion 'max'. Those that can be fitted: weighted"):
+        fit_fusion(make_model(perspectives=NAMES), corpus, "max")
+    with pytest.raises(ValueError, match="has captions of short, style, nouns; the branches are a, b, c"):
+        fit_fusion(make_model(perspectives=["a", "b", "c"]), corpus, "routed")
+    without_images = EmbeddedCorpus(torch.empty(0, 3, WIDTH), corpus.captions, corpus.text_embeds)
+    with pytest.raises(ValueError, match="encoded without images"):
+        fit_fusion(make_model(perspectives=NAMES), without_images, "softmax")
+    with pytest.raises(ValueError, match="encoded without images"):
+        recall(make_model(perspectives=NAMES), without_images)
+
+
+def test_the_verb_fits_a_checkpoint_in_place(
+    make_model: MakeModel, processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
+) -> None:
+    names = ["short", "colour"]
+    make_model(perspectives=names, vision={"num_branches": 2}).save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    features = Features({**corpus.features, "part": Value("string")})
+    rows = [{**row, "part": "train" if index % 2 else "validation"} for index, row in enumerate(corpus)]
+    build_corpus(tmp_path / "corpus", {"all": lambda: rows}, features, fingerprint="1")
+    for fusion in ("weighted", "routed"):
+        arguments = ["--model", str(tmp_path / "checkpoint"), "--fusion", fusion, "--split-column", "part"]
+        parse("fit", [*arguments, "--corpus", str(tmp_path / "corpus")])()
+        loaded = HolisticCLIPModel.from_pretrained(tmp_path / "checkpoint")
+        assert loaded.config.fusion == fusion
+        assert (loaded.config.branch_weights is None) == (fusion == "routed")
+    assert loaded.branch_fusion.router.weight.any()

@@ -1,0 +1,245 @@
+"""A study on drawn squares: every run once, the held-out painter never trained on, and tables from closed forms."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from datasets import Value
+from filelock import FileLock
+from PIL import Image
+
+from holistic_clip_hf.corpus.build import build_corpus, corpus_features, open_split
+from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
+from training import study as study_module
+from training.study import load_results, load_study, measure_run, method_recipe, multiplications
+from training.study_picture import study_picture
+from training.study_tables import BY_NAME, MEAN, Estimate, entries_of, estimate, full_tables, scores_of, summary_table
+
+ROOT = Path(__file__).parents[2]
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
+SLOTS = ["short", "palette"]
+
+
+def rows() -> Iterator[dict[str, object]]:
+    """Four colours by three painters; the corpus tests on the third, and validates on one colour of the second."""
+    for number, painter in enumerate(("ann", "bob", "cid")):
+        for colour, rgb in COLOURS.items():
+            captions = [{"perspective": "short", "text": f"{colour} thing", "source": "drawn"}]
+            captions.append({"perspective": "palette", "text": f"all {colour}", "source": "drawn"})
+            image = Image.new("RGB", (20 + number, 20), rgb)
+            split = "test" if painter == "cid" else "validation" if (painter, colour) == ("bob", "red") else "train"
+            row = {"image_id": f"{painter}/{colour}", "image": image, "captions": captions}
+            yield {**row, "artist_split": split, "artist": painter}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    features = corpus_features(artist_split=Value("string"), artist=Value("string"))
+    build_corpus(directory, {"all": rows}, features, fingerprint="1")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def study_path(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    recipe = yaml.safe_load((ROOT / "training/recipes/emoji.yaml").read_text())
+    recipe["corpus"], recipe["image_size"] = str(corpus), 16
+    recipe["tokenizer"] = {"vocab_size": 520, "max_length": 16}
+    for tower in ("text_config", "vision_config"):
+        recipe["model"][tower] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    recipe["training"] |= {"max_steps": 4, "warmup_steps": 1, "per_device_train_batch_size": 4, "logging_steps": 1}
+    recipe["training"]["dataloader_num_workers"] = 0
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    study = {
+        "recipe": str(folder / "recipe.yaml"),
+        "column": "artist",
+        "held_out": ["ann", "cid"],
+        "perspectives": SLOTS,
+        "training": {"eval_strategy": "no", "save_strategy": "no"},
+        "methods": {
+            "one_to_many": {"perspectives": ["all"], "slots": SLOTS},
+            "ours": {
+                "perspectives": SLOTS,
+                "slots": SLOTS,
+                "model": {
+                    "fusion": "routed",
+                    "fused_weight": 1.0,
+                    "vision_config": {"branch_type": "mlp", "num_branch_layers": 1},
+                },
+            },
+            "as_much": {"perspectives": ["all"], "slots": ["short"], "as_much_compute_as": "ours", "replicates": 1},
+        },
+    }
+    (folder / "squares.yaml").write_text(yaml.safe_dump(study))
+    return folder / "squares.yaml"
+
+
+def run(study_path: Path, work: Path, *arguments: str) -> list[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["study", "--study", str(study_path), "--work-dir", str(work), *arguments])
+        study_module.main()
+    return load_results(load_study(study_path).results)
+
+
+def test_every_run_once_with_all_that_was_measured(study_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "squares").mkdir()
+    # Another process is at two of the five.
+    with FileLock(tmp_path / "squares" / "ours-0.lock"), FileLock(tmp_path / "squares" / "one_to_many-1.lock"):
+        first = run(study_path, tmp_path)
+    assert [(row["model"], row["replicate"]) for row in first] == [("one_to_many", 0), ("ours", 1), ("as_much", 0)]
+    found = run(study_path, tmp_path)
+    assert found[:3] == first, "finished runs stay as they are"
+    keys = {(row["model"], row["split"], row["seed"]) for row in found}
+    assert keys == {
+        ("one_to_many", "ann", 0),
+        ("ours", "ann", 0),
+        ("as_much", "ann", 0),
+        ("one_to_many", "cid", 1),
+        ("ours", "cid", 1),
+    }
+    by_key = {(row["model"], row["split"]): row for row in found}
+    assert set(by_key["one_to_many", "ann"]["numbers"]) == {"fused, mean"}
+    ours = by_key["ours", "ann"]["numbers"]
+    fused = {"fused, mean", "fused, weighted", "fused, routed", "fused, softmax"}
+    assert set(ours) == {*fused, "short", "palette", BY_NAME}
+    assert all(set(ours[by]) == {*SLOTS, CAPTION_SETS} for by in fused)
+    assert set(ours["short"]) == set(SLOTS) and set(ours[BY_NAME]) == {CAPTION_SETS}
+    assert set(ours["short"]["palette"]["image_to_text"]) == {"recall@1", "recall@5", "mean_average_precision"}
+    assert len(list(tmp_path.rglob("*.safetensors"))) == len(found), "what is measured can be measured again"
+    steps = {name: by_key[name, "ann"]["steps"] for name in ("one_to_many", "ours", "as_much")}
+    operations = {name: by_key[name, "ann"]["operations_per_step"] for name in steps}
+    assert steps["ours"] == steps["one_to_many"] == 4
+    assert steps["as_much"] == round(4 * operations["ours"] / operations["as_much"]) > 4
+    assert run(study_path, tmp_path) == found
+
+
+def test_a_run_done_again_gives_its_numbers(study_path: Path, corpus: Path, tmp_path: Path) -> None:
+    study = load_study(study_path)
+    first, again = (measure_run(study, "ours", 1, corpus, tmp_path / name) for name in ("first", "again"))
+    assert first["numbers"] == again["numbers"]
+
+
+def test_the_held_out_painter_is_tested_on_and_never_trained_on(corpus: Path) -> None:
+    def painters(split: str, **held_out: str) -> list[str]:
+        return open_split(corpus, split, split_column="artist_split", held_out=held_out or None)["image_id"]
+
+    assert painters("test") == [f"cid/{colour}" for colour in COLOURS]
+    assert painters("test", artist="ann") == [f"ann/{colour}" for colour in COLOURS]
+    assert painters("train", artist="ann") == ["bob/green", "bob/blue", "bob/yellow", *painters("test")]
+    assert painters("validation", artist="ann") == ["bob/red"]
+    with pytest.raises(ValueError, match="'dan' in 'artist', so it cannot be held out"):
+        painters("test", artist="dan")
+    with pytest.raises(ValueError, match="no column 'painter'"):
+        painters("test", painter="ann")
+
+
+def test_half_the_batch_is_about_half_the_multiplications(study_path: Path, corpus: Path, tmp_path: Path) -> None:
+    """Not exactly: equal captions of a batch are encoded once."""
+    recipe = method_recipe(load_study(study_path), "one_to_many", 0)
+    once = multiplications(recipe, "one_to_many", corpus, tmp_path)
+    recipe.training["per_device_train_batch_size"] = 2
+    assert 0.3 < multiplications(recipe, "one_to_many", corpus, tmp_path) / once < 0.7
+
+
+def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(study_path.read_text())
+    cases = [
+        ({"metods": {}}, "expected exactly column, held_out, methods"),
+        ({"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "lr": 1}}}, "ours: got lr. Valid: as_much"),
+        (
+            {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "as_much_compute_as": "theirs"}}},
+            r"`as_much_compute_as` \['theirs'\]. Valid: ours",
+        ),
+    ]
+    for change, message in cases:
+        path = tmp_path / "wrong.yaml"
+        path.write_text(yaml.safe_dump({**content, **change}))
+        with pytest.raises(ValueError, match=message):
+            load_study(path)
+
+
+def test_estimates_are_students() -> None:
+    """Of 1, 2, 3, 4: mean 2.5, deviation sqrt(5/3), and 3.182 of t with three degrees of freedom."""
+    found = estimate([1.0, 2.0, 3.0, 4.0])
+    assert found == Estimate(2.5, pytest.approx(3.182 * math.sqrt(5 / 3) / 2), 4)
+    assert found.excludes_zero and not estimate([-1.0, 1.5]).excludes_zero
+    assert not estimate([3.0]).excludes_zero and str(estimate([0.3])) == "30.0"
+
+
+def result(method: str, replicate: int, **by: float) -> dict[str, Any]:
+    numbers = {
+        f"fused, {name}": {
+            slot: {direction: {"recall@5": value} for direction in ("text_to_image", "image_to_text")}
+            for slot in SLOTS
+        }
+        for name, value in by.items()
+    }
+    return {"model": method, "replicate": replicate, "numbers": numbers}
+
+
+def test_differences_are_paired(tmp_path: Path) -> None:
+    """Replicates differ widely and methods do not: only the paired interval tells the methods apart."""
+    found = []
+    for replicate, level in enumerate((0.1, 0.5, 0.9)):
+        found.append(result("one_to_many", replicate, mean=level))
+        found.append(result("ours", replicate, mean=level + 0.01, routed=level + 0.02 + 0.001 * replicate))
+    found.append(result("extra", 2, mean=0.4))
+    table = full_tables(json.loads(json.dumps(found)), SLOTS, "one_to_many").split("###")[1]
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.split("Differences")[1].splitlines()}
+    assert lines["ours, mean"].split(" | ")[2] == "**+1.0 ± 0.0**"
+    assert lines["ours, routed"].split(" | ")[2] == "**+2.1 ± 0.2**"
+    assert lines["extra, mean"].split(" | ")[1:3] == ["1", "-50.0"]
+    assert "| ours, mean | 3 | 51.0 ± 99.4 |" in table
+
+
+def with_sets(row: dict[str, Any], by: str, value: float) -> dict[str, Any]:
+    both = {direction: {"recall@5": value} for direction in ("text_to_image", "image_to_text")}
+    row["numbers"].setdefault(by, {})[CAPTION_SETS] = both
+    return row
+
+
+def test_all_captions_at_once_have_tables_and_panels_of_their_own() -> None:
+    """Only of two of the three methods it is known; it is no perspective, and not in the mean over them."""
+    found = []
+    for replicate, level in enumerate((0.1, 0.5)):
+        found.append(with_sets(result("one_to_many", replicate, mean=level), "fused, mean", level))
+        found.append(with_sets(result("ours", replicate, mean=level + 0.02), "fused, mean", level + 0.03))
+        found[-1] = with_sets(found[-1], BY_NAME, level + 0.05)
+        found[-1]["numbers"] |= dict.fromkeys(SLOTS, found[-1]["numbers"]["fused, mean"])
+        found.append(result("old", replicate, mean=level - 0.01))
+    methods = ["one_to_many", "ours", "old"]
+    one, sets = (summary_table(found, methods, "one_to_many", column).splitlines() for column in (MEAN, CAPTION_SETS))
+    assert [line.split(" | ")[3] for line in one[3:]] == ["**+2.0 ± 0.0**", "**+2.0 ± 0.0**", "**-1.0 ± 0.0**"]
+    assert [line.split(" | ")[::3] for line in sets[3:]] == [
+        ["| ours, mean", "**+3.0 ± 0.0**"],
+        ["| ours, by name", "**+5.0 ± 0.0**"],
+    ]
+    panels = study_picture(found, methods, "one_to_many", fewest=2).axes
+    names = [[label.get_text() for label in panel.get_yticklabels()] for panel in panels]
+    assert names == [["ours", "old"], ["", ""], ["ours"], [""]]
+    drawn = [[x for line in panel.lines if line.get_marker() == "o" for x in line.get_xdata()] for panel in panels]
+    assert drawn[0] == pytest.approx([2.0, 2.0, -1.0]) and drawn[2] == pytest.approx([3.0, 5.0])
+    with pytest.raises(ValueError, match="No method but one_to_many has 5 finished runs"):
+        study_picture(found, methods, "one_to_many")
+
+
+def test_by_name_each_perspective_is_answered_by_its_branch() -> None:
+    row = result("ours", 0, mean=0.4)
+    for place, slot in enumerate(SLOTS):
+        by_perspective = {other: {"text_to_image": {"recall@5": 0.01}} for other in SLOTS}
+        row["numbers"][slot] = {**by_perspective, slot: {"text_to_image": {"recall@5": 0.1 * (place + 1)}}}
+    found = scores_of([row], "ours", BY_NAME, "text_to_image")[0]
+    expected = {slot: 0.1 * (place + 1) for place, slot in enumerate(SLOTS)}
+    assert found == pytest.approx({**expected, MEAN: sum(expected.values()) / len(SLOTS)})
+    assert entries_of([row, result("clip", 0, mean=0.3)]) == [
+        ("ours", "fused, mean"),
+        ("ours", BY_NAME),
+        ("clip", "fused, mean"),
+    ]
+    del row["numbers"][SLOTS[0]]
+    assert not scores_of([row], "ours", BY_NAME, "text_to_image")

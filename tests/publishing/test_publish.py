@@ -1,0 +1,210 @@
+"""A checkpoint to a Hub on loopback, and from there to people who never heard of this package."""
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+from transformers import CLIPConfig, CLIPModel
+
+from conftest import WITHOUT_THE_PACKAGE
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.publishing import stranger
+from holistic_clip_hf.publishing.checkpoint import VerificationError, stage, verify
+from holistic_clip_hf.publishing.hub import publish, require_publishable
+from holistic_clip_hf.publishing.inventory import TRAVELLING_FILES
+from holistic_clip_hf.publishing.model_card import CardFacts
+from holistic_clip_hf.publishing.push import Destination, PublishingError
+from hub_answers import TOKEN
+from hub_server import LoopbackHub, connect, run_client
+from hub_storage import Blob, Repository
+
+CLIP = Destination("ada/clip", token=TOKEN)
+FACTS = CardFacts("ada/clip", "clip", license="apache-2.0")
+TEXTS = ["a red square", "a blue circle"]
+
+PUBLISH = """
+import json, sys, torch
+from dataclasses import asdict
+from holistic_clip_hf.publishing.hub import publish
+from holistic_clip_hf.publishing.remote import Destination
+torch.set_num_threads(1)
+made = publish(sys.argv[1], Destination("clip", private=True, tag="v1"), max_shard_size="100KB")
+print(json.dumps(asdict(made)))
+"""
+
+PULL = (
+    WITHOUT_THE_PACKAGE
+    + """
+import json, sys, torch
+from transformers import AutoModel, AutoProcessor
+torch.set_num_threads(1)
+try:
+    AutoModel.from_pretrained("ada/clip")
+except ValueError as error:
+    refusal = str(error)
+model = AutoModel.from_pretrained("ada/clip", trust_remote_code=True, revision="v1")
+processor = AutoProcessor.from_pretrained("ada/clip", trust_remote_code=True, revision="v1")
+with torch.inference_mode():
+    found = model.get_text_features(**processor(text=json.loads(sys.argv[1]), return_tensors="pt")).pooler_output
+print()  # after the question that nobody answers
+print(json.dumps([found.tolist(), refusal, type(model).__module__]))
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., HolisticCLIPModel]) -> HolisticCLIPModel:
+    return make_model(perspectives=["short", "colour", "shape"])
+
+
+@pytest.fixture
+def checkpoint(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, tmp_path: Path) -> Path:
+    folder = tmp_path / "clip"
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def online(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackHub:
+    connect(hub, monkeypatch, tmp_path)
+    return hub
+
+
+def test_from_push_to_pull(
+    hub: LoopbackHub, checkpoint: Path, model: HolisticCLIPModel, processor: HolisticCLIPProcessor, tmp_path: Path
+) -> None:
+    """With the unmodified clients, in processes of their own."""
+    (checkpoint / "training_args.bin").write_bytes(b"a pickle")
+    published = json.loads(run_client(hub, PUBLISH, checkpoint, home=tmp_path / "ada").splitlines()[-1])
+    repository = hub.repositories["model", "ada/clip"]
+    main = repository.at("main")
+    assert published["commit"] == main.oid == repository.at("v1").oid
+    assert [commit.title for commit in repository.history("main")] == ["Publish clip", "initial commit"]
+    assert repository.private and set(main.files) == {*published["files"], ".gitattributes"}
+    shards = [name for name in main.files if name.endswith(".safetensors")]
+    assert len(shards) > 1
+    assert {*TRAVELLING_FILES, "config.json", "processor_config.json", "README.md"} < set(main.files)
+    assert not {"training_args.bin"} & set(main.files)
+    weights = {name: value for shard in shards for name, value in load(main.files[shard].content).items()}
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    assert str(tmp_path).encode() not in b"".join(blob.content for blob in main.files.values())  # of no machine
+    found, refusal, module = json.loads(run_client(hub, PULL, json.dumps(TEXTS), home=tmp_path / "b").splitlines()[-1])
+    assert "trust_remote_code=True" in refusal and module.startswith("transformers_modules.ada.clip.")
+    with torch.inference_mode():
+        expected = model.get_text_features(**processor(text=TEXTS, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_dry_run_asks_nobody(online: LoopbackHub, checkpoint: Path) -> None:
+    shown = publish(checkpoint, CLIP, facts=FACTS, dry_run=True)
+    assert not online.requests and shown.commit is None
+    assert shown.files["model.safetensors"] == (checkpoint / "model.safetensors").stat().st_size
+    assert {"README.md", "tokenizer.json", *TRAVELLING_FILES} < set(shown.files)
+
+
+@pytest.mark.slow
+def test_what_was_pushed_is_told_when_it_cannot_be_pulled(online: LoopbackHub, checkpoint: Path) -> None:
+    online.break_at("content", cut="middle", times=40)
+    with pytest.raises(
+        PublishingError, match=r"On the Hub is ada/clip, commit \w{40}, whole; pulling it again failed"
+    ):
+        publish(checkpoint, CLIP, facts=FACTS)
+    assert len(online.repositories["model", "ada/clip"].commits) == 2
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_gives_other_numbers_is_not_pushed(checkpoint: Path, tmp_path: Path) -> None:
+    stage(checkpoint, tmp_path / "staged", FACTS)
+    expected = stranger.measure(str(checkpoint))
+    expected["branches"][3] += 1e-3
+    with pytest.raises(VerificationError, match=r"`branches` differs from the checkpoint's: 1 of \d+ numbers"):
+        verify(tmp_path / "staged", expected, scratch=tmp_path / "scratch")
+
+
+@pytest.mark.slow
+def test_code_that_needs_the_package_is_not_pushed(checkpoint: Path, tmp_path: Path) -> None:
+    stage(checkpoint, tmp_path / "staged", FACTS)
+    with (tmp_path / "staged" / "processing_holistic_clip.py").open("a") as code:
+        code.write("\ntry:\n    import holistic_clip_hf\nexcept ImportError:\n    pass\n")
+    with pytest.raises(VerificationError, match="(?s)does not load without this package:.*imports holistic_clip_hf"):
+        verify(tmp_path / "staged", {}, scratch=tmp_path / "scratch")
+
+
+def test_staging_again_is_the_same(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "shape.png").write_bytes(b"png")
+    facts = CardFacts("ada/clip", "clip", pictures={"shape": "shape.png"})
+    first, again = stage(checkpoint, tmp_path / "one", facts), stage(tmp_path / "one", tmp_path / "two", facts)
+    assert first == again
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in first)
+
+
+def other_clip(folder: Path) -> None:
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    CLIPModel(CLIPConfig(text_config=tower, vision_config=tower)).save_pretrained(folder)
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "holds no `config.json`"),
+        (other_clip, "model of type 'clip'.*See `holistic_clip_hf.initialization`"),
+        (pickled, "holds no weights in safetensors"),
+    ],
+)
+def test_checkpoints_that_are_none_of_ours(
+    online: LoopbackHub, checkpoint: Path, change: Callable[[Path], None], message: str
+) -> None:
+    change(checkpoint)
+    with pytest.raises(ValueError, match=message):
+        publish(checkpoint, CLIP, facts=FACTS)
+    assert not online.requests
+
+
+def test_a_picture_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"The card shows '\.\./secret\.png', which is no file in"):
+        stage(checkpoint, tmp_path / "staged", CardFacts("ada/clip", "clip", pictures={"a": "../secret.png"}))
+
+
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_no_room_to_stage(checkpoint: Path, tmp_path: Path) -> None:
+    with file_size_limit(50_000), pytest.raises(OSError, match="weights could not be written.*Nothing was sent"):
+        stage(checkpoint, tmp_path / "staged", FACTS)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": b'{"model_type": "bert"}'}, "is the repository of a model of type 'bert'"),
+        ({"config.json": b"{}"}, "is the repository of a model of type None"),
+        ({"pytorch_model.bin": b""}, "do not belong beside what is pushed: pytorch_model.bin"),
+    ],
+)
+def test_repositories_of_something_else(online: LoopbackHub, files: dict[str, bytes], message: str) -> None:
+    theirs = Repository("model", "ada/clip")
+    theirs._add("refs/heads/main", None, "theirs", {name: Blob(content, False) for name, content in files.items()})
+    online.repositories["model", "ada/clip"] = theirs
+    before = dict(theirs.refs)
+    with pytest.raises(ValueError, match=message):
+        require_publishable(CLIP)
+    assert theirs.refs == before and {method for _, method, _ in online.requests} <= {"GET", "HEAD"}

@@ -1,0 +1,70 @@
+"""A random window stays inside the image and has the share and the shape that were asked for."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from holistic_clip_hf.trainer.collator import Augmentation
+
+
+def gradient_image(width: int, height: int) -> Image.Image:
+    """Red says where a pixel stands from left to right, green from top to bottom."""
+    image = Image.new("RGB", (width, height))
+    for x in range(width):
+        for y in range(height):
+            image.putpixel((x, y), (255 * x // (width - 1), 255 * y // (height - 1), 0))
+    return image
+
+
+def corners(window: Image.Image) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the window, as shares of the `gradient_image` that it shows."""
+    last = window.width - 1
+    (left, top, _), (right, bottom, _) = window.getpixel((0, 0)), window.getpixel((last, last))
+    return left / 255, top / 255, right / 255, bottom / 255
+
+
+def test_a_window_of_everything_is_the_image() -> None:
+    image = gradient_image(40, 40)
+    augmentation = Augmentation(size=40, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    assert augmentation(image, torch.Generator()).tobytes() == image.tobytes()
+
+
+def test_windows_stay_inside_and_have_the_share_asked_for() -> None:
+    image, generator = gradient_image(128, 128), torch.Generator().manual_seed(0)
+    augmentation = Augmentation(size=128, scale=(0.25, 0.64), ratio=(1.0, 1.0))
+    found = [corners(augmentation(image, generator)) for _ in range(60)]
+    sides = [right - left for left, _, right, _ in found]
+    assert all(right - left == pytest.approx(bottom - top, abs=0.03) for left, top, right, bottom in found)
+    assert min(sides) > 0.47 and max(sides) < 0.83  # square roots of 0.25 and 0.64, and rounding
+    assert max(sides) - min(sides) > 0.15
+    assert max(left for left, *_ in found) - min(left for left, *_ in found) > 0.25
+
+
+def test_shape_of_a_window_is_within_the_ratio() -> None:
+    """Also where the image is not square: width to height is counted in pixels."""
+    image, generator = gradient_image(160, 80), torch.Generator().manual_seed(0)
+    augmentation = Augmentation(size=64, scale=(0.1, 0.1), ratio=(0.5, 2.0))
+    found = [corners(augmentation(image, generator)) for _ in range(60)]
+    shapes = [160 * (right - left) / (80 * (bottom - top)) for left, top, right, bottom in found]
+    assert 0.4 < min(shapes) < 0.8 and 1.4 < max(shapes) < 2.2
+
+
+def test_a_window_is_drawn_by_the_generator() -> None:
+    augmentation, image = Augmentation(size=24, scale=(0.3, 0.6)), gradient_image(40, 40)
+    one, same, other = (augmentation(image, torch.Generator().manual_seed(seed)).tobytes() for seed in (1, 1, 2))
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    "options", [{"scale": (0.0, 1.0)}, {"scale": (0.5, 1.5)}, {"scale": (0.9, 0.5)}, {"ratio": (2.0, 1.0)}]
+)
+def test_crop_refuses_impossible_windows(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must rise within"):
+        Augmentation(size=24, **options)
+
+
+def test_a_size_is_needed() -> None:
+    with pytest.raises(ValueError, match="`size` is 0"):
+        Augmentation(size=0)

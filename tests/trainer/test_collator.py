@@ -1,0 +1,224 @@
+"""The collator puts captions into slots by name; the random crop stays inside the image."""
+
+import copy
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from holistic_clip_hf import HolisticCLIPProcessor
+from holistic_clip_hf.processing_holistic_clip import caption_id
+from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator
+from holistic_clip_hf.trainer.streams import PLACE, Place
+
+
+def caption(perspective: str, text: str) -> dict[str, str]:
+    return {"perspective": perspective, "text": text, "source": "test"}
+
+
+@pytest.fixture
+def rows(red_square: Image.Image) -> list[dict[str, Any]]:
+    """Two images and three perspectives; the second lacks the last."""
+    first = [caption("short", "a red square"), caption("style", "drawn flat"), caption("web", "square")]
+    second = [caption("short", "a circle"), caption("style", "drawn flat")]
+    return [
+        {"image_id": "a", "image": red_square, "captions": first},
+        {"image_id": "b", "image": red_square.transpose(Image.Transpose.ROTATE_90), "captions": second},
+    ]
+
+
+def test_exact_tensors(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:
+    batch = HolisticCLIPCollator(processor, ["web", "short", "style"])(rows)
+    captions = [["square", "a red square", "drawn flat"], [None, "a circle", "drawn flat"]]
+    expected = processor.nested_captions(captions)
+    pixels = torch.stack([processor(images=row["image"], return_tensors="pt")["pixel_values"][0] for row in rows])
+    assert batch.keys() == {*expected, "pixel_values", "image_ids", "unreadable"}
+    assert batch["unreadable"] == {}
+    assert batch["image_ids"] == [row["image_id"] for row in rows]
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    assert torch.equal(batch["pixel_values"], pixels)
+    assert batch["caption_mask"].tolist() == [[True, True, True], [False, True, True]]
+    assert batch["caption_ids"][0, 2] == batch["caption_ids"][1, 2]
+
+
+def test_order_of_captions_does_not_matter(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:
+    shuffled = copy.deepcopy(rows)
+    for row in shuffled:
+        row["captions"].reverse()
+    collator = HolisticCLIPCollator(processor, ["web", "short", "style"])
+    batch, again = collator(rows), collator(shuffled)
+    assert all(torch.equal(value, again[name]) for name, value in batch.items() if isinstance(value, torch.Tensor))
+
+
+def test_order_of_slots_is_as_asked(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:
+    one, other = (HolisticCLIPCollator(processor, slots)(rows) for slots in (["web", "short"], ["short", "web"]))
+    assert torch.equal(one["caption_ids"], other["caption_ids"].flip(1))
+
+
+def test_several_captions_of_a_perspective_take_turns(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]
+) -> None:
+    rows[0]["captions"].append(caption("short", "red"))
+    collator, drawn = HolisticCLIPCollator(processor, ["short"]), []
+    for epoch in range(60):
+        collator.epoch = epoch
+        drawn.append(int(collator(rows)["caption_ids"][0]))
+    assert len(set(drawn)) == 2 and min(Counter(drawn).values()) > 10
+    assert {int(collator.for_evaluation()(rows)["caption_ids"][0]) for _ in range(9)} == {caption_id("a red square")}
+
+
+def test_what_is_random_depends_on_seed_epoch_and_image_alone(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]
+) -> None:
+    def pixels(order: list[int], seed: int = 0, epoch: int = 0, noise: int = 0) -> torch.Tensor:
+        torch.manual_seed(noise)
+        collator = HolisticCLIPCollator(
+            processor, ["short"], augmentation=Augmentation(size=32, scale=(0.2, 0.4)), seed=seed
+        )
+        collator.epoch = epoch
+        return collator([rows[index] for index in order])["pixel_values"]
+
+    once = pixels([0, 1])
+    assert torch.equal(once, pixels([1, 0], noise=1).flip(0))
+    assert not torch.equal(once[1], pixels([0, 1], seed=1)[1]) or not torch.equal(once[0], pixels([0, 1], seed=1)[0])
+    assert not torch.equal(once, pixels([0, 1], epoch=1))
+    plain = HolisticCLIPCollator(processor, ["short"])
+    augmented = HolisticCLIPCollator(processor, ["short"], augmentation=Augmentation(size=32, scale=(0.2, 0.4)))
+    assert torch.equal(augmented.for_evaluation()(rows)["pixel_values"], plain(rows)["pixel_values"])
+
+
+def test_unknown_slots(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match=r"any of the slots \['detail'\]. The corpus has: short, style, web"):
+        HolisticCLIPCollator(processor, ["detail"])(rows)
+    for slots in ([], ["short", "short"]):
+        with pytest.raises(ValueError, match="`slots` must be distinct names"):
+            HolisticCLIPCollator(processor, slots)
+
+
+def drawn_slots(collator: HolisticCLIPCollator, rows: list[dict[str, Any]], epochs: int) -> torch.Tensor:
+    """(epochs, N, M): which captions were read."""
+    masks = []
+    for epoch in range(epochs):
+        collator.epoch = epoch
+        masks.append(collator(rows)["caption_mask"])
+    return torch.stack(masks)
+
+
+def test_captions_are_drawn_per_image_and_epoch(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:
+    """Two of the first image's three captions; the second image has only two, and keeps them."""
+    collator = HolisticCLIPCollator(processor, ["web", "short", "style"], captions_per_image=2)
+    masks = drawn_slots(collator, rows, epochs=60)
+    assert masks.sum(dim=2).eq(2).all()
+    assert masks[:, 1].eq(torch.tensor([False, True, True])).all()
+    often = masks[:, 0].float().mean(dim=0)  # 2 of 3, give or take three standard deviations
+    assert (often - 2 / 3).abs().max() < 0.19
+    assert torch.equal(masks, drawn_slots(collator, rows, epochs=60))
+    assert collator.for_evaluation()(rows)["caption_mask"].sum() == 5
+
+
+def test_sentences_are_drawn_in_training_only(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:
+    text = "A red square. It is flat. Nothing else."
+    rows = [{**rows[0], "captions": [{"perspective": "short", "text": text, "source": "test"}]}]
+    collator = HolisticCLIPCollator(processor, ["short"], sentences_per_caption=1)
+    seen = set()
+    for collator.epoch in range(30):
+        seen.add(int(collator(rows)["caption_ids"]))
+    assert seen == {caption_id(sentence) for sentence in ("A red square.", "It is flat.", "Nothing else.")}
+    assert int(collator.for_evaluation()(rows)["caption_ids"]) == caption_id(text)
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", size: int | None = None, **options: Any) -> dict[str, Any]:
+    """The image as a `datasets` column gives it undecoded; `size` bytes of it."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return {"path": None, "bytes": file.getvalue()[:size]}
+
+
+def test_undecoded_images_are_decoded(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:
+    collator = HolisticCLIPCollator(processor, ["short"])
+    expected = collator(rows)["pixel_values"]
+    assert torch.equal(collator([{**row, "image": encoded(row["image"])} for row in rows])["pixel_values"], expected)
+    turned = Image.Exif()
+    turned[274] = 6  # "rotate by 90 degrees to see it"
+    sideways = {**rows[0], "image": encoded(rows[0]["image"], exif=turned)}
+    upright = {**rows[0], "image": rows[0]["image"].transpose(Image.Transpose.ROTATE_270)}
+    assert torch.equal(collator([sideways])["pixel_values"], collator([upright])["pixel_values"])
+
+
+def damaged_images(red_square: Image.Image, folder: Path) -> dict[str, Any]:
+    jpeg = encoded(red_square.resize((200, 200)), "JPEG")["bytes"]
+    return {
+        "truncated": {"path": None, "bytes": jpeg[:-200]},
+        "is truncated": Image.open(io.BytesIO(jpeg[:-200])),
+        "cannot identify": {"path": None, "bytes": b"<html>404</html>"},
+        "cannot identify image": {"path": None, "bytes": b""},
+        "no such file": {"path": str(folder / "nowhere.png"), "bytes": None},
+        "neither bytes nor a path": {"path": None, "bytes": None},
+        "no image": None,
+        "0 x 4 pixels": Image.new("RGB", (0, 4)),
+        "exceeds limit": encoded(Image.new("1", (400, 400))),
+    }
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_damaged_image_leaves_nothing_in_the_batch(
+    processor: HolisticCLIPProcessor,
+    rows: list[dict[str, Any]],
+    red_square: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: int,
+) -> None:
+    """No caption, and the pixels of the other image; what the readable one brings is as it would be alone."""
+    collator = HolisticCLIPCollator(processor, ["short", "style"])
+    readable = 1 - place
+    alone = collator([rows[readable]])
+    damaged = damaged_images(red_square, tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200)
+    for reason, image in damaged.items():
+        rows[place] = {**rows[place], "image": image}
+        batch = collator(rows)
+        assert reason in batch["unreadable"][rows[place]["image_id"]] and len(batch["unreadable"]) == 1
+        assert not batch["caption_mask"][place].any() and not batch["caption_ids"][place].any()
+        for name in ("caption_mask", "caption_ids", "input_ids", "attention_mask"):
+            assert torch.equal(batch[name][readable], alone[name][0])
+        assert torch.equal(batch["pixel_values"], alone["pixel_values"].expand(2, -1, -1, -1))
+        assert batch["image_ids"] == ["a", "b"]
+
+
+def test_a_batch_without_a_readable_image_is_refused(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]
+) -> None:
+    broken = [{**row, "image": {"path": None, "bytes": b"nothing"}} for row in rows]
+    with pytest.raises(ValueError, match="No image of the batch is readable. a: .*; b: "):
+        HolisticCLIPCollator(processor, ["short"])(broken)
+
+
+def test_a_disk_that_fails_is_not_a_damaged_image(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    rows[1] = {**rows[1], "image": {"path": str(tmp_path), "bytes": None}}
+    with pytest.raises(IsADirectoryError):
+        HolisticCLIPCollator(processor, ["short"])(rows)
+
+
+def test_the_pass_of_a_stream_counts_as_the_epoch(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]
+) -> None:
+    augmentation = Augmentation(size=32, scale=(0.2, 0.4))
+    collator = HolisticCLIPCollator(processor, ["short"], augmentation=augmentation)
+    places = [Place(3, 1, "a"), Place(3, 2, "b")]
+    batch = collator([{**row, PLACE: place} for row, place in zip(rows, places, strict=True)])
+    streamed = batch["pixel_values"]
+    assert batch["place"] == places[-1]
+    assert not torch.equal(streamed, collator(rows)["pixel_values"])
+    collator.epoch = 3
+    assert torch.equal(streamed, collator(rows)["pixel_values"])
+
+
+def test_rows_that_a_resumed_run_has_seen_cost_nothing(processor: HolisticCLIPProcessor) -> None:
+    assert HolisticCLIPCollator(processor, ["short"])([None, None]) == {}

@@ -1,0 +1,128 @@
+"""Images that do not decode: nothing of them is trained or measured; they are counted, named once, and listed."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from torch import Tensor
+from transformers import TrainerCallback
+
+from holistic_clip_hf import HolisticCLIPModel
+from holistic_clip_hf.trainer import HolisticCLIPTrainer
+from holistic_clip_hf.trainer.callbacks import UnreadableImages
+
+MakeTrainer = Callable[..., HolisticCLIPTrainer]
+
+
+def weights(model: HolisticCLIPModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def damaged(corpus: Dataset, *places: int) -> Dataset:
+    """The corpus with so many images cut short."""
+
+    def cut(row: dict[str, Any], index: int) -> dict[str, Any]:
+        image = row["image"]
+        return {"image": {"path": None, "bytes": image["bytes"][:80] if index in places else image["bytes"]}}
+
+    undecoded = corpus.cast_column("image", ImageFeature(decode=False)).map(cut, with_indices=True)
+    return undecoded.cast_column("image", ImageFeature())
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_cache_size": 2}, {"dataloader_num_workers": 1}], ids=str)
+def test_damaged_images_train_nothing(
+    make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """The weights are those that rows without captions give; the penalty aside, which sees a stand-in."""
+    model, sgd = {"diversity_weight": 0.0}, {"optim": "sgd", "learning_rate": 0.1}
+    plain = corpus.map(
+        lambda row, index: {"captions": row["captions"] if index not in (1, 6) else []}, with_indices=True
+    )
+    whole = make_trainer(model, train=plain, **sgd)
+    broken = make_trainer(model, train=damaged(corpus, 1, 6), **sgd, **options)
+    start = weights(whole.model)
+    whole.train()
+    assert not (tmp_path / "unreadable_images.json").exists()
+    broken.train()
+    found, expected = weights(broken.model), weights(whole.model)
+    assert (expected["visual_projection.weight"] - start["visual_projection.weight"]).abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert [entry["unreadable_images"] for entry in whole.state.log_history if "loss" in entry] == [0, 0]
+    assert broken.state.log_history[1]["unreadable_images"] == 2
+    listed = json.loads((tmp_path / "unreadable_images.json").read_text())
+    assert listed.keys() == {corpus["image_id"][index] for index in (1, 6)}
+    assert all("OSError" in reason for reason in listed.values())
+
+
+def test_damaged_images_are_named_once_and_listed_at_every_save(
+    make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"train": damaged(corpus, 1, 6), "save_strategy": "steps", "save_steps": 2}
+    path, at_saves = tmp_path / "unreadable_images.json", []
+
+    class Read(TrainerCallback):
+        def on_save(self, *args: Any, **kwargs: Any) -> None:
+            at_saves.append(json.loads(path.read_text()))
+
+    trainer = make_trainer(max_steps=4, **options)
+    trainer.add_callback(Read())
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert [len(listed) for listed in at_saves] == [2, 2]
+    for index in (1, 6):
+        assert caplog.text.count(f"Image {corpus['image_id'][index]} is left out: OSError: ") == 1
+    path.write_text(json.dumps({"earlier": "it was met before", corpus["image_id"][1]: "OSError"}))
+    resumed = make_trainer(max_steps=5, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.log_history[-2]["unreadable_images"] >= 2
+    assert "earlier" in json.loads(path.read_text())
+    make_trainer(max_steps=1, train=corpus).train()
+    assert json.loads(path.read_text()) == {}, "a new run begins a new list"
+
+
+def test_only_the_first_damaged_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = UnreadableImages(tmp_path)
+    for number in range(30):
+        images.note({f"{number}": "too small"})
+    assert images.count() == 30
+    assert [record.getMessage().split()[1] for record in caplog.records] == [str(number) for number in range(20)]
+    assert "More are only counted" in caplog.records[-1].getMessage()
+    images.save()
+    assert len(json.loads((tmp_path / "unreadable_images.json").read_text())) == 30
+
+
+@pytest.mark.parametrize("reason", ["captionless", "damaged"])
+def test_a_last_evaluation_batch_of_which_nothing_counts(
+    make_trainer: MakeTrainer, corpus: Dataset, reason: str
+) -> None:
+    """Five rows in batches of four: the fifth is alone, and brings nothing."""
+    five = corpus.select(range(5))
+    if reason == "damaged":
+        five = damaged(five, 4)
+    else:
+        five = five.map(lambda row, i: {"captions": row["captions"] if i != 4 else []}, with_indices=True)
+    expected, found = make_trainer().evaluate(corpus.select(range(4))), make_trainer().evaluate(five)
+    same = [name for name in expected if name == "eval_loss" or "_recall@" in name]
+    assert {name: found[name] for name in same} == pytest.approx({name: expected[name] for name in same}, abs=1e-6)
+
+
+def test_evaluation_does_not_count_damaged_images(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path) -> None:
+    """The recall of the others; candidates that cannot be seen are none."""
+    captionless = corpus.map(lambda row, i: {"captions": row["captions"] if i != 2 else []}, with_indices=True)
+    expected = make_trainer(evaluation=captionless).evaluate()
+    found = make_trainer(evaluation=damaged(corpus, 2)).evaluate()
+    recalls = [name for name in expected if "_recall@" in name]
+    assert len(recalls) == 24
+    assert {name: found[name] for name in recalls} == {name: expected[name] for name in recalls}
+    listed = {corpus["image_id"][2]}
+    assert json.loads((tmp_path / "unreadable_images.json").read_text()).keys() == listed
+    for measure in (make_trainer().evaluate, make_trainer().predict):
+        (tmp_path / "unreadable_images.json").unlink()
+        measure(damaged(corpus, 2))
+        assert json.loads((tmp_path / "unreadable_images.json").read_text()).keys() == listed
