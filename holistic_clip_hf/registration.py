@@ -3,15 +3,15 @@
 
 `import holistic_clip_hf` has to make `AutoModel.from_pretrained` work, and must not cost the seconds that torch takes
 to import, since the command's help would wait for it too. transformers has no entry points for other people's models.
-So the modules of its Auto classes are watched for. When one has been imported, and torch with it, ours are registered.
+So its imports are watched. When one has brought the Auto classes, and torch with them, ours are registered there.
 """
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 PACKAGE = __name__.rpartition(".")[0]
 AUTO = "transformers.models.auto"
@@ -82,63 +82,77 @@ _AFTER: dict[str, Callable[[], None]] = {
 
 
 class _Watcher(MetaPathFinder):
-    """A finder that finds nothing itself, and is told when a watched module has been imported."""
+    """A finder that finds nothing itself, and is told when an import of transformers or of ours has ended.
+
+    Nothing is registered while one of these is under way: transformers imports its modules in circles, and ours import
+    transformers'.
+    """
 
     def __init__(self) -> None:
         self._waiting = dict(_AFTER)
-        self._begun: set[str] = set()  # watched modules that are being imported right now
+        self._imports = threading.local()
+        self._is_busy = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the spec that the other finders give, with a loader that tells."""
-        if name not in self._waiting or name in self._begun:
+        if not name.startswith("transformers.") and name not in self._waiting:
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None:
                 spec.loader = _TellingLoader(spec.loader, self)
-                self._begun.add(name)
                 return spec
         return None
 
-    def finished(self, name: str) -> None:
-        """Do what waited for this module, and what could not be done while it was being imported."""
-        self._begun.discard(name)
-        self.catch_up()
+    def begin(self) -> None:
+        """Count an import that begins in this thread."""
+        self._imports.depth = getattr(self._imports, "depth", 0) + 1
+
+    def end(self) -> None:
+        """Count an import that has ended, and catch up after the outermost."""
+        self._imports.depth -= 1
+        if self._imports.depth == 0:
+            self.catch_up()
 
     def catch_up(self) -> None:
-        """Register what can be: nothing that needs a module of ours that is still being imported."""
-        if any(name.startswith(PACKAGE) for name in self._begun):
+        """Register with what has been imported by now."""
+        if self._is_busy:
             return
-        for name in list(self._waiting):
-            if name in sys.modules and name not in self._begun and name in self._waiting:
-                self._waiting.pop(name)()
+        self._is_busy = True
+        try:
+            for name in _AFTER:
+                if name in self._waiting and name in sys.modules:
+                    self._waiting.pop(name)()
+        finally:
+            self._is_busy = False
         if not self._waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
 
 
 class _TellingLoader(Loader):
+    """The loader of a module, which tells the watcher when it begins and ends."""
+
     def __init__(self, loader: Loader, watcher: _Watcher) -> None:
         self._loader = loader
         self._watcher = watcher
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Create the module as its own loader does."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        """Execute the module as its own loader does, and put that one in place."""
         # Whoever asks a module for its source or its data asks the loader that has them.
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
+        self._watcher.begin()
         try:
             self._loader.exec_module(module)
         finally:
-            self._watcher._begun.discard(module.__name__)
-        self._watcher.finished(module.__name__)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
+            self._watcher.end()
 
 
 def register_when_needed() -> None:

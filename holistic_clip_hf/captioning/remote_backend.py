@@ -338,7 +338,7 @@ def _request(picture: str, image_id: str, perspective: Perspective) -> dict[str,
 
 
 def _read(output: ChatCompletionOutput) -> tuple[str, bool]:
-    """Return the text, and whether it ended before its tokens ran out; raises `ValueError` for what is no such answer."""
+    """Return the text, and whether it ended before its tokens ran out; `ValueError` for anything else."""
     match output:
         case {"choices": [{"message": {"content": str() | None as text}, "finish_reason": str() as end}, *_]}:
             return text or "", end != "length"

@@ -58,7 +58,7 @@ class Server:
     token_variable: str | None = None
     concurrency: int = 16
     timeout: float = 300.0
-    attempts: int = 5
+    attempts: int = 6
     image_format: Literal["jpeg", "png"] = "jpeg"
 
 

@@ -16,26 +16,16 @@ from safetensors import SafetensorError, safe_open
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 TRAVELLING_FILES = tuple(
-    f"{part}_holistic_clip.py"
-    for part in (
-        "configuration",
-        "fusion",
-        "layers",
-        "loss",
-        "matching",
-        "modeling",
-        "packing",
-        "processing",
-        "streaming",
-        "vision",
-    )
+    f"{part}_holistic_clip.py" for part in ("configuration", "loss", "modeling", "processing", "vision")
 )
+# Files that 0.1.0 carried beside these; checkpoints that were published with them stay as they are.
+FORMER_FILES = tuple(f"{part}_holistic_clip.py" for part in ("fusion", "layers", "matching", "packing", "streaming"))
 CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 SHARD = r"model-\d{5}-of-\d{5}\.safetensors"
 ALLOWED_FILES = {
-    **dict.fromkeys(map(re.escape, TRAVELLING_FILES), "code of the model and its processor"),
+    **dict.fromkeys(map(re.escape, TRAVELLING_FILES + FORMER_FILES), "code of the model and its processor"),
     **dict.fromkeys(map(re.escape, CONFIG_FILES), "configuration"),
     re.escape(WEIGHTS_FILE): "weights",
     SHARD: "a shard of the weights",

@@ -1,5 +1,7 @@
 """`holistic-clip evaluate`: every task from files to records, against the functions behind it; what it refuses."""
 
+import dataclasses
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,26 @@ from datasets import Dataset, Features, Value
 from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.captioning.remote_backend import IMAGE_FORMATS, Patience
+from holistic_clip_hf.cli import caption, fit, publish, search
+from holistic_clip_hf.cli import corpus as corpus_verb
+from holistic_clip_hf.cli.evaluate import TASKS, Classes, Masks, Task, Texts
 from holistic_clip_hf.cli.main import parse
 from holistic_clip_hf.corpus.build import build_corpus
+from holistic_clip_hf.corpus.plan import BuildSettings
 from holistic_clip_hf.evaluation import probes as linear_probe
 from holistic_clip_hf.evaluation.benchmarks import classify_by
 from holistic_clip_hf.evaluation.branch_report import report_branches
 from holistic_clip_hf.evaluation.classification import evaluate_classification, load_templates
+from holistic_clip_hf.evaluation.fusion_fitting import FITTED
 from holistic_clip_hf.evaluation.probes import evaluate_probes
 from holistic_clip_hf.evaluation.records import Record, capture_provenance, load_records
-from holistic_clip_hf.evaluation.retrieval import embed_corpus, evaluate_retrieval
+from holistic_clip_hf.evaluation.retrieval import RETRIEVAL_PROTOCOLS, embed_corpus, evaluate_retrieval
+from holistic_clip_hf.evaluation.segmentation import READOUTS
+from holistic_clip_hf.publishing.checkpoint import MAX_SHARD_SIZE
+from holistic_clip_hf.publishing.push import MAIN
+from holistic_clip_hf.search.neighbours import LOOKUPS
+from holistic_clip_hf.search.store import VECTORS
 
 MakeModel = Callable[..., HolisticCLIPModel]
 NAMES = ["short", "colour", "shape"]
@@ -158,20 +171,52 @@ def test_probes_may_be_given_a_part(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tasks", "probes"], "need --classes"),
-        (["--tasks", "segmentation"], "needs --masks"),
-        (["--tasks", "classification", "--classes", "x", "--branch-picture", "b.png"], "drawn from the tasks"),
-        (["--tasks", "classification", "--classes", "x", "--picture", "b.png"], "add the task"),
-        (["--tasks", "singing"], "invalid choice: 'singing'"),
-        (["--protocols", "karpathy"], "invalid choice: 'karpathy'"),
+        (["--tasks", "probes"], "`--classes` is missing"),
+        (["--tasks", "segmentation"], "`--masks` is None; segmentation expects a benchmark and its folder"),
+        (["--tasks", "segmentation", "--masks", "voc21"], "`--masks` is 'voc21'"),
+        (["--tasks", "classification", "--classes", "x", "--branch-picture", "b.png"], "`--branch-picture` is given"),
+        (["--tasks", "classification", "--classes", "x", "--picture", "b.png"], "`--picture` is given without"),
     ],
 )
 def test_options_are_refused_before_anything_is_loaded(
-    options: list[str], message: str, run: Callable[..., list[Record]], capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, run: Callable[..., list[Record]]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match=message):
         run(*options)
-    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--tasks", "singing"], ["--protocols", "karpathy"], ["--readouts", "x"]])
+def test_choices_are_named(
+    options: list[str], run: Callable[..., list[Record]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(*options)
+    assert ended.value.code == 2 and options[1] in capsys.readouterr().err
+
+
+def test_choices_are_those_of_the_package() -> None:
+    """The command writes them down, so that its help imports no torch."""
+    options = {
+        field.name: typing.get_args(typing.get_args(hint)[0])
+        for kind in (Texts, Masks)
+        for field, hint in zip(dataclasses.fields(kind), typing.get_type_hints(kind).values(), strict=True)
+        if typing.get_origin(hint) is tuple
+    }
+    assert options["protocols"] == RETRIEVAL_PROTOCOLS and options["readouts"] == READOUTS
+    assert typing.get_args(Task) == tuple(TASKS) and Classes().neighbours == linear_probe.NEIGHBOURS
+    assert typing.get_args(typing.get_type_hints(fit.Command)["fusion"]) == FITTED
+    hints = typing.get_type_hints(search.Index)
+    assert typing.get_args(hints["vectors"]) == VECTORS and typing.get_args(hints["lookup"]) == LOOKUPS
+    assert caption.Server().timeout == Patience().timeout and caption.Server().attempts == Patience().attempts
+    assert typing.get_args(typing.get_type_hints(caption.Server)["image_format"]) == tuple(sorted(IMAGE_FORMATS))
+    settings, build = BuildSettings(), corpus_verb.BuildOptions()
+    shared = {field.name for field in dataclasses.fields(settings)} & {
+        field.name for field in dataclasses.fields(build)
+    }
+    assert {name: getattr(build, name) for name in shared} == {name: getattr(settings, name) for name in shared}
+    assert (
+        publish.Command(Path(), "").max_shard_size == MAX_SHARD_SIZE and publish.Command(Path(), "").revision == MAIN
+    )
 
 
 def test_data_that_is_not_there_is_named(
@@ -179,8 +224,6 @@ def test_data_that_is_not_there_is_named(
 ) -> None:
     with pytest.raises(ValueError, match="classes 'mood'. Valid: a perspective"):
         run("--tasks", "classification", "--classes", "mood")
-    with pytest.raises(ValueError, match="masks 'voc21'; expected a benchmark and its root"):
-        run("--tasks", "segmentation", "--masks", "voc21")
     with pytest.raises(ValueError, match="benchmark 'mnist'. Valid: coco"):
         run("--corpus", f"mnist={tmp_path}")
     with pytest.raises(ValueError, match="templates 'mine'. Valid: plain"):

@@ -203,8 +203,8 @@ def build_slowly(directory: Path, pause: float) -> None:
 
 def kill_a_build(directory: Path) -> None:
     """Start it in a process of its own and kill that in the second of two shards."""
-    tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [tests, tests.parent, tests.parent.parent]))}
     program = "import sys, test_corpus_build as t; t.build_slowly(t.Path(sys.argv[1]), pause=60)"
     process = subprocess.Popen([sys.executable, "-c", program, str(directory)], env=environment)
     deadline = time.monotonic() + 120

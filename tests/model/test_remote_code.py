@@ -10,8 +10,7 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 
-PARTS = ("configuration", "fusion", "layers", "loss", "matching", "modeling", "packing", "processing", "streaming")
-TRAVELLING = {f"{part}_holistic_clip.py" for part in (*PARTS, "vision")}
+TRAVELLING = {f"{part}_holistic_clip.py" for part in ("configuration", "loss", "modeling", "processing", "vision")}
 STAGED = TRAVELLING | {"config.json", "model.safetensors", "processor_config.json"}
 STAGED |= {"tokenizer.json", "tokenizer_config.json"}
 CAPTIONS = [["a red circle", None, "drawn <|endoftext|> flat"]]

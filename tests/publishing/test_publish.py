@@ -31,7 +31,7 @@ PUBLISH = """
 import json, sys, torch
 from dataclasses import asdict
 from holistic_clip_hf.publishing.hub import publish
-from holistic_clip_hf.publishing.remote import Destination
+from holistic_clip_hf.publishing.push import Destination
 torch.set_num_threads(1)
 made = publish(sys.argv[1], Destination("clip", private=True, tag="v1"), max_shard_size="100KB")
 print(json.dumps(asdict(made)))

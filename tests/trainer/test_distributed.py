@@ -50,10 +50,10 @@ from torch.nn import functional as F
 
 torch.set_num_threads(1)
 folder, package = sys.argv[1:]
-parts = types.ModuleType("parts")  # the package's files without its `__init__`
-parts.__path__ = [package]
-sys.modules["parts"] = parts
-from parts.distributed import gather_rows, rank_offset, world_size
+for name, place in (("parts", package), ("parts.trainer", f"{package}/trainer")):
+    sys.modules[name] = types.ModuleType(name)  # the package's files without their `__init__`
+    sys.modules[name].__path__ = [place]
+from parts.trainer.distributed import gather_rows, rank_offset, world_size
 from parts.loss_holistic_clip import CaptionBatch, multi_to_multi_loss
 
 given = torch.load(f"{folder}/given.pt")

@@ -22,10 +22,10 @@ from holistic_clip_hf.visualization import (
     matching_figure,
     part_matching,
     patch_agreement,
+    training_curves,
     training_figure,
     words_of,
 )
-from holistic_clip_hf.visualization import figures as training_curves
 from holistic_clip_hf.visualization.maps import GAP, INK, MARGIN, NAME_SIZE, NOTE_SIZE, QUIET, strength, stretched
 
 pytest.importorskip("matplotlib")

@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import torch
 
-from ...ranking import PAPER_KS, chance_median_rank, chance_recall_at, median_rank, recall_at
+from holistic_clip_hf.evaluation.ranking import PAPER_KS, chance_median_rank, chance_recall_at, median_rank, recall_at
 
 CITATION = """@inproceedings{wang2025holism,
   title = {Advancing Myopia To Holism: Fully Contrastive Language-Image Pre-training},

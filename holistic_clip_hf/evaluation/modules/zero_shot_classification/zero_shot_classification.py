@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import torch
 
-from ...ranking import mean_per_class, recall_at
+from holistic_clip_hf.evaluation.ranking import mean_per_class, recall_at
 
 
 class ZeroShotClassification(evaluate.Metric):

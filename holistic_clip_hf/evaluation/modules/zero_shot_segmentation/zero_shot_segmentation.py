@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import torch
 
-from ...segmentation import confusion, intersection_over_union
+from holistic_clip_hf.evaluation.segmentation import confusion, intersection_over_union
 
 
 class ZeroShotSegmentation(evaluate.Metric):
