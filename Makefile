@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 BENCHMARKS := $(sort $(filter-out tests/benchmarks/_%,$(wildcard tests/benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-long test test-all test-peers test-browser test-lowest test-newest check format bench clean
+.PHONY: help quickstart quickstart-long test test-all test-peers test-browser test-lowest test-newest docs check format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,7 +31,7 @@ test-peers: $(PEERS)  ## the suites of transformers and a client, run on ours; f
 
 test-browser: $(STAMP)  ## the demo's page in a real browser; needs Debian's chromium
 	@$(RUN) -m pip install -qq -c constraints.txt -e '.[browser]'
-	$(RUN) -m pytest -m slow -rs tests/test_demo_browser.py
+	$(RUN) -m pytest -m slow -rs tests/demo/test_demo_browser.py
 
 test-lowest:  ## the files that travel, at the lowest versions of setup.cfg
 	PYTHON=$(PYTHON) .ci/compatibility lowest
@@ -39,10 +39,14 @@ test-lowest:  ## the files that travel, at the lowest versions of setup.cfg
 test-newest:  ## the same at the newest versions
 	PYTHON=$(PYTHON) .ci/compatibility newest
 
-check: $(STAMP)  ## lint, formatting and types
+docs: $(STAMP)  ## the site with its API reference, into build/site
+	$(RUN) -m mkdocs build --strict --quiet
+
+check: $(STAMP)  ## lint, formatting, types and imports
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(STAMP)  ## reformat the code and apply the safe fixes
 	$(RUN) -m ruff check --fix .

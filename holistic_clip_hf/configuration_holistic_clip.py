@@ -31,7 +31,7 @@ DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 
 def _require(name: str, value: Any, valid: tuple[str, ...]) -> None:
     if value not in valid:
-        raise ValueError(f"`{name}` is {value!r}. Valid: {', '.join(map(repr, valid))}.")
+        raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, valid))}.")
 
 
 def _require_family(config_dict: dict[str, Any], *families: str) -> None:
@@ -39,8 +39,8 @@ def _require_family(config_dict: dict[str, Any], *families: str) -> None:
     found = config_dict.get("model_type")
     if found is not None and found not in families:
         raise ValueError(
-            f"This is a checkpoint of {found!r}. Valid: {', '.join(map(repr, families))}; other families of CLIP "
-            f"weights come in through `holistic_clip_hf.initialization`."
+            f"The checkpoint is one of {found!r}; expected one of {', '.join(map(repr, families))}. Other families of "
+            f"CLIP weights come in through `holistic_clip_hf.initialization`."
         )
 
 
@@ -54,11 +54,11 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
             token and an H-fold second MLP linear in the last layers (Psi_MLP).
         num_branch_layers: Number of last layers that are branched with `branch_type="mlp"`; 3 in the paper's figure of
             the method. Not used by `"cls"`.
-        branch_isolation: Mask of class tokens with `branch_type="cls"`. `"isolated"`: not each other; `"strict"`: and
-            patches do not see class tokens, so that branches cannot talk through them; `"anchored"`: not each other,
-            and patches see branch 0's alone, so that copies of CLIP's class token each give CLIP's own answer;
-            `"open"`: everything; `"official"`: the authors' released code, whose boolean mask is *added*, as +1.0, to
-            the attention logits between different class tokens. Not used by `"mlp"`.
+        branch_isolation: Mask of class tokens with `branch_type="cls"`. With `"isolated"` they do not see each other.
+            With `"strict"` patches do not see them either, so that branches cannot talk through patches. With
+            `"anchored"` patches see branch 0's alone, so that copies of CLIP's class token each give CLIP's own
+            answer. With `"open"` everything sees everything. `"official"` is the authors' released code, whose boolean
+            mask is *added*, as +1.0, to the attention logits between different class tokens. Not used by `"mlp"`.
         patch_dropout: share of patches left out at random while training (FLIP, https://arxiv.org/abs/2212.00794).
             Class tokens are never dropped.
         patch_stem: `"linear"`, CLIP's single strided convolution; or `"convolutional"`, a stack of 3x3 stride-2
@@ -80,7 +80,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        # The decorator would run these later, and make of their ValueError an exception that is none.
+        # The decorator would run these later, and wrap the ValueError in an exception of another type.
         self.validate_branches()
         self.validate_patches()
 
@@ -95,10 +95,10 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         _require("branch_type", self.branch_type, BRANCH_TYPES)
         _require("branch_isolation", self.branch_isolation, BRANCH_ISOLATIONS)
         if self.num_branches < 1:
-            raise ValueError(f"`num_branches` is {self.num_branches}. Valid: 1 (CLIP) or more.")
+            raise ValueError(f"`num_branches` is {self.num_branches}; expected 1 (CLIP) or more.")
         if self.branch_type == "mlp" and not 1 <= self.num_branch_layers <= self.num_hidden_layers:
             raise ValueError(
-                f"`num_branch_layers` is {self.num_branch_layers}. Valid: 1 to `num_hidden_layers`, which is "
+                f"`num_branch_layers` is {self.num_branch_layers}; expected 1 to `num_hidden_layers`, which is "
                 f"{self.num_hidden_layers}."
             )
 
@@ -106,7 +106,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         """Part of the `@strict` validation."""
         _require("patch_stem", self.patch_stem, PATCH_STEMS)
         if not 0.0 <= self.patch_dropout < 1.0:
-            raise ValueError(f"`patch_dropout` is {self.patch_dropout}. Valid: at least 0 and below 1.")
+            raise ValueError(f"`patch_dropout` is {self.patch_dropout}; expected at least 0 and below 1.")
         if self.patch_stem == "convolutional" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
             raise ValueError(
                 f"`patch_stem='convolutional'` halves the image once per layer, so `patch_size` must be a power of "
@@ -235,7 +235,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         _require("duplicate_captions", self.duplicate_captions, DUPLICATE_CAPTIONS)
         for name in ("fused_weight", "diversity_weight"):
             if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}. Valid: 0 (off) or more.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}; expected 0 (off) or more.")
 
     def validate_fusion(self) -> None:
         """Part of the `@strict` validation."""

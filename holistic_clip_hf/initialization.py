@@ -25,11 +25,11 @@ LONG_CLIP_KEPT = 20  # positions that Long-CLIP found well trained (https://arxi
 
 
 def stretch_positions(weight: Tensor, length: int, *, kept: int = LONG_CLIP_KEPT) -> Tensor:
-    """Position embeddings (L, E) to (length, E): the first `kept` as they are, the rest interpolated.
+    """Stretch position embeddings (L, E) to (length, E), the first `kept` as they are, the rest interpolated.
 
-    Long-CLIP's knowledge-preserved stretching (https://arxiv.org/abs/2403.15378, section 3.2) for any length: new
+    Long-CLIP's knowledge-preserved stretching (https://arxiv.org/abs/2403.15378, section 3.2) for any length. New
     position `kept + x` is old position `kept + x / ratio`, ratio = (length - kept) / (L - kept), linear between
-    neighbours; past the last old position the line through the last two goes on. 77 to 248 is Long-CLIP itself.
+    neighbours. Past the last old position the line through the last two goes on. 77 to 248 is Long-CLIP itself.
 
     Raises:
         ValueError: shorter than before (cut the texts instead), or fewer than two positions behind `kept`.
@@ -82,7 +82,7 @@ def assemble(
 ) -> HolisticCLIPModel:
     """Return a model of our names from weights of our names, after checking both against `fields` alone."""
     if not 0 <= perturbation < math.inf:
-        raise ValueError(f"`perturbation` is {perturbation}. Valid: 0 (exact copies) or more; 0.01 is one per cent.")
+        raise ValueError(f"`perturbation` is {perturbation}; expected 0 (exact copies) or more.")
     if any(value.is_meta for value in weights.values()):
         raise ValueError("The weights are on the meta device, without values. Load them first.")
     state = {name: value.detach().to("cpu", torch.float32) for name, value in weights.items()}
@@ -108,7 +108,7 @@ def assemble(
 
 
 def _differences(state: Mapping[str, Tensor], config: HolisticCLIPConfig) -> tuple[list[str], list[str], list[str]]:
-    """Names that the model has and `state` has not; the reverse; and those of another shape, with both shapes."""
+    """Return the names that are missing in `state`, unexpected in it, and of another shape, with both shapes."""
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in HolisticCLIPModel(config).state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
@@ -276,11 +276,11 @@ def from_open_clip(
 ) -> HolisticCLIPModel:
     """Return a state dict of open_clip or of OpenAI's CLIP, both towers transformers, as `from_clip`.
 
-    A state dict does not say everything. Left to you, where a model differs: attention heads (default: width / 64,
-    and 16 for vision towers from a width of 1280, as in open_clip's configurations); `hidden_act` of both configs
-    (default: `"quick_gelu"` for OpenAI's own files, else `"gelu"`; models named `-quickgelu` need the former); and
-    pooling, which is the class token of images and the highest token id of texts, behind causal attention.
-    A tokenizer whose end token is not its highest id needs `text_config={"eos_token_id": ...}`.
+    A state dict does not say everything. You have to say if a model differs in attention heads (default: width / 64,
+    and 16 for vision towers from a width of 1280, as in open_clip's configurations) or in `hidden_act` of both configs
+    (default: `"quick_gelu"` for OpenAI's own files, else `"gelu"`; models named `-quickgelu` need the former). Pooling
+    is the class token of images and the highest token id of texts, behind causal attention. A tokenizer whose end
+    token is not its highest id needs `text_config={"eos_token_id": ...}`.
 
     Args:
         state_dict: the weights themselves, with or without the prefix `module.`. Load a file with

@@ -44,7 +44,7 @@ SINKHORN_ITERATIONS, SINKHORN_EPSILON = 3, 0.05  # SwAV's
 def resolve_matching(matching: str, branch_of_slot: list[int] | None, num_branches: int, num_slots: int) -> list[int]:
     """Return the branch of each slot, -1 for free: M numbers."""
     if matching not in ("aligned", "free", "balanced"):
-        raise ValueError(f"`matching` is {matching!r}. Valid: 'aligned', 'free', 'balanced'.")
+        raise ValueError(f"`matching` is {matching!r}; expected one of 'aligned', 'free', 'balanced'.")
     if matching != "aligned":
         return [FREE] * num_slots
     if branch_of_slot is None:
@@ -89,7 +89,7 @@ def balanced_branches(similarity: Tensor) -> Tensor:
 
     The plan is entropic optimal transport between captions and branches, all captions with equal shares and all
     branches with equal shares, by Sinkhorn's algorithm as in SwAV (https://arxiv.org/abs/2006.09882). It is rounded
-    in H turns: each caption asks for the open branch of which it has most; the branch that most captions ask for
+    in H turns. Each caption asks for the open branch of which it has most. The branch that most captions ask for
     keeps K // H of them, those that have most of it, and closes. The K % H that are left choose among all branches.
     """
     plan = similarity / SINKHORN_EPSILON
@@ -140,7 +140,7 @@ class Side:
         tensor, place: which tensor, and where on its second axis (a branch, a slot).
         rows: (R,) int64.
         ids: (R,) int64; two rows, here and on the other side, are positives of each other where they are equal.
-        ignored_ids: (R,) int64; two rows that are no positives are left out where these are equal. Default: none are.
+        ignored_ids: (R,) int64; two rows that are not positives are left out if these are equal. Default: no row is.
     """
 
     tensor: int
@@ -186,14 +186,16 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.name not in ("softmax", "sigmoid"):
-            raise ValueError(f"`objective` is {self.name!r}. Valid: 'softmax', 'sigmoid'.")
+            raise ValueError(f"`objective` is {self.name!r}; expected one of 'softmax', 'sigmoid'.")
         if (self.name == "sigmoid") != (self.logit_bias is not None):
             raise ValueError(
                 f"`objective` is {self.name!r} and `logit_bias` is {self.logit_bias}. Give a bias with 'sigmoid' "
                 f"(SigLIP starts from -10), and none with 'softmax'."
             )
         if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"`chunk_size` is {self.chunk_size}. Valid: 1 or more queries, or None for the default.")
+            raise ValueError(
+                f"`chunk_size` is {self.chunk_size}; expected 1 or more queries, or None for the default."
+            )
 
     def logits(self, contest: Contest, block: slice, queries: Tensor, candidates: Tensor) -> Tensor:
         """Return the logits (B, C), -inf where a pair is left out."""
@@ -405,29 +407,30 @@ def multi_to_multi_loss(
 ) -> MultiToMultiLoss:
     """Match, contrast, penalise (paper, section on multi-to-multi contrastive learning).
 
-    Per slot m, in both directions, the cross entropy of the true pair against the other images of the batch in the
-    same slot; the mean over present captions; the mean of both directions. With H = M = 1 this is CLIP's loss, with
+    The loss is the cross entropy of the true pair against the other images of the batch in the same slot m, averaged
+    over present captions and both directions. With H = M = 1 this is CLIP's loss, with
     H = 1 the one-to-many baseline. The logits are never held whole: rows are streamed, forward and backward.
 
     Args:
         branch_embeds: (N, H, D), unit length.
         text_embeds: (N, M, D), unit length.
         logit_scale: the inverse temperature itself (exponentiated), a scalar.
-        objective: `"softmax"` (above); or `"sigmoid"` (SigLIP, https://arxiv.org/abs/2303.15343), which asks of each
-            caption and each image whether they belong together: the sum over images of -log sigmoid, the mean over
-            captions. The image answers through the branch that the caption met, so that all images are asked the
-            same, also in a free slot; a pair counts once, since it reads the same in both directions.
+        objective: `"softmax"` (above), or `"sigmoid"` (SigLIP, https://arxiv.org/abs/2303.15343), which asks of each
+            caption and each image whether they belong together. It is the sum over images of -log sigmoid, the mean
+            over captions. The image answers through the branch that the caption met, so that all images are asked the
+            same, also in a free slot. A pair counts once, since it reads the same in both directions.
         logit_bias: a scalar, added to the logits of `"sigmoid"`, which needs it; SigLIP starts from -10.
-        matching: `"aligned"` holds slot m against branch `branch_of_slot[m]`; `"free"` frees all slots; `"balanced"`
-            too, but shares their captions, of the whole batch, out evenly between the branches.
+        matching: Each caption is matched to the branch of the same name (`"aligned"`, by `branch_of_slot`) or to the
+            most similar branch (`"free"`, in all slots). `"balanced"` frees all slots too, but shares their captions,
+            of the whole batch, out evenly between the branches.
         branch_of_slot: M branch indices, -1 for a slot that is free. Default: slot m to branch m for m < H, the rest
             free. Unless balanced, a caption in a free slot takes the branch of its image that is nearest to it.
-        caption_mask: (N, M) bool. Default: all captions are there.
+        caption_mask: (N, M) bool. Default: all captions are present.
         caption_ids: (N, M) int64. Default: all captions differ.
         duplicate_captions: images whose caption in a slot has the same id are to each other `"positive"` (the target
             is shared between them), `"ignore"` (left out) or `"negative"` (the paper).
         fused_weight: Weight of a second contrastive term, the one-to-many loss of the fused score against all
-            captions: what is asked later is trained and not only used. Not in the paper. Of one branch there is none.
+            captions, so that the score used at inference is trained too. Not in the paper. Ignored if H = 1.
         routing: (N, M, H), how much each branch answers for each caption; the fused score is the similarity of
             branches weighted so. Default: the fused score is that of the branches' mean, made of unit length.
         diversity: `"pairwise"` penalises each pair of branches whose mean cosine is above the threshold;
@@ -562,7 +565,9 @@ def _contests(
 ) -> Iterator[Contest]:
     """Per slot and branch, the captions that met it against the images, and their images against the captions."""
     if duplicate_captions not in ("positive", "ignore", "negative"):
-        raise ValueError(f"`duplicate_captions` is {duplicate_captions!r}. Valid: 'positive', 'ignore', 'negative'.")
+        raise ValueError(
+            f"`duplicate_captions` is {duplicate_captions!r}; expected one of 'positive', 'ignore', 'negative'."
+        )
     whole, softmax = everyone is local, objective.name == "softmax"
     shift = 0 if whole else 2  # where the tensors of all ranks begin
     num_slots, num_branches = local.text_embeds.shape[1], local.branch_embeds.shape[1]
@@ -584,16 +589,16 @@ def _contests(
 
 
 def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "pairwise") -> Tensor:
-    """Scalar hinge on the cosine between branches of the same image, averaged over the batch.
+    """Return a scalar hinge on the cosine between branches of the same image, averaged over the batch.
 
     Args:
         branch_embeds: (N, H, D), unit length.
         threshold: cosine above which branches count as saying the same.
-        form: `"pairwise"`: the hinge of each pair's mean cosine, averaged over pairs; `"official"`: the hinge of the
-            mean over all pairs (the released code).
+        form: `"pairwise"` is the hinge of each pair's mean cosine, averaged over pairs. `"official"` is the hinge of
+            the mean over all pairs (the released code).
     """
     if form not in ("pairwise", "official"):
-        raise ValueError(f"`diversity` is {form!r}. Valid: 'pairwise', 'official'.")
+        raise ValueError(f"`diversity` is {form!r}; expected one of 'pairwise', 'official'.")
     num_branches = branch_embeds.shape[1]
     if num_branches == 1:
         return branch_embeds.new_zeros((), dtype=torch.float32)

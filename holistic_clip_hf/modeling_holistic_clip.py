@@ -399,7 +399,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         if caption_mask is None:
             caption_mask = has_tokens
         if (caption_mask.bool() & ~has_tokens).any():
-            raise ValueError("A caption that is there has no tokens. Set its `caption_mask` to false.")
+            raise ValueError("A caption marked as present has no tokens. Set its `caption_mask` to false.")
         present = caption_mask.flatten().nonzero().squeeze(1)
         if len(present) == 0:
             # The text tower is run all the same: with several ranks, all must take part in every step.

@@ -146,7 +146,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
         before them is missing, `None` has to hold its place.
 
         Returns:
-            `input_ids`, `attention_mask` (N, M, L), L the longest caption there; `caption_mask` (N, M) bool;
+            `input_ids` and `attention_mask` (N, M, L) with L the longest caption, `caption_mask` (N, M) bool, and
             `caption_ids` (N, M) int64.
 
         Raises:

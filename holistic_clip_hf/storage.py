@@ -9,7 +9,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import yaml
 
 # What a process that was killed while it wrote leaves behind: the name, the process, an ending that nobody else uses.
 PARTIAL = re.compile(r"\..+\.[0-9]+\.partial")
@@ -128,3 +130,20 @@ def scratch_database() -> Iterator[sqlite3.Connection]:
         ) from error
     finally:
         connection.close()
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        ValueError: the file is not UTF-8 or not YAML, with the line.
+    """
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}: line {mark.line + 1}" if mark is not None else str(path)
+        problem = getattr(error, "problem", None) or "it is not UTF-8"
+        raise ValueError(
+            f"{where} is not valid YAML ({problem}); expected keys and values. Correct the file."
+        ) from error

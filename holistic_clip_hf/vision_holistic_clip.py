@@ -232,7 +232,7 @@ class HolisticCLIPVisionOutput(BaseModelOutputWithPooling):
     """`BaseModelOutputWithPooling`, and all branches.
 
     From the tower alone: `branch_embeds` (N, H, E), `pooler_output` (N, E) their mean.
-    From `get_image_features`: `branch_embeds` (N, H, D) of unit length, `pooler_output` (N, D) fused; it is *not* of
+    From `get_image_features`: `branch_embeds` (N, H, D) of unit length, `pooler_output` (N, D) fused. It is *not* of
     unit length, so that its dot product with a text vector is the fused similarity.
     """
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +27,7 @@ from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
+from holistic_clip_hf.storage import read_yaml
 from holistic_clip_hf.trainer.recipes import (
     Recipe,
     Run,
@@ -98,17 +98,17 @@ class Study:
 
 def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     valid = {each.name for each in fields(Study)} - {"path"}
     if not isinstance(content, dict) or set(content) != valid:
         raise ValueError(f"{path}: got {sorted(content)}; expected exactly {', '.join(sorted(valid))}.")
     known = {each.name for each in fields(Method)}
     for name, method in content["methods"].items():
         if unknown := sorted(set(method) - known):
-            raise ValueError(f"{path}, {name}: got {', '.join(unknown)}. Valid: {', '.join(sorted(known))}.")
+            raise ValueError(f"{path}, {name}: got {', '.join(unknown)}; expected one of {', '.join(sorted(known))}.")
     methods = {name: Method(**method) for name, method in content.pop("methods").items()}
     if missing := sorted({each.as_much_compute_as for each in methods.values()} - {None, *methods}):
-        raise ValueError(f"{path}: got `as_much_compute_as` {missing}. Valid: {', '.join(methods)}.")
+        raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")
     return Study(path=path, methods=methods, recipe=load_recipe(content.pop("recipe")), **content)
 
 

@@ -33,7 +33,7 @@ class Work(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """One answer as it came: `text`, and whether it is `finished` or hit its budget; or else the `error`."""
+    """One answer as it came, with its `text` and whether it is `finished` or hit its budget, or else an `error`."""
 
     image_id: str
     perspective: Perspective
@@ -69,7 +69,7 @@ class CaptioningReport:
 
     Args:
         images: Number of images of the shard, those that were left out excepted.
-        kept: rows that were there before and were not asked again.
+        kept: Number of earlier rows, which were not asked again.
         statuses: Counts by status of the rows that were added.
         skipped: Entries that are not images, with the reason. They are also in `skipped.<shard>.json` beside the rows.
     """
@@ -241,9 +241,12 @@ class _Run:
 def _require_askable(perspectives: Sequence[Perspective]) -> None:
     names = [perspective.name for perspective in perspectives]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"Got the perspectives {names}; expected one or more, each name once. Correct the list.")
+        raise ValueError(f"`perspectives` is {names}; expected one or more, each name once. Correct the list.")
     if mute := [perspective.name for perspective in perspectives if perspective.prompt is None]:
-        raise ValueError(f"Got the perspectives {mute}, which have no prompt. Leave them out, as `asked` does.")
+        raise ValueError(
+            f"`perspectives` has {mute}, which have no prompt; expected what a captioner can be asked. Leave them "
+            f"out, as `asked` does."
+        )
 
 
 def _on_white(image: Image.Image) -> Image.Image:

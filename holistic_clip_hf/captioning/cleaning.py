@@ -161,7 +161,7 @@ def _without_full_stop(text: str) -> str:
 
 
 class Cleaned(NamedTuple):
-    """A caption and its status, as in `rows`; `error` says what was cut, or why it is no caption."""
+    """A caption and its status, as in `rows`; `error` says what was cut, or why it is not a caption."""
 
     caption: str
     status: str

@@ -283,7 +283,7 @@ class LocalBackend:
         share_prefix: bool = True,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"Got batch_size={batch_size}; expected 1 or more. Give the number of images at a time.")
+            raise ValueError(f"`batch_size` is {batch_size}; expected 1 or more. Give the number of images at a time.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model, processor = _load(model_name, revision, dtype or ("auto" if self.device.type == "cuda" else "float32"))
         self.captioner = Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
@@ -308,7 +308,7 @@ class LocalBackend:
             self._generator.generate([Image.new("RGB", PROBE_SIZE)], [probe], seed="")
         except FAULTS as error:
             raise ValueError(
-                f"Got the captioner {self.captioner!r}, which cannot answer about an image: {type(error).__name__}: "
+                f"`model` is {self.captioner!r}, which cannot answer about an image ({type(error).__name__}: "
                 f"{error}. Expected a model that is asked in a conversation, or by a text alone. Choose the "
                 "instruction-tuned variant, or another model."
             ) from error
@@ -371,13 +371,13 @@ def _load(name: str, revision: str | None, dtype: str | torch.dtype) -> tuple[Pr
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"Got the captioner {name!r}, which cannot be loaded: {error}. Expected a model for image-text-to-text "
-            "whose weights are safetensors and whose code is in transformers: none that comes with it is run. Correct "
-            "the name or revision, or have a server run it and ask that."
+            f"`model` is {name!r}, which cannot be loaded ({error}); expected a model for image-text-to-text "
+            "whose weights are safetensors and whose code is in transformers. Code that comes with it is not run. "
+            "Correct the name or revision, or have a server run it and ask that."
         ) from error
     if model.config.is_encoder_decoder:
         raise ValueError(
-            f"Got the captioner {name!r}, which is an encoder-decoder; expected a decoder, which images and prompts "
+            f"`model` is {name!r}, which is an encoder-decoder; expected a decoder, which images and prompts "
             "are put before. Choose another model, or have a server run it and ask that."
         )
     if processor.tokenizer.pad_token is None:  # what is there is not seen

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..storage import read_yaml
 
 DEFAULT_FILE = Path(__file__).with_name("perspectives.yaml")
 FORMS = ("sentences", "phrase", "list")
@@ -21,8 +21,8 @@ class Answer:
     """Form of a valid answer.
 
     Args:
-        form: `sentences` end with a full stop, and an unfinished one is cut away; a `phrase` does not; a `list` is
-            of phrases between commas, an unfinished one cut away.
+        form: Form of the answer. `sentences` end with a full stop, a `phrase` does not, and a `list` has phrases
+            between commas. An unfinished sentence or last phrase is cut away.
         min_words, max_words: Limits of the whole answer. In scripts without spaces between words, such as Chinese,
             Japanese and Thai, each character counts as one.
         language: ISO 639-1 (`en`); `None` takes any.
@@ -62,7 +62,7 @@ class Perspective:
         temperature: 0 takes the most likely token each time.
         top_p: Share of nucleus sampling, without effect at temperature 0.
         answer: Form of a valid answer.
-        captioner: who alone is asked this, by name; `None`: whoever is asked.
+        captioner: Name of the only captioner that is asked this. Default: any.
 
     Raises:
         ValueError: a field that is out of range.
@@ -105,11 +105,10 @@ def load_perspectives(path: str | Path | None = None, names: Sequence[str] = ())
     """
     path = DEFAULT_FILE if path is None else Path(path)
     if not path.is_file():
-        raise ValueError(f"Got {path}, which is no file; expected YAML as in {DEFAULT_FILE}. Correct the path.")
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML in UTF-8: {error}. Start from a copy of {DEFAULT_FILE}.") from error
+        raise ValueError(
+            f"`path` is {path}, which is not a file; expected YAML as in {DEFAULT_FILE}. Correct the path."
+        )
+    entries = read_yaml(path)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: got {type(entries).__name__}; expected a list of perspectives, `- name: ...`.")
     read = [_read_perspective(entry, f"Perspective {place} of {path}") for place, entry in enumerate(entries)]
@@ -134,7 +133,9 @@ def asked(perspectives: Iterable[Perspective], captioner: str | None = None) -> 
 
 def _require_known(names: Sequence[str], known: dict[str, Perspective], path: Path) -> Sequence[str]:
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"Got the perspectives {unknown}; {path} has {', '.join(known)}. Correct the names.")
+        raise ValueError(
+            f"`names` has {unknown}; expected some of {', '.join(known)}, which {path} has. Correct them."
+        )
     return names
 
 
@@ -151,7 +152,7 @@ def _require_fields(entry: Any, kind: type, where: str) -> dict[str, Any]:
     valid = [each.name for each in fields(kind)]
     if not isinstance(entry, dict) or (unknown := sorted(map(str, entry.keys() - set(valid)))):
         got = f"the fields {unknown}" if isinstance(entry, dict) else repr(entry)
-        raise ValueError(f"{where}: got {got}; valid: {', '.join(valid)}. Correct the file.")
+        raise ValueError(f"{where}: got {got}; expected fields among {', '.join(valid)}. Correct the file.")
     if missing := [name for name in ("name", "prompt") if name in valid and name not in entry]:
         raise ValueError(f"{where}: got no {missing}; expected both, with `prompt: null` for texts that are given.")
     return dict(entry)
@@ -159,7 +160,7 @@ def _require_fields(entry: Any, kind: type, where: str) -> dict[str, Any]:
 
 def _require(thing: Answer | Perspective, checks: dict[str, bool]) -> None:
     if broken := [rule for rule, holds in checks.items() if not holds]:
-        raise ValueError(f"Got {thing}; expected {'; '.join(broken)}. Correct it.")
+        raise ValueError(f"The value is {thing}; expected {', '.join(broken)}. Correct it.")
 
 
 def _is_text(value: Any) -> bool:
@@ -182,7 +183,7 @@ def prompt_of(perspective: Perspective) -> str:
     """
     if perspective.prompt is None:
         raise ValueError(
-            f"Got the perspective {perspective.name!r}, which has no prompt; expected what a captioner can be asked. "
+            f"`perspective` is {perspective.name!r}, which has no prompt; expected what a captioner can be asked. "
             "Leave it out, as `asked` does."
         )
     return perspective.prompt

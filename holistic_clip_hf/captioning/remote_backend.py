@@ -60,7 +60,7 @@ class Patience:
 
     def __post_init__(self) -> None:
         if not (self.timeout > 0 and self.attempts >= 1 and self.first_pause > 0):
-            raise ValueError(f"Got {self}; expected a timeout and a pause above 0, and 1 attempt or more.")
+            raise ValueError(f"The limits are {self}; expected a timeout and a pause above 0, and 1 attempt or more.")
 
     def pause(self, attempt: int) -> float:
         """Seconds after a failed `attempt`, of which the first is 0."""
@@ -225,12 +225,13 @@ class RemoteBackend:
         _require_address(url)
         if not model.strip() or concurrency < 1 or image_format not in IMAGE_FORMATS:
             raise ValueError(
-                f"Got model={model!r}, concurrency={concurrency}, image_format={image_format!r}; expected the name of "
+                f"`model` is {model!r}, `concurrency` {concurrency}, `image_format` {image_format!r}; expected the "
+                f"name of "
                 f"a model on the server, 1 or more, and one of {', '.join(IMAGE_FORMATS)}."
             )
         if is_offline_mode():
             raise ValueError(
-                "Got HF_HUB_OFFLINE=1, with which huggingface_hub's client asks no server at all. Unset it for this "
+                "HF_HUB_OFFLINE is 1, with which huggingface_hub's client asks no server at all. Unset it for this "
                 "process; nothing is fetched from the Hub."
             )
         self.captioner = model
@@ -352,6 +353,8 @@ def _require_address(url: str) -> None:
     except ValueError:  # a port that is no number
         is_whole = False
     if not is_whole:
-        raise ValueError(f"Got the server {url!r}; expected an address such as http://localhost:8000. Correct it.")
+        raise ValueError(f"`url` is {url!r}; expected an address such as http://localhost:8000. Correct it.")
     if parts.username or parts.password:
-        raise ValueError("Got a server's address with a user or password in it. Give what is secret as the token.")
+        raise ValueError(
+            "`url` has a user or a password in it; expected a plain address. Give what is secret as the token."
+        )

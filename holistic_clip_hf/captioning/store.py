@@ -38,13 +38,13 @@ class CaptionRow(NamedTuple):
 
     Args:
         image_id: Id of the image.
-        perspective: name of what was asked.
-        caption: the answer, cleaned; what a rejected answer said; empty where there was none.
+        perspective: Name of what was asked.
+        caption: Answer, cleaned, or as it came if it is rejected. Empty without an answer.
         captioner: the model, by its name on the Hub or on the server.
         revision: Version of the captioner, as a commit hash, or empty if the server does not tell.
         prompt_hash: Hash of prompt, budget and sampling (`Perspective.prompt_hash`).
-        status: `ok`; `cut`: good, after an unfinished end was removed; `failed`: no answer, and `error` says why;
-            otherwise why the answer is no caption, one of `REJECTED`.
+        status: `ok`, `cut` (good, after an unfinished end was removed), `failed` (no answer, and `error` says why), or
+            one of `REJECTED`, which says why the answer is not a caption.
         error: the reason, in words; empty where all is well.
     """
 
@@ -90,7 +90,10 @@ class Shard:
         """Read `"2/8"` as the third of eight. Raises `ValueError` for anything but such a pair."""
         index, slash, count = text.partition("/")
         if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise ValueError(f"Got the shard {text!r}; expected i/n with i from 0 to n - 1: 0/1 is all, 7/8 the last.")
+            raise ValueError(
+                f"`shard` is {text!r}; expected i/n with i from 0 to n - 1, where 0/1 is all and 7/8 the last of "
+                f"eight."
+            )
         return cls(int(index), int(count))
 
     def holds(self, name: str) -> bool:
@@ -150,12 +153,13 @@ class CaptionStore:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(
-                f"Got {self.folder}, which is no folder; expected one for caption rows. Correct the path."
+                f"`folder` is {self.folder}, which is not a folder; expected one for caption rows. Correct the path."
             )
 
     def rows(self, shard: Shard = ALL) -> Iterator[CaptionRow]:
-        """Yield the row that counts of each key, failures last; a line that is no row is named in a warning and left
-        out.
+        """Yield the row that counts of each key, failures last.
+
+        A line that is not a row is named in a warning and left out.
         """
         answered: set[bytes] = set()
         failed: dict[bytes, CaptionRow] = {}
@@ -177,7 +181,7 @@ class CaptionStore:
 
         Raises:
             ValueError: another process adds rows of this shard.
-            OSError: the rows cannot be written; all files that were there before are as they were.
+            OSError: the rows cannot be written; all earlier files are as they were.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / f".{shard}.lock")
@@ -185,7 +189,7 @@ class CaptionStore:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(
-                f"Got shard {shard} of {self.folder}, which another process is writing; expected a shard of its own "
+                f"`shard` is {shard} of {self.folder}, which another process is writing; expected a shard of its own "
                 "for each. Wait for its end, or divide the work into more shards."
             ) from error
         try:
@@ -205,7 +209,7 @@ class CaptionStore:
                 for number, line in enumerate(file, start=1):
                     row = _from_line(line)
                     if row is None:
-                        logger.warning("%s, line %d is no caption row and is left out.", path, number)
+                        logger.warning("%s, line %d is not a caption row and is left out.", path, number)
                     else:
                         yield row
 

@@ -3,12 +3,14 @@
 
 import difflib
 import importlib
+import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any, NoReturn
 
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
@@ -112,17 +114,38 @@ def dispatch(given: Sequence[str]) -> None:
 
 
 def parse(verb: str, given: Sequence[str]) -> Any:
-    """Read the options of a verb; Calling what is returned does the work."""
+    """Read the options of a verb. Calling what is returned does the work.
+
+    Raises:
+        SystemExit: help was asked for (0), or an option is wrong (2).
+    """
     import tyro
 
-    module = importlib.import_module(f".{verb}", __package__)
-    return tyro.cli(
-        module.Command,
-        prog=f"{PROGRAM} {verb}",
-        description=module.__doc__,
-        args=list(given),
-        config=options_style(),
-    )
+    module, program = importlib.import_module(f".{verb}", __package__), f"{PROGRAM} {verb}"
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return tyro.cli(
+                module.Command, prog=program, description=module.__doc__, args=list(given), config=options_style()
+            )
+    except SystemExit as ended:
+        if ended.code != MISTAKE:
+            raise
+        refuse(f"{program}: {sentence_of_usage(told.getvalue())} See `{program} --help`.")
+
+
+def sentence_of_usage(box: str) -> str:
+    """Return what the option parser says in its box as one sentence, without the help of the options it names."""
+    told: list[str] = []
+    for line in box.splitlines()[1:]:  # the first is a heading
+        text = re.sub(r"^[│|] ?|[│|╭╮╰╯─-]+$", "", line).rstrip()
+        if text.startswith(("For full helptext", "Argument helptext")):
+            break
+        if text.strip() and not text.startswith(" " * 8):
+            told.append(text.strip())
+    sentence = " ".join(told).rstrip(".")
+    sentence = re.sub(r"Missing from [\w -]+: ", "missing ", sentence)
+    return re.sub(r" ?Unrecognized options: ", "; unknown ", sentence).lstrip("; ") + "."
 
 
 def options_style() -> tuple[Any, ...]:

@@ -56,7 +56,9 @@ class Command:
         logging.disable_progress_bar()
         recipe = load_recipe(self.recipe)
         if self.run not in recipe.runs:
-            raise ValueError(f"`--run` is {self.run!r}; expected one of {self.recipe}: {', '.join(recipe.runs)}.")
+            raise ValueError(
+                f"`--run` is {self.run!r}; expected one of {', '.join(recipe.runs)}, which {self.recipe} has."
+            )
         if self.tiny and self.corpus is not None:
             raise ValueError("`--corpus` is given with `--tiny`, which draws its own. Leave one of them out.")
         if self.corpus is not None:

@@ -36,17 +36,20 @@ def corpus_features(**extra: Any) -> Features:
     captions = List({field: Value("string") for field in CAPTION_FIELDS})
     core = {"image_id": Value("string"), "image": Image(), "captions": captions}
     if taken := sorted(core.keys() & extra.keys()):
-        raise ValueError(f"Got the extra columns {taken}; every corpus has {sorted(core)} already. Rename yours.")
+        raise ValueError(
+            f"`extra` has the columns {taken}; expected others than {sorted(core)}, which every corpus has. Rename "
+            f"yours."
+        )
     return Features({**core, **extra})
 
 
 def validate_row(row: Mapping[str, Any]) -> None:
     """Raise `ValueError` unless `row` has an image id, an image and well-formed captions."""
     if missing := [column for column in ("image_id", "image", "captions") if row.get(column) is None]:
-        raise ValueError(f"Got a row without {missing}; expected image_id, image and captions. Add them.")
+        raise ValueError(f"A row has no {', '.join(missing)}; expected image_id, image and captions. Add them.")
     image_id = row["image_id"]
     if not isinstance(image_id, str) or not image_id.strip():
-        raise ValueError(f"Got image_id {image_id!r}; expected a string that is not empty. Name each image once.")
+        raise ValueError(f"`image_id` is {image_id!r}; expected a string that is not empty. Name each image once.")
     seen = set()
     for caption in row["captions"]:
         _validate_caption(image_id, caption)
@@ -88,7 +91,8 @@ def require_perspectives(dataset: Dataset, perspectives: Sequence[str], *, name:
     absent = [perspective for perspective in perspectives if perspective not in found]
     if absent:
         raise ValueError(
-            f"`{name}` has no caption of {absent}. It has: {', '.join(sorted(found)) or 'none'}. Set `slots` to "
+            f"`{name}` has no caption of {absent}; expected some of {', '.join(sorted(found)) or 'none'}. Set `slots` "
+            f"to "
             f"perspectives of the corpus."
         )
 
@@ -135,7 +139,9 @@ def open_split(
     split_column = split_column or _split_column(directory)
     for column in (split_column, *(held_out or {})):
         if column not in corpus.column_names:
-            raise ValueError(f"{directory} has no column {column!r}. It has: {', '.join(corpus.column_names)}.")
+            raise ValueError(
+                f"{directory} has no column {column!r}; expected one of {', '.join(corpus.column_names)}."
+            )
     splits = list(corpus[split_column])
     for column, value in (held_out or {}).items():
         values = corpus[column]
@@ -148,7 +154,7 @@ def open_split(
     rows = [index for index, value in enumerate(splits) if value == split]
     if not rows:
         valid = ", ".join(sorted(set(splits)))
-        raise ValueError(f"No row of {directory} has {split!r} in {split_column!r}. Valid: {valid}.")
+        raise ValueError(f"No row of {directory} has {split!r} in {split_column!r}; expected {valid}.")
     return corpus.select(rows)
 
 
@@ -279,7 +285,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():
         state = "a half-built corpus" if (directory / "data").is_dir() else "no corpus"
-        raise ValueError(f"Got {directory}, which holds {state}; expected {MANIFEST} in it. Build the corpus again.")
+        raise ValueError(
+            f"`directory` is {directory}, which holds {state}; expected {MANIFEST} in it. Build the corpus again."
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -85,11 +85,14 @@ def drop_similar(
         ValueError: `threshold` is not above 0 and at most 1, or `compare` gives something else than (M, M) numbers.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"Got threshold={threshold}; expected above 0, at most 1. 1 drops only what is the same.")
+        raise ValueError(
+            f"`threshold` is {threshold}; expected a number above 0, at most 1. 1 drops only what is the same."
+        )
     matrix = np.asarray(compare([caption["text"] for caption in captions]))
     if matrix.shape != (len(captions),) * 2 or not np.isfinite(matrix).all():
         raise ValueError(
-            f"Got similarities of shape {matrix.shape} for {len(captions)} captions; expected finite numbers, a row "
+            f"`compare` gave similarities of shape {matrix.shape} for {len(captions)} captions; expected finite "
+            f"numbers, a row "
             "and a column for each. Correct `compare`."
         )
     kept: list[int] = []
@@ -142,10 +145,15 @@ def cosines(embeddings: np.ndarray, count: int) -> np.ndarray:
     """Compare embeddings (M, D): (M, M). Raises `ValueError` unless `count` of them are finite and not zero."""
     embeddings = np.asarray(embeddings, dtype=np.float64)
     if embeddings.ndim != 2 or len(embeddings) != count:
-        raise ValueError(f"Got embeddings of shape {embeddings.shape} for {count} texts; expected a row for each.")
+        raise ValueError(
+            f"`embed` gave embeddings of shape {embeddings.shape} for {count} texts; expected a row for each."
+        )
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not (np.isfinite(norms) & (norms > 0)).all():
-        raise ValueError("Got embeddings that are zero or not finite; expected none. Use another model or data type.")
+        raise ValueError(
+            "`embed` gave embeddings that are zero or not finite; expected finite ones. Use another model or data "
+            "type."
+        )
     return (embeddings / norms) @ (embeddings / norms).T
 
 
@@ -287,7 +295,7 @@ def measure_diversity(
         ValueError: no captions, a sample below 1, or more slots than can be told apart.
     """
     if sample < 1:
-        raise ValueError(f"Got sample={sample}; expected 1 or more images. The default is {SAMPLE}.")
+        raise ValueError(f"`sample` is {sample}; expected 1 or more images. The default is {SAMPLE}.")
     tallies: dict[Slot, _Tally] = {}
     chosen: list[tuple[int, str, list[tuple[Slot, str]]]] = []
     count = 0
@@ -304,7 +312,7 @@ def measure_diversity(
         else:
             heapq.heappushpop(chosen, entry)
     if not tallies:
-        raise ValueError(f"Got {count} images without any caption; expected captions. Check the corpus.")
+        raise ValueError(f"The corpus has {count} images and no caption of them; expected captions. Check the corpus.")
     return _report(count, tallies, [texts for _, _, texts in sorted(chosen)], seed, embed)
 
 
@@ -406,6 +414,7 @@ def _hash(text: str) -> int:
 def _require_few(slots: Mapping[Slot, Any]) -> None:
     if len(slots) > MOST_SLOTS:
         raise ValueError(
-            f"Got more than {MOST_SLOTS} pairs of perspective and source, such as {list(slots)[-1]}; expected "
+            f"The corpus has more than {MOST_SLOTS} pairs of perspective and source, such as {list(slots)[-1]}; "
+            f"expected "
             "`source` to name a captioner or a kind of text, not the image. Name sources alike."
         )

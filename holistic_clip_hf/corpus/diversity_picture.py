@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""The diversity report as a picture: lengths, distinct words, and how alike the slots are; on light and dark pages."""
+"""Picture of the diversity report, for light and dark pages: lengths, distinct words, and how alike the slots are."""
 
 from typing import TYPE_CHECKING, Any
 

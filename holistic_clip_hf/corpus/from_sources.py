@@ -36,8 +36,8 @@ class JoinedSource:
 
     Args:
         images: the source of the images.
-        added: at each call the same: captions by image id, and what could not become one; `captions_of_rows` and
-            `captions_of_source` give them.
+        added: Function that gives, at each call the same, captions by image id and what could not become one, such as
+            `captions_of_rows` and `captions_of_source`.
 
     Example: `JoinedSource(folder, lambda: captions_of_rows(CaptionStore("captions").rows()))`.
     """
@@ -248,6 +248,6 @@ def _map_ahead(
 def _require_report_packages() -> None:
     if find_spec("matplotlib") is None:
         raise ImportError(
-            "The diversity report needs matplotlib. Run: pip install 'holistic-clip-hf[captions]', or build without "
-            "the report: `diversity=False`."
+            "The diversity report needs matplotlib. Run `pip install 'holistic-clip-hf[captions]'`, or build "
+            "without the report (`diversity=False`, `--no-report`)."
         )

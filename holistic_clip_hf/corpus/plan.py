@@ -47,10 +47,10 @@ class BuildSettings:
     def __post_init__(self) -> None:
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
             raise ValueError(
-                f"Got validation={self.validation} and test={self.test}; expected shares from 0, below 1 together."
+                f"`validation` is {self.validation} and `test` {self.test}; expected shares from 0, below 1 together."
             )
         if min(self.max_caption_bytes, self.rows_per_shard, self.bytes_per_shard) < 1:
-            raise ValueError(f"Got {self}; expected sizes of 1 or more.")
+            raise ValueError(f"The settings are {self}; expected sizes of 1 or more.")
 
 
 def split_of(image_id: str, *, validation: float, test: float) -> str:
@@ -143,13 +143,13 @@ class _Planner:
         absent = [name for name in self._settings.perspectives if not self._perspectives[name]]
         if absent and self._perspectives:
             raise ValueError(
-                f"Got the perspectives {absent}, of which there is no caption. There are: "
+                f"`perspectives` has {absent}, which no caption has; expected among "
                 f"{', '.join(sorted(self._perspectives))}. Correct the names."
             )
         if not self._rows:
             reasons = "; ".join(f"{reason} ({count})" for reason, count in self._reasons.most_common(5))
             raise ValueError(
-                f"Got no image with a caption from {', '.join(names)}. Left out: {reasons or 'nothing, it is empty'}. "
+                f"No image of {', '.join(names)} has a caption; left out are {reasons or 'none, it is empty'}. "
                 "Give captions: a text beside each image, a list, or caption rows."
             )
 

@@ -130,7 +130,7 @@ def read_upload(path: str) -> Image.Image:
         with open_image(path) as header:
             width, height = header.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _refusal("This file is no image that can be read here. Try a JPEG, PNG or WebP.") from error
+        raise _refusal("This file is not an image that can be read here. Try a JPEG, PNG or WebP.") from error
     if width * height > MOST_PIXELS or max(width, height) > MOST_ELONGATED * min(width, height):
         raise _refusal("This image is too large or too narrow. Make it smaller and try again.")
     try:

@@ -18,11 +18,12 @@ def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, r
     """Return an encoder for `mteb.evaluate`, of this model as it is: with its fusion, on its device.
 
     Args:
-        name: `owner/name`, as mteb files results; revision: likewise.
+        name: Name as `owner/name`, under which mteb files results.
+        revision: Revision, under which mteb files them too.
 
     Raises:
         ImportError: mteb is not installed.
-        ValueError: the model's fusion is no dot product of two vectors.
+        ValueError: the model's fusion is not a dot product of two vectors.
 
     Example: `mteb.evaluate(mteb_encoder(model, processor, name="me/mine"), mteb.get_benchmark("MIEB(lite)").tasks)`.
     """
@@ -74,7 +75,7 @@ def sentence_transformer(checkpoint: str, **options: Any) -> Any:
 
     Raises:
         ImportError: sentence-transformers is not installed.
-        ValueError: the model's fusion is no dot product of two vectors.
+        ValueError: the model's fusion is not a dot product of two vectors.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -91,7 +92,7 @@ def _require_linear(model: Any) -> None:
     if not model.branch_fusion.is_linear:
         raise ValueError(
             f"The model's fusion is {model.config.fusion!r}, which no two vectors stand for; their dot product would "
-            "be that of the mean. Valid: mean, weighted, routed. Set `fusion`, for example "
+            "be that of the mean. Expected is mean, weighted or routed. Set `fusion`, for example "
             "`from_pretrained(..., fusion='mean')`."
         )
 
@@ -106,5 +107,5 @@ def _embed(model: HolisticCLIPModel, processor: Processor, batch: dict[str, Any]
         images = processor(images=list(batch["image"]), return_tensors="pt")["pixel_values"]
         parts.append(model.get_image_features(images.to(model.device)).pooler_output)
     if not parts:
-        raise ValueError(f"Got a batch of {sorted(batch)}; expected `text`, `image` or both. Choose image-text tasks.")
+        raise ValueError(f"A batch has {sorted(batch)}; expected `text`, `image` or both. Choose image-text tasks.")
     return torch.stack(parts).sum(dim=0).float().cpu()

@@ -57,7 +57,7 @@ def open_retrieval(name: str, root: Path, *, split: str = "test") -> Dataset:
     `ValueError` for a name, a file, a split or an image that is not there.
     """
     if name not in RETRIEVAL:
-        raise ValueError(f"Got the benchmark {name!r}. Valid: {', '.join(RETRIEVAL)}.")
+        raise ValueError(f"The benchmark is {name!r}; expected one of {', '.join(RETRIEVAL)}.")
     rows = list(RETRIEVAL[name](root, split))
     if not rows:
         raise ValueError(f"{root} holds no image of the split {split!r} of {name}.")
@@ -119,7 +119,7 @@ def _row(image_id: str, path: Path, perspective: str, texts: list[str], source: 
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(f"Got no file {path}. See training/benchmarks/ for what a benchmark's root holds.")
+        raise ValueError(f"{path} is missing; docs/evaluation.md says what a benchmark's folder holds.")
     return path.read_text(encoding="utf-8")
 
 
@@ -159,23 +159,25 @@ def imagenet_classes() -> dict[str, str]:
 def open_classification(
     name: str, root: Path, *, split: str = "test", classes: Mapping[str, str] | None = None
 ) -> ClassifiedImages:
-    """Return the images of one benchmark, and the names of the classes that are there.
+    """Return the images of one benchmark, and the names of its classes.
 
-    `classes` are the names by synset, in order; default: `imagenet_classes()`. Accuracy on a variant of 200 classes is
-    among those 200, as its authors measure it. Raises `ValueError` for a name, a split, a folder or a class that is
+    `classes` are the names by synset, in order, by default `imagenet_classes()`. Accuracy on a variant of 200 classes
+    is among those 200, as its authors measure it. Raises `ValueError` for a name, a split, a folder or a class that is
     not known, and for a class without images.
     """
     if name not in FOLDERS:
-        raise ValueError(f"Got the benchmark {name!r}. Valid: {', '.join(FOLDERS)}.")
+        raise ValueError(f"The benchmark is {name!r}; expected one of {', '.join(FOLDERS)}.")
     if split not in FOLDERS[name]:
-        raise ValueError(f"Got the split {split!r} of {name}. Valid: {', '.join(FOLDERS[name])}.")
+        raise ValueError(f"`split` is {split!r}; expected one of {', '.join(FOLDERS[name])}, which {name} has.")
     classes, folder = imagenet_classes() if classes is None else classes, root / FOLDERS[name][split]
     folders = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not folders:
-        raise ValueError(f"Got no folders of classes in {folder}. Unpack the images of {name} there.")
+        raise ValueError(
+            f"{folder} has no folders of classes; expected one for each. Unpack the images of {name} there."
+        )
     keys = [str(index) for index in range(len(classes))] if name in NUMBERED else list(classes)
     if unknown := set(folders) - set(keys):
-        raise ValueError(f"{folder} has the folder {min(unknown)!r}, which is none of the {len(classes)} classes.")
+        raise ValueError(f"{folder} has the folder {min(unknown)!r}, which is not one of the {len(classes)} classes.")
     there = [(key, text) for key, text in zip(keys, classes.values(), strict=True) if key in set(folders)]
     rows = []
     for label, (key, _) in enumerate(there):
@@ -216,7 +218,7 @@ def _classes_of(kind: str, split: Dataset) -> Sequence[str | None]:
     if kind not in known:
         columns = [name for name, value in split.features.items() if isinstance(value, Value)]
         raise ValueError(
-            f"Got the classes {kind!r}. Valid: a perspective of the corpus ({', '.join(known)}), or a column of "
+            f"`classes` is {kind!r}; expected a perspective of the corpus ({', '.join(known)}), or a column of "
             f"strings ({', '.join(columns)})."
         )
     found: list[str | None] = []
@@ -252,7 +254,7 @@ class SegmentationBenchmark(NamedTuple):
 def open_segmentation(name: str, root: Path) -> SegmentationBenchmark:
     """Return the validation split of one benchmark. Raises `ValueError` for a name or a file that is not there."""
     if name not in SEGMENTATION:
-        raise ValueError(f"Got the benchmark {name!r}. Valid: {', '.join(SEGMENTATION)}.")
+        raise ValueError(f"The benchmark is {name!r}; expected one of {', '.join(SEGMENTATION)}.")
     return SEGMENTATION[name](root)
 
 
@@ -287,7 +289,7 @@ def _coco_stuff(root: Path) -> SegmentationBenchmark:
 def _images_in(folder: Path) -> list[Path]:
     images = sorted(folder.glob("*.jpg"))
     if not images:
-        raise ValueError(f"Got no images in {folder}. See training/benchmarks/ for what a benchmark's root holds.")
+        raise ValueError(f"{folder} has no images; docs/evaluation.md says what a benchmark's folder holds.")
     return images
 
 
@@ -298,7 +300,7 @@ def _dataset(pairs: Iterable[tuple[Path, Path]], places: Mapping[int, int]) -> D
     def rows() -> Iterator[dict[str, Any]]:
         for image, mask in pairs:
             if not image.is_file():
-                raise ValueError(f"Got no image {image}. See training/benchmarks/ for what a benchmark's root holds.")
+                raise ValueError(f"{image} is missing; docs/evaluation.md says what a benchmark's folder holds.")
             file = io.BytesIO()  # thousands of masks fit into memory as PNG
             Image.fromarray(table[_read_mask(mask)]).save(file, "PNG")
             yield {"image": str(image), "mask": {"bytes": file.getvalue(), "path": None}}
@@ -308,13 +310,13 @@ def _dataset(pairs: Iterable[tuple[Path, Path]], places: Mapping[int, int]) -> D
 
 def _read_mask(path: Path) -> np.ndarray:
     if not path.is_file():
-        raise ValueError(f"Got no mask {path}. See training/benchmarks/ for what a benchmark's root holds.")
+        raise ValueError(f"{path} is missing; docs/evaluation.md says what a benchmark's folder holds.")
     return np.asarray(open_image(path))  # of a palette image, the indices
 
 
 def _read_text(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(f"Got no file {path}. See training/benchmarks/ for what a benchmark's root holds.")
+        raise ValueError(f"{path} is missing; docs/evaluation.md says what a benchmark's folder holds.")
     return path.read_text(encoding="utf-8")
 
 

@@ -185,7 +185,7 @@ def branch_picture(records: Sequence[Record], *, names: Sequence[str] | None = N
     Args:
         records: Records of one model on one split of a data set, as `evaluate_retrieval` and `report_branches` give
             them.
-        names: the order of branches and of the perspectives called alike; default: the alphabet's.
+        names: Order of branches and of the perspectives of the same names. Default: the alphabet's.
 
     Raises:
         ValueError: records of several models or data sets, or nothing in them to draw.

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..processing_holistic_clip import clean_caption
+from ..storage import read_yaml
 from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name
 from .ranking import bootstrap_interval, mean_per_class, recall_at, retrieval_ranks
 from .records import Detail, Provenance, Record
@@ -46,7 +46,8 @@ class Templates:
     def __post_init__(self) -> None:
         if not self.texts or any(text.count(PLACE) != 1 for text in self.texts):
             raise ValueError(
-                f"The templates {self.name!r} are {list(self.texts)}. Valid: one or more texts, each with one {PLACE}."
+                f"The templates {self.name!r} are {list(self.texts)}; expected one or more texts, each with one "
+                f"{PLACE}."
             )
 
     def of(self, class_name: str) -> list[str]:
@@ -59,9 +60,9 @@ def load_templates(name: str) -> Templates:
 
     Raises `ValueError` for another name.
     """
-    known = yaml.safe_load(TEMPLATES_FILE.read_text(encoding="utf-8"))
+    known = read_yaml(TEMPLATES_FILE)
     if name not in known:
-        raise ValueError(f"Got the templates {name!r}. Valid: {', '.join(known)}; or make `Templates` of your own.")
+        raise ValueError(f"`templates` is {name!r}; expected one of {', '.join(known)}, or `Templates` of your own.")
     return Templates(name, known[name])
 
 
@@ -178,8 +179,9 @@ def checked_labels(dataset: Dataset, class_names: Sequence[str]) -> Tensor:
     wrong = [row for row, label in enumerate(found) if not _is_place(label, len(class_names))]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of {len(found)} rows have a label without a name, such as row {wrong[0]}: got "
-            f"{found[wrong[0]]!r}; there are {len(class_names)} class names. Name every class, or leave such rows out."
+            f"{len(wrong)} of {len(found)} rows have a label without a name, such as {found[wrong[0]]!r} in "
+            f"row {wrong[0]}; expected indices of {len(class_names)} class names. Name every class, or leave such "
+            f"rows out."
         )
     return torch.tensor(found)
 
@@ -195,8 +197,9 @@ def checked_names(class_names: Sequence[str]) -> list[str]:
         raise ValueError("There are no class names. Pass one for each class.")
     if nameless := [index for index, name in enumerate(names) if not name]:
         raise ValueError(
-            f"Class {nameless[0]} has no name: got {class_names[nameless[0]]!r}; {len(nameless)} of {len(names)} have "
-            "none. Name every class: its name is all that is known of it."
+            f"`class_names` has {class_names[nameless[0]]!r} for class {nameless[0]}, and {len(nameless)} of "
+            f"{len(names)} "
+            "have no name; expected one for each. Name every class, since its name is all that is known of it."
         )
     if shared := sorted(name for name, times in Counter(names).items() if times > 1):
         logger.warning("Several classes are called %s; they tie, and none of them is found first.", ", ".join(shared))

@@ -58,16 +58,16 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
     expected = "expected the folder of a checkpoint of this package, or its name on the Hub"
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        if not isinstance(config, HolisticCLIPConfig):
-            raise ValueError(
-                f"`model` is {name}, a checkpoint of {config.model_type!r}; {expected}. Take other people's weights "
-                "over with `holistic_clip_hf.initialization`."
-            )
-        model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False).to(device)
-        return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"`model` is {name}; {expected}. transformers says: {reason}.") from error
+    if not isinstance(config, HolisticCLIPConfig):
+        raise ValueError(
+            f"`model` is {name}, a checkpoint of {config.model_type!r}; {expected}. Take other people's weights "
+            "over with `holistic_clip_hf.initialization`."
+        )
+    model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False).to(device)
+    return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def fuse(model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor) -> Fuse
 
 
 def fuse_by(fusion: BranchFusion, logit_scale: Tensor, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
-    """Return the same for a fusion that is no model's; it is moved to the CPU."""
+    """Fuse as `fuse` does, by a fusion outside a model; it is moved to the CPU."""
     fusion = fusion.float().cpu()
     with torch.inference_mode():
         if fusion.is_linear:

@@ -34,7 +34,7 @@ def fit_fusion(model: HolisticCLIPModel, corpus: EmbeddedCorpus, fusion: str, *,
     no caption is of a perspective that a branch is named after.
     """
     if fusion not in FITTED:
-        raise ValueError(f"Got the fusion {fusion!r}. Those that can be fitted: {', '.join(FITTED)}.")
+        raise ValueError(f"`fusion` is {fusion!r}; expected one of {', '.join(FITTED)}, which can be fitted.")
     weights = scale = router = None
     if fusion == "weighted":
         weights = fit_branch_weights(*_questions(corpus, seed))

@@ -169,7 +169,7 @@ def choose_regularisation(
     """Return the inverse regularisation that is right most often on held-out rows, and weight and bias of the other
     rows.
 
-    Of several as good, the one in the middle. Shapes: `vectors` (N, D); `labels` (N,). The held-out part is drawn by
+    Of several as good, the one in the middle. `vectors` is (N, D), `labels` (N,). The held-out part is drawn by
     `seed`.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -219,7 +219,9 @@ def ranks_of_labels(scores: Tensor, labels: Tensor) -> Tensor:
 
 def _check_training(labels: Tensor, neighbours: int) -> None:
     if not 1 <= neighbours <= len(labels):
-        raise ValueError(f"Got {neighbours} neighbours for {len(labels)} training rows. Valid: 1 to as many as rows.")
+        raise ValueError(
+            f"`neighbours` is {neighbours} for {len(labels)} training rows; expected 1 to as many as rows."
+        )
     if len(labels.unique()) < 2:
         raise ValueError("All training rows are of one class. A probe tells two or more apart: give it more rows.")
 

@@ -61,7 +61,7 @@ def retrieval_ranks(
     least as high, within `TIE_TOLERANCE`, as the best correct one. With a `score` of its own, which takes chunks of
     both and returns (q, k), the two may have further axes.
 
-    Example: two images, four texts; texts 0 and 1 belong to image 0, texts 2 and 3 to image 1.
+    Example: two images, four texts. Texts 0 and 1 belong to image 0, texts 2 and 3 to image 1.
 
     >>> images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> texts = torch.tensor([[1.0, 0.0], [0.2, 0.8], [0.5, 0.5], [0.0, 1.0]])
@@ -129,7 +129,7 @@ def top_candidates(
         for name, embeds in (("query_embeds", query_embeds), ("candidate_embeds", candidate_embeds))
     )
     if not 1 <= k <= len(candidates):
-        raise ValueError(f"`k` is {k}. Valid: 1 to the number of candidates, {len(candidates)}.")
+        raise ValueError(f"`k` is {k}; expected 1 to the number of candidates, {len(candidates)}.")
     return torch.cat([_first(chunk.double(), candidates, k, score) for chunk in queries.split(chunk_size)])
 
 
@@ -172,7 +172,7 @@ def _parts(
             f"Queries have width {queries.shape[-1]}, candidates {candidates.shape[-1]}. Make them agree."
         )
     if chunk_size < 1:
-        raise ValueError(f"`chunk_size` is {chunk_size}. Valid: 1 or more.")
+        raise ValueError(f"`chunk_size` is {chunk_size}; expected 1 or more.")
     pairs = _ordered_pairs(pairs, len(queries), len(candidates))
     longest = max(float(_lengths(block).max()) for block in candidates.split(BLOCK_SIZE))
     for start in range(0, len(queries), chunk_size):
@@ -383,7 +383,7 @@ def chance_recall_at(num_correct: Array, num_candidates: int, ks: Sequence[int] 
     if num_correct.min() < 1 or num_correct.max() > num_candidates:
         raise ValueError(
             f"Queries have {int(num_correct.min())} to {int(num_correct.max())} correct candidates of "
-            f"{num_candidates}. Valid: 1 to the number of candidates; leave other queries out."
+            f"{num_candidates}; expected 1 to the number of candidates. Leave other queries out."
         )
     correct, queries = num_correct.double().unique(return_counts=True)
     chance = {}
@@ -439,7 +439,7 @@ def bootstrap_interval(
 
 def _cutoffs(ks: Sequence[int]) -> Sequence[int]:
     if not ks or min(ks) < 1:
-        raise ValueError(f"`ks` is {tuple(ks)}. Valid: one or more numbers, each 1 or more.")
+        raise ValueError(f"`ks` is {tuple(ks)}; expected one or more numbers, each 1 or more.")
     return ks
 
 

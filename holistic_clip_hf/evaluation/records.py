@@ -93,7 +93,7 @@ class Record(Provenance):
                 raise ValueError(f"`{name}` is {text!r}. A record needs a non-empty string there.")
         for name, detail in self.details.items():
             if not isinstance(detail, Detail):
-                raise ValueError(f"Detail `{name}` is {detail!r}. Valid: a string, a number or a truth value.")
+                raise ValueError(f"Detail `{name}` is {detail!r}; expected a string, a number or a truth value.")
         numbers = {"value": [self.value], "chance": [] if self.chance is None else [self.chance]}
         numbers["confidence interval"] = list(self.confidence_interval or ())
         for name, found in numbers.items():

@@ -275,7 +275,7 @@ def measure_retrieval(
 ) -> list[Record]:
     """Return the same of a corpus that is encoded already, with branches or fused alone."""
     if unknown := [protocol for protocol in protocols if protocol not in RETRIEVAL_PROTOCOLS]:
-        raise ValueError(f"Got the protocols {unknown}. Valid: {', '.join(RETRIEVAL_PROTOCOLS)}.")
+        raise ValueError(f"`protocols` has {unknown}; expected some of {', '.join(RETRIEVAL_PROTOCOLS)}.")
     corpus.require_images()
     records = []
     for protocol in protocols:
@@ -360,7 +360,7 @@ def recall_by_slot(
 ) -> dict[str, float]:
     """Recall of one vector per image, in both directions: of each slot by itself, and the mean over slots.
 
-    Images without any caption are no candidates.
+    Images without any caption are not candidates.
 
     Args:
         slots: M names.

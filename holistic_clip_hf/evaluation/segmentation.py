@@ -201,7 +201,7 @@ def _read_mask(mask: Image.Image, size: tuple[int, int], num_classes: int, index
         raise ValueError(f"Row {index}: got a mask of mode {mask.mode}; expected one channel of class indices.")
     labels = torch.from_numpy(array.astype(np.int64))
     if unknown := sorted(set(labels.unique().tolist()) - {*range(num_classes), IGNORED}):
-        raise ValueError(f"Row {index}: got the class indices {unknown}; there are {num_classes} classes.")
+        raise ValueError(f"Row {index}: got the class indices {unknown}, beyond the {num_classes} classes.")
     return labels
 
 
@@ -216,16 +216,20 @@ def _check_arguments(
 ) -> None:
     side = model.vision_model.config.image_size
     if windows.short_side < side or not 0 < windows.stride <= 1:
-        raise ValueError(f"Got {windows}. Valid: `short_side` from {side}, the model's size; `stride` up to 1.")
+        raise ValueError(
+            f"`windows` is {windows}; expected `short_side` from {side}, the model's size, and `stride` up to 1."
+        )
     if readout not in READOUTS:
-        raise ValueError(f"Got the readout {readout!r}. Valid: {', '.join(READOUTS)}.")
+        raise ValueError(f"`readout` is {readout!r}; expected one of {', '.join(READOUTS)}.")
     if len(class_names) > IGNORED:
-        raise ValueError(f"Got {len(class_names)} classes. Valid: at most {IGNORED}, the index of ignored pixels.")
+        raise ValueError(
+            f"`class_names` has {len(class_names)} classes; expected at most {IGNORED}, the index of ignored pixels."
+        )
     expected = (len(class_names), model.config.projection_dim)
     if tuple(class_embeds.shape) != expected:
         raise ValueError(f"`class_embeds` has shape {tuple(class_embeds.shape)}; expected {expected}, a row per name.")
     if background is not None and not 0 <= background < len(class_names):
-        raise ValueError(f"`background` is {background}. Valid: the index of one of {len(class_names)} classes.")
+        raise ValueError(f"`background` is {background}; expected the index of one of {len(class_names)} classes.")
     if threshold is not None and background is None:
         raise ValueError("`background_threshold` needs `background`, the class of the pixels below it.")
 

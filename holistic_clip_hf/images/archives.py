@@ -33,7 +33,7 @@ class TarShards:
         name: Name of the source, and of the captions' source.
 
     Raises:
-        ValueError: no archives, two of one name, one that is no file or is compressed; by `items`, a caption column
+        ValueError: no archives, two of one name, one that is not a file or is compressed; by `items`, a caption column
             that no image has.
 
     Example: `TarShards(sorted(Path("cc3m").glob("*.tar")), {"txt": "web", "long_caption": "detail"}, name="cc3m")`.
@@ -43,7 +43,8 @@ class TarShards:
         self.paths = {Path(path).stem: Path(path) for path in paths}
         if not self.paths or len(self.paths) < len(paths):
             raise ValueError(
-                f"Got {len(paths)} archives with {len(self.paths)} names; expected at least one, each of its own name."
+                f"`paths` has {len(paths)} archives with {len(self.paths)} names; expected at least one, each of its "
+                f"own name."
             )
         for path in self.paths.values():
             _require_plain_tar(path)
@@ -130,20 +131,20 @@ def _read_text(file: IO[bytes], member: _Member) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise MalformedRecordError(f"its {member.ending} is not UTF-8") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        raise MalformedRecordError("its json is none") from error
+        raise MalformedRecordError("its .json member is not valid JSON") from error
     if not isinstance(record, dict):
-        raise MalformedRecordError("its json is no record")
+        raise MalformedRecordError("its .json member is not an object")
     return record
 
 
 def _require_plain_tar(path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"Got {path}, which is no file; expected a tar archive. Correct the path.")
+        raise ValueError(f"`paths` has {path}, which is not a file; expected a tar archive. Correct the path.")
     try:
         with tarfile.open(path, "r:"):
             pass
     except tarfile.ReadError as error:
         raise ValueError(
-            f"{path} is no plain tar archive: {error}. Compressed archives cannot be read in place: unpack it to a "
+            f"{path} is not a plain tar archive ({error}); expected one that can be read in place. Unpack it to a "
             ".tar, e.g. with `gunzip`."
         ) from error

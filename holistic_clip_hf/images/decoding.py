@@ -71,7 +71,9 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         if min(self.min_side, self.max_side, self.max_pixels, self.max_bytes) < 1 or self.max_side < self.min_side:
-            raise ValueError(f"Got {self}; expected limits of 1 or more, and `max_side` not below `min_side`.")
+            raise ValueError(
+                f"The limits are {self}; expected limits of 1 or more, and `max_side` not below `min_side`."
+            )
 
 
 def verify_image(data: bytes, limits: ImageLimits = ImageLimits()) -> tuple[bytes, str]:
@@ -90,7 +92,7 @@ def verify_image(data: bytes, limits: ImageLimits = ImageLimits()) -> tuple[byte
     except UnreadableImageError as error:
         raise UnreadableImageError(f"does not decode: {error}") from error
     except Exception as error:  # decoders raise whatever a damaged file leads them to
-        raise UnreadableImageError(f"does not decode: {type(error).__name__}: {error}") from error
+        raise UnreadableImageError(f"does not decode: {type(error).__name__}, {error}") from error
     if changed is None:
         return data, _ENDINGS.get(file_format, file_format.casefold())
     return _encode(changed, "JPEG" if file_format in ("JPEG", "MPO") else "PNG")
@@ -104,7 +106,7 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"too many pixels: {error}") from error
     except Exception as error:  # as above
-        raise UnreadableImageError(f"does not decode: {type(error).__name__}: {error}") from error
+        raise UnreadableImageError(f"does not decode: {type(error).__name__}, {error}") from error
 
 
 def _require_size(size: tuple[int, int], limits: ImageLimits) -> None:

@@ -96,7 +96,9 @@ class ListedImages:
     ) -> None:
         self.listing = Path(listing)
         if not self.listing.is_file():
-            raise ValueError(f"Got {self.listing}, which is no file; expected a list of images. Correct the path.")
+            raise ValueError(
+                f"`listing` is {self.listing}, which is not a file; expected a list of images. Correct the path."
+            )
         self.root = _require_folder(Path(root) if root is not None else self.listing.parent)
         self.folders, self.is_walked = (self.root, self.listing), False
         self.image_column = image_column
@@ -172,12 +174,14 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def _require_folder(root: Path) -> Path:
     if not root.is_dir():
-        raise ValueError(f"Got {root}, which is no folder; expected the folder of the images. Correct the path.")
+        raise ValueError(
+            f"`root` is {root}, which is not a folder; expected the folder of the images. Correct the path."
+        )
     return root
 
 
 def _read_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
-    """Records by the number of their line; `None` where a line is none or is not UTF-8."""
+    """Records by the number of their line; `None` for a line that is not one, or not UTF-8."""
     if path.suffix.casefold() == ".csv":
         yield from _read_csv(path)
         return
@@ -259,7 +263,9 @@ class FolderImages:
 
     def __init__(self, root: str | Path) -> None:
         if not Path(root).is_dir():
-            raise ValueError(f"Got {root}, which is no folder; expected a folder of images. Correct the path.")
+            raise ValueError(
+                f"`root` is {root}, which is not a folder; expected a folder of images. Correct the path."
+            )
         self.root = Path(root).resolve()
         self.origin: Mapping[str, str] = {"kind": "folder", "root": str(self.root)}
         self.features = Features({})
@@ -283,11 +289,11 @@ class FolderImages:
         yield from closed
 
     def read(self, image_id: str) -> bytes:
-        """Raises `OSError` for a link, for what is no regular file, and for files above `MOST_BYTES`."""
+        """Raises `OSError` for a link, for what is not a regular file, and for files above `MOST_BYTES`."""
         with open(self._open(image_id), "rb") as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
-                raise OSError(f"{image_id} is no regular file")
+                raise OSError(f"{image_id} is not a regular file")
             if facts.st_size > MOST_BYTES:
                 raise OSError(f"{image_id} has {facts.st_size:,} bytes; the limit is {MOST_BYTES:,}")
             return file.read(MOST_BYTES)
@@ -313,7 +319,7 @@ class FolderImages:
         if stat.S_ISLNK(facts.st_mode):
             yield Skipped(image_id, "a link; links are not followed")
         elif not stat.S_ISREG(facts.st_mode):
-            yield Skipped(image_id, "no regular file")
+            yield Skipped(image_id, "not a regular file")
         else:
             yield Item(image_id, image_id, f"{facts.st_size} {facts.st_mtime_ns}")
 
@@ -324,7 +330,7 @@ class FolderImages:
         """Folder by folder, each relative to the one before, so that no link is followed on the way."""
         parts = image_id.split("/")
         if any(part in ("", ".", "..") or "\0" in part or os.sep in part for part in parts):
-            raise OSError(f"{image_id!r} is no path below the folder")
+            raise OSError(f"{image_id!r} is not a path below the folder")
         if os.open not in os.supports_dir_fd:  # Windows
             path = self.root.joinpath(*parts)
             if path.resolve() != path:

@@ -79,7 +79,7 @@ class CaptionColumns:
     def __init__(self, columns: Columns, source: str) -> None:
         named = {column: [names] if isinstance(names, str) else list(names) for column, names in columns.items()}
         if not source.strip() or not all(name.strip() for names in named.values() for name in names):
-            raise ValueError(f"Got the columns {dict(columns)} of {source!r}; expected no empty name. Name them all.")
+            raise ValueError(f"`columns` is {dict(columns)} of {source!r}; expected no empty name. Name them all.")
         shared = Counter(name for names in named.values() for name in set(names))
         self._columns = dict(columns)
         self._sources = {
@@ -90,7 +90,7 @@ class CaptionColumns:
         self._seen: dict[str, None] = {}
 
     def read(self, record: Mapping[str, Any]) -> list[dict[str, str]]:
-        """Return the captions of one record; what is `None` or blank is none.
+        """Return the captions of one record; `None` and blanks are left out.
 
         Raises:
             MalformedRecordError: something else than text in a column.
@@ -105,8 +105,8 @@ class CaptionColumns:
         """Raise `ValueError` if a column was in no record so far; `place` is where they came from."""
         if self._unseen:
             raise ValueError(
-                f"Got the caption columns {sorted(self._unseen)}, which no record of {place} has. It has: "
-                f"{', '.join(self._seen) or 'no records'}. Correct the names."
+                f"`columns` has {sorted(self._unseen)}, which no record of {place} has; expected some of "
+                f"{', '.join(self._seen) or 'its columns, but it is empty'}. Correct the names."
             )
 
     def _read_column(self, record: Mapping[str, Any], column: str) -> Iterable[dict[str, str]]:
@@ -114,7 +114,8 @@ class CaptionColumns:
         texts = value if isinstance(value, list) else [value]
         if not isinstance(names, str) and len(texts) > len(names):
             raise ValueError(
-                f"Got {len(texts)} captions in {column!r} and {len(names)} perspectives for them: {', '.join(names)}. "
+                f"Column {column!r} has {len(texts)} captions; expected {len(names)}, one for each of "
+                f"{', '.join(names)}. "
                 f"The captions begin with {texts[:1]}. Name a perspective for each position."
             )
         captions = []
@@ -135,7 +136,7 @@ class Images(Protocol):
     Attributes:
         origin: what they are, for the index to tell.
         features: of the further columns.
-        others: by file ending, how many files were seen that are no images.
+        others: Counts of files that are not images, by file ending.
     """
 
     @property

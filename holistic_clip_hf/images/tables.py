@@ -42,7 +42,11 @@ class DatasetImages:
     ) -> None:
         wanted = [id_column, image_column, *columns]
         if absent := [column for column in wanted if column not in dataset.column_names]:
-            raise ValueError(f"Got the columns {absent}; {name} has {', '.join(dataset.column_names)}. Correct them.")
+            raise ValueError(
+                f"The columns {absent} are missing; expected some of {', '.join(dataset.column_names)}, which {name} "
+                f"has. "
+                "Correct them."
+            )
         if not isinstance(dataset.features[image_column], Image):
             raise ValueError(
                 f"Column {image_column!r} holds {dataset.features[image_column]}; expected images. Cast it: "
@@ -52,7 +56,7 @@ class DatasetImages:
             feature = dataset.features[column]
             if column in RESERVED or column.startswith("vector.") or not isinstance(feature, Value):
                 raise ValueError(
-                    f"Column {column!r} of {feature} is nothing to filter by. Valid: strings, numbers and truth "
+                    f"Column {column!r} of {feature} is nothing to filter by; expected strings, numbers and truth "
                     f"values under another name than {', '.join(RESERVED)} and vector."
                 )
         self.origin: Mapping[str, str] = {"kind": "dataset", "name": name}
@@ -119,13 +123,17 @@ class TableSource:
     ) -> None:
         wanted = [image_column, *captions, *([id_column] if id_column else [])]
         if absent := [column for column in wanted if column not in dataset.column_names]:
-            raise ValueError(f"Got the columns {absent}; {name} has {', '.join(dataset.column_names)}. Correct them.")
+            raise ValueError(
+                f"The columns {absent} are missing; expected some of {', '.join(dataset.column_names)}, which {name} "
+                f"has. "
+                "Correct them."
+            )
         feature = dataset.features[image_column]
         if isinstance(feature, Image):
             dataset = dataset.cast_column(image_column, Image(decode=False))
         elif not (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
             raise ValueError(
-                f"Got the image column {image_column!r} of {feature}; expected images, or bytes of image files. "
+                f"`image_column` is {image_column!r} of {feature}; expected images, or bytes of image files. "
                 f"Cast it: `dataset.cast_column({image_column!r}, datasets.Image())`."
             )
         self.name = name

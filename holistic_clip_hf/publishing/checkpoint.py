@@ -35,7 +35,10 @@ SPARE_BYTES = 50_000_000  # configuration, tokenizer, code, pictures
 def require_checkpoint(checkpoint: Path) -> None:
     """Raise `ValueError` unless `checkpoint` is a folder with a model of ours in it, in safetensors."""
     if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"Got {checkpoint}, which holds no `config.json`. Pass the folder of a checkpoint.")
+        raise ValueError(
+            f"`checkpoint` is {checkpoint}, which has no `config.json`; expected a checkpoint. Pass the folder of a "
+            f"checkpoint."
+        )
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if config.model_type != HolisticCLIPConfig.model_type:
         raise ValueError(
@@ -101,7 +104,7 @@ def _copy_records(checkpoint: Path, folder: Path) -> Sequence[Record]:
 
 def _copy_picture(checkpoint: Path, folder: Path, picture: str) -> None:
     if Path(picture).name != picture or not (checkpoint / picture).is_file():
-        raise ValueError(f"The card shows {picture!r}, which is no file in {checkpoint}. Draw it, or leave it out.")
+        raise ValueError(f"The card shows {picture!r}, which is not a file in {checkpoint}. Draw it, or leave it out.")
     shutil.copyfile(checkpoint / picture, folder / picture)
 
 

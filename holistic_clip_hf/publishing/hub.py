@@ -103,7 +103,7 @@ def require_publishable(destination: Destination) -> Remote:
     changed.
 
     Raises:
-        ValueError: no token that may write, or the repository of another model, or of something that is none.
+        ValueError: no token that may write, or the repository of another model, or of something else.
         PublishingError: the Hub cannot be asked.
     """
     remote = look(destination)
@@ -137,7 +137,7 @@ def _verify_pulled(pushed: Pushed, destination: Destination, expected: Mapping[s
         cache = scratch / "home" / "hub"  # where the stranger's client will look
         pulled = snapshot_download(pushed.repo_id, revision=pushed.commit, cache_dir=cache, token=token)
     except HUB_ERRORS as error:
-        raise PublishingError(f"{there}, whole; pulling it again failed: {reason_of(error)}.") from error
+        raise PublishingError(f"{there}, whole, but it could not be pulled again ({reason_of(error)}).") from error
     settings = {"HF_ENDPOINT": HfApi().endpoint, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
     try:
         require_safe_folder(pulled)

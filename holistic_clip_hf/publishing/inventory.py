@@ -47,7 +47,7 @@ ALLOWED = re.compile("|".join(f"(?:{pattern})" for pattern in ALLOWED_FILES))
 REASONS = {
     r".*\.(bin|pt|pth|pkl|pickle|ckpt|npy|npz|h5|msgpack|joblib)": "may hold a pickle, which runs code when it is "
     "read; weights come as safetensors",
-    r".*\.(py|pyc|pyd|so|dll|sh|ipynb)": "is code that is none of the model's",
+    r".*\.(py|pyc|pyd|so|dll|sh|ipynb)": "is code that is not the model's",
     r"adapter_.*": "would have transformers load another repository as the base of this one",
 }
 MAX_HEADER_BYTES = 10_000_000  # of safetensors: some 100 bytes a tensor
@@ -100,7 +100,7 @@ def _kind_problem(name: str, path: Path, folder: Path) -> str | None:
     if path.is_dir():
         return None
     if not path.is_file():
-        return "is no regular file"
+        return "is not a regular file"
     if ALLOWED.fullmatch(name):
         return None
     reasons = [reason for pattern, reason in REASONS.items() if re.fullmatch(pattern, name, flags=re.IGNORECASE)]
@@ -137,7 +137,7 @@ def _weights_problems(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER_BYTES:
-        yield f"is no safetensors, or its header is too large: {length:,} bytes, {MAX_HEADER_BYTES:,} are the most"
+        yield f"is not a safetensors file, or its header has {length:,} bytes, where {MAX_HEADER_BYTES:,} are the most"
         return
     try:
         with safe_open(path, framework="pt"):
@@ -154,7 +154,7 @@ def _index_problems(content: Any, folder: Path) -> Iterator[str]:
     named = set(shards.values())
     for shard in sorted(named):
         if not re.fullmatch(SHARD, shard):
-            yield f"takes weights from {shard!r}, which is no shard in this folder"
+            yield f"takes weights from {shard!r}, which is not a shard in this folder"
         elif not (folder / shard).is_file():
             yield f"takes weights from {shard}, which is not there"
     for stray in sorted({path.name for path in folder.iterdir() if re.fullmatch(SHARD, path.name)} - named):
@@ -205,7 +205,7 @@ def _code_problems(auto_map: Any, folder: Path) -> Iterator[str]:
         if reference is None:  # of a tokenizer: there is no slow or no fast one
             continue
         if f"{module}.py" not in TRAVELLING_FILES or not name.isidentifier():
-            yield f"takes code from {reference!r} (`auto_map`), which is none of the model's files"
+            yield f"takes code from {reference!r} (`auto_map`), which is not one of the model's files"
         elif not (folder / f"{module}.py").is_file():
             yield f"takes code from {module}.py (`auto_map`), which is not there"
 

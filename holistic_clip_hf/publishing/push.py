@@ -52,7 +52,7 @@ class Destination:
             )
 
     def require_token(self) -> str:
-        """Return the token; `ValueError` where there is none."""
+        """Return the token; `ValueError` without one."""
         token = self.token or get_token()
         if not token:
             raise ValueError(
@@ -190,10 +190,10 @@ class Pushed:
 
 
 def push(files: Mapping[str, Path], destination: Destination, remote: Remote, *, message: str) -> Pushed:
-    """Return one commit of `files`, local paths by name in the repository, on top of what `remote.look` saw.
+    """Push one commit of `files`, local paths by name in the repository, on top of what `remote.look` saw.
 
-    Every file of the repository that is none of `files` is deleted in the same commit: see `require_replaceable`.
-    Where the Hub's answer is lost on the way, what is there decides whether the commit has arrived.
+    Every other file of the repository is deleted in the same commit; see `require_replaceable`. If the Hub's answer is
+    lost on the way, the repository itself says whether the commit has arrived.
 
     Raises:
         PublishingError: it has not; the message says why, and what is on the Hub now.

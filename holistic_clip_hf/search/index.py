@@ -219,7 +219,7 @@ class SearchIndex:
                 in the filter; `k` out of range.
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST_RESULTS:
-            raise ValueError(f"`k` is {k}. Valid: 1 to {MOST_RESULTS:,}.")
+            raise ValueError(f"`k` is {k}; expected 1 to {MOST_RESULTS:,}.")
         questions = self._asker.ask(self.parse(query))
         allowed = self._alive if where is None else self._alive & where.mask(self._table, self.columns)
         rows = self._candidates(questions, allowed, k, exact)

@@ -244,9 +244,10 @@ def index_images(
     """Make the index in `directory` one of `images`, or bring it up to date.
 
     Args:
-        vectors: `"branches"`, H vectors for an image, to search by perspective; `"fused"`, one, an H-th of the size.
-        lookup: `"exact"`; `"ivf"` or `"hnsw"`, approximate, from faiss; `"auto"`, exact up to a million images.
-        batch_size: images that are encoded together.
+        vectors: Vectors of an image: `"branches"`, H of them, to search by perspective, or `"fused"`, one.
+        lookup: Way to look vectors up: `"exact"`, approximate with faiss (`"ivf"`, `"hnsw"`), or `"auto"`, exact up to
+            a million images.
+        batch_size: Number of images that are encoded together.
         rows_per_segment: Number of rows that a killed run can lose. Going on with the same number, it ends with the
             same bytes as a run that was never killed.
 
@@ -283,8 +284,8 @@ def index_images(
         parts = writer.merged([part for part in parts if part.alive])
         if not parts:
             raise ValueError(
-                f"None of {len(items):,} images can be indexed. The first: {left_out[0].image_id}: "
-                f"{left_out[0].reason}."
+                f"None of {len(items):,} images can be indexed. The first is {left_out[0].image_id} "
+                f"({left_out[0].reason}). Check the path."
             )
         left_out = sorted([*left_out, *skipped])
         manifest = _manifest(directory, layout, model, images, parts, left_out, chosen, before)
@@ -302,7 +303,7 @@ def make_layout(model: DualEncoder, processor: Any, features: Features, vectors:
     """
     config = model.config
     if vectors not in VECTORS:
-        raise ValueError(f"`vectors` is {vectors!r}. Valid: {', '.join(VECTORS)}.")
+        raise ValueError(f"`vectors` is {vectors!r}; expected one of {', '.join(VECTORS)}.")
     if vectors == FUSED_ONLY and config.fusion not in ("mean", "weighted"):
         raise ValueError(
             f"vectors='fused' with fusion={config.fusion!r}, which needs all {config.num_branches} vectors of an "
@@ -327,8 +328,9 @@ def _list(images: Images) -> tuple[dict[str, Item], list[LeftOut]]:
     if not items:
         seen = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in images.others.items())
         raise ValueError(
-            f"There are no images in {dict(images.origin)}: {len(skipped)} left out, other files: {seen or 'none'}. "
-            f"Check the path. An index that is there already stays as it is; to empty it, delete its directory."
+            f"There are no images in {dict(images.origin)}; {len(skipped)} are left out, other files are "
+            f"{seen or 'none'}. "
+            f"Check the path. An earlier index stays as it is. To empty it, delete its directory."
         )
     return dict(sorted(items.items())), skipped
 

@@ -32,7 +32,7 @@ def choose_lookup(lookup: str, num_images: int) -> str:
         ValueError: an unknown one.
     """
     if lookup not in LOOKUPS:
-        raise ValueError(f"`lookup` is {lookup!r}. Valid: {', '.join(LOOKUPS)}.")
+        raise ValueError(f"`lookup` is {lookup!r}; expected one of {', '.join(LOOKUPS)}.")
     if lookup != "auto":
         return lookup
     return "exact" if num_images <= EXACT_UP_TO else "ivf"
@@ -52,7 +52,7 @@ def estimate_bytes(config: Any, num_images: int, *, vectors: str = BRANCHES, loo
     Example: `estimate_bytes(model.config, 1_000_000) / 1e9`, in gigabytes.
     """
     if vectors not in VECTORS:
-        raise ValueError(f"`vectors` is {vectors!r}. Valid: {', '.join(VECTORS)}.")
+        raise ValueError(f"`vectors` is {vectors!r}; expected one of {', '.join(VECTORS)}.")
     lookup, width = choose_lookup(lookup, num_images), config.projection_dim
     num_kinds = config.num_branches if vectors == BRANCHES else 1
     rows = num_images * (_ROW_BYTES + num_kinds * width * _FLOAT)

@@ -105,7 +105,7 @@ class QdrantIndex:
             ValueError: as `SearchIndex.search`; a query in which everything counts against.
         """
         if k < 1:
-            raise ValueError(f"`k` is {k}. Valid: 1 or more.")
+            raise ValueError(f"`k` is {k}; expected 1 or more.")
         names = self.layout.vector_names
         questions = self._asker.ask(as_terms(query, self.layout.perspectives))
         wanted = {name: vector for name, vector in proposals_by(questions).items() if name in names}

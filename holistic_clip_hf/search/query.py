@@ -57,7 +57,7 @@ class Filter:
         for name, values in self.columns.items():
             if name not in columns:
                 valid = ", ".join(columns) or "none; name `columns` when you index"
-                raise ValueError(f"The index has no column {name!r} to filter by. Valid: {valid}.")
+                raise ValueError(f"The index has no column {name!r} to filter by; expected {valid}.")
             mask &= _is_one_of(name, table[name], values)
         if self.path is not None:
             patterns = [self.path] if isinstance(self.path, str) else self.path
@@ -93,12 +93,12 @@ class Term:
 
     Args:
         text: Words of what is sought.
-        image: an example of it.
-        perspective: the branch that decides; default: all, as the model fuses them.
+        image: Example of it.
+        perspective: Branch that decides. Default: all, as the model fuses them.
         weight: Weight of the term; below zero it counts against.
 
     Raises:
-        ValueError: neither text nor image, both, an empty text, or a weight that is zero or no finite number.
+        ValueError: neither text nor image, both, an empty text, or a weight that is zero or not a finite number.
     """
 
     text: str | None = None
@@ -110,10 +110,10 @@ class Term:
         if (self.text is None) == (self.image is None):
             raise ValueError("A term has a text or an example image; got both, or neither. Give one of them.")
         if self.text is not None and not self.text.strip():
-            raise ValueError("Got a term without a word. Say what is sought, as in `background: snow`.")
+            raise ValueError("A term has no word; expected a text. Say what is sought, as in `background: snow`.")
         if isinstance(self.weight, bool) or not math.isfinite(self.weight) or self.weight == 0:
             raise ValueError(
-                f"The weight of {str(self)!r} is {self.weight}. Valid: a finite number above 0, or below 0 to count "
+                f"The weight of {str(self)!r} is {self.weight}; expected a finite number above 0, or below 0 to count "
                 f"against."
             )
 
@@ -129,20 +129,20 @@ def parse_query(text: str, perspectives: Sequence[str]) -> list[Term]:
     """Read the one-line language; names of perspectives may be written in any case, with spaces for underscores.
 
     Raises:
-        ValueError: no term, an unknown perspective, a weight that is none, or a quote that does not close.
+        ValueError: no term, an unknown perspective, a weight that is not a number, or a quote that does not close.
 
     >>> parse_query("main object: a dog; not style: drawing^2", ["main_object", "style"])[1]
     Term(text='drawing', image=None, perspective='style', weight=-2.0)
     """
     if len(text) > MOST_LETTERS:
-        raise ValueError(f"The query has {len(text):,} letters. Valid: up to {MOST_LETTERS:,}.")
+        raise ValueError(f"The query has {len(text):,} letters; expected up to {MOST_LETTERS:,}.")
     if text.count('"') % 2:
         raise ValueError(f"A double quote does not close in {text!r}. Close it, or write it twice inside quotes.")
     parts = [part for part in _split(text) if part.strip()]
     if not parts:
         raise ValueError("The query is empty. Say what is sought, as in `a dog` or `background: snow`.")
     if len(parts) > MOST_TERMS:
-        raise ValueError(f"The query has {len(parts)} terms. Valid: up to {MOST_TERMS}.")
+        raise ValueError(f"The query has {len(parts)} terms; expected up to {MOST_TERMS}.")
     return [_parse_term(part, perspectives) for part in parts]
 
 
@@ -175,7 +175,8 @@ def find_perspective(name: str, perspectives: Sequence[str]) -> str:
     close = difflib.get_close_matches(_plain(name), known, n=1)
     hint = f" Did you mean {known[close[0]]!r}?" if close else ""
     raise ValueError(
-        f"There is no perspective {name!r}.{hint} Valid: {', '.join(known.values())}. A text that has a colon itself "
+        f"The perspective is {name!r}; expected one of {', '.join(known.values())}.{hint} A text that has a colon "
+        f"itself "
         f"stands in double quotes."
     )
 
@@ -217,8 +218,8 @@ def _parse_term(part: str, perspectives: Sequence[str]) -> Term:
     )
     if not is_term:
         raise ValueError(
-            f"{text.strip()!r} is not a term. Valid: `a dog`, `background: snow`, `not style: drawing^0.5`; a text "
-            f"with one of : ; ^ or quotes stands in double quotes as a whole."
+            f"{text.strip()!r} is not a term; expected `a dog`, `background: snow`, `not style: drawing^0.5`. A text "
+            f"with a colon, semicolon, caret or quote stands in double quotes as a whole."
         )
     words = quoted.replace('""', '"') if quote else plain
     weight = _weight(after.strip()[1:].strip(), part) if after.strip() else 1.0
@@ -233,7 +234,7 @@ def _weight(text: str, part: str) -> float:
         weight = math.nan
     if not 0 < weight < math.inf:
         raise ValueError(
-            f"The weight of {part.strip()!r} is {text!r}. Valid: a number above 0, as in `snow^0.5`; write `not` "
+            f"The weight of {part.strip()!r} is {text!r}; expected a number above 0, as in `snow^0.5`. Write `not` "
             f"before what counts against."
         )
     return weight

@@ -41,7 +41,7 @@ class Question:
 
 
 def rough_scores(questions: Sequence[Question], blocks: Blocks) -> np.ndarray:
-    """Score all rows in one pass over the kinds of vectors that are asked: (N,) float32; see `margin`."""
+    """Score all rows in one pass over the kinds of vectors that are asked, (N,) float32; see `margin`."""
     linear: dict[str, np.ndarray] = {}
     for question in questions:
         if question.combine == SUM:

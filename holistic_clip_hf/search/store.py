@@ -189,7 +189,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def _manifest_from(found: Mapping[str, Any]) -> Manifest:
     for each in [*found["segments"], *found["neighbours"].values()]:
         if not _FILE.fullmatch(each["file"]):
-            raise ValueError(f"The manifest names {each['file']!r}, which is no file of an index. Index again.")
+            raise ValueError(f"The manifest names {each['file']!r}, which is not a file of an index. Index again.")
     fields = {name: found[name] for name in ("model", "origin", "lookup")}
     return Manifest(
         layout=Layout(**found["layout"]),

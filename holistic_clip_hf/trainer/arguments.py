@@ -68,7 +68,7 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
     weight_decay: float = field(default=0.2, metadata={"help": "Not on biases, norms, class tokens, positions."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second decay rate."})
     adam_epsilon: float = field(default=1e-6, metadata={"help": "AdamW's epsilon."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 switches it off."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=2000, metadata={"help": "Steps of linear warm-up, or their share if below 1."})
     # Global negatives need batches of equal size; evaluation still sees every row.
@@ -91,18 +91,19 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
                 "Leave it out: each process reads its own share, of a stream too."
             )
         if self.logit_scale_max < 1:
-            raise ValueError(f"`logit_scale_max` is {self.logit_scale_max}. Valid: 1 or more; CLIP uses 100.")
+            raise ValueError(f"`logit_scale_max` is {self.logit_scale_max}; expected 1 or more, such as 100 in CLIP.")
         for name in ("captions_per_image", "sentences_per_caption", "gradient_cache_size", "loss_chunk_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}. Valid: 1 or more, or leave it out.")
+                raise ValueError(f"`{name}` is {value}; expected 1 or more, or leave it out.")
         if self.per_device_train_batch_size * self.world_size < 2:
             raise ValueError(
-                "`per_device_train_batch_size` is 1, in one process: an image alone has no other to be told from. "
-                "Valid: 2 or more; `gradient_cache_size` makes large batches fit."
+                "`per_device_train_batch_size` is 1, in one process; expected 2 or more, since an image alone has no "
+                "other "
+                "to be told from. `gradient_cache_size` makes large batches fit."
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` is {self.ema_decay}. Valid: between 0 and 1, such as 0.999.")
+            raise ValueError(f"`ema_decay` is {self.ema_decay}; expected between 0 and 1, such as 0.999.")
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
                 f"`hub_strategy={self.hub_strategy.value!r}` would put the optimizer's state on the Hub, which is a "
@@ -110,7 +111,7 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
             )
         negative = {pattern: factor for pattern, factor in self.multipliers.items() if factor < 0}
         if negative:
-            raise ValueError(f"`learning_rate_multipliers` {negative} are negative. Valid: 0 or more.")
+            raise ValueError(f"`learning_rate_multipliers` {negative} are negative; expected 0 or more.")
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -149,8 +150,8 @@ def require_countable(given: Any, args: HolisticCLIPTrainingArguments) -> None:
     """Raise `ValueError` for an evaluation stream on several ranks, which would bring different numbers of rows."""
     if args.world_size > 1 and any(isinstance(dataset, IterableDataset) for dataset in datasets_of(given)):
         raise ValueError(
-            f"`eval_dataset` is a stream, and there are {args.world_size} processes: their shares of it need not be "
-            f"equal. Valid: a `datasets.Dataset`, such as the stream's first rows in `Dataset.from_list`."
+            f"`eval_dataset` is a stream, and there are {args.world_size} processes, whose shares of it need not be "
+            f"equal; expected a `datasets.Dataset`, such as the stream's first rows in `Dataset.from_list`."
         )
 
 

@@ -40,7 +40,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"`size` is {self.size}. Valid: 1 or more, the processor's image size.")
+            raise ValueError(f"`size` is {self.size}; expected 1 or more, the processor's image size.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"`scale` must rise within (0, 1], `ratio` above 0; got {self.scale} and {self.ratio}.")
 

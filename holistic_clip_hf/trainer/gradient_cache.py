@@ -1,8 +1,8 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Gradient caching: the loss and gradients of a large batch at the memory of a small one.
 
-The method is GradCache (https://arxiv.org/abs/2101.06983): encode the batch in pieces without a graph; take the loss
-of all embeddings and its gradients with respect to them; encode each piece again, now with a graph and the same random
+The method is GradCache (https://arxiv.org/abs/2101.06983): encode the batch in pieces without a graph, take the loss
+of all embeddings and its gradients with respect to them, encode each piece again, now with a graph and the same random
 draws, and send those gradients through it. Every piece is encoded twice, and one piece's activations exist at a time.
 """
 

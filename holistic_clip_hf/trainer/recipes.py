@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from datasets import Dataset
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
@@ -37,7 +36,7 @@ from ..corpus.build import open_split, read_manifest
 from ..initialization import from_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..storage import PARTIAL, require_own_folder, write_atomically
+from ..storage import PARTIAL, read_yaml, require_own_folder, write_atomically
 from .arguments import HolisticCLIPTrainingArguments
 from .callbacks import OneLineProgress, last_whole_checkpoint
 from .collator import Augmentation
@@ -45,7 +44,7 @@ from .trainer import HolisticCLIPTrainer
 
 logger = logging.getLogger(__name__)
 
-# What a recipe says elsewhere than under `model`, and what `training.train` says itself, by run and machine.
+# What a recipe says elsewhere than under `model`, and what training says itself, by run and machine.
 SAID_ELSEWHERE = {"perspectives", "num_branches", "image_size", "max_position_embeddings"}
 # A run is a folder below that of its recipe.
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -135,13 +134,15 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not path.is_file():
         found = ", ".join(sorted(str(file) for file in Path("training/recipes").glob("*.yaml")))
-        raise ValueError(f"No recipe at {path}. There are: {found or 'none here; run from the checkout'}.")
-    content = yaml.safe_load(path.read_text())
+        raise ValueError(
+            f"`recipe` is {path}, which is not a file; expected a recipe, such as {found or 'those of a checkout'}."
+        )
+    content = read_yaml(path)
     valid = {field.name: field for field in fields(Recipe) if field.name != "name"}
     needed = [name for name, field in valid.items() if field.default is MISSING]
     _check_keys(str(path), content, valid, needed)
     if not content["runs"] or not isinstance(content["runs"], dict):
-        raise ValueError(f"{path} has no runs. Valid: a name and, below it, `perspectives` and `slots`.")
+        raise ValueError(f"{path} has no runs; expected a name and, below it, `perspectives` and `slots`.")
     for name, run in content["runs"].items():
         if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
             raise ValueError(
@@ -169,14 +170,17 @@ def _check_tokenizer(path: Path, tokenizer: Any) -> None:
     _check_keys(f"{path}, tokenizer", tokenizer, ["vocab_size", "checkpoint", "max_length"], ["max_length"])
     if ("vocab_size" in tokenizer) == ("checkpoint" in tokenizer):
         raise ValueError(
-            f"{path}, tokenizer: got {tokenizer}. Valid: either `vocab_size`, to train one, or `checkpoint`, to take "
+            f"{path}, tokenizer: got {tokenizer}; expected either `vocab_size`, to train one, or `checkpoint`, to "
+            f"take "
             f"one from."
         )
 
 
 def _check_keys(where: str, found: Any, valid: Collection[str], needed: Collection[str] = ()) -> None:
     if not isinstance(found, dict):
-        raise ValueError(f"{where}: got {found!r}. Valid: keys and values, with the keys {', '.join(sorted(valid))}.")
+        raise ValueError(
+            f"{where}: got {found!r}; expected keys and values, with the keys {', '.join(sorted(valid))}."
+        )
     unknown, lacking = sorted(set(found) - set(valid)), sorted(set(needed) - set(found))
     if unknown or lacking:
         problems = {"unknown keys": unknown, "lacking keys": lacking}
@@ -231,7 +235,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
     single = [*alphabet, *(byte + END_OF_WORD for byte in alphabet)]
     num_merges = vocab_size - len(single) - 2
     if num_merges < 0:
-        raise ValueError(f"`vocab_size` is {vocab_size}. Valid: {len(single) + 2} or more, to hold every byte.")
+        raise ValueError(f"`vocab_size` is {vocab_size}; expected {len(single) + 2} or more, to hold every byte.")
     merges = _learn_merges(texts, single, vocab_size)[:num_merges]
     tokens = [*single, *("".join(pair) for pair in merges), START, END]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}

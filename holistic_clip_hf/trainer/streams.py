@@ -131,8 +131,8 @@ def _require_shares(rows: IterableDataset, args: TrainingArguments) -> None:
         if workers > 1 or args.world_size > 1:
             raise ValueError(
                 f"`train_dataset` is a {type(rows).__name__}, which each of {args.world_size} processes with "
-                f"{workers} workers would read whole. Valid: one process with at most one worker, or a stream that "
-                f"can be shared out: `datasets.IterableDataset.from_generator`."
+                f"{workers} workers would read whole; expected one process with at most one worker, or a stream that "
+                f"can be shared out, from `datasets.IterableDataset.from_generator`."
             )
         return
     if getattr(rows, "_distributed", None) is not None:  # `datasets` offers no other way to ask
@@ -144,5 +144,5 @@ def _require_shares(rows: IterableDataset, args: TrainingArguments) -> None:
     if workers > num_shards:
         raise ValueError(
             f"`dataloader_num_workers` is {workers}, but the stream has {num_shards} shards for each process, and a "
-            f"worker reads whole shards. Valid: at most {num_shards}, or a stream of more files or `num_shards`."
+            f"worker reads whole shards; expected at most {num_shards}, or a stream of more files or `num_shards`."
         )

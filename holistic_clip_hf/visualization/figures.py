@@ -24,9 +24,9 @@ NO_CURVES = {"step", "epoch"}
 
 
 def training_curves(path: str | Path) -> dict[str, Curve]:
-    """Name → (step, value) in order of steps, from a trainer's state or the folder that holds one.
+    """Read a trainer's state, or the folder that holds one, as name → (step, value) in order of steps.
 
-    What is said once, at the end of training, is no curve and left out.
+    What is said once, at the end of training, is not a curve and left out.
 
     Raises:
         ValueError: no such file, or one without a log.
@@ -88,8 +88,8 @@ def matching_figure(
     """
     if similarity.ndim != 2 or tuple(similarity.shape) != (len(branches), len(captions)) or not similarity.numel():
         raise ValueError(
-            f"Got similarities of shape {tuple(similarity.shape)} for {len(branches)} branches and {len(captions)} "
-            f"captions. Valid: (H, M), a name for each branch and a text for each caption."
+            f"`similarity` has the shape {tuple(similarity.shape)} for {len(branches)} branches and {len(captions)} "
+            f"captions; expected (H, M), a name for each branch and a text for each caption."
         )
     names = [str(number) for number in range(1, len(captions) + 1)]
     if perspectives is not None:
@@ -138,7 +138,7 @@ def training_figure(curves: Mapping[str, Curve], *, recall: str = "recall@5", ti
     }
     panels = [(name, chosen) for name, chosen in (("loss", losses), (recall, recalls)) if chosen]
     if not panels:
-        raise ValueError(f"Got the curves {sorted(curves)}. Valid: `loss`, `eval_loss`, or {recall} among them.")
+        raise ValueError(f"`curves` has {sorted(curves)}; expected `loss`, `eval_loss`, or {recall} among them.")
     figure = new_figure(5.2 * len(panels), 3.4)
     for axes, (name, chosen) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         _draw_curves(axes, chosen)

@@ -37,8 +37,8 @@ def map_over_image(image: Image.Image, values: Tensor) -> Image.Image:
     """
     if values.ndim != 2 or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(
-            f"Got a map of shape {tuple(values.shape)}, from {values.min():.3g} to {values.max():.3g}. Valid: (rows, "
-            f"columns), from 0 to 1; see `stretched`."
+            f"`values` has the shape {tuple(values.shape)}, from {values.min():.3g} to {values.max():.3g}; expected "
+            f"(rows, columns), from 0 to 1, as `stretched` gives."
         )
     picture = on_white(image)
     grid = Image.fromarray((255 * values.float().cpu()).round().to(torch.uint8).numpy())
@@ -81,11 +81,12 @@ def map_sheet(
     """
     if maps.ndim != 4 or maps.shape[:2] != (len(rows), len(columns)):
         raise ValueError(
-            f"Got maps of shape {tuple(maps.shape)} for {len(rows)} rows and {len(columns)} columns. Valid: (R, C, "
+            f"`maps` has the shape {tuple(maps.shape)} for {len(rows)} rows and {len(columns)} columns; expected (R, "
+            f"C, "
             f"rows of patches, columns of patches), and a name for each row and column."
         )
     if cell < MIN_CELL:
-        raise ValueError(f"`cell` is {cell} pixels. Valid: {MIN_CELL} or more.")
+        raise ValueError(f"`cell` is {cell} pixels; expected {MIN_CELL} or more.")
     left = MARGIN + (ROW_NAME_WIDTH if any(rows) else 0)
     width = left + (1 + len(columns)) * (cell + GAP) - GAP + MARGIN
     num_lines = len(lines_of(title, TITLE_SIZE, width - 2 * MARGIN, 2, font_path))
@@ -121,7 +122,9 @@ def crop_as_seen(image: Image.Image, sizes: Mapping[str, object]) -> Image.Image
     """
     size, crop = sizes.get("size"), sizes.get("crop_size")
     if not isinstance(size, Mapping) or not isinstance(crop, Mapping) or not sizes.get("do_resize"):
-        raise ValueError(f"Got the sizes {size} and {crop}. Valid: those of CLIP's image processor, with `do_resize`.")
+        raise ValueError(
+            f"The sizes are {size} and {crop}; expected those of CLIP's image processor, with `do_resize`."
+        )
     width, height = image.size
     if "shortest_edge" in size:
         across = down = min(image.size) / int(size["shortest_edge"])
@@ -135,9 +138,7 @@ def crop_as_seen(image: Image.Image, sizes: Mapping[str, object]) -> Image.Image
 
 
 def strength(maps: Tensor) -> Tensor:
-    """Measure how far each map (..., P) of attention rises above even attention: its greatest part, times P; 1 is
-    even.
-    """
+    """Measure how far each map (..., P) of attention rises above even attention: its greatest part, times P."""
     return maps.shape[-1] * maps.amax(dim=-1) / maps.sum(dim=-1)
 
 

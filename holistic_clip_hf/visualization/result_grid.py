@@ -99,7 +99,7 @@ def result_grid(
             f"The rows hold {[len(row.ranked) for row in rows]} images. Give one row or more, none empty."
         )
     if thumbnail < MIN_THUMBNAIL:
-        raise ValueError(f"`thumbnail` is {thumbnail} pixels. Valid: {MIN_THUMBNAIL} or more.")
+        raise ValueError(f"`thumbnail` is {thumbnail} pixels; expected {MIN_THUMBNAIL} or more.")
     text_width = TEXT_WIDTH if any(row.query for row in rows) else LABEL_WIDTH
     layout = _Layout(max(len(row.ranked) for row in rows), thumbnail, names is not None, text_width)
     title_width = layout.width - 2 * MARGIN

@@ -104,7 +104,7 @@ def test_a_shard_has_one_writer_at_a_time(tmp_path: Path) -> None:
         assert other.exitcode == 7
         add(tmp_path, row("c"), shard=Shard(1, 2))
     assert [each.image_id for each in CaptionStore(tmp_path).rows()] == ["c", "a"]
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="not a folder"):
         CaptionStore(next(tmp_path.glob("*.jsonl")))
 
 

@@ -138,7 +138,7 @@ def test_who_answered(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_perspective_without_a_prompt_is_refused(llava: Path) -> None:
     [web] = load_perspectives(names=["web"])
-    with pytest.raises(ValueError, match="Got the perspective 'web', which has no prompt"):
+    with pytest.raises(ValueError, match="`perspective` is 'web', which has no prompt"):
         list(LocalBackend(str(llava), batch_size=1).answer([Work("0", SQUARE, [web])]))
 
 
@@ -150,14 +150,14 @@ def changed(folder: Path, target: Path, name: str, **values: Any) -> Path:
 
 
 def test_models_that_are_none_for_it_are_refused(llava: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Got batch_size=0; expected 1 or more"):
+    with pytest.raises(ValueError, match="`batch_size` is 0; expected 1 or more"):
         LocalBackend(str(llava), batch_size=0)
-    with pytest.raises(ValueError, match="Got the captioner '.*none', which cannot be loaded"):
+    with pytest.raises(ValueError, match="`model` is '.*none', which cannot be loaded"):
         LocalBackend(str(tmp_path / "none"), batch_size=1)
 
     pickled = Path(shutil.copytree(llava, tmp_path / "pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="cannot be loaded: .*safetensors"):
+    with pytest.raises(ValueError, match="cannot be loaded .*safetensors"):
         LocalBackend(str(pickled), batch_size=1)
 
     marker = tmp_path / "ran"
@@ -172,7 +172,7 @@ def test_a_model_that_cannot_answer_at_all_is_refused_before_any_image(llava: Pa
     """Without its template nobody says where in the prompt the image is."""
     mute = Path(shutil.copytree(llava, tmp_path / "mute"))
     (mute / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="Got the captioner 'mute', which cannot answer about an image: "):
+    with pytest.raises(ValueError, match="`model` is 'mute', which cannot answer about an image "):
         LocalBackend(str(mute), batch_size=1)
 
 

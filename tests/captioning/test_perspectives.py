@@ -81,11 +81,14 @@ def test_the_hash_stands_for_the_question_and_nothing_else() -> None:
     [
         ("", "got NoneType; expected a list of perspectives"),
         ("name: web", "got dict; expected a list"),
-        ("- [a", "is not YAML"),
-        (b"- {name: \xff, prompt: b}", "is not YAML"),
-        ("- !!python/object/apply:os.getcwd []", "is not YAML"),
-        ("- web", "got 'web'; valid: name, prompt"),
-        ("- {name: a, prompt: b, tokens: 3}", r"got the fields \['tokens'\]; valid: name, prompt, max_new_tokens"),
+        ("- [a", "is not valid YAML"),
+        (b"- {name: \xff, prompt: b}", "is not valid YAML"),
+        ("- !!python/object/apply:os.getcwd []", "is not valid YAML"),
+        ("- web", "got 'web'; expected fields among name, prompt"),
+        (
+            "- {name: a, prompt: b, tokens: 3}",
+            r"got the fields \['tokens'\]; expected fields among name, prompt, max_new_tokens",
+        ),
         ("- {name: a}", r"got no \['prompt'\]"),
         ("- {prompt: a}", r"got no \['name'\]"),
         ("- {name: a, prompt: b, answer: {shape: list}}", r"`answer` of Perspective 0 .* got the fields \['shape'\]"),
@@ -114,9 +117,9 @@ def test_a_malformed_file_is_refused(tmp_path: Path, text: str | bytes, message:
 
 def test_a_missing_file_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(ValueError, match=f"which is no file; expected YAML as in {DEFAULT_FILE}"):
+        with pytest.raises(ValueError, match=f"which is not a file; expected YAML as in {DEFAULT_FILE}"):
             load_perspectives(path)
-    with pytest.raises(ValueError, match=r"Got the perspectives \['colour'\]; .* has web, detail"):
+    with pytest.raises(ValueError, match=r"`names` has \['colour'\]; expected some of web, detail"):
         load_perspectives(names=["detail", "colour"])
 
 

@@ -88,7 +88,7 @@ def test_a_folder_of_images(run: Callable[..., None], photos: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--perspectives", "moon"], r"Got the perspectives \['moon'\]; .* has scene, nouns, web"),
+        (["--perspectives", "moon"], r"`names` has \['moon'\]; expected some of scene, nouns, web"),
         (["--perspectives", "web"], "no prompt"),
         (["--shard", "4/4"], "expected i/n"),
         (["--token-variable", "NO_SUCH_TOKEN"], "NO_SUCH_TOKEN, which is not set"),

@@ -222,9 +222,9 @@ def test_choices_are_those_of_the_package() -> None:
 def test_data_that_is_not_there_is_named(
     checkpoint: HolisticCLIPModel, splits: dict[str, Dataset], run: Callable[..., list[Record]], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="classes 'mood'. Valid: a perspective"):
+    with pytest.raises(ValueError, match="`classes` is 'mood'; expected a perspective"):
         run("--tasks", "classification", "--classes", "mood")
-    with pytest.raises(ValueError, match="benchmark 'mnist'. Valid: coco"):
+    with pytest.raises(ValueError, match="benchmark is 'mnist'; expected one of coco"):
         run("--corpus", f"mnist={tmp_path}")
-    with pytest.raises(ValueError, match="templates 'mine'. Valid: plain"):
+    with pytest.raises(ValueError, match="`templates` is 'mine'; expected one of plain"):
         run("--tasks", "classification", "--classes", "colour", "--templates", "mine")

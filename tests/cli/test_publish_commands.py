@@ -15,16 +15,15 @@ from holistic_clip_hf.corpus.build import build_corpus
 from hub_server import LoopbackHub, client_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTION = re.compile(r"\n## (?:To the Hub|Publish and pull)\n(.*?)(?=\n## |\Z)", re.DOTALL)
+DOCUMENT = "docs/publishing.md"
 RUN, CORPUS, MODEL, ROWS = "runs/emoji/holistic", "photos-corpus", "ada/holistic-clip-emoji", "ada/photo-captions"
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Language and code, in the order of the documents."""
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("training/README.md", "README.md")]
-    sections = [section[1] for text in texts if (section := SECTION.search(text))]
-    return [(block[1], block[2]) for section in sections for block in BLOCK.finditer(section)]
+    """Language and code, in the order of the document."""
+    text = (ROOT / DOCUMENT).read_text(encoding="utf-8")
+    return [(block[1], block[2]) for block in BLOCK.finditer(text)]
 
 
 def commands() -> list[list[str]]:

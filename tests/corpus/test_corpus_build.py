@@ -53,8 +53,8 @@ def build_two(directory: Path, fingerprint: str = "v1", **options: Any) -> Datas
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": " "}, "Got.*not empty"),
-        ({"image": None}, "without.*image"),
+        ({"image_id": " "}, "is ' '; expected.*not empty"),
+        ({"image": None}, "has no image"),
         ({"captions": [caption(text="")]}, "caption text ''.*Leave a missing caption out"),
         ({"captions": [caption(perspective=" ")]}, "caption perspective ' '"),
         ({"captions": [{"perspective": "short", "text": "x"}]}, "fields.*expected.*source"),

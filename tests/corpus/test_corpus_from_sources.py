@@ -183,14 +183,14 @@ def test_captions_are_chosen_checked_and_compared(tmp_path: Path) -> None:
     reasons = read_manifest(tmp_path)["reasons"]
     assert reasons.pop("second caption of this perspective from one source") == 1
     assert reasons == {"caption is empty": 1, "caption says the same as another": 1}
-    with pytest.raises(ValueError, match=r"\['detail'\], of which there is no caption. There are: background, short"):
+    with pytest.raises(ValueError, match=r"\['detail'\], which no caption has; expected among background, short"):
         construct(tmp_path, source, perspectives=("detail",))
 
 
 def test_nothing_to_build_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no image with a caption from squares. Left out: no caption \(2\). Give"):
+    with pytest.raises(ValueError, match=r"No image of squares has a caption; left out are no caption \(2\). Give"):
         construct(tmp_path, Squares(2, {n: Item(f"s{n}", "0", "1") for n in range(2)}))
-    with pytest.raises(ValueError, match="Left out: nothing, it is empty"):
+    with pytest.raises(ValueError, match="left out are none, it is empty"):
         construct(tmp_path, Squares(0))
     for wrong in ({"validation": 0.5, "test": 0.5}, {"test": -0.1}, {"rows_per_shard": 0}):
         with pytest.raises(ValueError, match="expected"):

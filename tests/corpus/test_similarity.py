@@ -30,7 +30,7 @@ def test_cosines_by_hand() -> None:
 
 @pytest.mark.parametrize("rows", [[[1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [np.nan, 0.0]], [1.0, 2.0]])
 def test_embeddings_that_are_none_are_refused(rows: list[list[float]]) -> None:
-    with pytest.raises(ValueError, match="Got embeddings"):
+    with pytest.raises(ValueError, match="`embed` gave embeddings"):
         embedding_similarity(lambda texts: np.array(rows))(["a", "b"])
 
 
@@ -54,13 +54,13 @@ def test_1_drops_what_is_the_same_word_for_word() -> None:
 
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.1, float("nan")])
 def test_impossible_thresholds_are_refused(threshold: float) -> None:
-    with pytest.raises(ValueError, match="Got threshold="):
+    with pytest.raises(ValueError, match="`threshold` is "):
         drop_similar(captions("a", "b"), word_similarity, threshold)
 
 
 @pytest.mark.parametrize("matrix", [np.ones((2, 3)), np.full((2, 2), np.nan)])
 def test_similarities_that_are_none_are_refused(matrix: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="Got similarities of shape"):
+    with pytest.raises(ValueError, match="`compare` gave similarities of shape"):
         drop_similar(captions("a", "b"), lambda texts: matrix, 0.5)
 
 

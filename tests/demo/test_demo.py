@@ -127,8 +127,8 @@ def test_an_empty_text_shows_images_from_everywhere(client: Client) -> None:
     ("text", "weights", "sentence"),
     [
         ("a dog", (0.0, *NEUTRAL), "All weights are zero"),
-        ("taste: sweet", FUSED, "There is no perspective"),
-        ("x" * 5_000, FUSED, "letters. Valid: up to"),
+        ("taste: sweet", FUSED, "The perspective is"),
+        ("x" * 5_000, FUSED, "letters; expected up to"),
     ],
 )
 def test_what_cannot_be_asked_is_said(client: Client, text: str, weights: tuple[float, ...], sentence: str) -> None:
@@ -227,8 +227,12 @@ def test_what_is_no_image_is_refused_in_a_sentence(client: Client, tmp_path: Pat
     whole = png(Image.effect_noise((200, 200), 50))
     header = whole[:16] + (60_000).to_bytes(4, "big") * 2
     for name, contents, sentence in (
-        ("notes.png", b"not an image at all", "no image that can be read here"),
-        ("page.svg", b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "no image that can be read here"),
+        ("notes.png", b"not an image at all", "not an image that can be read here"),
+        (
+            "page.svg",
+            b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>",
+            "not an image that can be read here",
+        ),
         ("half.png", whole[: len(whole) // 2], "damaged"),
         ("bomb.png", header + whole[24:], "image"),
         ("narrow.png", png(Image.new("1", (5_000, 2))), "too narrow"),

@@ -121,17 +121,17 @@ def test_classes_keep_the_order_of_their_synsets(tmp_path: Path) -> None:
     found = open_classification("imagenet-v2", tmp_path)
     assert found.class_names == ["tench", "great white shark", "brambling"]
     assert [Path(image.filename).stem for image in found.dataset["image"]] == ["0", "2", "10"]
-    with pytest.raises(ValueError, match="split 'train' of imagenet-v2. Valid: test"):
+    with pytest.raises(ValueError, match="`split` is 'train'; expected one of test"):
         open_classification("imagenet-v2", tmp_path, split="train")
-    with pytest.raises(ValueError, match="folder '10', which is none of the 3 classes"):
+    with pytest.raises(ValueError, match="folder '10', which is not one of the 3 classes"):
         open_classification("imagenet-v2", tmp_path, classes=CLASSES)
     (tmp_path / "imagenet-a/kittens").mkdir()
-    with pytest.raises(ValueError, match="folder 'kittens', which is none of the 1000 classes"):
+    with pytest.raises(ValueError, match="folder 'kittens', which is not one of the 1000 classes"):
         open_classification("imagenet-a", tmp_path)
     (tmp_path / "imagenet-a/kittens").rename(tmp_path / "imagenet-a" / synsets[0])
     with pytest.raises(ValueError, match="n01440764 holds no image"):
         open_classification("imagenet-a", tmp_path)
-    with pytest.raises(ValueError, match="no folders of classes in .*imagenet-r"):
+    with pytest.raises(ValueError, match="imagenet-r has no folders of classes"):
         open_classification("imagenet-r", tmp_path)
 
 
@@ -153,7 +153,9 @@ def test_a_corpus_has_classes_by_perspective_or_column(corpus: Dataset) -> None:
     without = corpus.map(lambda row: {"captions": row["captions"][: 3 if row["image_id"].startswith("red") else 1]})
     (found,) = classify_by("shape", without)
     assert found.num_left_out == 6 and len(found.dataset) == 2 == len(found.class_names)
-    with pytest.raises(ValueError, match=r"classes 'mood'. Valid: a perspective of the corpus \(colour, shape, short"):
+    with pytest.raises(
+        ValueError, match=r"`classes` is 'mood'; expected a perspective of the corpus \(colour, shape, short"
+    ):
         classify_by("mood", corpus)
     twice = corpus.map(lambda row: {"captions": [*row["captions"], {**row["captions"][0], "text": "else"}]})
     with pytest.raises(ValueError, match="Row 0 has 2 different captions of 'short'"):
@@ -181,7 +183,7 @@ def test_ade20k_counts_from_one(tmp_path: Path) -> None:
     found = open_segmentation("ade20k", tmp_path)
     assert found.class_names == ["wall", "building"]
     (tmp_path / "images/validation/a.jpg").rename(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match="no images in .*images/validation"):
+    with pytest.raises(ValueError, match="images/validation has no images"):
         open_segmentation("ade20k", tmp_path)
     (tmp_path / "a.jpg").rename(tmp_path / "images/validation/a.jpg")
     assert np.asarray(found.dataset[0]["mask"]).tolist() == [[255, 0], [1, 1]]
@@ -199,19 +201,19 @@ def test_coco_stuff_leaves_out_what_nobody_annotated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(RETRIEVAL))
 def test_an_empty_root_says_what_is_missing(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="Got no file|holds no image"):
+    with pytest.raises(ValueError, match="is missing; docs|holds no image"):
         open_retrieval(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(SEGMENTATION))
 def test_an_empty_root_of_masks_says_what_is_missing(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="Got no file"):
+    with pytest.raises(ValueError, match="is missing; docs/evaluation.md says"):
         open_segmentation(name, tmp_path)
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     for open_it in (open_retrieval, open_segmentation):
-        with pytest.raises(ValueError, match="benchmark 'mnist'. Valid: "):
+        with pytest.raises(ValueError, match="benchmark is 'mnist'; expected one of "):
             open_it("mnist", tmp_path)
-    with pytest.raises(ValueError, match="benchmark 'mnist'. Valid: imagenet"):
+    with pytest.raises(ValueError, match="benchmark is 'mnist'; expected one of imagenet"):
         open_classification("mnist", tmp_path)

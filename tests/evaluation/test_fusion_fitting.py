@@ -152,7 +152,7 @@ def test_a_rare_perspective_is_drawn_with_its_images(monkeypatch: pytest.MonkeyP
 
 def test_misuse_is_refused(make_model: MakeModel) -> None:
     corpus = corpus_of_known_branches()
-    with pytest.raises(ValueError, match="fusion 'max'. Those that can be fitted: weighted"):
+    with pytest.raises(ValueError, match="`fusion` is 'max'; expected one of weighted"):
         fit_fusion(make_model(perspectives=NAMES), corpus, "max")
     with pytest.raises(ValueError, match="has captions of short, style, nouns; the branches are a, b, c"):
         fit_fusion(make_model(perspectives=["a", "b", "c"]), corpus, "routed")

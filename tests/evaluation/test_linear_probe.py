@@ -177,7 +177,7 @@ def test_from_images_to_records(
     expected = theirs.score(vectors, rows["label"])
     assert found["linear_probe", "concatenated", "accuracy@1"].value == pytest.approx(expected)
     assert found["linear_probe", "concatenated", "accuracy@1"].counts["n_train"] == 8
-    with pytest.raises(ValueError, match="20 neighbours for 8 training rows"):
+    with pytest.raises(ValueError, match="`neighbours` is 20 for 8 training rows"):
         evaluate_probes(make_model(perspectives=NAMES), processor, rows, rows, **options | {"neighbours": 20})
 
 
@@ -185,7 +185,10 @@ def test_misuse_is_refused(make_model: MakeModel) -> None:
     model, images = make_model(perspectives=NAMES), branches_of(40, seed=0)
     few = LabelledImages(images.branch_embeds[:19], images.labels[:19])
     alike = LabelledImages(images.branch_embeds, torch.zeros(40, dtype=torch.int64))
-    cases = [(model, few, "20 neighbours for 19 training rows"), (model, alike, "All training rows are of one class")]
+    cases = [
+        (model, few, "`neighbours` is 20 for 19 training rows"),
+        (model, alike, "All training rows are of one class"),
+    ]
     cases.append(
         (make_model(perspectives=["short", "concatenated", "x"]), images, "A branch is called 'concatenated'")
     )

@@ -251,7 +251,11 @@ def test_one_branch_is_measured_once():
             "caption of mood. It has object, style",
         ),
         (KeywordModel(), {"perspectives": []}, "`perspectives` is empty"),
-        (KeywordModel(), {"protocols": ["paper", "karpathy"]}, r"protocols \['karpathy'\]. Valid: per_perspective"),
+        (
+            KeywordModel(),
+            {"protocols": ["paper", "karpathy"]},
+            r"`protocols` has \['karpathy'\]; expected some of per_perspective",
+        ),
         (KeywordModel(("fused", "style")), {}, "A branch is called 'fused'"),
         (KeywordModel(), {"dataset": corpus().select([])}, "It has no captions"),
     ],

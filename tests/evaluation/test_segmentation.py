@@ -188,21 +188,21 @@ def test_misuse_is_refused(make_model: MakeModel, processor: HolisticCLIPProcess
     model, image, mask = make_model(), picture(32, 32), np.zeros((32, 32))
     cases: list[tuple[Dataset, dict[str, Any], str]] = [
         (rows((image, np.zeros((8, 8)))), {}, "a mask of .8, 8. for an image of .32, 32."),
-        (rows((image, np.full((32, 32), 7))), {}, r"class indices \[7\]; there are 3"),
+        (rows((image, np.full((32, 32), 7))), {}, r"class indices \[7\], beyond the 3"),
         (rows((image, np.zeros((32, 32, 3)))), {}, "expected one channel"),
         (rows((image, mask)).select([]), {}, "no rows"),
-        (rows((image, mask)), {"readout": "attention"}, "Valid: class_path, value"),
+        (rows((image, mask)), {"readout": "attention"}, "expected one of class_path, value"),
         (rows((image, mask)), {"class_embeds": classes(8)}, r"expected \(3, 16\)"),
         (rows((image, mask)), {"background": 3}, "one of 3 classes"),
         (rows((image, mask)), {"background_threshold": 0.2}, "needs `background`"),
         (rows((image, mask)), {"windows": Windows(short_side=16)}, "`short_side` from 32"),
-        (rows((image, mask)), {"class_names": ["sky", " ", "grass"]}, "Class 1 has no name: got ' '"),
+        (rows((image, mask)), {"class_names": ["sky", " ", "grass"]}, "`class_names` has ' ' for class 1"),
         (rows((image, mask)), {"class_embeds": classes() * torch.nan}, "Row 0: the model's scores are not finite"),
         (rows((image, np.full((32, 32), 255))), {}, "All pixels of all masks are 255"),
         (
             rows((image, mask)),
             {"class_names": [f"thing {index}" for index in range(256)], "class_embeds": torch.zeros(256, 16)},
-            "256 classes. Valid: at most 255",
+            "256 classes; expected at most 255",
         ),
     ]
     for dataset, options, message in cases:

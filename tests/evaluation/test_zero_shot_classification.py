@@ -154,9 +154,9 @@ def test_misuse_is_refused(make_model: MakeModel, processor: HolisticCLIPProcess
     model, rows = make_model(perspectives=NAMES), coloured(corpus)
     missing = corpus.add_column("label", [0, None] * 4)
     cases: list[tuple[Dataset, list[Any], str]] = [
-        (rows, ["red", "", "blue", "yellow"], "Class 1 has no name: got ''; 1 of 4 have none"),
-        (rows, ["red", None, "blue", "yellow"], "Class 1 has no name: got None"),
-        (rows, COLOURS[:3], "2 of 8 rows have a label without a name, such as row 6: got 3; there are 3"),
+        (rows, ["red", "", "blue", "yellow"], "`class_names` has '' for class 1, and 1 of 4 have no name"),
+        (rows, ["red", None, "blue", "yellow"], "`class_names` has None for class 1"),
+        (rows, COLOURS[:3], "2 of 8 rows have a label without a name, such as 3 in row 6; expected indices of 3"),
         (coloured(corpus, -1), COLOURS, "such as row 0: got -1"),
         (missing, COLOURS, "such as row 1: got None"),
         (rows.select([]), COLOURS, "no rows"),
@@ -170,7 +170,7 @@ def test_misuse_is_refused(make_model: MakeModel, processor: HolisticCLIPProcess
             )
     with pytest.raises(ValueError, match="no class names"):
         encode_classes(model, processor, [], PLAIN)
-    with pytest.raises(ValueError, match="templates 'openai'. Valid: plain, photo, openai-7, openai-80"):
+    with pytest.raises(ValueError, match="templates 'openai'; expected plain, photo, openai-7, openai-80"):
         load_templates("openai")
     for texts in ([], ["a cat"], ["{} and {}"]):
         with pytest.raises(ValueError, match="each with one {}"):

@@ -140,5 +140,5 @@ def test_transparent_pixels_do_not_count() -> None:
     image[30:, :, 3] = 128
     assert describe_palette(image) == "mostly red, with yellow"
     image[..., 3] = 0
-    with pytest.raises(ValueError, match="without an opaque pixel"):
+    with pytest.raises(ValueError, match="no opaque pixel"):
         describe_palette(image)

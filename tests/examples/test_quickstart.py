@@ -110,12 +110,12 @@ def test_a_run_is_found_again_only_if_nothing_changed(recipe_path: Path, tmp_pat
 
 
 def test_bad_input_says_what_is_valid(recipe_path: Path, corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No recipe at .*missing.yaml"):
+    with pytest.raises(ValueError, match="`recipe` is .*missing.yaml, which is not a file"):
         load_recipe(tmp_path / "missing.yaml")
     (tmp_path / "bad.yaml").write_text(recipe_path.read_text() + "\nlearning_rate: 3\n")
     with pytest.raises(ValueError, match="learning_rate.*Valid keys: augmentation, corpus"):
         load_recipe(tmp_path / "bad.yaml")
-    with pytest.raises(ValueError, match="no column 'painter'. It has: image_id"):
+    with pytest.raises(ValueError, match="no column 'painter'; expected one of image_id"):
         open_split(corpus, "test", split_column="painter")
-    with pytest.raises(ValueError, match="Valid: test, train, validation"):
+    with pytest.raises(ValueError, match="expected test, train, validation"):
         open_split(corpus, "holdout", split_column="artist_split")

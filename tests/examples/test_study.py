@@ -150,10 +150,13 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
     content = yaml.safe_load(study_path.read_text())
     cases = [
         ({"metods": {}}, "expected exactly column, held_out, methods"),
-        ({"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "lr": 1}}}, "ours: got lr. Valid: as_much"),
+        (
+            {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "lr": 1}}},
+            "ours: got lr; expected one of as_much",
+        ),
         (
             {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "as_much_compute_as": "theirs"}}},
-            r"`as_much_compute_as` \['theirs'\]. Valid: ours",
+            r"`as_much_compute_as` \['theirs'\]; expected one of ours",
         ),
     ]
     for change, message in cases:

@@ -17,7 +17,8 @@ import pytest
 PACKAGE = "holistic_clip_hf"
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "training/README.md", "training/LOG.md"]
-DOCUMENTS += ["tests/peers/README.md", "docs/tour.md", "docs/demo.md"]
+DOCUMENTS += ["tests/peers/README.md", "MIGRATION.md", "RELEASE.md", "SECURITY.md"]
+DOCUMENTS += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 FOLDERS = {PACKAGE, "training", "tests", "model_cards", "docs", ".ci"}
 SOURCE_SUFFIXES = {".py", ".cfg", ".toml", ".yaml", ".cff"}
 

@@ -103,10 +103,10 @@ def test_links_that_appear_after_the_walk_are_not_followed(folder: Path) -> None
 
 def test_what_is_no_regular_file_does_not_hang(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
-    assert split(FolderImages(folder))[1]["pipe.png"] == "no regular file"
+    assert split(FolderImages(folder))[1]["pipe.png"] == "not a regular file"
     script = f"from holistic_clip_hf.search import FolderImages; FolderImages({str(folder)!r}).read('pipe.png')"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert "pipe.png is no regular file" in ran.stderr
+    assert "pipe.png is not a regular file" in ran.stderr
 
 
 def test_names_and_folders_that_cannot_be_read_are_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_large_files_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_no_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", __file__):
-        with pytest.raises(ValueError, match="no folder"):
+        with pytest.raises(ValueError, match="not a folder"):
             FolderImages(path)
 
 
@@ -159,7 +159,7 @@ def test_rows_of_a_data_set(corpus: Dataset, tmp_path: Path) -> None:
 
 
 def test_data_sets_that_hold_no_images(corpus: Dataset) -> None:
-    with pytest.raises(ValueError, match=r"columns \['name'\]; dataset has image_id"):
+    with pytest.raises(ValueError, match=r"columns \['name'\] are missing; expected some of image_id"):
         DatasetImages(corpus, id_column="name")
     with pytest.raises(ValueError, match="'captions' holds.*expected images"):
         DatasetImages(corpus, image_column="captions")

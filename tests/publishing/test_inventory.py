@@ -84,11 +84,11 @@ def test_shards_and_a_classifier_pass(make_model: MakeModel, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("setup.py", "setup.py is code that is none of the model's"),
-        ("modeling_other_holistic_clip.py", "is code that is none of the model's"),
-        ("__pycache__/modeling_holistic_clip.cpython-311.pyc", "is code that is none of the model's"),
-        ("nested/modeling_holistic_clip.py", "is code that is none of the model's"),
-        ("loss.so", "is code that is none of the model's"),
+        ("setup.py", "setup.py is code that is not the model's"),
+        ("modeling_other_holistic_clip.py", "is code that is not the model's"),
+        ("__pycache__/modeling_holistic_clip.cpython-311.pyc", "is code that is not the model's"),
+        ("nested/modeling_holistic_clip.py", "is code that is not the model's"),
+        ("loss.so", "is code that is not the model's"),
         ("pytorch_model.bin", "may hold a pickle"),
         ("training_args.bin", "may hold a pickle"),
         ("optimizer.PT", "may hold a pickle"),
@@ -115,7 +115,7 @@ def test_links_and_devices(checkpoint: Path, tmp_path: Path) -> None:
     message = refusal(checkpoint)
     assert f"tokenizer.json is a symbolic link, to {tmp_path / 'secret'}" in message
     assert f".eval_results is a symbolic link, to {tmp_path / 'folder'}" in message
-    assert "results.json is no regular file" in message
+    assert "results.json is not a regular file" in message
 
 
 def test_links_of_the_hubs_cache_pass_and_others_in_it_do_not(checkpoint: Path, tmp_path: Path) -> None:
@@ -139,15 +139,15 @@ WEIGHTS = {
     "truncated": (safetensors({"a": F32})[:-1], "is damaged"),
     "longer than announced": (safetensors({"a": F32}) + b"0", "is damaged"),
     "header behind the end": (struct.pack("<Q", 5_000_000) + b"{}", "is damaged"),
-    "header of a terabyte": (struct.pack("<Q", 2**40) + b"{}", "header is too large: 1,099,511,627,776 bytes"),
-    "header just too large": (safetensors(b" " * (MAX_HEADER_BYTES + 1)), "header is too large"),
+    "header of a terabyte": (struct.pack("<Q", 2**40) + b"{}", "header has 1,099,511,627,776 bytes"),
+    "header just too large": (safetensors(b" " * (MAX_HEADER_BYTES + 1)), "its header has"),
     "header no JSON": (safetensors(b"import os;"), "is damaged"),
     "overlapping": (safetensors({"a": F32, "b": {**F32, "data_offsets": [8, 16], "shape": [2]}}), "is damaged"),
     "beyond the end": (safetensors({"a": {**F32, "shape": [8], "data_offsets": [0, 32]}}), "is damaged"),
     "of another size": (safetensors({"a": {**F32, "shape": [5]}}), "is damaged"),
     "size that overflows": (safetensors({"a": {**F32, "shape": [2**63, 2**63]}}), "is damaged"),
     "empty": (b"", "is damaged"),
-    "a pickle": (b"\x80\x02cos\nsystem\nq\x00." * 4, "is no safetensors"),
+    "a pickle": (b"\x80\x02cos\nsystem\nq\x00." * 4, "is not a safetensors file"),
 }
 
 
@@ -161,7 +161,7 @@ def test_damaged_weights(checkpoint: Path, content: bytes, reason: str) -> None:
 def test_an_index_that_leaves_the_folder(checkpoint: Path, shard: str) -> None:
     os.remove(checkpoint / "model.safetensors")
     (checkpoint / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"logit_scale": shard}}))
-    assert f"takes weights from {shard!r}, which is no shard in this folder" in refusal(checkpoint)
+    assert f"takes weights from {shard!r}, which is not a shard in this folder" in refusal(checkpoint)
 
 
 def test_shards_that_do_not_fit_their_index(checkpoint: Path) -> None:

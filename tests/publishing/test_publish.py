@@ -158,7 +158,7 @@ def pickled(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "holds no `config.json`"),
+        (lambda folder: (folder / "config.json").unlink(), "has no `config.json`"),
         (other_clip, "model of type 'clip'.*See `holistic_clip_hf.initialization`"),
         (pickled, "holds no weights in safetensors"),
     ],
@@ -173,7 +173,7 @@ def test_checkpoints_that_are_none_of_ours(
 
 
 def test_a_picture_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"The card shows '\.\./secret\.png', which is no file in"):
+    with pytest.raises(ValueError, match=r"The card shows '\.\./secret\.png', which is not a file in"):
         stage(checkpoint, tmp_path / "staged", CardFacts("ada/clip", "clip", pictures={"a": "../secret.png"}))
 
 

@@ -57,13 +57,13 @@ def test_the_language(text: str, expected: list[tuple[str, str, float]]) -> None
     [
         ("", "empty.*background: snow"),
         (" ; ;", "empty"),
-        ("style:", "without a word"),
-        ("not ;dog", "without a word|is not a term"),
-        ("styl: x", "no perspective 'styl'.*mean 'style'.*Valid: main_object, background, style, fused"),
-        ("a sign that says: stop", "no perspective 'a sign that says'.*double quotes"),
+        ("style:", "has no word"),
+        ("not ;dog", "has no word|is not a term"),
+        ("styl: x", "perspective is 'styl'; expected one of main_object, background, style, fused.*mean 'style'"),
+        ("a sign that says: stop", "perspective is 'a sign that says'.*double quotes"),
         ("dog^", "weight of 'dog\\^' is ''"),
-        ("dog^0", "Valid: a number above 0"),
-        ("dog^-1", "write `not`"),
+        ("dog^0", "expected a number above 0"),
+        ("dog^-1", "Write `not`"),
         ("dog^nan", "weight.*'nan'"),
         ("dog^inf", "weight.*'inf'"),
         ("dog^1e999", "weight.*'1e999'"),
@@ -95,7 +95,7 @@ def test_terms_are_checked() -> None:
         Term()
     with pytest.raises(ValueError, match="both, or neither"):
         Term("dog", Image.new("RGB", (1, 1)))
-    with pytest.raises(ValueError, match="no perspective 'colour'"):
+    with pytest.raises(ValueError, match="perspective is 'colour'"):
         as_terms(Term("dog", perspective="colour"), NAMES)
     with pytest.raises(ValueError, match="no terms"):
         as_terms([], NAMES)
@@ -127,7 +127,7 @@ def test_filters(condition: Filter, rows: list[int]) -> None:
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ({"colour": "red"}, "no column 'colour'.*Valid: artist, year, is_photo"),
+        ({"colour": "red"}, "no column 'colour'.*expected artist, year, is_photo"),
         ({"image_id": "a/one.png"}, "no column 'image_id'"),
         ({"year": "last"}, "'year' holds int64"),
         ({"year": [1999, "x"]}, "'year' holds int64"),

@@ -77,9 +77,9 @@ def test_an_index_keeps_to_its_layout(bring: Indexing, corpus: Dataset, make_mod
     years = corpus.add_column("year", list(range(8)))
     with pytest.raises(ValueError, match=r"made with columns=\{\}, now \{'year'"):
         bring(images=DatasetImages(years, columns=["year"]))
-    with pytest.raises(ValueError, match="`vectors` is 'all'. Valid: branches, fused"):
+    with pytest.raises(ValueError, match="`vectors` is 'all'; expected one of branches, fused"):
         bring(vectors="all")
-    with pytest.raises(ValueError, match="`lookup` is 'fast'. Valid: auto, exact, ivf, hnsw"):
+    with pytest.raises(ValueError, match="`lookup` is 'fast'; expected one of auto, exact, ivf, hnsw"):
         bring(lookup="fast")
 
 
@@ -125,7 +125,7 @@ def test_a_torn_index_is_refused_and_mended(
         (lambda text: "[]", "is damaged"),
         (lambda text: "{}", "format None"),
         (lambda text: text.replace('"format": 1', '"format": 99'), "format 99; this version reads 1"),
-        (lambda text: text.replace("segments/0", "../../0"), "no file of an index"),
+        (lambda text: text.replace("segments/0", "../../0"), "not a file of an index"),
         (lambda text: text.replace('"layout"', '"outlay"'), "is damaged"),
     ],
 )

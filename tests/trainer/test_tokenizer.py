@@ -91,5 +91,5 @@ def test_same_corpus_gives_the_same_tokenizer(small: CLIPTokenizer) -> None:
 
 
 def test_too_small_a_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="`vocab_size` is 513. Valid: 514 or more"):
+    with pytest.raises(ValueError, match="`vocab_size` is 513; expected 514 or more"):
         train_tokenizer(CORPUS, vocab_size=513, max_length=16)

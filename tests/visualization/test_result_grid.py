@@ -142,7 +142,7 @@ def test_green_is_explained_where_there_is_some():
     [
         ([], {}, "Give one row or more"),
         ([ResultRow("style", "flat", [], set())], {}, "none empty"),
-        ([ResultRow("style", "flat", [0], set())], {"thumbnail": 10}, "`thumbnail` is 10 pixels. Valid: 48"),
+        ([ResultRow("style", "flat", [0], set())], {"thumbnail": 10}, "`thumbnail` is 10 pixels; expected 48"),
     ],
 )
 def test_misuse_is_refused(rows, options, message):

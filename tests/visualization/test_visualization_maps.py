@@ -105,7 +105,7 @@ def test_the_crop_agrees_with_the_processor(processor: HolisticCLIPProcessor) ->
 
 
 def test_crops_of_other_processors_are_refused() -> None:
-    with pytest.raises(ValueError, match="Valid: those of CLIP's image processor"):
+    with pytest.raises(ValueError, match="expected those of CLIP's image processor"):
         crop_as_seen(Image.new("RGB", (8, 8)), {"size": 32})
 
 
@@ -149,10 +149,10 @@ def test_a_sheet_has_each_map_in_its_place() -> None:
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda image: map_over_image(image, torch.full((2, 2), 1.5)), "from 0 to 1; see `stretched`"),
+        (lambda image: map_over_image(image, torch.full((2, 2), 1.5)), "from 0 to 1, as `stretched`"),
         (lambda image: map_over_image(image, torch.rand(4)), r"shape \(4,\)"),
         (lambda image: map_sheet(image, torch.rand(1, 2, 3, 3), ["one"]), "a name for each row and column"),
-        (lambda image: map_sheet(image, torch.rand(1, 1, 3, 3), ["one"], cell=10), "Valid: 48 or more"),
+        (lambda image: map_sheet(image, torch.rand(1, 1, 3, 3), ["one"], cell=10), "expected 48 or more"),
         (lambda image: matching_figure(image, torch.rand(2, 3), ["a", "b"], ["c"]), r"\(H, M\), a name for each"),
         (lambda image: training_figure({"epoch": [(1, 1.0)]}), "recall@5 among them"),
     ],

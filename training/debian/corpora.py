@@ -63,7 +63,7 @@ def open_debian(name: str, cache: Path) -> tuple[Source, CorpusFacts]:
         description=f"{corpus.description} From the Debian package {from_where}; licence: {packages[0].license}.",
         license=corpus.license,
         languages=("en",),
-        command=f"python -m training.build_corpus {name}",
+        command=f"python -m training.debian {name}",
     )
     return source, facts
 

@@ -46,7 +46,8 @@ def unpack(package: DebianPackage, directory: Path) -> Path:
         return unpacked
     if missing := [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]:
         raise ValueError(
-            f"Got no {' and no '.join(missing)}; {package.name} is a Debian package. Run this on Debian or Ubuntu, or "
+            f"{' and '.join(missing)} cannot be found; expected a Debian system for the package {package.name}. Run "
+            f"this on Debian or Ubuntu, or "
             f"unpack {package.name} {package.version} into {unpacked} yourself."
         )
     directory.mkdir(parents=True, exist_ok=True)

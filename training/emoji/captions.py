@@ -67,7 +67,7 @@ def describe_palette(pixels: np.ndarray) -> str:
     term_of_pixel = _term_table()[levels[..., 0], levels[..., 1], levels[..., 2]]
     areas = np.bincount(term_of_pixel.ravel(), weights=pixels[..., 3].ravel(), minlength=len(terms))
     if not areas.any():
-        raise ValueError("Got an image without an opaque pixel; expected one with something drawn. Skip it.")
+        raise ValueError("The image has no opaque pixel; expected one with something drawn. Skip it.")
     shares = areas / areas.sum()
     order = np.argsort(-shares, kind="stable")[:_MOST_COLOURS]
     return _phrase([(terms[term], float(shares[term])) for term in order if shares[term] >= _SMALLEST_SHARE])

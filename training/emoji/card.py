@@ -33,7 +33,7 @@ def render_card(manifest: Mapping[str, Any]) -> str:
         _left_out(manifest),
         "Every item is listed in `corpus.json`.",
         "## Rebuild",
-        "`python -m training.build_corpus` in a checkout of holistic-clip-hf. Versions and checksums are pinned.",
+        "`python -m training.emoji` in a checkout of holistic-clip-hf. Versions and checksums are pinned.",
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -44,7 +44,7 @@ class IconSet:
         """Return the drawing as an SVG document; `ValueError` for a name that is unknown or a transformed alias."""
         drawing = self._resolve(name)
         if drawing is None:
-            raise ValueError(f"Got the name {name!r}; expected a drawing, or an alias without rotation or flip.")
+            raise ValueError(f"The name is {name!r}; expected a drawing, or an alias without rotation or flip.")
         icon = self.icons["icons"][drawing]
         left, top = (icon.get(key, self.icons.get(key, 0)) for key in ("left", "top"))
         width, height = (icon.get(key, self.icons.get(key, 16)) for key in ("width", "height"))

