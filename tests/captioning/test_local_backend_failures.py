@@ -163,7 +163,7 @@ def test_models_that_are_none_for_it_are_refused(llava: Path, tmp_path: Path) ->
     marker = tmp_path / "ran"
     foreign = changed(llava, tmp_path / "foreign", "config.json", model_type="foreign", auto_map={"AutoConfig": "x.C"})
     (foreign / "x.py").write_text(f"open({str(marker)!r}, 'w')\nclass C: pass")
-    with pytest.raises(ValueError, match="none that comes with it is run"):
+    with pytest.raises(ValueError, match="Code that comes with it is not run"):
         LocalBackend(str(foreign), batch_size=1)
     assert not marker.exists()
 

@@ -168,12 +168,12 @@ def test_documents_follow_the_rules(path: Path) -> None:
 
 BAD = '''
 def size(n):
-    """What is there; of it: all.
+    """Of it, say what is there; and of it: all.
 
     Args:
         n: of images.
     """
-    raise ValueError(f"Got {n}, which is no number; expected 1.")
+    raise ValueError(f"Got {n}, which is no number. Valid: 1.")
 '''
 
 
