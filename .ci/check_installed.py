@@ -1,4 +1,4 @@
-"""Checks of an environment that holds nothing but the package: it is whole, nothing else came along, and verbs help."""
+"""Checks of an environment that holds the package alone: it is whole, nothing else came along, and verbs help."""
 
 import importlib.util
 import subprocess

@@ -2,8 +2,8 @@
 
     python -I readme_road.py README.md FOLDER
 
-`python` is that of an environment that holds nothing but the wheel. What the README takes from the Hub lies in the folder
-under its name, in miniature: a captioner and a CLIP, random. A command that fails ends this with its output.
+`python` is that of an environment that holds nothing but the wheel. What the README takes from the Hub lies in the
+folder under its name, in miniature: a captioner and a CLIP, random. A command that fails ends this with its output.
 """
 
 import os
@@ -130,15 +130,16 @@ def save_captioner(folder: Path) -> None:
     special = ["<pad>", "<s>", "</s>", "<image>"]
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(letters, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(each, special=True) for each in special])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
     )
     template = (
         "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
-        "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% else %}<image>{% endif %}{% endfor %}"
-        "{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+        "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% else %}<image>{% endif %}"
+        "{% endfor %}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
     size = {"height": 32, "width": 32}
     processor = LlavaProcessor(

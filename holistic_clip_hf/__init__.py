@@ -15,7 +15,7 @@ _HOMES = {
     "configuration_holistic_clip": ("HolisticCLIPConfig", "HolisticCLIPVisionConfig"),
     "vision_holistic_clip": ("HolisticCLIPVisionModel",),
     "modeling_holistic_clip": ("HolisticCLIPForImageClassification", "HolisticCLIPModel", "HolisticCLIPOutput"),
-    "loss_holistic_clip": ("MultiToMultiLoss", "multi_to_multi_loss"),
+    "loss_holistic_clip": ("LossOptions", "MultiToMultiLoss", "multi_to_multi_loss"),
     "processing_holistic_clip": ("HolisticCLIPProcessor",),
     "initialization": ("from_clip", "from_official", "from_open_clip"),
     "captioning.captioner": ("caption_images",),

@@ -29,7 +29,16 @@ LOSS_OPTIONS = (
 DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 
 
-def _require(name: str, value: Any, valid: tuple[str, ...]) -> None:
+LOSS_CHOICES = {
+    "objective": OBJECTIVES,
+    "matching": MATCHINGS,
+    "diversity": DIVERSITIES,
+    "duplicate_captions": DUPLICATE_CAPTIONS,
+}
+
+
+def require_choice(name: str, value: Any, valid: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless an option has one of its valid values."""
     if value not in valid:
         raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, valid))}.")
 
@@ -92,8 +101,8 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
 
     def validate_branches(self) -> None:
         """Part of the `@strict` validation."""
-        _require("branch_type", self.branch_type, BRANCH_TYPES)
-        _require("branch_isolation", self.branch_isolation, BRANCH_ISOLATIONS)
+        require_choice("branch_type", self.branch_type, BRANCH_TYPES)
+        require_choice("branch_isolation", self.branch_isolation, BRANCH_ISOLATIONS)
         if self.num_branches < 1:
             raise ValueError(f"`num_branches` is {self.num_branches}; expected 1 (CLIP) or more.")
         if self.branch_type == "mlp" and not 1 <= self.num_branch_layers <= self.num_hidden_layers:
@@ -104,7 +113,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
 
     def validate_patches(self) -> None:
         """Part of the `@strict` validation."""
-        _require("patch_stem", self.patch_stem, PATCH_STEMS)
+        require_choice("patch_stem", self.patch_stem, PATCH_STEMS)
         if not 0.0 <= self.patch_dropout < 1.0:
             raise ValueError(f"`patch_dropout` is {self.patch_dropout}; expected at least 0 and below 1.")
         if self.patch_stem == "convolutional" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
@@ -229,17 +238,15 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
     def validate_objective(self) -> None:
         """Part of the `@strict` validation."""
-        _require("objective", self.objective, OBJECTIVES)
-        _require("matching", self.matching, MATCHINGS)
-        _require("diversity", self.diversity, DIVERSITIES)
-        _require("duplicate_captions", self.duplicate_captions, DUPLICATE_CAPTIONS)
+        for name, valid in LOSS_CHOICES.items():
+            require_choice(name, getattr(self, name), valid)
         for name in ("fused_weight", "diversity_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected 0 (off) or more.")
 
     def validate_fusion(self) -> None:
         """Part of the `@strict` validation."""
-        _require("fusion", self.fusion, FUSIONS)
+        require_choice("fusion", self.fusion, FUSIONS)
         if (self.fusion == "weighted") != (self.branch_weights is not None):
             raise ValueError(
                 f"`branch_weights` go with `fusion='weighted'`, and only with it; got fusion={self.fusion!r}, "

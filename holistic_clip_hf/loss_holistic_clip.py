@@ -37,14 +37,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .configuration_holistic_clip import DIVERSITIES, LOSS_CHOICES, MATCHINGS, OBJECTIVES, require_choice
+
 FREE = -1
 SINKHORN_ITERATIONS, SINKHORN_EPSILON = 3, 0.05  # SwAV's
 
 
 def resolve_matching(matching: str, branch_of_slot: list[int] | None, num_branches: int, num_slots: int) -> list[int]:
     """Return the branch of each slot, -1 for free: M numbers."""
-    if matching not in ("aligned", "free", "balanced"):
-        raise ValueError(f"`matching` is {matching!r}; expected one of 'aligned', 'free', 'balanced'.")
+    require_choice("matching", matching, MATCHINGS)
     if matching != "aligned":
         return [FREE] * num_slots
     if branch_of_slot is None:
@@ -185,8 +186,7 @@ class Objective:
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in ("softmax", "sigmoid"):
-            raise ValueError(f"`objective` is {self.name!r}; expected one of 'softmax', 'sigmoid'.")
+        require_choice("objective", self.name, OBJECTIVES)
         if (self.name == "sigmoid") != (self.logit_bias is not None):
             raise ValueError(
                 f"`objective` is {self.name!r} and `logit_bias` is {self.logit_bias}. Give a bias with 'sigmoid' "
@@ -384,63 +384,83 @@ class MultiToMultiLoss:
     assignment: Tensor
 
 
+@dataclass(frozen=True)
+class LossOptions:
+    """Options of `multi_to_multi_loss`, refused at construction if they contradict each other.
+
+    Args:
+        objective: `"softmax"` (CLIP's cross entropy), or `"sigmoid"` (SigLIP, https://arxiv.org/abs/2303.15343), which
+            asks of each caption and each image whether they belong together. It is the sum over images of -log
+            sigmoid, the mean over captions. The image answers through the branch that the caption met, so that all
+            images are asked the same, also in a free slot. A pair counts once, since it reads the same in both
+            directions.
+        matching: Each caption is matched to the branch of the same name (`"aligned"`, by `branch_of_slot`) or to the
+            most similar branch (`"free"`, in all slots). `"balanced"` frees all slots too, but shares their captions,
+            of the whole batch, out evenly between the branches.
+        duplicate_captions: Relation of images whose caption in a slot has the same id: `"positive"` (the target is
+            shared between them), `"ignore"` (left out) or `"negative"` (the paper).
+        fused_weight: Weight of a second contrastive term, the one-to-many loss of the fused score against all
+            captions, so that the score used at inference is trained too. Not in the paper. Ignored if H = 1.
+        diversity: `"pairwise"` penalises each pair of branches whose mean cosine is above the threshold;
+            `"official"` only the mean over all pairs, which two collapsed branches of five do not move.
+        diversity_weight, diversity_threshold: Weight and threshold of that penalty, 1.0 and 0.7 in the paper's
+            released code.
+        chunk_size: Queries whose logits are held at a time. The result does not depend on it. Default: as many as
+            make 64 MB.
+
+    Raises:
+        ValueError: an unknown option.
+    """
+
+    objective: str = "softmax"
+    matching: str = "aligned"
+    duplicate_captions: str = "positive"
+    fused_weight: float = 0.0
+    diversity: str = "pairwise"
+    diversity_weight: float = 1.0
+    diversity_threshold: float = 0.7
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, valid in LOSS_CHOICES.items():
+            require_choice(name, getattr(self, name), valid)
+
+
 def multi_to_multi_loss(
     branch_embeds: Tensor,
     text_embeds: Tensor,
     logit_scale: Tensor,
+    options: LossOptions = LossOptions(),
     *,
-    objective: str = "softmax",
     logit_bias: Tensor | None = None,
-    matching: str = "aligned",
     branch_of_slot: list[int] | None = None,
     caption_mask: Tensor | None = None,
     caption_ids: Tensor | None = None,
-    duplicate_captions: str = "positive",
-    fused_weight: float = 0.0,
     routing: Tensor | None = None,
-    diversity: str = "pairwise",
-    diversity_weight: float = 1.0,
-    diversity_threshold: float = 0.7,
     gathered: CaptionBatch | None = None,
     offset: int = 0,
-    chunk_size: int | None = None,
 ) -> MultiToMultiLoss:
     """Match, contrast, penalise (paper, section on multi-to-multi contrastive learning).
 
     The loss is the cross entropy of the true pair against the other images of the batch in the same slot m, averaged
-    over present captions and both directions. With H = M = 1 this is CLIP's loss, with
-    H = 1 the one-to-many baseline. The logits are never held whole: rows are streamed, forward and backward.
+    over present captions and both directions. With H = M = 1 this is CLIP's loss, with H = 1 the one-to-many baseline.
+    The logits are never held whole: rows are streamed, forward and backward.
 
     Args:
         branch_embeds: (N, H, D), unit length.
         text_embeds: (N, M, D), unit length.
         logit_scale: the inverse temperature itself (exponentiated), a scalar.
-        objective: `"softmax"` (above), or `"sigmoid"` (SigLIP, https://arxiv.org/abs/2303.15343), which asks of each
-            caption and each image whether they belong together. It is the sum over images of -log sigmoid, the mean
-            over captions. The image answers through the branch that the caption met, so that all images are asked the
-            same, also in a free slot. A pair counts once, since it reads the same in both directions.
+        options: Options of the loss, by name.
         logit_bias: a scalar, added to the logits of `"sigmoid"`, which needs it; SigLIP starts from -10.
-        matching: Each caption is matched to the branch of the same name (`"aligned"`, by `branch_of_slot`) or to the
-            most similar branch (`"free"`, in all slots). `"balanced"` frees all slots too, but shares their captions,
-            of the whole batch, out evenly between the branches.
         branch_of_slot: M branch indices, -1 for a slot that is free. Default: slot m to branch m for m < H, the rest
             free. Unless balanced, a caption in a free slot takes the branch of its image that is nearest to it.
         caption_mask: (N, M) bool. Default: all captions are present.
         caption_ids: (N, M) int64. Default: all captions differ.
-        duplicate_captions: images whose caption in a slot has the same id are to each other `"positive"` (the target
-            is shared between them), `"ignore"` (left out) or `"negative"` (the paper).
-        fused_weight: Weight of a second contrastive term, the one-to-many loss of the fused score against all
-            captions, so that the score used at inference is trained too. Not in the paper. Ignored if H = 1.
         routing: (N, M, H), how much each branch answers for each caption; the fused score is the similarity of
             branches weighted so. Default: the fused score is that of the branches' mean, made of unit length.
-        diversity: `"pairwise"` penalises each pair of branches whose mean cosine is above the threshold;
-            `"official"` only the mean over all pairs, which two collapsed branches of five do not move.
-        diversity_weight, diversity_threshold: 1.0 and 0.7 in the paper's released code.
         gathered: the rows of all ranks (G), in rank order. With them, the mean over ranks of this loss, and of its
             gradients, is the loss of one process that has the whole batch. Default: the rows given above.
         offset: Position of this rank's first row in `gathered`.
-        chunk_size: queries whose logits are held at a time. The result does not depend on it. Default: as many as
-            make 64 MB.
 
     Raises:
         ValueError: shapes that do not fit, an unknown option, a bias without sigmoid or the reverse, or no caption at
@@ -454,21 +474,22 @@ def multi_to_multi_loss(
     """
     local = _caption_batch(branch_embeds, text_embeds, caption_mask, caption_ids, routing, offset)
     everyone = _of_all_ranks(gathered, local, offset)
-    slots = resolve_matching(matching, branch_of_slot, branch_embeds.shape[1], text_embeds.shape[1])
-    terms = Objective(objective, logit_scale, logit_bias, chunk_size)
+    slots = resolve_matching(options.matching, branch_of_slot, branch_embeds.shape[1], text_embeds.shape[1])
+    terms = Objective(options.objective, logit_scale, logit_bias, options.chunk_size)
     mine = slice(offset, offset + len(branch_embeds))
     # Half precision cannot tell near logits apart.
     with torch.autocast(branch_embeds.device.type, enabled=False):
         rows = everyone.branch_embeds, everyone.text_embeds, everyone.caption_mask
-        assignment = assign_branches(*rows, slots, balanced=matching == "balanced")[mine]
-        contrastive = _contrastive(local, everyone, assignment, terms, duplicate_captions, offset)
+        assignment = assign_branches(*rows, slots, balanced=options.matching == "balanced")[mine]
+        contrastive = _contrastive(local, everyone, assignment, terms, options.duplicate_captions, offset)
         fused = contrastive.new_zeros(())
-        if fused_weight and branch_embeds.shape[1] > 1:
+        if options.fused_weight and branch_embeds.shape[1] > 1:
             alone = _fuse(local)
             together = alone if everyone is local else _fuse(everyone)
-            fused = _contrastive(alone, together, torch.zeros_like(assignment), terms, duplicate_captions, offset)
-        penalty = diversity_penalty(everyone.branch_embeds, diversity_threshold, form=diversity)
-    total = contrastive + fused_weight * fused + diversity_weight * penalty
+            first = torch.zeros_like(assignment)  # of the one branch that fusion leaves
+            fused = _contrastive(alone, together, first, terms, options.duplicate_captions, offset)
+        penalty = diversity_penalty(everyone.branch_embeds, options.diversity_threshold, form=options.diversity)
+    total = contrastive + options.fused_weight * fused + options.diversity_weight * penalty
     return MultiToMultiLoss(total, contrastive, fused, penalty, assignment)
 
 
@@ -564,10 +585,6 @@ def _contests(
     offset: int,
 ) -> Iterator[Contest]:
     """Per slot and branch, the captions that met it against the images, and their images against the captions."""
-    if duplicate_captions not in ("positive", "ignore", "negative"):
-        raise ValueError(
-            f"`duplicate_captions` is {duplicate_captions!r}; expected one of 'positive', 'ignore', 'negative'."
-        )
     whole, softmax = everyone is local, objective.name == "softmax"
     shift = 0 if whole else 2  # where the tensors of all ranks begin
     num_slots, num_branches = local.text_embeds.shape[1], local.branch_embeds.shape[1]
@@ -597,8 +614,7 @@ def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "p
         form: `"pairwise"` is the hinge of each pair's mean cosine, averaged over pairs. `"official"` is the hinge of
             the mean over all pairs (the released code).
     """
-    if form not in ("pairwise", "official"):
-        raise ValueError(f"`diversity` is {form!r}; expected one of 'pairwise', 'official'.")
+    require_choice("diversity", form, DIVERSITIES)
     num_branches = branch_embeds.shape[1]
     if num_branches == 1:
         return branch_embeds.new_zeros((), dtype=torch.float32)
@@ -610,6 +626,7 @@ def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "p
 
 
 __all__ = [
+    "LossOptions",
     "CaptionBatch",
     "FREE",
     "LOSS_PARTS",

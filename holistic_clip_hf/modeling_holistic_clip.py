@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_holistic_clip import HolisticCLIPConfig
-from .loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, multi_to_multi_loss, route
+from .loss_holistic_clip import LOSS_PARTS, LossOptions, MultiToMultiLoss, multi_to_multi_loss, route
 from .vision_holistic_clip import HolisticCLIPPreTrainedModel, HolisticCLIPVisionModel, HolisticCLIPVisionOutput
 
 
@@ -235,6 +235,16 @@ class HolisticCLIPOutput(ModelOutput):
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class _Texts(NamedTuple):
+    """Texts of a forward pass: unit vectors, what images are scored with, and what nested captions bring along."""
+
+    embeds: Any = None  # (T, D) or (N, M, D)
+    vectors: Tensor | None = None  # the same, or (T, H * D) if texts are routed
+    routing: Tensor | None = None  # (N, M, H)
+    caption_mask: Tensor | None = None  # (N, M)
+    tower: HolisticCLIPTextOutput | None = None
 
 
 class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
@@ -467,26 +477,20 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("Give `pixel_values`, `input_ids`, or both.")
-        images = texts = text_embeds = text_vectors = routing = logits = None
+        images = logits = loss = None
+        texts = _Texts()
         if pixel_values is not None:
             images = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         if input_ids is not None and input_ids.ndim == 3:
-            if caption_mask is None and attention_mask is not None:
-                caption_mask = attention_mask.any(dim=-1)
-            text_embeds = text_vectors = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
-            routing = self.branch_fusion.routing(text_embeds)
+            texts = self._nested(input_ids, attention_mask, caption_mask, caption_ids)
         elif input_ids is not None:
-            texts = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-            text_embeds, text_vectors = texts.text_embeds, texts.pooler_output
+            texts = self._flat(input_ids, attention_mask, position_ids, **kwargs)
             if images is not None:
-                similarity = self.fused_similarity(images.branch_embeds, text_embeds)
-                logits = self.logit_scale.exp().to(similarity.device) * similarity
-                if self.logit_bias is not None:
-                    logits = logits + self.logit_bias.to(logits.device)
-        loss = None
+                logits = self.fused_logits(images.branch_embeds, texts.embeds)
         if return_loss:
             branch_embeds = None if images is None else images.branch_embeds
-            loss = self._loss(branch_embeds, text_embeds, caption_mask, caption_ids, branch_of_slot)
+            mask = caption_mask if texts.caption_mask is None else texts.caption_mask
+            loss = self._loss(branch_embeds, texts.embeds, mask, caption_ids, branch_of_slot)
         # Made at once: pipelines read an output in the order in which its fields were set.
         return HolisticCLIPOutput(
             loss=None if loss is None else loss.total,
@@ -494,14 +498,40 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             logits_per_text=None if logits is None else logits.T,
             image_embeds=None if images is None else images.pooler_output,
             branch_embeds=None if images is None else images.branch_embeds,
-            text_embeds=text_vectors,
-            routing=routing,
+            text_embeds=texts.vectors,
+            routing=texts.routing,
             logit_scale=self.logit_scale.exp(),
             logit_bias=self.logit_bias,
             loss_parts=None if loss is None else {name: getattr(loss, name) for name in LOSS_PARTS},
-            text_model_output=texts,
+            text_model_output=texts.tower,
             vision_model_output=images,
         )
+
+    def _nested(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        caption_mask: Tensor | None,
+        caption_ids: Tensor | None,
+    ) -> "_Texts":
+        """Encode nested captions (N, M, L), of which those without tokens are missing unless said otherwise."""
+        if caption_mask is None and attention_mask is not None:
+            caption_mask = attention_mask.any(dim=-1)
+        embeds = self.encode_captions(input_ids, attention_mask, caption_mask, caption_ids)
+        return _Texts(embeds, embeds, self.branch_fusion.routing(embeds), caption_mask)
+
+    def _flat(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs: Any
+    ) -> "_Texts":
+        """Encode texts to score (T, L)."""
+        output = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        return _Texts(output.text_embeds, output.pooler_output, tower=output)
+
+    def fused_logits(self, branch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """Scale the fused similarities to logits (N, T)."""
+        similarity = self.fused_similarity(branch_embeds, text_embeds)
+        logits = self.logit_scale.exp().to(similarity.device) * similarity
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(logits.device)
 
     def _loss(
         self,
@@ -525,12 +555,12 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             branch_embeds,
             text_embeds.to(device),
             self.logit_scale.exp().to(device),
+            LossOptions(**self.config.loss_options),
             logit_bias=None if self.logit_bias is None else self.logit_bias.to(device),
             branch_of_slot=branch_of_slot,
             caption_mask=None if caption_mask is None else caption_mask.to(device),
             caption_ids=None if caption_ids is None else caption_ids.to(device),
             routing=self.branch_fusion.routing(text_embeds.to(device)),
-            **self.config.loss_options,
         )
 
 

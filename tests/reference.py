@@ -6,6 +6,7 @@ may be floats or 0-dimensional tensors; with the latter, gradients follow.
 Axes: N images, H branches, M caption slots, D projection width.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from holistic_clip_hf import LossOptions, MultiToMultiLoss, multi_to_multi_loss
 
 
 def number(value: Any) -> float:
@@ -185,3 +188,10 @@ RETRIEVAL_SCORES = torch.tensor(
     ]
 )
 RETRIEVAL_PAIRS = torch.tensor([[image, 2 * image + half] for image in range(4) for half in range(2)])
+
+
+def loss_of(*tensors: Tensor, **about: Any) -> MultiToMultiLoss:
+    """`multi_to_multi_loss`, with the fields of its options among the keywords."""
+    names = {field.name for field in dataclasses.fields(LossOptions)}
+    options = LossOptions(**{name: about.pop(name) for name in names & about.keys()})
+    return multi_to_multi_loss(*tensors, options=options, **about)

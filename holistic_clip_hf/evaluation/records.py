@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,6 +24,7 @@ PER_PERSPECTIVE = "per_perspective"  # of `protocol`
 FUSED = "fused"  # of `branch`
 BY_NAME = "by name"  # of `branch`: the one that is called as the perspective of each text
 PACKAGES = ("holistic-clip-hf", "torch", "transformers", "datasets")
+CONSOLE_SCRIPT = "holistic-clip"  # as setup.cfg names it
 GIT_TIMEOUT_SECONDS = 10  # a checkout on a stalled network drive must not hold up an evaluation
 # A study that adds to results which are tracked does not change the code that it measures.
 ALL_BUT_RESULTS = (":(top)", *(f":(top,exclude,glob)**/{name}" for name in ("results.json", "results.jsonl")))
@@ -37,7 +38,7 @@ class Provenance:
         model: name of the checkpoint, the one its card uses.
         dataset, split: Data that was measured on.
         seed: Seed of everything random in the measurement.
-        command: Command as typed, without the interpreter's own path.
+        command: Command as typed, without the paths of the interpreter and of the console script.
         commit: Commit of the checkout that holds this package; `None` outside one.
         uncommitted_changes: True if tracked files, other than results, differed from `commit`; `None` outside a
             checkout.
@@ -122,12 +123,24 @@ def capture_provenance(*, model: str, dataset: str, split: str, seed: int) -> Pr
         dataset=dataset,
         split=split,
         seed=seed,
-        command=shlex.join(["python", *sys.orig_argv[1:]]),
+        command=command_as_typed(sys.orig_argv),
         commit=commit,
         uncommitted_changes=None if changes is None else bool(changes),
         versions=_versions(),
         timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def command_as_typed(arguments: Sequence[str]) -> str:
+    """The command that started a process, from its `sys.orig_argv`, as another machine can run it.
+
+    A console script is started by the interpreter through its absolute path, which is nobody else's; on `PATH` its
+    name is enough.
+    """
+    rest = list(arguments[1:])
+    if rest and Path(rest[0]).stem == CONSOLE_SCRIPT:
+        return shlex.join([CONSOLE_SCRIPT, *rest[1:]])
+    return shlex.join(["python", *rest])
 
 
 def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:

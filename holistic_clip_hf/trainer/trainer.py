@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..evaluation.retrieval import recall_by_slot
 from ..images.tables import undecoded
-from ..loss_holistic_clip import FREE, CaptionBatch, multi_to_multi_loss, route
+from ..loss_holistic_clip import FREE, CaptionBatch, LossOptions, multi_to_multi_loss, route
 from ..modeling_holistic_clip import HolisticCLIPModel, HolisticCLIPOutput
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.hub import Publication, publish, require_publishable
@@ -237,6 +237,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             rows[0],
             rows[1],
             scalars[0],
+            LossOptions(**config.loss_options, chunk_size=self.args.loss_chunk_size),
             logit_bias=scalars[1] if len(scalars) > 1 else None,
             branch_of_slot=self.branch_of_slot,
             caption_mask=mask,
@@ -244,8 +245,6 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             routing=rows[2] if len(rows) > 2 else None,
             gathered=CaptionBatch(*map(gather_rows, (*rows[:2], mask, ids, *rows[2:]))),
             offset=rank_offset(len(mask)),
-            chunk_size=self.args.loss_chunk_size,
-            **config.loss_options,
         )
         if is_training:
             checks.require_finite(loss.total, inputs["image_ids"], step=self.state.global_step)

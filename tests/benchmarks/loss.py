@@ -17,7 +17,7 @@ from _measure import arguments, interleaved, peak_bytes, peak_in_fresh_process, 
 from torch import Tensor
 from torch.nn import functional as F
 
-from holistic_clip_hf import multi_to_multi_loss
+from holistic_clip_hf import LossOptions, multi_to_multi_loss
 from holistic_clip_hf.loss_holistic_clip import diversity_penalty
 
 BRANCHES, WIDTH, THRESHOLD = 5, 512, 0.7
@@ -43,7 +43,7 @@ def whole_logits(branches: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 
 def streamed(*embeds: Tensor, chunk_size: int | None = None) -> Tensor:
-    return multi_to_multi_loss(*embeds, diversity_threshold=THRESHOLD, chunk_size=chunk_size).total
+    return multi_to_multi_loss(*embeds, LossOptions(diversity_threshold=THRESHOLD, chunk_size=chunk_size)).total
 
 
 FORMS: dict[str, Callable[..., Tensor]] = {PEER: whole_logits, OURS: streamed}

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from holistic_clip_hf.evaluation import records as records_module
-from holistic_clip_hf.evaluation.records import Provenance, Record, capture_provenance, load_records, save_records
+from holistic_clip_hf.evaluation.records import (
+    Provenance,
+    Record,
+    capture_provenance,
+    command_as_typed,
+    load_records,
+    save_records,
+)
 
 PROVENANCE = Provenance(
     model="emoji",
@@ -217,3 +224,16 @@ def test_commit_of_a_checkout_and_whether_it_was_changed(tmp_path, monkeypatch):
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert found_commit() == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [
+        (["/opt/env/bin/python3", "/opt/env/bin/holistic-clip", "evaluate", "a b"], "holistic-clip evaluate 'a b'"),
+        (["/opt/env/bin/python3", "-m", "training.emoji", "--seed", "1"], "python -m training.emoji --seed 1"),
+        (["python", "study.py"], "python study.py"),
+        (["python"], "python"),
+    ],
+)
+def test_the_command_of_a_record_names_no_path_of_this_machine(arguments, typed):
+    assert command_as_typed(arguments) == typed

@@ -7,7 +7,7 @@ import torch
 from test_loss import embeds, gradients, ragged
 
 import reference
-from holistic_clip_hf import multi_to_multi_loss
+from reference import loss_of
 
 
 @pytest.mark.parametrize("duplicate_captions", ["positive", "ignore", "negative"])
@@ -15,7 +15,7 @@ def test_the_fused_term_is_one_to_many_training_of_the_mean(duplicate_captions: 
     branches, texts, scale = embeds(3, 4)
     mask, ids = ragged(5, 4)
     options: dict[str, Any] = {"caption_mask": mask, "caption_ids": ids, "duplicate_captions": duplicate_captions}
-    result = multi_to_multi_loss(branches, texts, scale, fused_weight=0.6, diversity_weight=0.0, **options)
+    result = loss_of(branches, texts, scale, fused_weight=0.6, diversity_weight=0.0, **options)
     mean = [[sum(branch[d] for branch in image) / 3 for d in range(branches.shape[2])] for image in branches]
     length = [sum(value**2 for value in vector) ** 0.5 for vector in mean]
     one = [[[value / norm for value in vector]] for vector, norm in zip(mean, length, strict=True)]
@@ -25,7 +25,7 @@ def test_the_fused_term_is_one_to_many_training_of_the_mean(duplicate_captions: 
     found, wanted = (gradients(each, branches, texts, scale) for each in (result.fused, expected))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
-    without = multi_to_multi_loss(branches, texts, scale, diversity_weight=0.0, **options)
+    without = loss_of(branches, texts, scale, diversity_weight=0.0, **options)
     assert without.fused == 0 and torch.equal(without.total, result.contrastive)
 
 
@@ -37,7 +37,7 @@ def test_routed_captions_are_trained_on_all_branches_by_their_shares(duplicate_c
     routing = torch.rand(5, 4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     routing = (routing / routing.sum(dim=-1, keepdim=True)).requires_grad_()
     options: dict[str, Any] = {"caption_mask": mask, "caption_ids": ids, "duplicate_captions": duplicate_captions}
-    result = multi_to_multi_loss(branches, texts, scale, fused_weight=0.6, routing=routing, **options)
+    result = loss_of(branches, texts, scale, fused_weight=0.6, routing=routing, **options)
     images = torch.stack([torch.cat(list(image)) for image in branches])[:, None]
     captions = torch.stack(
         [
@@ -56,4 +56,4 @@ def test_routed_captions_are_trained_on_all_branches_by_their_shares(duplicate_c
 def test_routing_of_another_shape_is_refused() -> None:
     branches, texts, scale = embeds(3, 4)
     with pytest.raises(ValueError, match=r"`routing` must be \(N, M, H\) = \(5, 4, 3\); got \(5, 3, 4\)"):
-        multi_to_multi_loss(branches, texts, scale, fused_weight=1.0, routing=torch.ones(5, 3, 4))
+        loss_of(branches, texts, scale, fused_weight=1.0, routing=torch.ones(5, 3, 4))

@@ -14,8 +14,8 @@ from transformers import SiglipConfig, SiglipModel
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 import reference
-from holistic_clip_hf import multi_to_multi_loss
 from holistic_clip_hf.loss_holistic_clip import CaptionBatch
+from reference import loss_of
 
 OFFICIAL = load_file(Path(__file__).parents[1] / "data" / "official" / "loss.safetensors")
 OFFICIAL_CASES = sorted({key.split(".")[0] for key in OFFICIAL})
@@ -50,7 +50,7 @@ def gradients(loss: Tensor, *inputs: Tensor, retain: bool = False) -> list[Tenso
 def test_equals_the_released_code(case: str) -> None:
     expected = {key.removeprefix(f"{case}."): value for key, value in OFFICIAL.items() if key.startswith(f"{case}.")}
     branches, texts = (expected[name].requires_grad_() for name in ("branch_embeds", "text_embeds"))
-    result = multi_to_multi_loss(
+    result = loss_of(
         branches,
         texts,
         expected["logit_scale"].squeeze(),
@@ -86,7 +86,7 @@ def test_equals_the_loops(num_branches: int, num_slots: int, duplicate_captions:
     bias = torch.tensor(-2.0, dtype=torch.float64).requires_grad_() if objective == "sigmoid" else None
     mask, ids = ragged(5, num_slots)
     for matching, choice in choices(num_branches, num_slots):
-        result = multi_to_multi_loss(
+        result = loss_of(
             branches,
             texts,
             scale,
@@ -119,9 +119,7 @@ def test_equals_the_loops(num_branches: int, num_slots: int, duplicate_captions:
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.3])
 def test_diversity_equals_the_loops(form: str, threshold: float) -> None:
     branches, texts, scale = embeds(4, 2)
-    result = multi_to_multi_loss(
-        branches, texts, scale, diversity=form, diversity_threshold=threshold, diversity_weight=0.5
-    )
+    result = loss_of(branches, texts, scale, diversity=form, diversity_threshold=threshold, diversity_weight=0.5)
     expected = reference.diversity(branches, threshold, form)
     torch.testing.assert_close(result.diversity.double(), torch.as_tensor(expected).double())
     torch.testing.assert_close(result.total, result.contrastive + 0.5 * result.diversity)
@@ -130,7 +128,7 @@ def test_diversity_equals_the_loops(form: str, threshold: float) -> None:
 
 def test_assignment_is_what_each_caption_met() -> None:
     branches, texts, scale = embeds(3, 3)
-    result = multi_to_multi_loss(branches, texts, scale, branch_of_slot=[2, -1, 0])
+    result = loss_of(branches, texts, scale, branch_of_slot=[2, -1, 0])
     free = [reference.best(reference.similarities(branches[image], texts[image, 1])) for image in range(5)]
     assert result.assignment.tolist() == [[2, best, 0] for best in free]
     assert len(set(free)) > 1
@@ -140,13 +138,13 @@ def test_assignment_is_what_each_caption_met() -> None:
 def test_all_equal_embeddings_give_log_of_the_batch(matching: str) -> None:
     same = torch.zeros(6, 3, 8).index_fill(2, torch.tensor([0]), 1.0)
     # CLIP's highest temperature, of which float32 has no exponential
-    result = multi_to_multi_loss(same, same, torch.tensor(100.0), matching=matching, diversity_weight=0)
+    result = loss_of(same, same, torch.tensor(100.0), matching=matching, diversity_weight=0)
     assert result.total.item() == pytest.approx(math.log(6), abs=1e-5)
 
 
 def test_one_branch_and_one_caption_is_clip() -> None:
     branches, texts, scale = embeds(1, 1)
-    result = multi_to_multi_loss(branches, texts, scale)
+    result = loss_of(branches, texts, scale)
     expected = image_text_contrastive_loss(scale * texts[:, 0] @ branches[:, 0].T)
     torch.testing.assert_close(result.total.double(), expected, rtol=1e-6, atol=1e-6)
     assert result.diversity.item() == 0
@@ -160,7 +158,7 @@ def test_one_branch_and_one_caption_is_siglip() -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     output = model(torch.randint(0, 20, (5, 6)), torch.randn(5, 3, 8, 8), return_loss=True)
-    result = multi_to_multi_loss(
+    result = loss_of(
         output.image_embeds[:, None],
         output.text_embeds[:, None],
         model.logit_scale.exp(),
@@ -179,10 +177,8 @@ def test_order_of_images_does_not_matter(matching: str) -> None:
     mask, ids = ragged(5, 3)
     order = torch.tensor([3, 0, 4, 1, 2])
     options = {"matching": matching}
-    before = multi_to_multi_loss(branches, texts, scale, caption_mask=mask, caption_ids=ids, **options)
-    after = multi_to_multi_loss(
-        branches[order], texts[order], scale, caption_mask=mask[order], caption_ids=ids[order], **options
-    )
+    before = loss_of(branches, texts, scale, caption_mask=mask, caption_ids=ids, **options)
+    after = loss_of(branches[order], texts[order], scale, caption_mask=mask[order], caption_ids=ids[order], **options)
     torch.testing.assert_close(before.total, after.total)
 
 
@@ -191,7 +187,7 @@ def test_order_of_slots_matters_exactly_where_they_are_aligned() -> None:
     turned = texts[:, [1, 2, 0]]
 
     def total(slots: Tensor, matching: str) -> float:
-        return multi_to_multi_loss(branches, slots, scale, matching=matching).total.item()
+        return loss_of(branches, slots, scale, matching=matching).total.item()
 
     assert abs(total(texts, "aligned") - total(turned, "aligned")) > 1e-2
     assert total(texts, "free") == pytest.approx(total(turned, "free"), abs=1e-6)
@@ -202,7 +198,7 @@ def test_two_collapsed_branches_of_five() -> None:
     branches[:, 1] = branches[:, 0]
     texts = unit(4, 5, 5).float()
     pairwise, official = (
-        multi_to_multi_loss(branches, texts, torch.tensor(1.0), diversity=form) for form in ("pairwise", "official")
+        loss_of(branches, texts, torch.tensor(1.0), diversity=form) for form in ("pairwise", "official")
     )
     assert pairwise.diversity.item() == pytest.approx((1.0 - 0.7) / 10)
     assert official.diversity.item() == 0
@@ -213,12 +209,12 @@ def test_missing_caption_counts_for_nothing(choice: list[int]) -> None:
     branches, texts, scale = embeds(3, 3)
     mask = torch.ones(5, 3, dtype=torch.bool)
     mask[1, 2] = mask[4, 0] = False
-    result = multi_to_multi_loss(branches, texts, scale, branch_of_slot=choice, caption_mask=mask)
+    result = loss_of(branches, texts, scale, branch_of_slot=choice, caption_mask=mask)
     text_gradient = gradients(result.total, texts)[0]
     assert (text_gradient[~mask] == 0).all()
     assert (text_gradient[mask].abs().amax(dim=-1) > 0).all()
     other = torch.where(mask[..., None], texts, torch.full_like(texts, 100.0))
-    again = multi_to_multi_loss(branches, other, scale, branch_of_slot=choice, caption_mask=mask)
+    again = loss_of(branches, other, scale, branch_of_slot=choice, caption_mask=mask)
     assert torch.equal(again.total, result.total)
 
 
@@ -232,16 +228,14 @@ def test_mean_over_ranks_is_the_whole_batch(num_ranks: int, matching: str, objec
     inputs = (branches, texts, scale) if objective == "softmax" else (branches, texts, scale, bias)
     options: dict[str, Any] = {"branch_of_slot": [2, 0, -1, 1], "diversity_threshold": -0.5, "matching": matching}
     options |= {"objective": objective, "logit_bias": bias if objective == "sigmoid" else None}
-    whole = multi_to_multi_loss(branches, texts, scale, caption_mask=mask, caption_ids=ids, **options)
+    whole = loss_of(branches, texts, scale, caption_mask=mask, caption_ids=ids, **options)
     rows, parts = 6 // num_ranks, []
     for offset in range(0, 6, rows):
         mine = slice(offset, offset + rows)
         local = {"caption_mask": mask[mine], "caption_ids": ids[mine]}
         # As a gathered tensor: the same numbers, but not the same tensor.
         everyone = CaptionBatch(branches * 1, texts * 1, mask, ids)
-        part = multi_to_multi_loss(
-            branches[mine], texts[mine], scale, **local, **options, gathered=everyone, offset=offset
-        )
+        part = loss_of(branches[mine], texts[mine], scale, **local, **options, gathered=everyone, offset=offset)
         assert torch.equal(part.assignment, whole.assignment[mine])
         parts.append(part.total)
     mean = sum(parts) / num_ranks
@@ -253,7 +247,7 @@ def test_mean_over_ranks_is_the_whole_batch(num_ranks: int, matching: str, objec
 def refuse(message: str, branches: Tensor, texts: Tensor, **options: Any) -> Callable[[], None]:
     def run() -> None:
         with pytest.raises(ValueError, match=message):
-            multi_to_multi_loss(branches, texts, torch.tensor(1.0), **options)
+            loss_of(branches, texts, torch.tensor(1.0), **options)
 
     return run
 
@@ -292,7 +286,7 @@ def test_whatever_a_missing_row_holds(matching: str) -> None:
     texts.requires_grad_()
     mask = torch.ones(4, 2, dtype=torch.bool)
     mask[1, 0] = False
-    loss = multi_to_multi_loss(branches, texts, torch.tensor(10.0), caption_mask=mask, matching=matching)
+    loss = loss_of(branches, texts, torch.tensor(10.0), caption_mask=mask, matching=matching)
     loss.total.backward()
     assert branches.grad.isfinite().all() and texts.grad.isfinite().all()
     assert texts.grad[1, 0].count_nonzero() == 0

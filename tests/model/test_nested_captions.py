@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from holistic_clip_hf import HolisticCLIPModel, multi_to_multi_loss
+from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.loss_holistic_clip import diversity_penalty
+from reference import loss_of
 
 MakeModel = Callable[..., HolisticCLIPModel]
 MakeTokens = Callable[[list[int]], tuple[Tensor, Tensor]]
@@ -144,7 +145,7 @@ def test_loss_of_nested_captions(
     caption_ids = torch.tensor([[1, 2, 3], [1, 5, 6], [7, 8, 6], [9, 2, 4]])
     batch = {"input_ids": ids, "attention_mask": mask, "caption_mask": present, "caption_ids": caption_ids}
     output = model(**batch, pixel_values=pixel_values, branch_of_slot=[2, -1, 0], return_loss=True)
-    expected = multi_to_multi_loss(
+    expected = loss_of(
         output.branch_embeds,
         output.text_embeds,
         model.logit_scale.exp(),

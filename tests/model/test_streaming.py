@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from holistic_clip_hf import MultiToMultiLoss, multi_to_multi_loss
+from holistic_clip_hf import MultiToMultiLoss
 from holistic_clip_hf.loss_holistic_clip import CaptionBatch
+from reference import loss_of
 
 IMAGES, BRANCHES, SLOTS, WIDTH = 7, 3, 4, 5
 NAMES = ("branch_embeds", "text_embeds", "logit_scale")
@@ -51,7 +52,7 @@ def loss(leaves: dict[str, Tensor], images: int = IMAGES, **options: Any) -> Mul
         everyone = (given.pop("gathered_branches"), given.pop("gathered_texts"))
         options |= {"gathered": CaptionBatch(*everyone, **about), "offset": 2}
         about = {name: value[2:6] for name, value in about.items()}
-    return multi_to_multi_loss(**given, **about, diversity_threshold=-0.5, **options)
+    return loss_of(**given, **about, diversity_threshold=-0.5, **options)
 
 
 def value_and_gradients(leaves: dict[str, Tensor], **options: Any) -> list[Tensor]:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import holistic_clip_hf
-from holistic_clip_hf import multi_to_multi_loss
 from holistic_clip_hf.trainer.distributed import (
     gather_objects,
     gather_rows,
@@ -25,6 +24,7 @@ from holistic_clip_hf.trainer.distributed import (
     sum_over_ranks,
     world_size,
 )
+from reference import loss_of
 
 PACKAGE = Path(holistic_clip_hf.__file__).parent
 IMAGES, BRANCHES, SLOTS, WIDTH = 6, 3, 4, 8
@@ -54,7 +54,7 @@ for name, place in (("parts", package), ("parts.trainer", f"{package}/trainer"))
     sys.modules[name] = types.ModuleType(name)  # the package's files without their `__init__`
     sys.modules[name].__path__ = [place]
 from parts.trainer.distributed import gather_rows, rank_offset, world_size
-from parts.loss_holistic_clip import CaptionBatch, multi_to_multi_loss
+from parts.loss_holistic_clip import CaptionBatch, LossOptions, multi_to_multi_loss
 
 given = torch.load(f"{folder}/given.pt")
 
@@ -74,7 +74,9 @@ def run(case, counts, rank):
         batch = dict(caption_mask=mask, caption_ids=ids, routing=routing, gathered=gathered)
         batch["offset"] = rank_offset(len(mask))
         scale = weights["logit_scale"].exp()
-        loss = multi_to_multi_loss(branches, texts, scale, **batch, **given["options"])
+        options = dict(given["options"])
+        batch["branch_of_slot"] = options.pop("branch_of_slot")
+        loss = multi_to_multi_loss(branches, texts, scale, LossOptions(**options), **batch)
         loss.total.backward()
         result = {name: value.grad.clone() for name, value in weights.items()}
         result["loss"] = loss.total.detach().clone()
@@ -145,7 +147,7 @@ def test_ranks_equal_one_process(results: dict[str, list[dict[str, Any]]], case:
     weights = {name: value.requires_grad_() for name, value in given["weights"].items()}
     branches = F.normalize(given["images"] @ weights["vision"], dim=-1)
     texts = F.normalize(given["texts"] @ weights["text"], dim=-1)
-    expected = multi_to_multi_loss(
+    expected = loss_of(
         branches,
         texts,
         weights["logit_scale"].exp(),

@@ -11,9 +11,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, multi_to_multi_loss
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
 from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator
+from reference import loss_of
 
 MakeModel = Callable[..., HolisticCLIPModel]
 MakeTrainer = Callable[..., HolisticCLIPTrainer]
@@ -117,7 +118,7 @@ def test_evaluation_equals_a_recomputation(
         output = model(**batch)
         given = {name: batch[name] for name in ("caption_mask", "caption_ids")}
         given |= {"branch_of_slot": [2, 1, 0], "fused_weight": 1.0, "routing": output.routing}
-        loss = multi_to_multi_loss(output.branch_embeds, output.text_embeds, output.logit_scale, **given)
+        loss = loss_of(output.branch_embeds, output.text_embeds, output.logit_scale, **given)
         losses.append(loss.total.item())
     assert metrics["eval_loss"] == pytest.approx((4 * losses[0] + 3 * losses[1]) / 7, rel=1e-5)
 
