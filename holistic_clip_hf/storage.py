@@ -84,6 +84,23 @@ def require_own_folder(directory: Path, is_ours: Callable[[str], bool], *, holds
                 )
 
 
+def remove_own_files(directory: Path, is_ours: Callable[[str], bool], *, last: str = "") -> None:
+    """Remove the files below a folder that are ours, and the folders that this leaves empty. All others stay.
+
+    Args:
+        directory: Folder to clear; it need not exist.
+        is_ours: Test of a path below it, as for `require_own_folder`.
+        last: Name of the file directly in it by which the folder is known as ours: a killed removal can be repeated.
+    """
+    for folder, _, names in os.walk(directory, topdown=False):
+        below = Path(folder).relative_to(directory)
+        for name in sorted(names, key=lambda name: name == last):
+            if is_ours((below / name).as_posix()):
+                os.unlink(os.path.join(folder, name))
+        if not os.listdir(folder) and not os.path.islink(folder):
+            os.rmdir(folder)
+
+
 def require_apart(directory: Path, source: Path, *, walked: bool) -> None:
     """Refuse an output that is a source of what is written, or holds it, or would be found in it.
 

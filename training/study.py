@@ -34,6 +34,7 @@ from holistic_clip_hf.trainer.recipes import (
     load_recipe,
     make_trainer,
     recipe_split,
+    require_run_name,
     seconds_of_training,
     train_run,
 )
@@ -104,6 +105,7 @@ def load_study(path: Path) -> Study:
         raise ValueError(f"{path}: got {sorted(content)}; expected exactly {', '.join(sorted(valid))}.")
     known = {each.name for each in fields(Method)}
     for name, method in content["methods"].items():
+        require_run_name(name, f"{path}: `methods`")
         if unknown := sorted(set(method) - known):
             raise ValueError(f"{path}, {name}: got {', '.join(unknown)}; expected one of {', '.join(sorted(known))}.")
     methods = {name: Method(**method) for name, method in content.pop("methods").items()}

@@ -12,6 +12,7 @@ A row is what one captioner answered about one image from one perspective, failu
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ..storage import write_atomically
+from ..storage import require_own_folder, write_atomically
 
 
 class Key(NamedTuple):
@@ -76,6 +77,11 @@ logger = logging.getLogger(__name__)
 # A kill costs what was answered since the last file; a run of ten days at this pace leaves 14,400 files.
 SECONDS_PER_FILE = 60.0
 MOST_ROWS_PER_FILE = 10_000
+# All that writers leave in a folder, killed ones too: rows, lists of what was left out, locks.
+_OWN = re.compile(
+    r"\d+\.\d+-of-\d+\.jsonl|skipped\.\d+-of-\d+\.json|\.\d+-of-\d+\.lock"
+    r"|\.(?:\d+|skipped)\.\d+-of-\d+\.jsonl?\.\d+\.partial"
+)
 
 
 @dataclass(frozen=True)
@@ -180,9 +186,10 @@ class CaptionStore:
         written.
 
         Raises:
-            ValueError: another process adds rows of this shard.
+            ValueError: another process adds rows of this shard, or the folder holds files of others and no rows.
             OSError: the rows cannot be written; all earlier files are as they were.
         """
+        self._require_own()
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / f".{shard}.lock")
         try:
@@ -194,7 +201,8 @@ class CaptionStore:
             ) from error
         try:
             for partial in self.folder.glob(f".*.{shard}.json*.partial"):
-                partial.unlink(missing_ok=True)  # of a process that was killed while it wrote
+                if _OWN.fullmatch(partial.name):
+                    partial.unlink(missing_ok=True)  # of a process that was killed while it wrote
             writer = RowWriter(self.folder, shard, seconds_per_file)
             try:
                 yield writer
@@ -202,6 +210,14 @@ class CaptionStore:
                 writer.commit()
         finally:
             lock.release()
+
+    def _require_own(self) -> None:
+        """Refuse a folder that has files, none of them with rows, and some that no writer leaves."""
+        for path in self.folder.glob("*.jsonl"):
+            with open(path, "rb") as file:
+                if _from_line(file.readline()) is not None:
+                    return
+        require_own_folder(self.folder, lambda path: bool(_OWN.fullmatch(path)), holds="caption rows")
 
     def _all_rows(self) -> Iterator[CaptionRow]:
         for path in sorted(self.folder.glob("*.jsonl")):

@@ -40,13 +40,16 @@ class Command:
         """Fit, save, and print what the checkpoint answers with now.
 
         Raises:
-            ValueError: no such checkpoint, corpus or split.
+            ValueError: no such checkpoint, corpus or split, or an output folder that holds other things.
         """
         from ..corpus.build import find_corpus, open_split
         from ..evaluation.encoding import load_checkpoint
         from ..evaluation.fusion_fitting import fit_fusion
         from ..evaluation.retrieval import embed_corpus
+        from ..publishing.checkpoint import require_checkpoint_folder
 
+        if self.output is not None:
+            require_checkpoint_folder(self.output)
         is_routed = self.fusion == "routed"
         split = self.split or ("train" if is_routed else "validation")
         dataset = open_split(find_corpus(self.corpus), split, split_column=self.split_column)

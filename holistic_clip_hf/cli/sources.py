@@ -169,6 +169,7 @@ class Table:
             name=self.name or self.dataset,
             image_column=self.image_column,
             id_column=self.id_column,
+            folders=[Path(self.dataset)] if Path(self.dataset).is_dir() else (),
         )
 
 

@@ -168,7 +168,7 @@ SKIPPED = "skipped.jsonl"
 CARD, _LOCK = "README.md", ".lock"
 # By these names a build knows what earlier builds wrote; nothing else in its folder is ever removed.
 SHARD_NAME = re.compile(r".+-[0-9a-f]{8}\.parquet")
-_OWN = re.compile(r"\.lock|corpus\.json|skipped\.jsonl|diversity\.(?:png|json)")
+BESIDE = re.compile(r"skipped\.jsonl|diversity\.(?:png|json)")
 MOST_LISTED = 10_000  # skipped items in the manifest, which is read at every load; more are in a file of their own
 Shard = Callable[[], Iterable[Mapping[str, Any] | Skipped]]
 
@@ -234,23 +234,32 @@ def require_corpus_folder(directory: Path) -> None:
     Raises:
         ValueError: somebody else's files lie there.
     """
-    manifest = directory / MANIFEST
+    manifest, is_damaged = directory / MANIFEST, False
     if manifest.is_file():
         try:
             found = json.loads(manifest.read_bytes())
         except (UnicodeDecodeError, json.JSONDecodeError):
-            found = None  # a damaged one is made anew, but not among files that are not ours
-        if isinstance(found, dict) and {"fingerprint", "shards"} <= found.keys():
-            return
-    has_begun = (directory / _LOCK).is_file()  # a build writes it before the card
+            is_damaged = True  # it is made anew, but not among files that are not ours
+        else:
+            if isinstance(found, dict) and {"fingerprint", "shards"} <= found.keys():
+                return
+    # The names beside the shards are anybody's. A build writes its lock before them, and some have been without one.
+    has_begun = (directory / _LOCK).is_file() or any(map(_is_shard, directory.glob("data/*.parquet")))
 
     def is_ours(path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        if folder == "data":
-            return bool(PARTIAL.fullmatch(name)) or _is_shard(directory / path)
-        return not folder and bool(_OWN.fullmatch(name) or PARTIAL.fullmatch(name) or (has_begun and name == CARD))
+        if path in (CARD, MANIFEST) or BESIDE.fullmatch(path):
+            return has_begun and (path != MANIFEST or is_damaged)
+        return is_corpus_file(directory, path)
 
     require_own_folder(directory, is_ours, holds="a corpus")
+
+
+def is_corpus_file(directory: Path, path: str) -> bool:
+    """Tell whether a path below a corpus is of a file that a build writes there, the card apart."""
+    folder, _, name = path.rpartition("/")
+    if folder == "data":
+        return bool(PARTIAL.fullmatch(name)) or _is_shard(directory / path)
+    return not folder and (name in (_LOCK, MANIFEST) or bool(BESIDE.fullmatch(name) or PARTIAL.fullmatch(name)))
 
 
 def _is_shard(path: Path) -> bool:

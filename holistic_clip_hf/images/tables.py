@@ -104,6 +104,7 @@ class TableSource:
         name: Name of the source, and of the captions' source, such as the dataset's name on the Hub.
         image_column, id_column: Columns of images and their ids. Without ids, the number of the row is the id.
         split: Split that all its rows belong to (`train`, `validation` or `test`). Default: the builder decides.
+        folders: Folders that hold the data set, into which no corpus is built.
 
     Raises:
         ValueError: a column that the data set lacks, or an image column that holds no images.
@@ -120,6 +121,7 @@ class TableSource:
         image_column: str = "image",
         id_column: str | None = None,
         split: str = "",
+        folders: Sequence[Path] = (),
     ) -> None:
         wanted = [image_column, *captions, *([id_column] if id_column else [])]
         if absent := [column for column in wanted if column not in dataset.column_names]:
@@ -139,6 +141,8 @@ class TableSource:
         self.name = name
         self.captions = captions
         self.split = split
+        # Of rows that `datasets` maps into memory it says itself where they lie.
+        self.folders, self.is_walked = (*folders, *(Path(each["filename"]) for each in dataset.cache_files)), False
         self._images = dataset.select_columns(image_column).with_format(None)
         self._texts = dataset.select_columns([*captions, *([id_column] if id_column else [])]).with_format(None)
         self._image_column = image_column

@@ -21,7 +21,7 @@ from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..evaluation.records import Record, load_records
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..storage import raise_if_disk_full, require_free_space
+from ..storage import raise_if_disk_full, require_apart, require_free_space, require_own_folder
 from . import stranger
 from .inventory import require_own_code, require_safe_folder
 from .model_card import FACTS_FILE, CardFacts, load_facts, render_model_card, save_facts
@@ -49,6 +49,21 @@ def require_checkpoint(checkpoint: Path) -> None:
         raise ValueError(f"{checkpoint} holds no weights in safetensors. Save the model with `save_pretrained`.")
 
 
+def require_checkpoint_folder(directory: Path) -> None:
+    """Refuse to save a checkpoint into a folder that holds anything but one of ours.
+
+    Raises:
+        ValueError: somebody else's files lie there, another kind of checkpoint among them.
+    """
+    try:
+        found = json.loads((directory / "config.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
+        found = None
+    if not isinstance(found, dict) or found.get("model_type") != HolisticCLIPConfig.model_type:
+        # Saving begins with the code that travels along.
+        require_own_folder(directory, lambda path: path in TRAVELLING_FILES, holds="a checkpoint")
+
+
 def facts_of(checkpoint: Path, repo_id: str) -> CardFacts:
     """Read `card_facts.json` beside a checkpoint; without it, names alone."""
     path = checkpoint / FACTS_FILE
@@ -70,10 +85,13 @@ def stage(
     other files only the card's pictures come along.
 
     Raises:
-        ValueError: no checkpoint of ours, a picture that is missing, or a folder that would not be safe to load.
+        ValueError: no checkpoint of ours, a picture that is missing, or a folder that is the checkpoint's own, holds
+            other things or would not be safe to load.
         OSError: the disk is full.
     """
     require_checkpoint(checkpoint)
+    require_apart(folder, checkpoint, walked=False)
+    require_checkpoint_folder(folder)
     _require_space(checkpoint, folder)
     try:
         model = HolisticCLIPModel.from_pretrained(checkpoint, use_safetensors=True)

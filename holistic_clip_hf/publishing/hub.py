@@ -190,10 +190,12 @@ def pull_corpus(repo_id: str, directory: str | Path, *, revision: str = MAIN, to
     What has arrived before an interruption is not downloaded again.
 
     Raises:
-        ValueError: a repository that holds no corpus, or whose shards are not those of its manifest.
+        ValueError: a repository that holds no corpus, or whose shards are not those of its manifest; a folder that
+            holds other things.
         PublishingError: the Hub or the network.
     """
     directory = Path(directory)
+    _require_pullable(directory)
     try:
         snapshot_download(
             repo_id, repo_type="dataset", revision=revision, local_dir=directory, allow_patterns=PULLED, token=token
@@ -209,6 +211,20 @@ def pull_corpus(repo_id: str, directory: str | Path, *, revision: str = MAIN, to
             )
         _require_checksum(directory / record["file"], record["sha256"])
     return load_corpus(directory)
+
+
+def _require_pullable(directory: Path) -> None:
+    """Refuse a folder that holds anything but a corpus, or what the Hub's client notes that it is downloading."""
+    if (directory / MANIFEST).is_file() and not (directory / _NOTES).is_dir():
+        require_corpus_folder(directory)
+        return
+
+    def is_ours(path: str) -> bool:
+        return path.startswith(f"{_CLIENT}/") or any(
+            (directory / _NOTES / f"{path}.{ending}").is_file() for ending in ("metadata", "lock")
+        )
+
+    require_own_folder(directory, is_ours, holds="a corpus")
 
 
 def _files_of(directory: Path) -> dict[str, Path]:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from ..storage import PARTIAL, require_own_folder, write_atomically
 
 FORMAT = 1
-MANIFEST, SEGMENTS, NEIGHBOURS = "index.json", "segments", "neighbours"
+MANIFEST, LOCK, SEGMENTS, NEIGHBOURS = "index.json", ".lock", "segments", "neighbours"
 VECTOR = "vector."  # before the name of a column of vectors
 BRANCHES, FUSED_ONLY = "branches", "fused"
 VECTORS = (BRANCHES, FUSED_ONLY)
@@ -129,7 +129,7 @@ def lock(directory: Path) -> Iterator[None]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(directory / ".lock", timeout=0):
+        with FileLock(directory / LOCK, timeout=0):
             yield
     except Timeout as error:
         raise TimeoutError(
@@ -215,7 +215,7 @@ logger = logging.getLogger(__name__)
 _OPENINGS = 5
 # All that indexing writes. Nothing else in its folder is ever removed.
 _OWN = re.compile(
-    rf"\.lock|{re.escape(MANIFEST)}|{SEGMENTS}/[0-9]{{8}}\.arrow|{NEIGHBOURS}/[0-9]{{8}}-[0-9]+\.faiss"
+    rf"{re.escape(LOCK)}|{re.escape(MANIFEST)}|{SEGMENTS}/[0-9]{{8}}\.arrow|{NEIGHBOURS}/[0-9]{{8}}-[0-9]+\.faiss"
     rf"|(?:{SEGMENTS}/|{NEIGHBOURS}/)?{PARTIAL.pattern}"
 )
 _ABOUT = b"holistic_clip_index"
@@ -327,8 +327,21 @@ def require_index_folder(directory: Path) -> None:
     Raises:
         ValueError: somebody else's files lie there.
     """
-    if not (directory / MANIFEST).is_file():
-        require_own_folder(directory, lambda path: bool(_OWN.fullmatch(path)), holds="an index")
+    path, is_damaged = directory / MANIFEST, False
+    if path.is_file():
+        try:
+            found = json.loads(path.read_bytes())
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            is_damaged = True  # `read_manifest` says what to do about it
+        else:
+            if isinstance(found, dict) and "format" in found:
+                return
+    has_begun = (directory / LOCK).is_file()  # indexing writes it before the manifest, whose name is anybody's
+
+    def is_ours(name: str) -> bool:
+        return bool(_OWN.fullmatch(name)) and (name != MANIFEST or (has_begun and is_damaged))
+
+    require_own_folder(directory, is_ours, holds="an index")
 
 
 def remove_unlisted(directory: Path, manifest: Manifest) -> None:

@@ -36,7 +36,7 @@ from ..corpus.build import open_split, read_manifest
 from ..initialization import from_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..storage import PARTIAL, read_yaml, require_own_folder, write_atomically
+from ..storage import PARTIAL, read_yaml, remove_own_files, require_own_folder, write_atomically
 from .arguments import HolisticCLIPTrainingArguments
 from .callbacks import OneLineProgress, last_whole_checkpoint
 from .collator import Augmentation
@@ -144,11 +144,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if not content["runs"] or not isinstance(content["runs"], dict):
         raise ValueError(f"{path} has no runs; expected a name and, below it, `perspectives` and `slots`.")
     for name, run in content["runs"].items():
-        if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
-            raise ValueError(
-                f"{path}: `runs` has {name!r}; expected names of letters, digits, '.', '_' and '-' that do not begin "
-                f"with a dot. Rename the run."
-            )
+        require_run_name(name, f"{path}: `runs`")
         _check_keys(f"{path}, runs, {name}", run, _names(Run), _names(Run))
     _check_model(path, content["model"])
     _check_tokenizer(path, content["tokenizer"])
@@ -158,6 +154,15 @@ def load_recipe(path: str | Path) -> Recipe:
         _check_keys(f"{path}, augmentation", content["augmentation"], _names(Augmentation) - {"size"})
     runs = {name: Run(**run) for name, run in content.pop("runs").items()}
     return Recipe(name=path.stem, runs=runs, **content)
+
+
+def require_run_name(name: Any, where: str) -> None:
+    """Raise `ValueError` unless `name` can be that of a folder below another; `where` is what has it."""
+    if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
+        raise ValueError(
+            f"{where} has {name!r}; expected names of letters, digits, '.', '_' and '-' that do not begin with a dot. "
+            f"Rename the run."
+        )
 
 
 def _check_model(path: Path, model: Any) -> None:
@@ -290,23 +295,28 @@ def make_model(recipe: Recipe, run: str, tokenizer: CLIPTokenizer) -> HolisticCL
 
 FINISHED = "finished.json"
 TINY = "tiny"
-# What a run leaves in its folder; a folder with anything else was made by somebody else and is not replaced.
+# What a run leaves in its folder. Training again removes these names alone.
 OWN_FILES = re.compile(
     r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|processor_config"
     r"|preprocessor_config|trainer_state|finished|results|card_facts|unreadable_images|model\.safetensors\.index)\.json"
-    r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|[\w-]+\.png"
+    r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|(?:results|branches-[A-Za-z0-9-]*)\.png"
     rf"|\.gitattributes|{PARTIAL.pattern}"
 )
-STATE = re.compile(r"[0-9a-f]{16}(?:/.*)?")
-INGREDIENTS = re.compile(r"(?:corpus|clip)(?:/.*)?")
+STATE = re.compile(r"[0-9a-f]{16}")  # a fingerprint, the name of a folder in which the Trainer saves
 
 
 def is_finished(checkpoint: Path, fingerprint: str) -> bool:
     """Tell whether this very run has been trained to its end."""
-    marker = checkpoint / FINISHED
-    if not marker.is_file() or not (checkpoint / SAFE_WEIGHTS_NAME).is_file():
-        return False
-    return json.loads(marker.read_text())["fingerprint"] == fingerprint
+    return (checkpoint / SAFE_WEIGHTS_NAME).is_file() and _finished_fingerprint(checkpoint) == fingerprint
+
+
+def _finished_fingerprint(checkpoint: Path) -> str | None:
+    """Read which run was trained to its end, or None if no training left its marker there."""
+    try:
+        found = json.loads((checkpoint / FINISHED).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return found.get("fingerprint") if isinstance(found, dict) else None
 
 
 def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
@@ -315,7 +325,7 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     if is_finished(checkpoint, fingerprint):
         logger.info("Already trained: %s", checkpoint)
         return
-    states = checkpoint.with_name(f"{checkpoint.name}-states") / fingerprint
+    states = _states_of(checkpoint) / fingerprint
     require_own_run(checkpoint)
     trainer = make_trainer(recipe, run, corpus, states)
     state = last_whole_checkpoint(states)
@@ -324,7 +334,7 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     trainer.train(resume_from_checkpoint=None if state is None else str(state))
     publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
     if trainer.is_world_process_zero():
-        shutil.rmtree(states.parent)
+        remove_states(checkpoint)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -334,10 +344,33 @@ def require_own_run(checkpoint: Path) -> None:
     Raises:
         ValueError: somebody else's files lie where the run's checkpoint or its states are to be.
     """
-    if not (checkpoint / FINISHED).is_file():
-        require_own_folder(checkpoint, lambda path: bool(OWN_FILES.fullmatch(path)), holds="a checkpoint")
-    states = checkpoint.with_name(f"{checkpoint.name}-states")
-    require_own_folder(states, lambda path: bool(STATE.fullmatch(path)), holds="states of training")
+    states = _states_of(checkpoint)
+    require_own_folder(states, lambda path: bool(STATE.fullmatch(path.partition("/")[0])), holds="states of training")
+    if _finished_fingerprint(checkpoint) is None:
+        # Anybody has a folder with a README or a config.json. A run that was killed while it saved its result has
+        # left its states, too.
+        has_begun = states.is_dir() and any(states.iterdir())
+        require_own_folder(
+            checkpoint, lambda path: has_begun and bool(OWN_FILES.fullmatch(path)), holds="a checkpoint"
+        )
+
+
+def _states_of(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}-states")
+
+
+def remove_result(checkpoint: Path) -> None:
+    """Remove what training left in a run's folder, and nothing else that lies there."""
+    remove_own_files(checkpoint, lambda path: bool(OWN_FILES.fullmatch(path)), last=FINISHED)
+
+
+def remove_states(checkpoint: Path) -> None:
+    """Remove the states of a run, and their folder if nothing else lies there."""
+    states = _states_of(checkpoint)
+    for path in states.iterdir() if states.is_dir() else ():
+        if STATE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+    remove_own_files(states, lambda path: False)
 
 
 def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> HolisticCLIPTrainer:
@@ -378,7 +411,7 @@ def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:
 def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: dict[str, str]) -> None:
     """Put the trained model in place; the marker comes last, so that half a checkpoint is never taken for a whole."""
     if trainer.is_world_process_zero():
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        remove_result(checkpoint)
     trainer.save_result(checkpoint)
     if not trainer.is_world_process_zero():
         return

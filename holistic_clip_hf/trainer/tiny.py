@@ -7,7 +7,6 @@ tokenizer. Everything else (slots, options, losses, kinds of schedules, precisio
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from datasets import Value
 from PIL import Image, ImageDraw
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from ..corpus.build import build_corpus, corpus_features
-from ..storage import require_own_folder
-from .recipes import INGREDIENTS, Recipe, require_own_run, train_tokenizer
+from ..corpus.build import MANIFEST, build_corpus, corpus_features, is_corpus_file, require_corpus_folder
+from ..storage import remove_own_files, require_own_folder
+from .recipes import OWN_FILES, Recipe, remove_result, remove_states, require_own_run, train_tokenizer
 
 
 def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
@@ -31,9 +30,10 @@ def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
     with state.main_process_first():
         if state.is_main_process:
             require_own_run(output_dir / run)
-            require_own_folder(ingredients, lambda path: bool(INGREDIENTS.fullmatch(path)), holds="what --tiny draws")
-            for old in (ingredients, output_dir / run, output_dir / f"{run}-states"):
-                shutil.rmtree(old, ignore_errors=True)
+            require_own_ingredients(ingredients)
+            remove_result(output_dir / run)
+            remove_states(output_dir / run)
+            _remove_ingredients(ingredients)
             make_ingredients(recipe, ingredients)
     return small
 
@@ -50,6 +50,28 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), 
 SHAPES = ("square", "circle", "triangle")
 # More sentences than a long text slot of 248 tokens holds, so that every position is trained.
 MOST_SENTENCES = 32
+
+
+def require_own_ingredients(directory: Path) -> None:
+    """Refuse a folder for ingredients in which somebody else's files lie.
+
+    Raises:
+        ValueError: they do.
+    """
+    require_corpus_folder(directory / CORPUS)
+    has_corpus = (directory / CORPUS / MANIFEST).is_file()  # it is finished before the CLIP is saved
+
+    def is_ours(path: str) -> bool:
+        folder, _, name = path.partition("/")
+        return folder == CORPUS or (folder == CLIP and has_corpus and bool(OWN_FILES.fullmatch(name)))
+
+    require_own_folder(directory, is_ours, holds="what --tiny draws")
+
+
+def _remove_ingredients(directory: Path) -> None:
+    remove_own_files(directory / CLIP, lambda path: bool(OWN_FILES.fullmatch(path)))
+    corpus = directory / CORPUS
+    remove_own_files(corpus, lambda path: is_corpus_file(corpus, path), last=MANIFEST)
 
 
 def make_ingredients(recipe: Recipe, directory: Path) -> None:

@@ -229,8 +229,8 @@ def test_without_git_there_is_no_commit(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "typed"),
     [
-        (["/opt/env/bin/python3", "/opt/env/bin/holistic-clip", "evaluate", "a b"], "holistic-clip evaluate 'a b'"),
-        (["/opt/env/bin/python3", "-m", "training.emoji", "--seed", "1"], "python -m training.emoji --seed 1"),
+        (["bin/python3", "bin/holistic-clip", "evaluate", "a b"], "holistic-clip evaluate 'a b'"),
+        (["bin/python3", "-m", "training.emoji", "--seed", "1"], "python -m training.emoji --seed 1"),
         (["python", "study.py"], "python study.py"),
         (["python"], "python"),
     ],
