@@ -92,13 +92,16 @@ def remove_own_files(directory: Path, is_ours: Callable[[str], bool], *, last: s
         is_ours: Test of a path below it, as for `require_own_folder`.
         last: Name of the file directly in it by which the folder is known as ours: a killed removal can be repeated.
     """
-    for folder, _, names in os.walk(directory, topdown=False):
+    emptied: set[str] = set()
+    for folder, folders, names in os.walk(directory, topdown=False):
         below = Path(folder).relative_to(directory)
-        for name in sorted(names, key=lambda name: name == last):
-            if is_ours((below / name).as_posix()):
-                os.unlink(os.path.join(folder, name))
-        if not os.listdir(folder) and not os.path.islink(folder):
+        ours = [name for name in names if is_ours((below / name).as_posix())]
+        for name in sorted(ours, key=lambda name: name == last):
+            os.unlink(os.path.join(folder, name))
+        is_touched = ours or any(os.path.join(folder, each) in emptied for each in folders)
+        if is_touched and not os.listdir(folder):
             os.rmdir(folder)
+            emptied.add(folder)
 
 
 def require_apart(directory: Path, source: Path, *, walked: bool) -> None:

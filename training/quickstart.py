@@ -39,6 +39,7 @@ from holistic_clip_hf.publishing.model_card import (
     save_facts,
     write_model_card,
 )
+from holistic_clip_hf.storage import require_own_folder
 from holistic_clip_hf.trainer import HolisticCLIPTrainingArguments
 from holistic_clip_hf.trainer.recipes import Recipe, load_recipe, seconds_of_training, train_run
 from holistic_clip_hf.visualization.result_grid import draw_results
@@ -190,6 +191,8 @@ def main() -> None:
     options = parser.parse_args()
     disable_progress_bars()  # of `datasets` and `transformers`: reading and writing takes a second
     logging.disable_progress_bar()
+    if options.card_dir and not (options.card_dir / FACTS_FILE).is_file():
+        require_own_folder(options.card_dir, lambda path: False, holds="a model card")
     started, recipe = time.monotonic(), load_recipe(options.recipe)
     output_dir = options.output_dir / recipe.name
 
@@ -206,13 +209,9 @@ def main() -> None:
     checkpoint = output_dir / (SHOWN_RUN if SHOWN_RUN in recipe.runs else list(recipe.runs)[-1])
     write_card(recipe, corpus, test, records, checkpoint)
     if options.card_dir:
-        if (options.card_dir / CARD).is_file() and not (options.card_dir / FACTS_FILE).is_file():
-            raise ValueError(
-                f"`--card-dir` is {options.card_dir}, which has a {CARD} that is not a model card; expected a new "
-                f"folder or that of a card. Name another."
-            )
         options.card_dir.mkdir(parents=True, exist_ok=True)
-        for name in (CARD, CONFIG_NAME, FACTS_FILE, RESULTS, *load_facts(checkpoint / FACTS_FILE).pictures.values()):
+        # The facts come first: by them the folder is known again.
+        for name in (FACTS_FILE, CARD, CONFIG_NAME, RESULTS, *load_facts(checkpoint / FACTS_FILE).pictures.values()):
             shutil.copy(checkpoint / name, options.card_dir / name)
     print(LOADING.format(checkpoint=checkpoint, picture=checkpoint / PICTURE, card=checkpoint / CARD))
     print(f"All of it took {(time.monotonic() - started) / 60:.1f} minutes.")

@@ -114,6 +114,10 @@ class Find:
         from ..search import Filter, Term
         from ..visualization import ResultRow, result_grid
 
+        if self.picture and self.like and self.picture.resolve() == self.like.resolve():
+            raise ValueError(
+                f"`--picture` is {self.picture}, the image of `--like`; expected another. Name a new file."
+            )
         columns = parse_conditions(self.where)
         index = open_index(self.index, self.model)
         terms = index.parse(self.query) if self.query else []

@@ -132,7 +132,7 @@ def capture_provenance(*, model: str, dataset: str, split: str, seed: int) -> Pr
 
 
 def command_as_typed(arguments: Sequence[str]) -> str:
-    """The command that started a process, from its `sys.orig_argv`, as another machine can run it.
+    """Read the command that started a process, as another machine can run it, from its `sys.orig_argv`.
 
     A console script is started by the interpreter through its absolute path, which is nobody else's; on `PATH` its
     name is enough.

@@ -23,7 +23,7 @@ from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import raise_if_disk_full, require_apart, require_free_space, require_own_folder
 from . import stranger
-from .inventory import require_own_code, require_safe_folder
+from .inventory import TRAVELLING_FILES, require_own_code, require_safe_folder
 from .model_card import FACTS_FILE, CardFacts, load_facts, render_model_card, save_facts
 
 CARD = "README.md"

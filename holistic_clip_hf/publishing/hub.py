@@ -19,7 +19,8 @@ from datasets import Dataset
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download, snapshot_download
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..corpus.build import MANIFEST, load_corpus, read_manifest
+from ..corpus.build import MANIFEST, load_corpus, read_manifest, require_corpus_folder
+from ..storage import require_own_folder
 from .checkpoint import MAX_SHARD_SIZE, VerificationError, facts_of, require_checkpoint, stage, verify
 from .inventory import ALLOWED, require_own_code, require_safe_folder
 from .model_card import CardFacts
@@ -153,6 +154,7 @@ CARD = "README.md"
 SHARD = re.compile(r"data/[^/\\]+\.parquet")
 # Beside the shards: the manifest, the card and its pictures and reports, licences.
 BESIDE = re.compile(r"(corpus|diversity|skipped)\.jsonl?|[A-Za-z0-9_-]+\.png|README\.md|LICENSE|NOTICE")
+CLIENT = ".cache/huggingface"  # where the Hub's client keeps account in a folder that it downloads to
 PULLED = ["data/*.parquet", "*.json", "*.jsonl", "*.png", "README.md", "LICENSE", "NOTICE"]
 
 
@@ -214,15 +216,15 @@ def pull_corpus(repo_id: str, directory: str | Path, *, revision: str = MAIN, to
 
 
 def _require_pullable(directory: Path) -> None:
-    """Refuse a folder that holds anything but a corpus, or what the Hub's client notes that it is downloading."""
-    if (directory / MANIFEST).is_file() and not (directory / _NOTES).is_dir():
+    """Refuse a folder that holds anything but a corpus, or what the Hub's client notes that it downloaded there."""
+    if (directory / MANIFEST).is_file():
         require_corpus_folder(directory)
         return
+    noted = directory / CLIENT / "download"
 
     def is_ours(path: str) -> bool:
-        return path.startswith(f"{_CLIENT}/") or any(
-            (directory / _NOTES / f"{path}.{ending}").is_file() for ending in ("metadata", "lock")
-        )
+        is_noted = any((noted / f"{path}.{ending}").is_file() for ending in ("metadata", "lock"))
+        return is_noted or path.startswith(f"{CLIENT}/")
 
     require_own_folder(directory, is_ours, holds="a corpus")
 

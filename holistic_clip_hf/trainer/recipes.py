@@ -10,6 +10,7 @@ import logging
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -294,6 +295,7 @@ def make_model(recipe: Recipe, run: str, tokenizer: CLIPTokenizer) -> HolisticCL
 
 
 FINISHED = "finished.json"
+UNFINISHED = ""  # in place of a run's fingerprint, while its result is being saved
 TINY = "tiny"
 # What a run leaves in its folder. Training again removes these names alone.
 OWN_FILES = re.compile(
@@ -311,7 +313,7 @@ def is_finished(checkpoint: Path, fingerprint: str) -> bool:
 
 
 def _finished_fingerprint(checkpoint: Path) -> str | None:
-    """Read which run was trained to its end, or None if no training left its marker there."""
+    """Read which run was trained to its end: None if training left no marker, `UNFINISHED` while it saves."""
     try:
         found = json.loads((checkpoint / FINISHED).read_bytes())
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
@@ -347,8 +349,8 @@ def require_own_run(checkpoint: Path) -> None:
     states = _states_of(checkpoint)
     require_own_folder(states, lambda path: bool(STATE.fullmatch(path.partition("/")[0])), holds="states of training")
     if _finished_fingerprint(checkpoint) is None:
-        # Anybody has a folder with a README or a config.json. A run that was killed while it saved its result has
-        # left its states, too.
+        # Anybody has a folder with a README or a config.json. Earlier versions put the marker last, so what they left
+        # when killed while saving is known by the states beside it.
         has_begun = states.is_dir() and any(states.iterdir())
         require_own_folder(
             checkpoint, lambda path: has_begun and bool(OWN_FILES.fullmatch(path)), holds="a checkpoint"
@@ -359,9 +361,14 @@ def _states_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}-states")
 
 
-def remove_result(checkpoint: Path) -> None:
-    """Remove what training left in a run's folder, and nothing else that lies there."""
-    remove_own_files(checkpoint, lambda path: bool(OWN_FILES.fullmatch(path)), last=FINISHED)
+def clear_result(checkpoint: Path) -> None:
+    """Remove what training left in a run's folder, and nothing else that lies there.
+
+    The marker stays and says from now on that no run is finished: the folder is known as ours after a kill, too.
+    """
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    _write_marker(checkpoint, {"fingerprint": UNFINISHED})
+    remove_own_files(checkpoint, lambda path: path != FINISHED and bool(OWN_FILES.fullmatch(path)))
 
 
 def remove_states(checkpoint: Path) -> None:
@@ -370,7 +377,8 @@ def remove_states(checkpoint: Path) -> None:
     for path in states.iterdir() if states.is_dir() else ():
         if STATE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-    remove_own_files(states, lambda path: False)
+    with suppress(OSError):  # there is none, or something of others lies there
+        states.rmdir()
 
 
 def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> HolisticCLIPTrainer:
@@ -411,11 +419,15 @@ def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:
 def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: dict[str, str]) -> None:
     """Put the trained model in place; the marker comes last, so that half a checkpoint is never taken for a whole."""
     if trainer.is_world_process_zero():
-        remove_result(checkpoint)
+        clear_result(checkpoint)
     trainer.save_result(checkpoint)
     if not trainer.is_world_process_zero():
         return
     trainer.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
+    _write_marker(checkpoint, facts)
+
+
+def _write_marker(checkpoint: Path, facts: dict[str, str]) -> None:
     with write_atomically(checkpoint / FINISHED) as marker:
         marker.write(f"{json.dumps(facts, indent=2)}\n".encode())
 

@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 
 from ..corpus.build import MANIFEST, build_corpus, corpus_features, is_corpus_file, require_corpus_folder
 from ..storage import remove_own_files, require_own_folder
-from .recipes import OWN_FILES, Recipe, remove_result, remove_states, require_own_run, train_tokenizer
+from .recipes import OWN_FILES, Recipe, clear_result, remove_states, require_own_run, train_tokenizer
 
 
 def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
@@ -31,7 +31,8 @@ def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
         if state.is_main_process:
             require_own_run(output_dir / run)
             require_own_ingredients(ingredients)
-            remove_result(output_dir / run)
+            if (output_dir / run).is_dir():
+                clear_result(output_dir / run)
             remove_states(output_dir / run)
             _remove_ingredients(ingredients)
             make_ingredients(recipe, ingredients)
