@@ -84,19 +84,18 @@ def require_own_folder(directory: Path, is_ours: Callable[[str], bool], *, holds
                 )
 
 
-def remove_own_files(directory: Path, is_ours: Callable[[str], bool], *, last: str = "") -> None:
+def remove_own_files(directory: Path, is_ours: Callable[[str], bool]) -> None:
     """Remove the files below a folder that are ours, and the folders that this leaves empty. All others stay.
 
     Args:
         directory: Folder to clear; it need not exist.
         is_ours: Test of a path below it, as for `require_own_folder`.
-        last: Name of the file directly in it by which the folder is known as ours: a killed removal can be repeated.
     """
     emptied: set[str] = set()
     for folder, folders, names in os.walk(directory, topdown=False):
         below = Path(folder).relative_to(directory)
         ours = [name for name in names if is_ours((below / name).as_posix())]
-        for name in sorted(ours, key=lambda name: name == last):
+        for name in ours:
             os.unlink(os.path.join(folder, name))
         is_touched = ours or any(os.path.join(folder, each) in emptied for each in folders)
         if is_touched and not os.listdir(folder):

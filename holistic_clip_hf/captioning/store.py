@@ -189,7 +189,7 @@ class CaptionStore:
             ValueError: another process adds rows of this shard, or the folder holds files of others and no rows.
             OSError: the rows cannot be written; all earlier files are as they were.
         """
-        self._require_own()
+        self.require_own()
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / f".{shard}.lock")
         try:
@@ -211,8 +211,12 @@ class CaptionStore:
         finally:
             lock.release()
 
-    def _require_own(self) -> None:
-        """Refuse a folder that has files, none of them with rows, and some that no writer leaves."""
+    def require_own(self) -> None:
+        """Refuse to write into a folder that has files of others, and none with rows.
+
+        Raises:
+            ValueError: it does.
+        """
         for path in self.folder.glob("*.jsonl"):
             with open(path, "rb") as file:
                 if _from_line(file.readline()) is not None:

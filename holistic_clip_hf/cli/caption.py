@@ -97,10 +97,11 @@ class Command:
         """
         from ..captioning.captioner import caption_images
         from ..captioning.perspectives import asked, load_perspectives
-        from ..captioning.store import Shard
+        from ..captioning.store import CaptionStore, Shard
 
         perspectives = load_perspectives(self.perspectives_file, self.perspectives)
         source, shard = self.source.open(), Shard.parse(self.shard)
+        CaptionStore(self.output).require_own()  # before minutes of loading a model
         backend = self._backend()
         if not self.perspectives:
             perspectives = asked(perspectives, backend.captioner)

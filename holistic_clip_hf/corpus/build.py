@@ -304,7 +304,11 @@ def is_whole(directory: Path, fingerprint: str) -> bool:
     """Tell whether `directory` holds a finished corpus of this fingerprint with all its shards in place."""
     if not (directory / MANIFEST).is_file():
         return False
-    manifest = read_manifest(directory)
+    try:
+        manifest = read_manifest(directory)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        logger.warning("%s is damaged and will be written again", directory / MANIFEST)
+        return False
     sizes = {directory / record["file"]: record["bytes"] for record in manifest["shards"].values()}
     in_place = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
     return in_place and manifest["fingerprint"] == fingerprint

@@ -152,8 +152,8 @@ class ClassifiedImages(NamedTuple):
 
 def imagenet_classes() -> dict[str, str]:
     """Synset and OpenAI's name of each of the 1,000 classes, in order."""
-    lines = IMAGENET_CLASSES.read_text(encoding="utf-8").splitlines()
-    return dict(line.split("\t") for line in lines if not line.startswith("#"))
+    lines = IMAGENET_CLASSES.read_text(encoding="utf-8").split("\n")
+    return dict(line.split("\t") for line in lines if line and not line.startswith("#"))
 
 
 def open_classification(
@@ -267,7 +267,7 @@ def _voc(root: Path, *, with_background: bool) -> SegmentationBenchmark:
 
 
 def _ade20k(root: Path) -> SegmentationBenchmark:
-    lines = _read_text(root / "objectInfo150.txt").splitlines()[1:]  # index, ratio, train, val, names
+    lines = _read_text(root / "objectInfo150.txt").split("\n")[1:]  # index, ratio, train, val, names
     names = [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
     images = _images_in(root / "images/validation")
     pairs = ((image, root / f"annotations/validation/{image.stem}.png") for image in images)
@@ -276,7 +276,7 @@ def _ade20k(root: Path) -> SegmentationBenchmark:
 
 
 def _coco_stuff(root: Path) -> SegmentationBenchmark:
-    told = (line.split(":", 1) for line in _read_text(root / "labels.txt").splitlines() if ":" in line)
+    told = (line.split(":", 1) for line in _read_text(root / "labels.txt").split("\n") if ":" in line)
     # Index k of the list, of which 0 is "unlabeled", is the value k - 1 of the maps.
     labels = {int(index): label.strip() for index, label in told}
     used = sorted(labels.keys() - COCO_STUFF_UNUSED - {0})

@@ -5,9 +5,11 @@ import csv
 import json
 import logging
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +22,9 @@ logger = logging.getLogger(__name__)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 # A field of more lines is taken for one whose quote does not close; captions of several paragraphs have a dozen.
 _MOST_LINES = 50
+# A field of CSV with the comma behind it. Nothing is tried twice, so that long fields take linear time.
+_FIELD = re.compile(r'(?:"[^"]*+(?:""[^"]*+)*+"|[^",\r\n][^,\r\n]*+)?+,')
+_NO_RECORD = "no record in UTF-8"
 LISTINGS = ("metadata.csv", "metadata.jsonl")  # as the imagefolder of `datasets` has them
 
 
@@ -109,8 +114,8 @@ class ListedImages:
     def items(self) -> Iterator[Item | Skipped]:
         columns = CaptionColumns({self.image_column: "image", **self.captions}, self.name)
         for line, record in _read_records(self.listing):
-            if record is None:
-                yield Skipped(f"{self.listing.name}:{line}", "no record in UTF-8")
+            if isinstance(record, str):
+                yield Skipped(f"{self.listing.name}:{line}", record)
                 continue
             try:
                 yield self._item(record, columns)
@@ -180,8 +185,8 @@ def _require_folder(root: Path) -> Path:
     return root
 
 
-def _read_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
-    """Records by the number of their line; `None` for a line that is not one, or not UTF-8."""
+def _read_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """Records by the number of their line; a reason for a line that is not one."""
     if path.suffix.casefold() == ".csv":
         yield from _read_csv(path)
         return
@@ -191,53 +196,82 @@ def _read_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
                 yield number, _parse(line)
 
 
-def _parse(line: bytes) -> Mapping[str, Any] | None:
+def _parse(line: bytes) -> Mapping[str, Any] | str:
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+        return _NO_RECORD
+    return record if isinstance(record, dict) else _NO_RECORD
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
-    """Records by the number of their last line.
+def _read_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """Records by the number of their last line; a reason for one that has not a cell for each column of the head.
 
     Raises:
         ValueError: a quote that does not close, or closes within a field; it would swallow the lines behind it.
     """
+    lines: list[str] = []  # of the record that is being read
+
+    def noted(file: Iterable[str]) -> Iterator[str]:
+        for line in file:
+            if len(lines) == _MOST_LINES:
+                raise csv.Error(f"it goes on over more than {_MOST_LINES} lines")
+            lines.append(line)
+            yield line
+
+    broken: list[int] = []
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         # Without `strict`, a field goes on to the end of the file where its quote does not close.
-        reader, num_broken = csv.DictReader(file, strict=True), 0
+        reader, head = csv.reader(noted(file), strict=True), None
         while True:
             begin = reader.line_num + 1
+            lines.clear()
             try:
-                record = next(reader, None)
+                cells = next(reader, None)
             except csv.Error as error:
-                if str(error).startswith("field larger"):  # than the module's limit; the next line is read again
-                    yield reader.line_num, None
+                if len(lines) == 1 and str(error).startswith("field larger"):  # the next line is read again
+                    yield begin, f"a cell of more than {csv.field_size_limit():,} letters"
                     continue
                 raise ValueError(
-                    f"{path}, line {begin}: a double quote does not close as it should ({error}); expected each to be "
-                    f"closed before the next comma or the end of the line. Close it, or write it twice inside quotes."
+                    f"{path}, line {begin + _lines_of_whole_fields(lines)}: a double quote does not close as it "
+                    f"should ({error}); expected each to be closed before the next comma or the end of the line. "
+                    "Close it, or write it twice inside quotes."
                 ) from error
-            if record is None:
+            if cells is None:
                 break
-            num_broken += reader.line_num > begin
-            if reader.line_num - begin >= _MOST_LINES:
-                raise ValueError(
-                    f"{path}, lines {begin} to {reader.line_num}: a quoted field goes on over all of them; expected "
-                    f"at most {_MOST_LINES} lines. Close the double quote where the field ends."
-                )
-            is_whole = None not in record and all(_is_utf8(value) for value in record.values())
-            yield reader.line_num, record if is_whole else None
-    if num_broken:
-        logger.warning("%s: %d records go over several lines, inside double quotes.", path, num_broken)
+            if len(lines) > 1:
+                broken.append(begin)
+            if head is None:
+                head = cells or None
+            elif cells:
+                yield reader.line_num, _record(head, cells)
+    if broken:
+        logger.warning(
+            "%s: %d records go over several lines, inside double quotes; the first begins at line %d.",
+            path,
+            len(broken),
+            broken[0],
+        )
 
 
-def _is_utf8(value: str | None) -> bool:
+def _record(head: Sequence[str], cells: Sequence[str]) -> Mapping[str, Any] | str:
+    if len(cells) != len(head):
+        return f"{len(cells)} cells, not {len(head)} as in the head"
+    return dict(zip(head, cells, strict=True)) if all(map(_is_utf8, cells)) else _NO_RECORD
+
+
+def _lines_of_whole_fields(lines: Sequence[str]) -> int:
+    """Return how many lines of a record end before the field that is broken; the fields before it are whole."""
+    text, place = "".join(lines), 0
+    while whole := _FIELD.match(text, place):
+        place = whole.end()
+    return sum(end <= place for end in accumulate(map(len, lines)))
+
+
+def _is_utf8(value: str) -> bool:
     """Tell whether no byte had to be escaped to read it as text."""
     try:
-        (value or "").encode()
+        value.encode()
     except UnicodeEncodeError:
         return False
     return True

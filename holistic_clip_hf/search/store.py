@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -327,21 +327,28 @@ def require_index_folder(directory: Path) -> None:
     Raises:
         ValueError: somebody else's files lie there.
     """
-    path, is_damaged = directory / MANIFEST, False
+    path = directory / MANIFEST
     if path.is_file():
-        try:
+        with suppress(UnicodeDecodeError, json.JSONDecodeError):
             found = json.loads(path.read_bytes())
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            is_damaged = True  # `read_manifest` says what to do about it
-        else:
             if isinstance(found, dict) and "format" in found:
                 return
-    has_begun = (directory / LOCK).is_file()  # indexing writes it before the manifest, whose name is anybody's
+    # The manifest's name is anybody's. Of a damaged one, beside what indexing wrote, `read_manifest` says what to do.
+    has_begun = (directory / LOCK).is_file() or any(map(_is_segment, directory.glob(f"{SEGMENTS}/*.arrow")))
 
     def is_ours(name: str) -> bool:
-        return bool(_OWN.fullmatch(name)) and (name != MANIFEST or (has_begun and is_damaged))
+        return bool(_OWN.fullmatch(name)) and (name != MANIFEST or has_begun)
 
     require_own_folder(directory, is_ours, holds="an index")
+
+
+def _is_segment(path: Path) -> bool:
+    """Tell a segment that indexing wrote, damaged ones apart, by what its file says of itself."""
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            return _ABOUT in (reader.schema.metadata or {})
+    except (pa.ArrowInvalid, OSError):
+        return False
 
 
 def remove_unlisted(directory: Path, manifest: Manifest) -> None:

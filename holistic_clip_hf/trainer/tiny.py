@@ -72,7 +72,8 @@ def require_own_ingredients(directory: Path) -> None:
 def _remove_ingredients(directory: Path) -> None:
     remove_own_files(directory / CLIP, lambda path: bool(OWN_FILES.fullmatch(path)))
     corpus = directory / CORPUS
-    remove_own_files(corpus, lambda path: is_corpus_file(corpus, path), last=MANIFEST)
+    # The manifest stays until the next build replaces it: by it the folder is known as ours.
+    remove_own_files(corpus, lambda path: path != MANIFEST and is_corpus_file(corpus, path))
 
 
 def make_ingredients(recipe: Recipe, directory: Path) -> None:

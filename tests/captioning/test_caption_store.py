@@ -184,3 +184,23 @@ def test_every_row_is_written_once(tmp_path: Path) -> None:
             writer.add(row(image))
     files = sorted(tmp_path.glob("*.jsonl"))
     assert [json.loads(file.read_bytes())["image_id"] for file in files] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["cat.png", "metadata.jsonl", ".cat.0-of-1.json.partial"])
+def test_rows_are_not_written_among_files_of_others(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"file_name": "cat.png"}')
+    refused = pytest.raises(ValueError, match=f"`output` is .*, which holds {name}; expected .*or caption rows made")
+    with refused, CaptionStore(tmp_path).writer():
+        raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_store_keeps_what_lies_beside_its_rows(tmp_path: Path) -> None:
+    with CaptionStore(tmp_path).writer() as writer:
+        writer.add(row("a"))
+    theirs, remains = tmp_path / ".mine.0-of-1.json.partial", tmp_path / ".1.0-of-1.jsonl.99.partial"
+    theirs.write_text("mine")
+    remains.write_text("of a killed process")
+    with CaptionStore(tmp_path).writer():
+        pass
+    assert theirs.read_text() == "mine" and not remains.exists()

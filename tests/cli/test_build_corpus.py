@@ -139,3 +139,16 @@ def test_an_output_is_needed(images: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as ended:
         parse("corpus", ["folder", str(images)])
     assert ended.value.code == 2 and "--output" in capsys.readouterr().err
+
+
+def test_a_corpus_is_not_built_into_the_data_set_that_it_is_made_of(run: Build, images: Path, tmp_path: Path) -> None:
+    run("folder", images)
+    before = {path: path.read_bytes() for path in (tmp_path / "corpus").rglob("*") if path.is_file()}
+    for dataset in (tmp_path / "corpus", tmp_path / "corpus" / "data"):
+        with pytest.raises(ValueError, match="`output` is .*corpus, which is (the source itself|around the source)"):
+            run("dataset", dataset, "--id-column", "image_id")
+    assert {path: path.read_bytes() for path in (tmp_path / "corpus").rglob("*") if path.is_file()} == before
+    table = Dataset.from_dict({"picture": [png()]})
+    table.save_to_disk(str(tmp_path / "corpus" / "saved"))
+    with pytest.raises(ValueError, match="around the source"):
+        run("dataset", tmp_path / "corpus" / "saved", "--image-column", "picture")

@@ -262,7 +262,7 @@ def test_files_of_others_are_never_removed(tmp_path: Path) -> None:
 def test_a_manifest_of_others_is_no_leave_to_overwrite(tmp_path: Path, content: str) -> None:
     (tmp_path / MANIFEST).write_text(content)
     (tmp_path / "cat.jpg").write_text("mine")
-    with pytest.raises(ValueError, match="which holds cat.jpg"):
+    with pytest.raises(ValueError, match="which holds (cat.jpg|corpus.json)"):
         build_two(tmp_path)
     assert (tmp_path / MANIFEST).read_text() == content
 
@@ -271,3 +271,19 @@ def test_a_file_is_not_a_folder_for_a_corpus(tmp_path: Path) -> None:
     (tmp_path / "corpus").write_text("mine")
     with pytest.raises(ValueError, match="which is a file; expected a folder for a corpus"):
         build_two(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "skipped.jsonl", "diversity.png", "README.md"])
+@pytest.mark.parametrize("content", ['{"name": "my own corpus"}', "{"])
+def test_a_name_that_a_corpus_has_is_not_proof_of_one(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"`output` is .*, which holds {name}; expected a new or empty folder"):
+        build_two(tmp_path)
+    assert originals(tmp_path) == {name: content.encode()}
+
+
+def test_a_damaged_manifest_of_ours_is_made_anew(tmp_path: Path) -> None:
+    build_two(tmp_path)
+    (tmp_path / MANIFEST).write_text("{")
+    (tmp_path / ".lock").unlink()  # as another system may leave it
+    assert len(build_two(tmp_path)) == 3

@@ -199,6 +199,19 @@ def test_coco_stuff_leaves_out_what_nobody_annotated(tmp_path: Path) -> None:
     assert np.asarray(found.dataset[0]["mask"]).tolist() == [[0, 255], [11, 170], [255, 255]]
 
 
+def test_a_line_separator_of_unicode_ends_no_class(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/validation/a.jpg")
+    write_mask(tmp_path / "annotations/validation/a.png", [[1, 2], [2, 2]])
+    names = ["wall\u2028of bricks", "building"]
+    lines = ["head", *(f"{number}\t0.1\t9\t9\t1\t{name}" for number, name in enumerate(names, 1))]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert open_segmentation("ade20k", tmp_path).class_names == names
+    write_image(tmp_path / "val2017/a.jpg")
+    write_mask(tmp_path / "stuffthingmaps/val2017/a.png", [[0]])
+    (tmp_path / "labels.txt").write_text("0: unlabeled\n1: a\x85b\n2: c\n", encoding="utf-8")
+    assert open_segmentation("coco-stuff", tmp_path).class_names == ["a\x85b", "c"]
+
+
 @pytest.mark.parametrize("name", sorted(RETRIEVAL))
 def test_an_empty_root_says_what_is_missing(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is missing; docs|holds no image"):

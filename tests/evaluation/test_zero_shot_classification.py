@@ -158,7 +158,7 @@ def test_misuse_is_refused(make_model: MakeModel, processor: HolisticCLIPProcess
         (rows, ["red", None, "blue", "yellow"], "`class_names` has None for class 1"),
         (rows, COLOURS[:3], "2 of 8 rows have a label without a name, such as 3 in row 6; expected indices of 3"),
         (coloured(corpus, -1), COLOURS, "such as -1 in row 0"),
-        (missing, COLOURS, "such as row 1: got None"),
+        (missing, COLOURS, "such as None in row 1"),
         (rows.select([]), COLOURS, "no rows"),
         (corpus, COLOURS, "columns image_id, image, captions; expected image and label"),
         (corpus, [], "expected image and label"),

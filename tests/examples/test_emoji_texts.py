@@ -186,3 +186,9 @@ trickster n 1 1 @ 1 0 00000020
 def test_a_definition_is_of_the_kind_that_is_drawn_or_absent(label: str, subgroup: str, gloss: str | None) -> None:
     wordnet = WordNet.read({"dict/data.noun": DATA.encode(), "dict/index.noun": INDEX.encode()})
     assert wordnet.define(concept(label, subgroup)) == gloss
+
+
+def test_a_line_separator_of_unicode_ends_no_record_of_wordnet() -> None:
+    data = DATA.replace("bushy tail", "bushy\u2028tail")
+    wordnet = WordNet.read({"dict/data.noun": data.encode(), "dict/index.noun": INDEX.encode()})
+    assert wordnet.define(concept("fox", "animal-mammal")) == "alert mammal with a bushy\u2028tail"

@@ -15,6 +15,7 @@ from PIL import Image
 from holistic_clip_hf.corpus.build import build_corpus, corpus_features, open_split
 from holistic_clip_hf.evaluation.records import load_records
 from holistic_clip_hf.trainer.recipes import Recipe, is_finished, load_recipe
+from training import quickstart
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
@@ -119,3 +120,24 @@ def test_bad_input_says_what_is_valid(recipe_path: Path, corpus: Path, tmp_path:
         open_split(corpus, "test", split_column="painter")
     with pytest.raises(ValueError, match="expected test, train, validation"):
         open_split(corpus, "holdout", split_column="artist_split")
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "results.png", "photos/cat.jpg"])
+def test_a_card_is_not_put_among_files_of_others(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    theirs = tmp_path / "card" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    options = [
+        "--recipe",
+        str(recipe_path),
+        "--output-dir",
+        str(tmp_path / "runs"),
+        "--card-dir",
+        str(tmp_path / "card"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["quickstart", *options])
+    with pytest.raises(ValueError, match=f"`output` is .*card, which holds {name}; expected .*or a model card made"):
+        quickstart.main()
+    assert theirs.read_text() == "mine" and not (tmp_path / "runs").exists()

@@ -159,6 +159,9 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
             r"`as_much_compute_as` \['theirs'\]; expected one of ours",
         ),
     ]
+    for name in ("/any/path", "../x", ".hidden"):
+        methods = {"methods": {name: {"perspectives": SLOTS, "slots": SLOTS}}}
+        cases.append((methods, f"`methods` has '{name}'; expected names of letters, digits"))
     for change, message in cases:
         path = tmp_path / "wrong.yaml"
         path.write_text(yaml.safe_dump({**content, **change}))

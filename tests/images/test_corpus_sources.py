@@ -134,7 +134,7 @@ def test_a_list_of_images(tmp_path: Path, ending: str) -> None:
 def test_csv_with_a_wrong_number_of_cells(tmp_path: Path) -> None:
     listing = write(tmp_path / "metadata.csv", "file_name,alt\na.png,b,c,d\na.png,good\n")
     write(tmp_path / "a.png")
-    expected = {"metadata.csv:2": "no record in UTF-8"}
+    expected = {"metadata.csv:2": "4 cells, not 2 as in the head"}
     assert found(ListedImages(listing, {"alt": "web"}, name="m")) == {**expected, "a.png": {("web", "m"): "good"}}
 
 
@@ -267,14 +267,48 @@ def test_a_stray_quote_swallows_no_lines(tmp_path: Path, stray: str) -> None:
 
 def test_a_quote_that_closes_far_below_is_told(tmp_path: Path) -> None:
     lines = ["a.png,a dog", 'a.png,"a dog', *["a.png,a dog"] * 60, 'a dog"', "a.png,a dog"]
-    with pytest.raises(ValueError, match=r"metadata.csv, lines 3 to 64: a quoted field goes on over all of them"):
+    with pytest.raises(ValueError, match=r"metadata.csv, line 3: a double quote does not close .*more than 50 lines"):
         list(list_of(tmp_path, *lines).items())
 
 
 def test_captions_of_several_lines_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     items = list(list_of(tmp_path, 'a.png,"a dog\nin ""snow"""', 'a.png,a 12" ruler').items())
     assert [each.captions[0]["text"] for each in items] == ['a dog\nin "snow"', 'a 12" ruler']
-    assert "metadata.csv: 1 records go over several lines, inside double quotes." in caplog.text
+    assert (
+        "metadata.csv: 1 records go over several lines, inside double quotes; the first begins at line 2."
+        in caplog.text
+    )
+
+
+def test_a_file_without_quotes_tells_of_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(list(list_of(tmp_path, "a.png,a dog", "", "a.png,a cat").items())) == 2
+    assert caplog.text == ""
+
+
+def test_a_stray_quote_before_long_lines_is_told(tmp_path: Path) -> None:
+    """Of 3 lines, the letters go beyond what the reader takes for a field: one line was left out, and 2 were lost."""
+    lines = ["a.png,a dog", 'a.png,"a dog', *["a.png," + "word " * 20_000] * 9]
+    with pytest.raises(ValueError, match=r"metadata.csv, line 3: a double quote does not close as it should"):
+        list(list_of(tmp_path, *lines).items())
+
+
+def test_a_cell_that_is_too_long_costs_its_own_line_alone(tmp_path: Path) -> None:
+    one, other = list_of(tmp_path, "a.png," + "word " * 40_000, "a.png,a cat").items()
+    assert isinstance(one, Skipped) and one.reason == "a cell of more than 131,072 letters"
+    assert isinstance(other, Item) and other.captions[0]["text"] == "a cat"
+
+
+@pytest.mark.parametrize("before", ["", "\n\n", '"a ""big""\ndog",', ',"",'])
+def test_the_line_is_named_where_the_field_begins(tmp_path: Path, before: str) -> None:
+    line = 3 + before.count("\n")
+    with pytest.raises(ValueError, match=rf"metadata.csv, line {line}: a double quote does not close as it should"):
+        list(list_of(tmp_path, "a.png,a dog", f'{before}a.png,"a dog', "a.png,a cat").items())
+
+
+def test_a_row_that_lacks_a_cell_is_told(tmp_path: Path) -> None:
+    one, other = list_of(tmp_path, "a.png", "a.png,a cat").items()
+    assert one == Skipped("metadata.csv:2", "1 cells, not 2 as in the head")
+    assert isinstance(other, Item)
 
 
 def test_a_line_separator_of_unicode_ends_no_record(tmp_path: Path) -> None:

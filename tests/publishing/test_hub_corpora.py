@@ -154,3 +154,12 @@ def test_a_repository_without_a_corpus(hub: LoopbackHub, tmp_path: Path) -> None
         pull_corpus("ada/drawings", tmp_path / "pulled", token=TOKEN)
     with pytest.raises(PublishingError, match="ada/gone could not be pulled"):
         pull_corpus("ada/gone", tmp_path / "gone", token=TOKEN)
+
+
+@pytest.mark.parametrize("name", ["README.md", "corpus.json", "cat.png", "data/mine.parquet"])
+def test_a_pull_overwrites_no_files_of_others(hub: LoopbackHub, tmp_path: Path, name: str) -> None:
+    (tmp_path / "pulled" / name).parent.mkdir(parents=True)
+    (tmp_path / "pulled" / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"`output` is .*pulled, which holds {name}; expected a new or empty folder"):
+        pull_corpus("ada/drawings", tmp_path / "pulled", token=TOKEN)
+    assert (tmp_path / "pulled" / name).read_text() == "{}" and not hub.requests

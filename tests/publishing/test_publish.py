@@ -208,3 +208,13 @@ def test_repositories_of_something_else(online: LoopbackHub, files: dict[str, by
     with pytest.raises(ValueError, match=message):
         require_publishable(CLIP)
     assert theirs.refs == before and {method for _, method, _ in online.requests} <= {"GET", "HEAD"}
+
+
+def test_nothing_is_staged_over_files_of_others(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="`output` is .*mine, which holds README.md; expected a new or empty folder"):
+        stage(checkpoint, tmp_path / "mine", FACTS)
+    assert (tmp_path / "mine" / "README.md").read_text() == "mine"
+    with pytest.raises(ValueError, match="`output` is .*, which is the source itself"):
+        stage(checkpoint, checkpoint, FACTS)

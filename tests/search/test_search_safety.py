@@ -289,3 +289,22 @@ def test_pictures_of_others_are_never_removed(bring: Indexing, photos: Path, tmp
     kept = [name for name, content in contents(tmp_path / "index").items() if content == b"mine"]
     assert len(kept) == 4 and not (tmp_path / "index" / "segments" / "00000099.arrow").exists()
     assert contents(photos).keys() < before.keys() and len(contents(photos)) == len(before) - 1
+
+
+@pytest.mark.parametrize("content", ['{"title": "my gallery"}', "[1]", "{"])
+def test_a_gallery_is_not_an_index(bring: Indexing, tmp_path: Path, content: str) -> None:
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "index.json").write_text(content)
+    with pytest.raises(ValueError, match="`output` is .*gallery, which holds index.json; expected a new or empty"):
+        bring("gallery")
+    assert contents(tmp_path / "gallery") == {"index.json": content.encode()}
+
+
+def test_a_damaged_manifest_of_an_index_is_still_told(bring: Indexing, tmp_path: Path) -> None:
+    bring()
+    (tmp_path / "index" / "index.json").write_text("{")
+    (tmp_path / "index" / ".lock").unlink()  # as a copy of the folder may lack it
+    with pytest.raises(ValueError, match="index.json is damaged.*Delete it and run the indexing again"):
+        bring()
+    (tmp_path / "index" / "index.json").unlink()
+    assert counts(bring())[0] == 8

@@ -273,3 +273,68 @@ def test_training_replaces_no_folder_of_others(ingredients: Path, tmp_path: Path
             recipes.train_run(recipe, "holistic", Path(recipe.corpus), tmp_path / "holistic")
         assert (tmp_path / folder / "thesis.tex").read_text() == "mine"
         (tmp_path / folder / "thesis.tex").rename(tmp_path / "thesis.tex")
+
+
+def originals(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["cat.png", "README.md", "config.json", "model.safetensors", "finished.json"])
+def test_a_name_that_a_checkpoint_has_is_not_proof_of_one(name: str, ingredients: Path, tmp_path: Path) -> None:
+    recipe = shrink(load_recipe(RECIPES["sharegpt4v_long"]), ingredients)
+    (tmp_path / "holistic").mkdir()
+    (tmp_path / "holistic" / name).write_text("mine")
+    with pytest.raises(
+        ValueError, match=f"`output` is .*holistic, which holds {name}; expected a new or empty folder"
+    ):
+        recipes.train_run(recipe, "holistic", Path(recipe.corpus), tmp_path / "holistic")
+    assert originals(tmp_path) == {f"holistic/{name}": b"mine"}
+
+
+@pytest.mark.parametrize("name", ["clip/config.json", "corpus/cat.png", "corpus/data/cat.png", "corpus/corpus.json"])
+def test_tiny_draws_into_no_folder_of_others(name: str, tmp_path: Path) -> None:
+    theirs = tmp_path / "tiny" / "cc3m" / "ingredients" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    options = ["--recipe", str(RECIPES["cc3m"]), "--run", "holistic", "--tiny", "--output-dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="`output` is .*, which holds .*; expected a new or empty folder"):
+        parse("train", options)()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [theirs] and theirs.read_text() == "mine"
+
+
+def test_training_again_removes_only_what_training_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--recipe", str(RECIPES["cc3m"]), "--run", "holistic", "--tiny", "--output-dir", str(tmp_path)]
+    parse("train", options)()
+    folder = tmp_path / "tiny" / "cc3m"
+    checkpoint = folder / "holistic"
+    theirs = [checkpoint / name for name in ("notes.txt", "photos/cat.png", "cat.png")]
+    theirs += [folder / "ingredients" / name for name in ("corpus/notes.txt", "corpus/data/cat.png")]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (checkpoint / "results.json").write_text("of the earlier run")
+
+    def killed(trainer: Any, folder: Path) -> None:
+        (folder / "config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(recipes.HolisticCLIPTrainer, "save_result", killed)
+        parse("train", options)()
+    assert not (checkpoint / "results.json").exists() and not (checkpoint / "model.safetensors").exists()
+    tiny = shrink(load_recipe(RECIPES["cc3m"]), folder / "ingredients")
+    recipes.train_run(tiny, "holistic", Path(tiny.corpus), checkpoint)  # goes on from its last state
+    assert AutoModel.from_pretrained(checkpoint).config.perspectives == tiny.runs["holistic"].perspectives
+    assert all(path.read_text() == "mine" for path in theirs) and not (folder / "holistic-states").exists()
+
+
+def test_what_an_earlier_version_left_half_saved_is_replaced(ingredients: Path, tmp_path: Path) -> None:
+    """It put its marker last; the states of the run lay beside it."""
+    recipe = shrink(load_recipe(RECIPES["cc3m"]), ingredients)
+    (tmp_path / "holistic").mkdir()
+    (tmp_path / "holistic" / "config.json").write_text("{")
+    (tmp_path / "holistic-states" / "0123456789abcdef").mkdir(parents=True)
+    recipes.require_own_run(tmp_path / "holistic")
+    recipes.clear_result(tmp_path / "holistic")
+    assert not recipes.is_finished(tmp_path / "holistic", recipe.fingerprint("holistic", "corpus"))
+    assert list(originals(tmp_path)) == ["holistic/finished.json"]

@@ -167,7 +167,7 @@ class WordNet:
 
 def _records(data: bytes) -> Iterable[str]:
     """Return the lines after the licence, which is indented."""
-    return (line for line in data.decode().splitlines() if line and not line.startswith(" "))
+    return (line for line in data.decode().split("\n") if line and not line.startswith(" "))
 
 
 def _parse_sense(line: str) -> tuple[str, Sense]:
