@@ -170,7 +170,7 @@ def test_misuse_is_refused(make_model: MakeModel, processor: HolisticCLIPProcess
             )
     with pytest.raises(ValueError, match="no class names"):
         encode_classes(model, processor, [], PLAIN)
-    with pytest.raises(ValueError, match="templates 'openai'; expected plain, photo, openai-7, openai-80"):
+    with pytest.raises(ValueError, match="`templates` is 'openai'; expected one of plain, photo, openai-7, openai-80"):
         load_templates("openai")
     for texts in ([], ["a cat"], ["{} and {}"]):
         with pytest.raises(ValueError, match="each with one {}"):
