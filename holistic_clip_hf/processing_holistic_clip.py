@@ -35,6 +35,8 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
+# Text is escaped once or twice by what wrote the web page; an end keeps `&amp;amp;amp;…` linear.
+_MOST_ESCAPES = 16
 # Printable ASCII and line breaks are what ftfy never changes; an entity it resolves as often as it is escaped.
 _MAY_CHANGE = re.compile(r"[^\t\n\r -~]|&#?[0-9A-Za-z]{1,24};")
 _TERMINAL_ESCAPE = re.compile(r"\x1b\[[\d;]*[a-zA-Z]")
@@ -66,18 +68,30 @@ def clean_caption(text: str) -> str:
     https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py. Without ftfy, all but mis-decoded letters.
     """
     if _MAY_CHANGE.search(text):
-        text = _fixed_without_ftfy(text) if ftfy is None else ftfy.fix_text(text)
+        if ftfy is None:
+            logger.warning_once(
+                "ftfy is not installed: mis-decoded letters in captions are not repaired, as they were for CLIP's "
+                "training; such captions give other tokens and other caption ids than where ftfy is. Remedy: pip "
+                "install ftfy"
+            )
+        text = _fixed_without_ftfy(text) if ftfy is None or _is_escaped_without_end(text) else ftfy.fix_text(text)
     return " ".join(html.unescape(html.unescape(text)).split())
 
 
+def _is_escaped_without_end(text: str) -> bool:
+    """Tell whether entities stand in entities more than `_MOST_ESCAPES` deep; ftfy would go over the text for each."""
+    text = _TERMINAL_ESCAPE.sub("", text).translate(_REPLACED)
+    for _ in range(_MOST_ESCAPES):
+        if (plain := ftfy.fixes.unescape_html(text)) == text:
+            return False
+        text = plain
+    return True
+
+
 def _fixed_without_ftfy(text: str) -> str:
-    logger.warning_once(
-        "ftfy is not installed: mis-decoded letters in captions are not repaired, as they were for CLIP's training; "
-        "such captions give other tokens and other caption ids than where ftfy is. Remedy: pip install ftfy"
-    )
     if "<" not in text:  # ftfy's sign that entities in the text are not meant
-        while (plain := html.unescape(text)) != text:
-            text = plain
+        for _ in range(_MOST_ESCAPES):
+            text = html.unescape(text)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return unicodedata.normalize("NFC", _TERMINAL_ESCAPE.sub("", text).translate(_REPLACED))
 

@@ -138,13 +138,13 @@ def sentence_of_usage(box: str) -> str:
     """Return what the option parser says in its box as one sentence, without the help of the options it names."""
     told: list[str] = []
     for line in box.splitlines()[1:]:  # the first is a heading
-        text = re.sub(r"^[│|] ?|[│|╭╮╰╯─-]+$", "", line).rstrip()
+        text = re.sub(r"^[│|] ?", "", line).rstrip("│|╭╮╰╯─-").rstrip()
         if text.startswith(("For full helptext", "Argument helptext")):
             break
         if text.strip() and not text.startswith(" " * 8):
             told.append(text.strip())
     sentence = " ".join(told).rstrip(".")
-    sentence = re.sub(r"Missing from [\w -]+: ", "missing ", sentence)
+    sentence = re.sub(r"Missing from (?:(?!Missing from )[\w -])+: ", "missing ", sentence)
     return re.sub(r" ?Unrecognized options: ", "; unknown ", sentence).lstrip("; ") + "."
 
 

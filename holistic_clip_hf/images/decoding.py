@@ -184,7 +184,7 @@ def _read(image: Mapping[str, Any]) -> bytes:
         raise UnreadableImageError(f"no such file: {image['path']}") from error
 
 
-_ADDRESS = re.compile(r" <[^>]* at 0x[0-9a-fA-F]+>")
+_ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>")
 MOST_ELONGATED = 100  # longer side by shorter; resizing the shorter side blows the longer one up
 
 

@@ -128,7 +128,7 @@ _FAMILIES = {
     "check mark": r"check (mark|box).*",
     "cross mark": r"cross mark.*|multiply",
     "curly loop": r"(double )?curly loop",
-    "exclamation or question": r".*(exclamation|question).*mark",
+    "exclamation or question": r"(?>.*?(exclamation|question)).*mark",
     "blood type button": r"(a|b|o|ab) button \(blood type\)",
     "letter button": r"input .*|(cl|cool|free|id|new|ng|ok|p|sos|up!|vs) button|circled m|information",
     "japanese button": r"japanese “.*” button",
@@ -146,7 +146,7 @@ _COMPILED = {family: re.compile(pattern) for family, pattern in _FAMILIES.items(
 _GENDER = re.compile(r"\b(man|woman|person|men|women|people)\b(?!’)")
 
 
-_DIRECTION = re.compile(r"\s*:?\s*facing (right|left)$")
+_DIRECTION = re.compile(r"facing (?:right|left)$")
 
 
 def name_family(concept: Concept) -> str:
@@ -157,10 +157,19 @@ def name_family(concept: Concept) -> str:
     for family, pattern in _COMPILED.items():
         if pattern.fullmatch(label):
             return family
-    stripped = _GENDER.sub("", _DIRECTION.sub("", label))
+    stripped = _GENDER.sub("", _without_direction(label))
     if concept.group == "animals-nature":
         stripped = stripped.removesuffix(" face")
     return re.sub(r"\s+", " ", stripped).strip(" :,") or label
+
+
+def _without_direction(label: str) -> str:
+    """Return `kneeling person` of `kneeling person: facing right`.
+
+    The pattern leaves the spaces out, since it would try every way to share them out between both sides of the colon.
+    """
+    direction = _DIRECTION.search(label)
+    return label[: direction.start()].rstrip().removesuffix(":").rstrip() if direction else label
 
 
 def split_by_family(family: str) -> str:
