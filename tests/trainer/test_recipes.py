@@ -199,7 +199,7 @@ PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MUL
 PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 torch.distributed.init_process_group("gloo")
 
-from holistic_clip_hf.cli.main import parse
+from holistic_clip_hf.cli.main import main
 from holistic_clip_hf.trainer import recipes
 from torch.distributed.tensor import DTensor
 
