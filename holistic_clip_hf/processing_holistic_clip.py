@@ -8,9 +8,12 @@
 - What is cut is counted and said once; what cannot be read (no text, NaN pixels) is refused by its position.
 """
 
+import base64
 import hashlib
 import html
+import io
 import math
+import os
 import re
 import reprlib
 import unicodedata
@@ -19,12 +22,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchEncoding, BatchFeature, ProcessorMixin, logging
+from transformers import BatchEncoding, BatchFeature, ProcessorMixin, image_utils, logging
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import (
     ChannelDimension,
     infer_channel_dimension_format,
     is_pil_image,
+    load_image,
     make_flat_list_of_images,
 )
 
@@ -35,6 +39,8 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
+# What an image given by its path or address may be, as in `images/decoding.py`, which does not travel with this file.
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # Text is escaped once or twice by what wrote the web page; an end keeps `&amp;amp;amp;…` linear.
 _MOST_ESCAPES = 16
 # Printable ASCII and line breaks are what ftfy never changes; an entity it resolves as often as it is escaped.
@@ -139,8 +145,8 @@ class HolisticCLIPProcessor(ProcessorMixin):
         token kept.
 
         Raises:
-            ValueError: no image; an image with NaN or infinite pixels, or with four channels that are not uint8; a
-                text that is not a string, or is empty.
+            ValueError: no image; a path, address or base64 of what is not of one of `FORMATS`; an image with NaN or
+                infinite pixels, or with four channels that are not uint8; a text that is not a string, or is empty.
         """
         texts = None if text is None else _checked_texts(text)
         self.validate_inputs(images=images, text=texts, **kwargs)
@@ -203,7 +209,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
         return encoded
 
     def _checked_images(self, images: Any, data_format: str | None) -> list[Any]:
-        flat = make_flat_list_of_images(self.image_processor.fetch_images(images))
+        flat = make_flat_list_of_images(self.image_processor.fetch_images(_loaded(images)))
         if not flat:
             raise ValueError("`images` is empty. Give at least one image, or leave `images` out.")
         return [
@@ -225,6 +231,38 @@ class HolisticCLIPProcessor(ProcessorMixin):
         page.paste(tuple(self.background), (0, 0, *page.size))
         page.paste(drawn, mask=drawn.getchannel("A"))
         return page
+
+
+def _loaded(images: Any) -> Any:
+    """Return `images` with an image in place of each path, address or base64, as transformers loads it."""
+    if isinstance(images, (list, tuple)):
+        return [_loaded(each) for each in images]
+    return load_image(_opened(images)) if isinstance(images, str) else images
+
+
+def _opened(source: str) -> Any:
+    """Open one as `load_image` does, but in `FORMATS` only: Pillow starts Ghostscript on EPS, by whatever name."""
+    pillow = image_utils.PIL.Image
+    pillow.init()
+    formats = [name for name in FORMATS if name in pillow.OPEN]
+    if source.startswith(("http://", "https://")):
+        content = image_utils.httpx.get(source, follow_redirects=True).content
+    elif os.path.isfile(source):
+        with open(source, "rb") as file:
+            content = file.read()
+    else:
+        encoded = source.split(",")[1] if source.startswith("data:image/") and "," in source else source
+        try:
+            content = base64.decodebytes(encoded.encode())
+        except ValueError:
+            content = b""
+    try:
+        return pillow.open(io.BytesIO(content), formats=formats)
+    except OSError as error:
+        raise ValueError(
+            f"`images` has {reprlib.repr(source)}, which is not an image; expected the path, the address or the "
+            f"base64 of one of {', '.join(formats)}. Correct it, or convert the image."
+        ) from error
 
 
 def _checked_texts(text: Any) -> str | list[str]:

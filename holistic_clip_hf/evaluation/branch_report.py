@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..images.decoding import open_image
 from ..modeling_holistic_clip import BranchFusion
 from .encoding import DualEncoder, fuse_by
 from .ranking import TEXT_TO_IMAGE, TIE_TOLERANCE, bootstrap_interval, rank_both_directions, recall_at
@@ -212,7 +213,7 @@ def branch_picture(records: Sequence[Record], *, names: Sequence[str] | None = N
         _draw(axes, panel)
     file = io.BytesIO()
     figure.savefig(file, format="png", transparent=True)
-    return Image.open(file)
+    return open_image(file)
 
 
 def branch_panels(records: Sequence[Record], *, names: Sequence[str] | None = None, k: int = 5) -> list[Panel]:

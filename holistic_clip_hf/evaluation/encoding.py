@@ -94,7 +94,7 @@ def encode_images(
     with evaluation_mode(model):
         for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
             batch = [
-                _decoded(image, row) for row, image in enumerate(images[start : start + batch_size]["image"], start)
+                decode_row(image, row) for row, image in enumerate(images[start : start + batch_size]["image"], start)
             ]
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
             output = model.get_image_features(pixel_values=pixel_values.to(model.device))
@@ -133,7 +133,12 @@ def encode_texts(
     return embeds
 
 
-def _decoded(image: Any, row: int) -> Image.Image:
+def decode_row(image: Any, row: int) -> Image.Image:
+    """Return the image of a row that is evaluated.
+
+    Raises:
+        ValueError: it does not decode.
+    """
     try:
         return decode_image(image)
     except UnreadableImageError as error:

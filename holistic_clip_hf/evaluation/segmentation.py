@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..images.tables import undecoded
 from ..modeling_holistic_clip import HolisticCLIPModel
 from .classification import checked_names
-from .encoding import Processor, evaluation_mode
+from .encoding import Processor, decode_row, evaluation_mode
 from .records import Provenance, Record
 
 TASK = "segmentation"
@@ -80,7 +81,8 @@ def evaluate_segmentation(
 
     Raises:
         ValueError: no rows, no pixel that counts, a mask of another size than its image, an index without a class, a
-            class without a name, vectors that are not finite, or contradicting arguments.
+            class without a name, an image or mask that does not decode, vectors that are not finite, or contradicting
+            arguments.
     """
     windows = windows or Windows(short_side=model.vision_model.config.image_size)
     names = checked_names(class_names)
@@ -89,9 +91,11 @@ def evaluate_segmentation(
         raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
     with evaluation_mode(model):
-        for index, row in enumerate(tqdm(dataset, desc="masks", disable=not progress)):
-            mask = _read_mask(row["mask"], row["image"].size, len(names), index)
-            scores = score_pixels(model, processor, row["image"], class_embeds, windows, readout)
+        rows = undecoded(undecoded(dataset), "mask")
+        for index, row in enumerate(tqdm(rows, desc="masks", disable=not progress)):
+            image = decode_row(row["image"], index)
+            mask = _read_mask(decode_row(row["mask"], index), image.size, len(names), index)
+            scores = score_pixels(model, processor, image, class_embeds, windows, readout)
             if not scores.isfinite().all():
                 raise ValueError(f"Row {index}: the model's scores are not finite. Check its weights.")
             predicted = _decide(scores, model.logit_scale.exp().item(), background, background_threshold)

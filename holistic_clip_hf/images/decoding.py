@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -24,8 +24,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
-def open_image(given: bytes | str | Path) -> Image.Image:
-    """Open a file, or the bytes of one, without decoding its pixels; what its name says does not count.
+def open_image(given: bytes | str | Path | IO[bytes]) -> Image.Image:
+    """Open a file, by its path or open already, or the bytes of one, without decoding its pixels.
+
+    What its name says does not count.
 
     Raises:
         PIL.UnidentifiedImageError: not an image of one of `FORMATS`.

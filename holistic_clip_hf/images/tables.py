@@ -11,6 +11,7 @@ from datasets import Dataset, Features, Image, Value, load_dataset, load_from_di
 from datasets import Image as ImageFeature
 from datasets import IterableDataset as DatasetsStream
 
+from .decoding import decode_image
 from .folders import RESERVED
 from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped
 
@@ -171,23 +172,41 @@ class TableSource:
         return image
 
 
-def undecoded(dataset: Any) -> Any:
-    """Return the same rows with the bytes of their images: the collator decodes them, and can leave one out that it
+class OpenedImage(ImageFeature):
+    """Feature `Image` of `datasets` that decodes through `open_image`; by itself it would start Ghostscript on EPS.
+
+    It is written into files as an `Image`.
+    """
+
+    def decode_example(self, value: Any, token_per_repo_id: Any = None) -> Any:
+        """Return the image, in the mode that is asked for.
+
+        Raises:
+            UnreadableImageError: as `decode_image`.
+        """
+        if not isinstance(value, (dict, str)):
+            return value
+        image = decode_image(value)
+        return image.convert(self.mode) if self.mode and self.mode != image.mode else image
+
+
+def undecoded(dataset: Any, column: str = "image") -> Any:
+    """Return the same rows with the bytes of their images: their reader decodes them, and can leave one out that it
     cannot.
 
-    Left as it is: what is not of `datasets`, what a transform makes of rows, and images for which a mode is asked. Of
-    several datasets by name, each.
+    Images stay decoded, but by `OpenedImage`, if the rows have a format or go through a transform, and if a mode is
+    asked for. Objects from outside `datasets` are returned unchanged. A dict is converted entry by entry.
     """
     if isinstance(dataset, dict):
-        return {name: undecoded(each) for name, each in dataset.items()}
+        return {name: undecoded(each, column) for name, each in dataset.items()}
     if not isinstance(dataset, (Dataset, DatasetsStream)):
         return dataset
-    if isinstance(dataset, Dataset) and dataset.format["type"] is not None:
+    feature = (dataset.features or {}).get(column)
+    if not isinstance(feature, ImageFeature) or not feature.decode:
         return dataset
-    feature = (dataset.features or {}).get("image")
-    if not isinstance(feature, ImageFeature) or not feature.decode or feature.mode is not None:
-        return dataset
-    return dataset.cast_column("image", ImageFeature(decode=False))
+    is_formatted = isinstance(dataset, Dataset) and dataset.format["type"] is not None
+    stays_decoded = is_formatted or feature.mode is not None
+    return dataset.cast_column(column, OpenedImage(mode=feature.mode) if stays_decoded else ImageFeature(decode=False))
 
 
 def load_table(name: str, config: str | None = None, split: str = "train") -> Dataset:

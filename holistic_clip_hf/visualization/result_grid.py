@@ -18,6 +18,8 @@ from ..evaluation.encoding import FusedVectors, encode_images, encode_texts, fus
 from ..evaluation.ranking import caption_pairs, dot, swapped, top_candidates
 from ..evaluation.records import FUSED
 from ..evaluation.retrieval import captions_by_perspective
+from ..images.decoding import decode_image
+from ..images.tables import undecoded
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 
@@ -203,6 +205,7 @@ def draw_results(
             ranked = top_candidates(query_vectors, images, found, score=swapped(score))[0].tolist()
             label = f"{perspective}, by {'all branches' if name == FUSED else 'its branch'}"
             rows.append(ResultRow(label, texts[index], ranked, correct))
-    shown = {index: dataset[index]["image"] for row in rows for index in row.ranked}
+    undrawn = undecoded(dataset)
+    shown = {index: decode_image(undrawn[index]["image"]) for row in rows for index in row.ranked}
     path.parent.mkdir(parents=True, exist_ok=True)
     result_grid(rows, shown, title="Texts of each perspective, drawn at random, and the images found").save(path)

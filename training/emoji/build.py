@@ -2,7 +2,6 @@
 """The emoji corpus: the same concepts drawn by many artists, each drawing with captions from several perspectives."""
 
 import hashlib
-import io
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Features, Value
-from PIL import Image
 from tqdm import tqdm
 
 from holistic_clip_hf.corpus.build import build_corpus, corpus_features, is_whole
+from holistic_clip_hf.images.decoding import open_image
 from holistic_clip_hf.images.sources import Skipped
 from training.emoji.captions import write_captions
 from training.emoji.card import render_card
@@ -188,7 +187,7 @@ def _draw_artist(sources: Sources, artist: str, image_size: int) -> Iterator[dic
 def _row(sources: Sources, artist: str, concept: Concept, png: bytes) -> dict[str, Any]:
     family = name_family(concept)
     image_id = f"{artist}/{concept.slug}"
-    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+    pixels = np.asarray(open_image(png).convert("RGBA"))
     return {
         "image_id": image_id,
         "image": {"bytes": png, "path": f"{image_id.replace('/', '-')}.png"},

@@ -10,6 +10,8 @@ from typing import Any
 import resvg_py
 from PIL import Image
 
+from holistic_clip_hf.images.decoding import open_image
+
 _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
 
@@ -72,7 +74,7 @@ def draw(svg: str, size: int) -> bytes:
     """
     # System fonts are left out: with them the corpus would differ from machine to machine.
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True))
-    drawing = Image.open(io.BytesIO(png)).convert("RGBA")
+    drawing = open_image(png).convert("RGBA")
     visible = drawing.getchannel("A").point(lambda alpha: 255 * (alpha > _FAINT))
     box = visible.getbbox()
     if box is None:
