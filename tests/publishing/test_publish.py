@@ -114,7 +114,7 @@ def test_a_dry_run_asks_nobody(online: LoopbackHub, checkpoint: Path) -> None:
 def test_what_was_pushed_is_told_when_it_cannot_be_pulled(online: LoopbackHub, checkpoint: Path) -> None:
     online.break_at("content", cut="middle", times=40)
     with pytest.raises(
-        PublishingError, match=r"On the Hub is ada/clip, commit \w{40}, whole; pulling it again failed"
+        PublishingError, match=r"On the Hub is ada/clip, commit \w{40}, whole, but it could not be pulled again"
     ):
         publish(checkpoint, CLIP, facts=FACTS)
     assert len(online.repositories["model", "ada/clip"].commits) == 2
