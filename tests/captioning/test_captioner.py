@@ -18,7 +18,7 @@ from caption_server import CaptionServer, answer, caption_of, serving
 from holistic_clip_hf.captioning.captioner import CaptioningReport, caption_images
 from holistic_clip_hf.captioning.perspectives import Perspective
 from holistic_clip_hf.captioning.remote_backend import Patience, RemoteBackend
-from holistic_clip_hf.captioning.store import CaptionRow, CaptionStore, Shard
+from holistic_clip_hf.captioning.store import CaptionRow, CaptionStore, RowWriter, Shard
 from holistic_clip_hf.images.folders import ImageFolder
 from holistic_clip_hf.images.sources import Item, Skipped
 
@@ -233,9 +233,15 @@ def test_ctrl_c_commits_what_is_finished_and_does_not_hang(
 ) -> None:
     server.faults = {STYLE.prompt: ["hang"]}
     server.answers = {}
+    added, add = FORK.Semaphore(0), RowWriter.add
+
+    def add_and_tell(writer: RowWriter, row: CaptionRow) -> None:
+        add(writer, row)
+        added.release()
 
     def interrupted() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        RowWriter.add = add_and_tell  # in this process alone
         try:
             run(numbered(6))
         except KeyboardInterrupt:
@@ -245,6 +251,7 @@ def test_ctrl_c_commits_what_is_finished_and_does_not_hang(
     process.start()
     while len(server.asked) < 4:  # both images under way are asked for their style, which hangs
         signal.sigtimedwait([], 0.01)
+    assert all(added.acquire(timeout=60) for _ in range(2))  # an answer in flight would be asked for again
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     process.join(10)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,14 +59,21 @@ def test_columns_as_they_are_typed() -> None:
         parse_columns(["alt=web", "alt=short"])
 
 
-def test_a_folder(images: Path, run: Build, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_folder(
+    images: Path,
+    run: Build,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bin/holistic-clip", "corpus", "folder", "my photos"])
     assert run("folder", images, "--title", "Mine", "--license", "cc-by-4.0") == {
         "a.png": [("short", "beside a", "images")]
     }
     printed = capsys.readouterr().out
     assert "1 no caption" in printed and "1 rows" in printed and printed.endswith(f"{tmp_path / 'corpus'}\n")
     card = (tmp_path / "corpus/README.md").read_text()
-    assert "# Mine" in card and "license: cc-by-4.0" in card and "holistic-clip " in card
+    assert "# Mine" in card and "license: cc-by-4.0" in card and "\nholistic-clip corpus folder 'my photos'\n" in card
 
 
 def test_a_folder_with_metadata_and_caption_rows(images: Path, run: Build, tmp_path: Path) -> None:
