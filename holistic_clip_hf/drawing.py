@@ -1,14 +1,25 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Lettering of pictures that are drawn with Pillow."""
+"""Lettering of pictures that are drawn with Pillow; palette, matrix and page of those drawn with matplotlib."""
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Of middle lightness, which stands out on white and on black alike; the page itself stays transparent.
+INK, QUIET, BEST = "#767c86", "#868c96", "#d9822b"
+LOW, HIGH, LOST = "#dfe7f2", "#1f4e8c", "#a8442f"  # from nothing to much; less than nothing
+DARK_TEXT, LIGHT_TEXT, LIGHT_TEXT_FROM = "#20242a", "#ffffff", 0.55  # contrast of 4.5 and more within a cell
+COLOURS = ("#5b8bc4", "#d9822b", "#8f7cc0", "#3f9a9e", "#c0688a", "#87984f", "#9a8268", "#6f8797")
+DPI = 150
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 LINE_SPACING = 1.35
-MAT = "#ffffff"  # under transparent images
 BUILT_IN_PUNCTUATION = "“”‘’…·"  # what Pillow's own font has beyond ASCII and is worth keeping
 
 
@@ -77,9 +88,66 @@ def line_height(size: int) -> int:
     return round(size * LINE_SPACING)
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """Return the image without transparency, as RGB."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    page = Image.new("RGBA", image.size, MAT)
-    return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
+def new_figure(width: float, height: float, *, extra: str = "demo") -> "Figure":
+    """Return a transparent figure of matplotlib, in inches, bound to no window and no global state.
+
+    Args:
+        width, height: Size in inches.
+        extra: Extra of this package that brings matplotlib to those who draw here.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"matplotlib is not installed. Run: pip install 'holistic-clip-hf[{extra}]'") from error
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="none")
+
+
+def draw_matrix(
+    axes: "Axes",
+    values: np.ndarray,
+    *,
+    limits: tuple[float, float],
+    form: str | None = "{:.2f}",
+    shades: Sequence[str] = (LOW, HIGH),
+    size: int = 9,
+) -> None:
+    """Draw a matrix (rows, columns) as shaded cells with their numbers; NaN leaves its cell empty.
+
+    Args:
+        axes: Axes to draw into.
+        values: Matrix of numbers.
+        limits: Values of the first and of the last shade.
+        form: Format of a number; `None` draws shades alone.
+        shades: Colours between which cells are shaded, from the lowest to the highest value.
+        size: Size of the numbers in points.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    low, high = limits
+    colours = LinearSegmentedColormap.from_list("cells", list(shades))
+    axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if form is not None and np.isfinite(value):
+            share = abs(2 * (value - low) / (high - low) - 1) if len(shades) > 2 else (value - low) / (high - low)
+            colour = LIGHT_TEXT if share > LIGHT_TEXT_FROM else DARK_TEXT
+            axes.text(column, row, form.format(value), ha="center", va="center", color=colour, fontsize=size)
+
+
+def frame_cell(axes: "Axes", row: int, column: int) -> None:
+    """Draw a frame around one cell of a matrix, as the best of its row or column."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=BEST, linewidth=2))
+
+
+def quiet_axes(axes: "Axes", size: int = 9) -> None:
+    """Take frames, ticks and ground from axes, and print their labels as plain text in `INK`."""
+    axes.set_facecolor("none")
+    axes.tick_params(colors=INK, labelsize=size, length=0)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

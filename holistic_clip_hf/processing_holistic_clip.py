@@ -39,6 +39,7 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
+WHITE = (255, 255, 255)  # the page that an image stands on in a browser
 # What an image given by its path or address may be, as in `images/decoding.py`, which does not travel with this file.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # Text is escaped once or twice by what wrote the web page; an end keeps `&amp;amp;amp;…` linear.
@@ -129,7 +130,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
         self,
         image_processor: Any = None,
         tokenizer: Any = None,
-        background: Sequence[int] = (255, 255, 255),
+        background: Sequence[int] = WHITE,
         **kwargs: Any,
     ) -> None:
         if len(background) != 3 or not all(channel in range(256) for channel in background):
@@ -218,19 +219,30 @@ class HolisticCLIPProcessor(ProcessorMixin):
         ]
 
     def _composed(self, image: Any) -> Any:
-        if not is_pil_image(image):
-            return image
-        if image.mode.startswith("I;16"):
-            image = image.point(lambda value: value * (1 / 257)).convert("L")  # Pillow would clip 16 bits to white
-            if "transparency" in image.info:
-                image.info["transparency"] //= 257
-        if not image.has_transparency_data:
-            return image
-        drawn = image.convert("RGBA")
-        page = drawn.convert("RGB")
-        page.paste(tuple(self.background), (0, 0, *page.size))
-        page.paste(drawn, mask=drawn.getchannel("A"))
-        return page
+        return on_background(image, self.background) if is_pil_image(image) else image
+
+
+def on_background(image: Any, background: Sequence[int] = WHITE) -> Any:
+    """Return a Pillow image in which nothing is transparent and a channel has 8 bits, otherwise as it is.
+
+    Args:
+        image: Pillow image of any mode.
+        background: Red, green and blue, 0 to 255, to compose a transparent image on.
+
+    >>> on_background(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value * (1 / 257)).convert("L")  # Pillow would clip 16 bits to white
+        if "transparency" in image.info:
+            image.info["transparency"] //= 257
+    if not image.has_transparency_data:
+        return image
+    drawn = image.convert("RGBA")
+    page = drawn.convert("RGB")
+    page.paste(tuple(background), (0, 0, *page.size))
+    page.paste(drawn, mask=drawn.getchannel("A"))
+    return page
 
 
 def _loaded(images: Any) -> Any:
@@ -329,4 +341,4 @@ def _lowered(texts: str | list[str]) -> str | list[str]:
     return _lowered([texts])[0]
 
 
-__all__ = ["HolisticCLIPProcessor", "caption_id", "clean_caption"]
+__all__ = ["HolisticCLIPProcessor", "caption_id", "clean_caption", "on_background"]

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holistic_clip_hf.drawing import COLOURS, INK, new_figure
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME
-from holistic_clip_hf.visualization.figures import COLOURS, new_figure
-from holistic_clip_hf.visualization.maps import INK
 from training.study import load_results, load_study
 from training.study_tables import METRIC, QUESTIONS, Estimate, column_of, difference, scores_of, trained_for
 

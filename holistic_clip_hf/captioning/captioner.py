@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..images.decoding import ImageLimits, UnreadableImageError, decode_image, verify_image
 from ..images.sources import Item, Skipped, Source
+from ..processing_holistic_clip import on_background
 from ..storage import write_atomically
 from .cleaning import clean_answer
 from .perspectives import Perspective
@@ -200,7 +201,7 @@ class _Run:
         """Return the image, or why it cannot be read."""
         try:
             data, _ = verify_image(self.source.read(item.place), _LIMITS)
-            return _on_white(decode_image({"bytes": data, "path": None}))
+            return on_background(decode_image({"bytes": data, "path": None})).convert("RGB")
         except UnreadableImageError as error:
             return " ".join(str(error).split())
         except (OSError, ValueError) as error:  # also of pixels that cannot be made RGB
@@ -247,12 +248,3 @@ def _require_askable(perspectives: Sequence[Perspective]) -> None:
             f"`perspectives` has {mute}, which have no prompt; expected what a captioner can be asked. Leave them "
             f"out, as `asked` does."
         )
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda value: value / 257).convert("L")  # Pillow would clip 16 bits to white
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    drawn = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")

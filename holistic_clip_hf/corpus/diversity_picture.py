@@ -5,16 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..drawing import INK, draw_matrix, new_figure, quiet_axes
 from .diversity import DiversityReport, SlotReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Of middle lightness, which stands out on white and on black alike; the page itself stays transparent.
-INK, BAR, MEDIAN, SHADES = "#7f858d", "#5b8bc4", "#d9822b", ("#b9d3ee", "#8fb3da", "#5b8bc4")
-LEAST_ALIKE, MOST_ALIKE = "#cfdff1", "#1f4e8c"
-DARK_TEXT, LIGHT_TEXT, LIGHT_TEXT_FROM = "#20242a", "#ffffff", 0.6  # contrast of 4.5 and more within a cell
+BAR, MEDIAN, SHADES = "#5b8bc4", "#d9822b", ("#b9d3ee", "#8fb3da", "#5b8bc4")
 ROW, TOP, WIDTH = 0.42, 0.9, 12.0  # inches: of a slot, of titles and axes, of the page
 LONGEST_NAME = 30  # characters
 MOST_BINS = 28
@@ -32,15 +30,14 @@ def draw_diversity(report: DiversityReport) -> "Figure":
     Raises:
         ImportError: matplotlib is not installed.
     """
-    figure_class = _load_figure()
-    height = TOP + ROW * max(3, len(report.slots))
-    figure = figure_class(figsize=(WIDTH, height), dpi=150, layout="constrained", facecolor="none")
+    figure = new_figure(WIDTH, TOP + ROW * max(3, len(report.slots)), extra="captions")
     lengths, distinct, between = figure.subplots(1, 3, width_ratios=(1.25, 0.8, 1.15))
     _draw_lengths(lengths, report.slots)
     _draw_distinct(distinct, report.slots)
     _draw_between(between, report)
     for axes in (lengths, distinct, between):
-        _quiet(axes)
+        axes.title.set(color=INK, fontsize=10)
+        quiet_axes(axes, size=8)
     return figure
 
 
@@ -73,8 +70,6 @@ def _draw_distinct(axes: Any, slots: list[SlotReport]) -> None:
 
 
 def _draw_between(axes: Any, report: DiversityReport) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-
     found, kind = (report.words, "shared words") if report.embeddings is None else (report.embeddings, "cosine")
     matrix = np.array([[np.nan if value is None else value for value in row] for row in found.between])
     places = range(len(matrix))
@@ -82,28 +77,15 @@ def _draw_between(axes: Any, report: DiversityReport) -> None:
     axes.set_title(f"alike within an image ({kind})")
     axes.set_xticks(columns, [place + 1 for place in columns])
     axes.set_yticks(places, [place + 1 for place in places])
-    colours = LinearSegmentedColormap.from_list("alike", [LEAST_ALIKE, MOST_ALIKE])
-    axes.imshow(np.ma.masked_invalid(matrix), cmap=colours, vmin=0, vmax=1, aspect="auto")
+    draw_matrix(axes, matrix, limits=(0, 1), form="{:.2f}" if len(matrix) <= MOST_NUMBERED else None, size=8)
     if found.mean is None:
         axes.text(0.5, 0.5, "no image has two captions", ha="center", color=INK, transform=axes.transAxes)
-    for (row, column), value in np.ndenumerate(matrix if len(matrix) <= MOST_NUMBERED else np.empty((0, 0))):
-        if np.isfinite(value):
-            colour = LIGHT_TEXT if value > LIGHT_TEXT_FROM else DARK_TEXT
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
 
 
 def _one_line_each(axes: Any, count: int) -> None:
     axes.set_ylim(count - 0.5, -0.5)
     axes.grid(axis="x", color=INK, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def _quiet(axes: Any) -> None:
-    axes.set_facecolor("none")
-    axes.title.set(color=INK, fontsize=10)
-    axes.tick_params(colors=INK, labelsize=8, length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def _quantile(lengths: dict[int, int], share: float) -> int:
@@ -118,12 +100,4 @@ def _short(name: str) -> str:
     if len(name) > LONGEST_NAME:
         half = LONGEST_NAME // 2 - 1
         name = f"{name[:half].rstrip()} … {name[-half:].lstrip()}"
-    return name.replace("$", r"\$")  # or it starts a formula
-
-
-def _load_figure() -> "type[Figure]":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("matplotlib is not installed. Run: pip install 'holistic-clip-hf[captions]'") from error
-    return Figure
+    return name

@@ -11,7 +11,7 @@ from html import escape
 
 from PIL import Image
 
-from ..drawing import on_white
+from ..processing_holistic_clip import on_background
 from ..search import Hit
 from ..visualization import map_over_image
 from ..visualization.maps import stretched
@@ -24,7 +24,7 @@ NEAR_ZERO = 0.005  # below, a share rounds to nothing
 
 def picture(image: Image.Image, side: int) -> str:
     """Return an image as the value of `src`."""
-    drawn = on_white(image)
+    drawn = on_background(image).convert("RGB")
     drawn.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     drawn.save(file, "WEBP", quality=82, method=2)
@@ -110,7 +110,7 @@ def tiles_of(image: Image.Image, title: str, explained: str, maps: Sequence[Labe
 def _tiles(title: str, explained: str, image: Image.Image, maps: Sequence[LabelledMap]) -> str:
     if not maps:
         return ""
-    square = on_white(image).resize((TILE, TILE), Image.Resampling.LANCZOS)
+    square = on_background(image).convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
     figures = []
     for each in maps:
         drawn = map_over_image(square, stretched(each.values.flatten()).reshape(each.values.shape))

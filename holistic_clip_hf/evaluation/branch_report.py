@@ -11,20 +11,24 @@ Axes: N images, T texts, H branches, D projection width.
 import copy
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..drawing import HIGH, INK, LOST, LOW, draw_matrix, frame_cell, new_figure, quiet_axes
 from ..images.decoding import open_image
 from ..modeling_holistic_clip import BranchFusion
 from .encoding import DualEncoder, fuse_by
 from .ranking import TEXT_TO_IMAGE, TIE_TOLERANCE, bootstrap_interval, rank_both_directions, recall_at
-from .records import FUSED, PER_PERSPECTIVE, Provenance, Record
+from .records import FUSED, PER_PERSPECTIVE, Detail, Provenance, Record, Recorder
 from .retrieval import TASK as RETRIEVAL
 from .retrieval import EmbeddedCorpus, Question, per_perspective
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TASK = "branches"
 PAIRS_AT_ONCE = 4_096  # H vectors of each: 50 MB at H = 6 and D = 512
@@ -46,11 +50,12 @@ def report_branches(
     if len(names) < 2:
         raise ValueError("The model has one branch. A report compares several.")
     corpus.require_images()
-    records = _similarity_records(corpus.branch_embeds, names, provenance)
+    recorder = Recorder(provenance, TASK)
+    records = _similarity_records(corpus.branch_embeds, names, recorder)
     for question in per_perspective(corpus.captions):
-        records += _win_records(corpus, question, names, provenance)
+        records += _win_records(corpus, question, names, recorder)
         for branch in range(len(names)):
-            records += _removal_records(model, corpus, question, branch, provenance, ks)
+            records += _removal_records(model, corpus, question, branch, recorder, ks)
     return records
 
 
@@ -68,35 +73,29 @@ def without_branch(fusion: BranchFusion, branch: int) -> BranchFusion:
     return reduced
 
 
-def _similarity_records(branch_embeds: Tensor, names: Sequence[str], provenance: Provenance) -> list[Record]:
+def _similarity_records(branch_embeds: Tensor, names: Sequence[str], recorder: Recorder) -> list[Record]:
     similarity = torch.einsum("nhd,ngd->nhg", branch_embeds, branch_embeds).double().mean(dim=0)
     return [
-        Record(
-            **vars(provenance),
-            metric="similarity",
-            value=similarity[first, second].item(),
-            task=TASK,
-            details={"branch": names[first], "other": names[second]},
-            counts={"n_images": len(branch_embeds)},
+        recorder.record(
+            "similarity",
+            similarity[first, second].item(),
+            {"branch": names[first], "other": names[second]},
+            {"n_images": len(branch_embeds)},
         )
         for first in range(len(names))
         for second in range(first + 1, len(names))
     ]
 
 
-def _win_records(
-    corpus: EmbeddedCorpus, question: Question, names: Sequence[str], provenance: Provenance
-) -> list[Record]:
+def _win_records(corpus: EmbeddedCorpus, question: Question, names: Sequence[str], recorder: Recorder) -> list[Record]:
     pairs = question.pairs.unique(dim=0)
     shares = torch.stack([_shares_of(corpus, question, part) for part in pairs.split(PAIRS_AT_ONCE)]).sum(dim=0)
     return [
-        Record(
-            **vars(provenance),
-            metric="wins",
-            value=(shares[branch] / len(pairs)).item(),
-            task=TASK,
-            details={"perspective": question.perspective, "branch": name},
-            counts={"n_pairs": len(pairs)},
+        recorder.record(
+            "wins",
+            (shares[branch] / len(pairs)).item(),
+            {"perspective": question.perspective, "branch": name},
+            {"n_pairs": len(pairs)},
             chance=1 / len(names),
         )
         for branch, name in enumerate(names)
@@ -117,7 +116,7 @@ def _removal_records(
     corpus: EmbeddedCorpus,
     question: Question,
     branch: int,
-    provenance: Provenance,
+    recorder: Recorder,
     ks: Sequence[int],
 ) -> list[Record]:
     others = torch.arange(corpus.branch_embeds.shape[1]) != branch
@@ -128,7 +127,7 @@ def _removal_records(
         corpus.embeds_of(question.texts),
     )
     both = rank_both_directions(vectors.images, vectors.texts, question.pairs, score=vectors.score)
-    told = {
+    told: dict[str, Detail] = {
         "protocol": PER_PERSPECTIVE,
         "perspective": question.perspective,
         "branch": FUSED,
@@ -136,29 +135,20 @@ def _removal_records(
         "without": model.config.perspectives[branch],
     }
     return [
-        Record(
-            **vars(provenance),
-            metric="recall",
-            value=recall,
-            task=TASK,
-            details={**told, "direction": direction, "k": k},
-            counts={"n_queries": len(result.ranks), "n_candidates": result.num_candidates},
-            confidence_interval=bootstrap_interval(result.ranks < k, seed=provenance.seed),
+        recorder.record(
+            "recall",
+            recall,
+            {**told, "direction": direction, "k": k},
+            {"n_queries": len(result.ranks), "n_candidates": result.num_candidates},
+            confidence_interval=bootstrap_interval(result.ranks < k, seed=recorder.provenance.seed),
         )
         for direction, result in both.items()
         for k, recall in recall_at(result.ranks, ks).items()
     ]
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-INK, BEST = "#7f858d", "#d9822b"
-LOW, HIGH, LOST = "#dfe7f2", "#1f4e8c", "#a8442f"  # from nothing to much; of recall that is won without a branch
-DARK_TEXT, LIGHT_TEXT, LIGHT_TEXT_FROM = "#20242a", "#ffffff", 0.55
 CELL, LABELS, HEAD = 0.78, 1.25, 1.15  # inches: of a cell's width, of the rows' names, of title and columns' names
-ROW, DPI = 0.42, 150
+ROW = 0.42  # inches
 Cells = Mapping[tuple[str, str], float]
 
 
@@ -206,7 +196,7 @@ def branch_picture(records: Sequence[Record], *, names: Sequence[str] | None = N
         )
     widths = [LABELS + CELL * len(panel.columns) for panel in panels]
     height = HEAD + ROW * max(len(panel.rows) for panel in panels)
-    figure = _new_figure(sum(widths), height)
+    figure = new_figure(sum(widths), height)
     for axes, panel in zip(
         figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0], panels, strict=True
     ):
@@ -253,51 +243,21 @@ def _ordered(found: set[str], names: Sequence[str] | None) -> list[str]:
     return [*first, *sorted(found - set(first))]
 
 
-def _draw(axes: Any, panel: Panel) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-
+def _draw(axes: "Axes", panel: Panel) -> None:
     values = np.array([[panel.cells.get((row, column), np.nan) for column in panel.columns] for row in panel.rows])
     high = panel.most or max(float(np.nanmax(np.abs(values))), 1e-9)
-    low = -high if panel.signed else 0.0
-    shades = LinearSegmentedColormap.from_list("cells", [LOST, LOW, HIGH] if panel.signed else [LOW, HIGH])
-    axes.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=low, vmax=high, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            colour = LIGHT_TEXT if abs(value) / high > LIGHT_TEXT_FROM else DARK_TEXT
-            text = panel.form.format(value)
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+    low, shades = (-high, (LOST, LOW, HIGH)) if panel.signed else (0.0, (LOW, HIGH))
+    draw_matrix(axes, values, limits=(low, high), form=panel.form, shades=shades)
     if panel.frames_best:
-        _frame_best(axes, values)
+        for row, cells in enumerate(values):
+            if np.isfinite(cells).any():
+                frame_cell(axes, row, int(np.nanargmax(cells)))
     axes.set_title(panel.title, color=INK, fontsize=11, pad=10)
     axes.set_xticks(range(len(panel.columns)), [_shown(name) for name in panel.columns], rotation=30, ha="left")
     axes.set_yticks(range(len(panel.rows)), [_shown(name) for name in panel.rows])
     axes.xaxis.tick_top()
-    axes.set_facecolor("none")
-    axes.tick_params(colors=INK, labelsize=9, length=0)
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set_parse_math(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _frame_best(axes: Any, values: np.ndarray) -> None:
-    from matplotlib.patches import Rectangle
-
-    for row, cells in enumerate(values):
-        if np.isfinite(cells).any():
-            column = int(np.nanargmax(cells))
-            place = (column - 0.47, row - 0.46)
-            axes.add_patch(Rectangle(place, 0.94, 0.92, fill=False, edgecolor=BEST, linewidth=2))
+    quiet_axes(axes)
 
 
 def _shown(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _new_figure(width: float, height: float) -> "Figure":
-    """Bound to no window and no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("matplotlib is not installed. Run: pip install 'holistic-clip-hf[demo]'") from error
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="none")

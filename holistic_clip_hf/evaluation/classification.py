@@ -10,7 +10,7 @@ Axes: N images, C classes, H branches, D projection width.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..processing_holistic_clip import clean_caption
 from ..storage import read_yaml
 from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name
 from .ranking import bootstrap_interval, mean_per_class, recall_at, retrieval_ranks
-from .records import Detail, Provenance, Record
+from .records import Detail, Provenance, Record, Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -123,50 +123,42 @@ def measure_classification(
 ) -> list[Record]:
     """Return the same of images (N, H, D) and classes (C, D) that are encoded already; `labels` (N,)."""
     pairs = torch.stack([torch.arange(len(labels)), labels], dim=1)
-    records = []
+    recorder, records = Recorder(provenance, TASK), []
     for told, vectors in vectors_by_name(model, branch_embeds, class_embeds):
         ranks = retrieval_ranks(vectors.images, vectors.texts, pairs, score=vectors.score)
         details = {**told, "templates": templates}
         chance = {k: min(1.0, k / len(class_embeds)) for k in ks}
         counts = {"n_images": len(labels), "n_classes": len(class_embeds)}
-        records += accuracy_records(ranks, labels, TASK, details, counts, chance, provenance)
+        records += accuracy_records(ranks, labels, recorder, details, counts, chance)
     return records
 
 
 def accuracy_records(
     ranks: Tensor,
     labels: Tensor,
-    task: str,
-    details: dict[str, Detail],
-    counts: dict[str, int],
-    chance: dict[int, float],
-    provenance: Provenance,
+    recorder: Recorder,
+    details: Mapping[str, Detail],
+    counts: Mapping[str, int],
+    chance: Mapping[int, float],
 ) -> list[Record]:
     """Accuracy at each k of `chance`, and mean accuracy per class, of the ranks (N,) of the right classes (N,)."""
-    counts = counts | {"n_classes_seen": len(labels.unique())}
-    records = [
-        Record(
-            **vars(provenance),
-            metric="accuracy",
-            value=accuracy,
-            task=task,
-            counts=counts,
-            details={**details, "k": k},
+    counts = {**counts, "n_classes_seen": len(labels.unique())}
+    accuracies = [
+        recorder.record(
+            "accuracy",
+            accuracy,
+            {**details, "k": k},
+            counts,
             chance=chance[k],
-            confidence_interval=bootstrap_interval(ranks < k, seed=provenance.seed),
+            confidence_interval=bootstrap_interval(ranks < k, seed=recorder.provenance.seed),
         )
         for k, accuracy in recall_at(ranks, list(chance)).items()
     ]
-    per_class = Record(
-        **vars(provenance),
-        metric="mean_per_class_accuracy",
-        value=mean_per_class(ranks == 0, labels),
-        task=task,
-        counts=counts,
-        details=details,
-        chance=1 / counts["n_classes"],
-    )
-    return [*records, per_class]
+    mean = mean_per_class(ranks == 0, labels)
+    return [
+        *accuracies,
+        recorder.record("mean_per_class_accuracy", mean, details, counts, chance=1 / counts["n_classes"]),
+    ]
 
 
 def checked_labels(dataset: Dataset, class_names: Sequence[str]) -> Tensor:

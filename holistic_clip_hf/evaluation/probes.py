@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .classification import ACCURACY_KS, accuracy_records, checked_labels
 from .encoding import DualEncoder, Processor, encode_images
 from .ranking import top_candidates
-from .records import FUSED, Provenance, Record
+from .records import FUSED, Detail, Provenance, Record, Recorder
 
 MOST_STEPS = 1_000  # as for CLIP's linear probes (https://arxiv.org/abs/2103.00020, appendix A.3)
 
@@ -133,6 +133,7 @@ def measure_probes(
     progress: bool = False,
 ) -> list[Record]:
     """Return the same of images that are encoded already. What is drawn at random is drawn by `provenance.seed`."""
+    linear, nearest = Recorder(provenance, LINEAR_TASK), Recorder(provenance, NEIGHBOURS_TASK)
     _check_training(train.labels, neighbours)
     counts = {"n_train": len(train.labels), "n_images": len(test.labels), "n_classes": num_classes}
     # What is known without looking at an image: which classes are frequent.
@@ -141,26 +142,25 @@ def measure_probes(
     records = []
     kinds = list(zip(_vectors_by_name(model, train), _vectors_by_name(model, test), strict=True))
     for (name, seen), (_, unseen) in tqdm(kinds, desc="probes", disable=not progress):
-        strength, start = choose_regularisation(seen, train.labels, num_classes, seed=provenance.seed)
-        weight, bias = fit_logistic_regression(
-            seen, train.labels, num_classes, inverse_regularisation=strength, start=start
-        )
-        logits = F.linear(unseen.double(), weight, bias)
+        branch: dict[str, Detail] = {"branch": name}
+        strength, ranks = _linear_ranks(seen, train.labels, unseen, test.labels, num_classes, seed=provenance.seed)
+        records.append(linear.record("inverse_regularisation", strength, branch, {"n_train": len(train.labels)}))
+        records += accuracy_records(ranks, test.labels, linear, branch, counts, chance)
         votes = neighbour_votes(seen, train.labels, unseen, num_classes, neighbours=neighbours)
-        chosen = Record(
-            **vars(provenance),
-            metric="inverse_regularisation",
-            value=strength,
-            task=LINEAR_TASK,
-            details={"branch": name},
-            counts={"n_train": len(train.labels)},
-        )
-        common = (counts, chance, provenance)
-        ranks = ranks_of_labels(logits, test.labels)
-        records += [chosen, *accuracy_records(ranks, test.labels, LINEAR_TASK, {"branch": name}, *common)]
-        told = {"branch": name, "neighbours": neighbours, "temperature": TEMPERATURE}
-        records += accuracy_records(ranks_of_labels(votes, test.labels), test.labels, NEIGHBOURS_TASK, told, *common)
+        told = {**branch, "neighbours": neighbours, "temperature": TEMPERATURE}
+        records += accuracy_records(ranks_of_labels(votes, test.labels), test.labels, nearest, told, counts, chance)
     return records
+
+
+def _linear_ranks(
+    seen: Tensor, seen_labels: Tensor, unseen: Tensor, labels: Tensor, num_classes: int, *, seed: int
+) -> tuple[float, Tensor]:
+    """Fit on `seen` (N, D); return the regularisation chosen, and the rank of each of `labels` (Q,) by `unseen`."""
+    strength, start = choose_regularisation(seen, seen_labels, num_classes, seed=seed)
+    weight, bias = fit_logistic_regression(
+        seen, seen_labels, num_classes, inverse_regularisation=strength, start=start
+    )
+    return strength, ranks_of_labels(F.linear(unseen.double(), weight, bias), labels)
 
 
 def choose_regularisation(

@@ -114,6 +114,41 @@ class Record(Provenance):
         return (self.model, self.task, self.dataset, self.split, self.metric, details)
 
 
+@dataclass(frozen=True)
+class Recorder:
+    """Maker of the records of one task, all with the origin of one run.
+
+    >>> provenance = capture_provenance(model="tiny", dataset="squares", split="test", seed=0)
+    >>> Recorder(provenance, "retrieval").record("recall", 0.5, {"k": 5}, {"n_queries": 8}).label
+    'recall@5'
+    """
+
+    provenance: Provenance
+    task: str
+
+    def record(
+        self,
+        metric: str,
+        value: float,
+        details: Mapping[str, Detail],
+        counts: Mapping[str, int],
+        *,
+        chance: float | None = None,
+        confidence_interval: tuple[float, float] | None = None,
+    ) -> Record:
+        """Return one measured number as a record; the arguments are fields of `Record`."""
+        return Record(
+            **vars(self.provenance),
+            metric=metric,
+            value=value,
+            task=self.task,
+            details=details,
+            counts=counts,
+            chance=chance,
+            confidence_interval=confidence_interval,
+        )
+
+
 def capture_provenance(*, model: str, dataset: str, split: str, seed: int) -> Provenance:
     """Provenance of the running process; what cannot be known is `None` or left out."""
     commit = _git("rev-parse", "HEAD") if _is_tracked() else None

@@ -35,7 +35,7 @@ from .ranking import (
     recall_at,
     retrieval_recalls,
 )
-from .records import BY_NAME, FUSED, PER_PERSPECTIVE, Detail, Provenance, Record
+from .records import BY_NAME, FUSED, PER_PERSPECTIVE, Detail, Provenance, Record, Recorder
 
 STANDARD = "standard"
 PAPER = "paper"
@@ -277,11 +277,11 @@ def measure_retrieval(
     if unknown := [protocol for protocol in protocols if protocol not in RETRIEVAL_PROTOCOLS]:
         raise ValueError(f"`protocols` has {unknown}; expected some of {', '.join(RETRIEVAL_PROTOCOLS)}.")
     corpus.require_images()
-    records = []
+    recorder, records = Recorder(provenance, TASK), []
     for protocol in protocols:
         asked = _asked_at_once if protocol == CAPTION_SETS else partial(_asked_one_by_one, protocol)
         for details, ranks in asked(model, corpus, with_branches):
-            records += _records_of_ranks(ranks, provenance, {"protocol": protocol, **details}, ks)
+            records += _records_of_ranks(ranks, recorder, {"protocol": protocol, **details}, ks)
     return records
 
 
@@ -312,47 +312,36 @@ def _ranked(vectors: FusedVectors, pairs: Tensor) -> Iterator[tuple[str, Directi
 
 
 def _records_of_ranks(
-    result: DirectionRanks, provenance: Provenance, details: dict[str, Detail], ks: Sequence[int]
+    result: DirectionRanks, recorder: Recorder, details: Mapping[str, Detail], ks: Sequence[int]
 ) -> list[Record]:
     counts = {
         "n_queries": len(result.ranks),
         "n_candidates": result.num_candidates,
         "n_left_out": result.num_left_out,
     }
-    chances = chance_recall_at(result.num_correct, result.num_candidates, ks)
-    records = [
-        Record(
-            **vars(provenance),
-            metric="recall",
-            value=recall,
-            task=TASK,
-            details={**details, "k": k},
-            counts=counts,
+    seed, chances = recorder.provenance.seed, chance_recall_at(result.num_correct, result.num_candidates, ks)
+    recalls = [
+        recorder.record(
+            "recall",
+            recall,
+            {**details, "k": k},
+            counts,
             chance=chances[k],
-            confidence_interval=bootstrap_interval(result.ranks < k, seed=provenance.seed),
+            confidence_interval=bootstrap_interval(result.ranks < k, seed=seed),
         )
         for k, recall in recall_at(result.ranks, ks).items()
     ]
-    precision = Record(
-        **vars(provenance),
-        metric="mean_average_precision",
-        value=result.precision.mean().item(),
-        task=TASK,
-        details=details,
-        counts=counts,
+    median_chance = chance_median_rank(result.num_correct, result.num_candidates)
+    median = recorder.record("median_rank", median_rank(result.ranks), details, counts, chance=median_chance)
+    precision = recorder.record(
+        "mean_average_precision",
+        result.precision.mean().item(),
+        details,
+        counts,
         chance=chance_average_precision(result.num_correct, result.num_candidates),
-        confidence_interval=bootstrap_interval(result.precision, seed=provenance.seed),
+        confidence_interval=bootstrap_interval(result.precision, seed=seed),
     )
-    median = Record(
-        **vars(provenance),
-        metric="median_rank",
-        value=median_rank(result.ranks),
-        task=TASK,
-        details=details,
-        counts=counts,
-        chance=chance_median_rank(result.num_correct, result.num_candidates),
-    )
-    return [*records, median, precision]
+    return [*recalls, median, precision]
 
 
 def recall_by_slot(

@@ -12,7 +12,7 @@ tower brings along. Two readouts of a patch:
 Axes: N images, C classes, P patches, D projection width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from ..images.tables import undecoded
 from ..modeling_holistic_clip import HolisticCLIPModel
 from .classification import checked_names
 from .encoding import Processor, decode_row, evaluation_mode
-from .records import Provenance, Record
+from .records import Detail, Provenance, Record, Recorder
 
 TASK = "segmentation"
 READOUTS = ("class_path", "value")
@@ -48,18 +48,43 @@ class Windows:
     stride: float = 0.5
 
 
+@dataclass(frozen=True)
+class Classes:
+    """Classes that a pixel may be of.
+
+    Args:
+        names: C names, in the order of the masks' indices.
+        embeds: (C, D), unit length, one for each class.
+        background: Index of the class that is everything else. To leave its pixels out altogether, as for VOC's 20
+            classes, leave it out of the names and mask it as `IGNORED`.
+        threshold: Probability below which a pixel's most likely class gives way to the background. Results depend on
+            it strongly, so it is part of the record. Default: the background's text decides.
+    """
+
+    names: Sequence[str]
+    embeds: Tensor
+    background: int | None = None
+    threshold: float | None = None
+
+    def decide(self, scores: Tensor, logit_scale: float) -> Tensor:
+        """Return the class (height, width) of each pixel, by its cosines (C, height, width) with all classes."""
+        predicted = scores.argmax(dim=0)
+        if self.threshold is None or self.background is None:
+            return predicted
+        foreground = torch.arange(len(scores)) != self.background
+        likely, best = (logit_scale * scores[foreground]).softmax(dim=0).max(dim=0)
+        return torch.where(likely < self.threshold, self.background, foreground.nonzero().squeeze(1)[best])
+
+
 def evaluate_segmentation(
     model: HolisticCLIPModel,
     processor: Processor,
     dataset: Dataset,
     *,
     provenance: Provenance,
-    class_embeds: Tensor,
-    class_names: Sequence[str],
+    classes: Classes,
     windows: Windows | None = None,
     readout: str = "class_path",
-    background: int | None = None,
-    background_threshold: float | None = None,
     progress: bool = False,
 ) -> list[Record]:
     """Mean intersection over union, mean accuracy of classes, and accuracy of pixels.
@@ -70,14 +95,11 @@ def evaluate_segmentation(
 
     Args:
         dataset: N rows of `image` and `mask`, an image of one channel that holds class indices, `IGNORED` apart.
-        class_embeds: (C, D), unit length, one for each class.
-        class_names: C names, in the order of the masks' indices.
-        windows: left out: one or a few windows of the model's own image size.
-        background: the index of the class that is everything else. `mean_iou` is with it; `mean_iou_foreground` leaves
-            it out of the mean, while its pixels still count against a class that they are taken for. Where they are
-            not to count at all, as in VOC's 20 classes, leave it out of the names and mask it as `IGNORED`.
-        background_threshold: pixels whose most likely class has a lower probability are background; results depend on
-            it strongly, so it is part of the record. Left out: the background's text decides.
+        classes: Classes of the masks. `mean_iou` is with the background; `mean_iou_foreground` leaves it out of the
+            mean, while its pixels still count against a class that they are taken for.
+        windows: Default: one or a few windows of the model's own image size.
+        readout: One of `READOUTS`.
+        progress: True to show a bar.
 
     Raises:
         ValueError: no rows, no pixel that counts, a mask of another size than its image, an index without a class, a
@@ -85,8 +107,8 @@ def evaluate_segmentation(
             arguments.
     """
     windows = windows or Windows(short_side=model.vision_model.config.image_size)
-    names = checked_names(class_names)
-    _check_arguments(model, class_embeds, names, windows, readout, background, background_threshold)
+    _check_arguments(model, classes, windows, readout)
+    names, background = checked_names(classes.names), classes.background
     if len(dataset) == 0:
         raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
@@ -95,21 +117,21 @@ def evaluate_segmentation(
         for index, row in enumerate(tqdm(rows, desc="masks", disable=not progress)):
             image = decode_row(row["image"], index)
             mask = _read_mask(decode_row(row["mask"], index), image.size, len(names), index)
-            scores = score_pixels(model, processor, image, class_embeds, windows, readout)
+            scores = score_pixels(model, processor, image, classes.embeds, windows, readout)
             if not scores.isfinite().all():
                 raise ValueError(f"Row {index}: the model's scores are not finite. Check its weights.")
-            predicted = _decide(scores, model.logit_scale.exp().item(), background, background_threshold)
+            predicted = classes.decide(scores, model.logit_scale.exp().item())
             counts += confusion(predicted, mask, len(names))
     if counts.sum() == 0:
         raise ValueError(f"All pixels of all masks are {IGNORED}, which is ignored. There is nothing to measure.")
-    details: dict[str, str | float] = {
+    details: dict[str, Detail] = {
         "readout": readout,
         "short_side": windows.short_side,
         "stride": windows.stride,
         "background": "none" if background is None else names[background],
-        "background_threshold": "none" if background_threshold is None else background_threshold,
+        "background_threshold": "none" if classes.threshold is None else classes.threshold,
     }
-    return _records(counts, len(dataset), background, provenance, details)
+    return _records(counts, len(dataset), background, Recorder(provenance, TASK), details)
 
 
 def score_pixels(
@@ -172,15 +194,6 @@ def intersection_over_union(counts: Tensor) -> Tensor:
     return right / (counts.sum(dim=0) + counts.sum(dim=1) - right)
 
 
-def _decide(scores: Tensor, logit_scale: float, background: int | None, threshold: float | None) -> Tensor:
-    predicted = scores.argmax(dim=0)
-    if threshold is None or background is None:
-        return predicted
-    foreground = torch.arange(len(scores)) != background
-    likely, best = (logit_scale * scores[foreground]).softmax(dim=0).max(dim=0)
-    return torch.where(likely < threshold, background, foreground.nonzero().squeeze(1)[best])
-
-
 def _scale(image: Image.Image, short_side: int) -> Image.Image:
     if image.mode in ("P", "1"):  # Pillow scales these by the nearest pixel only
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -209,37 +222,26 @@ def _read_mask(mask: Image.Image, size: tuple[int, int], num_classes: int, index
     return labels
 
 
-def _check_arguments(
-    model: HolisticCLIPModel,
-    class_embeds: Tensor,
-    class_names: Sequence[str],
-    windows: Windows,
-    readout: str,
-    background: int | None,
-    threshold: float | None,
-) -> None:
-    side = model.vision_model.config.image_size
+def _check_arguments(model: HolisticCLIPModel, classes: Classes, windows: Windows, readout: str) -> None:
+    side, count = model.vision_model.config.image_size, len(classes.names)
     if windows.short_side < side or not 0 < windows.stride <= 1:
         raise ValueError(
             f"`windows` is {windows}; expected `short_side` from {side}, the model's size, and `stride` up to 1."
         )
     if readout not in READOUTS:
         raise ValueError(f"`readout` is {readout!r}; expected one of {', '.join(READOUTS)}.")
-    if len(class_names) > IGNORED:
-        raise ValueError(
-            f"`class_names` has {len(class_names)} classes; expected at most {IGNORED}, the index of ignored pixels."
-        )
-    expected = (len(class_names), model.config.projection_dim)
-    if tuple(class_embeds.shape) != expected:
-        raise ValueError(f"`class_embeds` has shape {tuple(class_embeds.shape)}; expected {expected}, a row per name.")
-    if background is not None and not 0 <= background < len(class_names):
-        raise ValueError(f"`background` is {background}; expected the index of one of {len(class_names)} classes.")
-    if threshold is not None and background is None:
-        raise ValueError("`background_threshold` needs `background`, the class of the pixels below it.")
+    if count > IGNORED:
+        raise ValueError(f"`names` has {count} classes; expected at most {IGNORED}, the index of ignored pixels.")
+    if tuple(classes.embeds.shape) != (expected := (count, model.config.projection_dim)):
+        raise ValueError(f"`embeds` has shape {tuple(classes.embeds.shape)}; expected {expected}, a row per name.")
+    if classes.background is not None and not 0 <= classes.background < count:
+        raise ValueError(f"`background` is {classes.background}; expected the index of one of {count} classes.")
+    if classes.threshold is not None and classes.background is None:
+        raise ValueError("`threshold` needs `background`, the class of the pixels below it.")
 
 
 def _records(
-    counts: Tensor, num_images: int, background: int | None, provenance: Provenance, details: dict[str, str | float]
+    counts: Tensor, num_images: int, background: int | None, recorder: Recorder, details: Mapping[str, Detail]
 ) -> list[Record]:
     there = counts.sum(dim=1) > 0
     foreground = there.clone()
@@ -254,7 +256,4 @@ def _records(
     if background is not None and foreground.any():
         values["mean_iou_foreground"] = overlap[foreground].mean()
     sizes = {"n_images": num_images, "n_classes": int(there.sum()), "n_pixels": int(counts.sum())}
-    return [
-        Record(**vars(provenance), metric=name, value=value.item(), task=TASK, details=details, counts=sizes)
-        for name, value in values.items()
-    ]
+    return [recorder.record(name, value.item(), details, sizes) for name, value in values.items()]

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..drawing import on_white
+from ..drawing import COLOURS, INK, draw_matrix, frame_cell, new_figure, quiet_axes
 from ..evaluation.ranking import TEXT_TO_IMAGE
-from .maps import INK
+from ..processing_holistic_clip import on_background
 
 Curve = list[tuple[int, float]]
 STATE_NAME = "trainer_state.json"
@@ -55,10 +55,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LEAST, MOST = "#dfe7f2", "#1f4e8c"
-DARK_TEXT, LIGHT_TEXT, LIGHT_TEXT_FROM = "#20242a", "#ffffff", 0.55
-BEST = "#d9822b"
-COLOURS = ("#5b8bc4", "#d9822b", "#8f7cc0", "#3f9a9e", "#c0688a", "#87984f", "#9a8268", "#6f8797")
 # As the trainer calls them; without a perspective, the mean over all.
 RECALL = re.compile(rf"eval_(?:(?P<perspective>.+)_)?{TEXT_TO_IMAGE}_(?P<metric>recall@\d+)")
 LONGEST_CAPTION = 64  # characters, on a line of its own
@@ -104,7 +100,7 @@ def matching_figure(
         height_ratios=(height - LINE * len(captions), LINE * len(captions)),
     )
     picture, matrix, below = (figure.add_subplot(grid[place]) for place in ((0, 0), (0, 1), (1, slice(None))))
-    picture.imshow(on_white(image))
+    picture.imshow(on_background(image).convert("RGB"))
     picture.set_axis_off()
     _draw_matrix(matrix, similarity.detach().float().cpu().numpy(), branches, names)
     below.set_axis_off()
@@ -150,24 +146,14 @@ def training_figure(curves: Mapping[str, Curve], *, recall: str = "recall@5", ti
 
 
 def _draw_matrix(axes: Any, similarity: np.ndarray, branches: Sequence[str], names: Sequence[str]) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
-
-    colours = LinearSegmentedColormap.from_list("agreement", [LEAST, MOST])
     low, high = similarity.min(), max(similarity.max(), similarity.min() + 1e-6)
-    axes.imshow(similarity, cmap=colours, vmin=low, vmax=high, aspect="auto")
-    for (row, column), value in np.ndenumerate(similarity):
-        colour = LIGHT_TEXT if (value - low) / (high - low) > LIGHT_TEXT_FROM else DARK_TEXT
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    draw_matrix(axes, similarity, limits=(low, high))
     for column, row in enumerate(similarity.argmax(axis=0)):
-        frame = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=BEST, linewidth=2.2)
-        axes.add_patch(frame)
+        frame_cell(axes, row, column)
     axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 12 else 18)
     axes.set_yticks(range(len(branches)), [name.replace("_", " ") for name in branches])
     axes.xaxis.tick_top()
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set_parse_math(False)
-    _quiet(axes)
+    quiet_axes(axes)
 
 
 def _draw_curves(axes: Any, curves: Mapping[str, Curve]) -> None:
@@ -179,20 +165,4 @@ def _draw_curves(axes: Any, curves: Mapping[str, Curve]) -> None:
     legend = axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for text in legend.get_texts():
         text.set_parse_math(False)
-    _quiet(axes)
-
-
-def _quiet(axes: Any) -> None:
-    axes.set_facecolor("none")
-    axes.tick_params(colors=INK, labelsize=9, length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """Bound to no window and no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("matplotlib is not installed. Run: pip install 'holistic-clip-hf[demo]'") from error
-    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="none")
+    quiet_axes(axes)

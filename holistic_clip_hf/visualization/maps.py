@@ -11,10 +11,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..drawing import Surface, line_height, lines_of, on_white
+from ..drawing import INK, QUIET, Surface, line_height, lines_of
+from ..processing_holistic_clip import on_background
 
-# Of middle lightness, which stands out on white and on black alike; the page itself stays transparent.
-INK, QUIET = "#767c86", "#868c96"
 # From what a patch has least of to what it has most of: colour, and how much of the image it covers.
 RAMP = ((0.0, (255, 214, 102), 0.0), (0.45, (247, 148, 64), 0.5), (1.0, (190, 18, 78), 0.88))
 PALEST = 96  # the image below a map is grey, its darkest pixel this light
@@ -40,7 +39,7 @@ def map_over_image(image: Image.Image, values: Tensor) -> Image.Image:
             f"`values` has the shape {tuple(values.shape)}, from {values.min():.3g} to {values.max():.3g}; expected "
             f"(rows, columns), from 0 to 1, as `stretched` gives."
         )
-    picture = on_white(image)
+    picture = on_background(image).convert("RGB")
     grid = Image.fromarray((255 * values.float().cpu()).round().to(torch.uint8).numpy())
     heat = grid.resize(picture.size, Image.Resampling.BICUBIC)
     pale = ImageOps.grayscale(picture).point(lambda level: PALEST + level * (255 - PALEST) // 255).convert("RGB")
@@ -154,4 +153,4 @@ def _ramp(value: float) -> tuple[int, int, int, int]:
 
 def _fitted(image: Image.Image, cell: int) -> Image.Image:
     """Square and of the cell's size: what the model sees is square too."""
-    return on_white(image).resize((cell, cell), Image.Resampling.LANCZOS)
+    return on_background(image).convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)

@@ -13,7 +13,7 @@ from pathlib import Path
 from datasets import Dataset
 from PIL import Image
 
-from ..drawing import MAT, Surface, line_height, lines_of, on_white
+from ..drawing import Surface, line_height, lines_of
 from ..evaluation.encoding import FusedVectors, encode_images, encode_texts, fuse
 from ..evaluation.ranking import caption_pairs, dot, swapped, top_candidates
 from ..evaluation.records import FUSED
@@ -21,7 +21,7 @@ from ..evaluation.retrieval import captions_by_perspective
 from ..images.decoding import decode_image
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import HolisticCLIPModel
-from ..processing_holistic_clip import HolisticCLIPProcessor
+from ..processing_holistic_clip import WHITE, HolisticCLIPProcessor, on_background
 
 Images = Mapping[int, Image.Image] | Sequence[Image.Image]
 Names = Mapping[int, str] | Sequence[str]
@@ -146,7 +146,7 @@ def _draw_head(surface: Surface, layout: _Layout, top: int, has_correct: bool) -
     for column in range(layout.columns):
         surface.text((layout.column(column), y), str(column + 1), SMALL_SIZE, QUIET, layout.thumbnail)
     if has_correct:
-        surface.draw.rounded_rectangle((MARGIN, y + 2, MARGIN + 12, y + 14), 3, fill=MAT, outline=CORRECT, width=2)
+        surface.draw.rounded_rectangle((MARGIN, y + 2, MARGIN + 12, y + 14), 3, fill=WHITE, outline=CORRECT, width=2)
         surface.text((MARGIN + 20, y), "correct", SMALL_SIZE, QUIET, layout.text_width)
 
 
@@ -163,8 +163,8 @@ def _draw_question(surface: Surface, layout: _Layout, y: int, row: ResultRow, co
 def _draw_image(surface: Surface, place: tuple[int, int], image: Image.Image, is_correct: bool, side: int) -> None:
     (x, y), inset = place, FRAME + 2
     box = (x, y, x + side - 1, y + side - 1)
-    surface.draw.rounded_rectangle(box, CORNER, fill=MAT, outline=None if is_correct else LINE)
-    picture = on_white(image)
+    surface.draw.rounded_rectangle(box, CORNER, fill=WHITE, outline=None if is_correct else LINE)
+    picture = on_background(image).convert("RGB")
     picture.thumbnail((side - 2 * inset, side - 2 * inset), Image.Resampling.LANCZOS)
     surface.page.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
     if is_correct:
@@ -172,7 +172,7 @@ def _draw_image(surface: Surface, place: tuple[int, int], image: Image.Image, is
         cx, cy, radius = x + side - 11, y + 11, 9
         surface.draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=CORRECT)
         tick = [(cx - 4, cy), (cx - 1, cy + 3), (cx + 4, cy - 3)]
-        surface.draw.line(tick, fill=MAT, width=2, joint="curve")
+        surface.draw.line(tick, fill=WHITE, width=2, joint="curve")
 
 
 def draw_results(

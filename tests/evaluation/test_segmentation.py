@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation.records import Record, capture_provenance
 from holistic_clip_hf.evaluation.segmentation import (
+    Classes,
     Windows,
     confusion,
     evaluate_segmentation,
@@ -34,7 +35,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(colours)
 
 
-def classes(width: int = 16) -> Tensor:
+def embeds(width: int = 16) -> Tensor:
     return F.normalize(torch.randn(3, width, generator=torch.Generator().manual_seed(5)), dim=-1)
 
 
@@ -47,8 +48,9 @@ def rows(*pairs: tuple[Image.Image, np.ndarray]) -> Dataset:
 def measure(
     model: HolisticCLIPModel, processor: HolisticCLIPProcessor, dataset: Dataset, **options: Any
 ) -> dict[str, Record]:
-    options = {"class_embeds": classes(), "class_names": NAMES, **options}
-    found = evaluate_segmentation(model, processor, dataset, provenance=PROVENANCE, **options)
+    fields = {name: options.pop(name) for name in ("names", "embeds", "background", "threshold") if name in options}
+    chosen = Classes(**{"names": NAMES, "embeds": embeds(), **fields})
+    found = evaluate_segmentation(model, processor, dataset, provenance=PROVENANCE, classes=chosen, **options)
     return {record.label: record for record in found}
 
 
@@ -75,7 +77,7 @@ def test_means_are_scikit_learns_over_the_classes_that_are_there(
 ) -> None:
     """Two classes in the masks of three; the third is only ever predicted."""
     model, image = make_model(), picture(32, 32)
-    said = score_pixels(model, processor, image, classes(), Windows(short_side=32), "class_path").argmax(dim=0)
+    said = score_pixels(model, processor, image, embeds(), Windows(short_side=32), "class_path").argmax(dim=0)
     absent = int(said.flatten().bincount().argmax())
     there = [label for label in range(3) if label != absent]
     mask = np.where(np.random.default_rng(0).random((32, 32)) < 0.5, *there)
@@ -93,9 +95,9 @@ def test_means_are_scikit_learns_over_the_classes_that_are_there(
 
 def test_a_palette_is_scaled_as_its_colours_are(make_model: MakeModel, processor: HolisticCLIPProcessor) -> None:
     model, image = make_model(), picture(40, 48).quantize(16)
-    expected = score_pixels(model, processor, image.convert("RGB"), classes(), Windows(short_side=32), "class_path")
+    expected = score_pixels(model, processor, image.convert("RGB"), embeds(), Windows(short_side=32), "class_path")
     torch.testing.assert_close(
-        score_pixels(model, processor, image, classes(), Windows(short_side=32), "class_path"), expected
+        score_pixels(model, processor, image, embeds(), Windows(short_side=32), "class_path"), expected
     )
 
 
@@ -108,9 +110,9 @@ def test_one_window_is_the_patches_scaled_up(
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
     patches = read_patches(model, pixels, readout)[0]
     torch.testing.assert_close(patches.norm(dim=-1), torch.ones(16))
-    by_patch = torch.stack([patches @ each for each in classes()]).reshape(1, 3, 4, 4)
+    by_patch = torch.stack([patches @ each for each in embeds()]).reshape(1, 3, 4, 4)
     expected = F.interpolate(by_patch, size=(32, 32), mode="bilinear")[0]
-    found = score_pixels(model, processor, image, classes(), Windows(short_side=32), readout)
+    found = score_pixels(model, processor, image, embeds(), Windows(short_side=32), readout)
     torch.testing.assert_close(found, expected)
 
 
@@ -118,12 +120,12 @@ def test_overlapping_windows_are_averaged_and_reach_the_border(
     make_model: MakeModel, processor: HolisticCLIPProcessor
 ) -> None:
     model, image = make_model(), picture(60, 40)
-    found = score_pixels(model, processor, image, classes(), Windows(short_side=40), "class_path")
+    found = score_pixels(model, processor, image, embeds(), Windows(short_side=40), "class_path")
     total, seen = torch.zeros(3, 40, 60), torch.zeros(40, 60)
     for top in (0, 8):  # a stride of 16, the last one at the border
         for left in (0, 16, 28):
             window = image.crop((left, top, left + 32, top + 32))
-            one = score_pixels(model, processor, window, classes(), Windows(short_side=32), "class_path")
+            one = score_pixels(model, processor, window, embeds(), Windows(short_side=32), "class_path")
             total[:, top : top + 32, left : left + 32] += one
             seen[top : top + 32, left : left + 32] += 1
     torch.testing.assert_close(found, total / seen)
@@ -153,7 +155,7 @@ def test_a_mask_that_is_what_the_model_says_is_perfect(
 ) -> None:
     model, images = make_model(), [picture(40, 50, seed) for seed in range(2)]
     said = [
-        score_pixels(model, processor, image, classes(), Windows(short_side=32), "class_path").argmax(dim=0).numpy()
+        score_pixels(model, processor, image, embeds(), Windows(short_side=32), "class_path").argmax(dim=0).numpy()
         for image in images
     ]
     right = measure(model, processor, rows(*zip(images, said, strict=True)))
@@ -171,16 +173,14 @@ def test_a_mask_that_is_what_the_model_says_is_perfect(
 
 def test_background_by_text_and_by_threshold(make_model: MakeModel, processor: HolisticCLIPProcessor) -> None:
     model, image = make_model(), picture(32, 32)
-    scores = score_pixels(model, processor, image, classes(), Windows(short_side=32), "class_path")
+    scores = score_pixels(model, processor, image, embeds(), Windows(short_side=32), "class_path")
     probability = (model.logit_scale.exp() * scores[1:]).softmax(dim=0)
     threshold = probability.amax(dim=0).median().item()
     mask = np.where(probability.amax(dim=0) < threshold, 0, 1 + probability.argmax(dim=0))
-    by_threshold = measure(model, processor, rows((image, mask)), background=0, background_threshold=threshold)
+    by_threshold = measure(model, processor, rows((image, mask)), background=0, threshold=threshold)
     assert by_threshold["mean_iou"].value == 1.0 and by_threshold["mean_iou_foreground"].value == 1.0
     assert by_threshold["mean_iou"].details["background_threshold"] == threshold
-    everything_sky = measure(
-        model, processor, rows((image, np.zeros((32, 32)))), background=0, background_threshold=1.1
-    )
+    everything_sky = measure(model, processor, rows((image, np.zeros((32, 32)))), background=0, threshold=1.1)
     assert everything_sky["mean_iou"].value == 1.0
 
 
@@ -192,16 +192,16 @@ def test_misuse_is_refused(make_model: MakeModel, processor: HolisticCLIPProcess
         (rows((image, np.zeros((32, 32, 3)))), {}, "expected one channel"),
         (rows((image, mask)).select([]), {}, "no rows"),
         (rows((image, mask)), {"readout": "attention"}, "expected one of class_path, value"),
-        (rows((image, mask)), {"class_embeds": classes(8)}, r"expected \(3, 16\)"),
+        (rows((image, mask)), {"embeds": embeds(8)}, r"expected \(3, 16\)"),
         (rows((image, mask)), {"background": 3}, "one of 3 classes"),
-        (rows((image, mask)), {"background_threshold": 0.2}, "needs `background`"),
+        (rows((image, mask)), {"threshold": 0.2}, "needs `background`"),
         (rows((image, mask)), {"windows": Windows(short_side=16)}, "`short_side` from 32"),
-        (rows((image, mask)), {"class_names": ["sky", " ", "grass"]}, "`class_names` has ' ' for class 1"),
-        (rows((image, mask)), {"class_embeds": classes() * torch.nan}, "Row 0: the model's scores are not finite"),
+        (rows((image, mask)), {"names": ["sky", " ", "grass"]}, "`class_names` has ' ' for class 1"),
+        (rows((image, mask)), {"embeds": embeds() * torch.nan}, "Row 0: the model's scores are not finite"),
         (rows((image, np.full((32, 32), 255))), {}, "All pixels of all masks are 255"),
         (
             rows((image, mask)),
-            {"class_names": [f"thing {index}" for index in range(256)], "class_embeds": torch.zeros(256, 16)},
+            {"names": [f"thing {index}" for index in range(256)], "embeds": torch.zeros(256, 16)},
             "256 classes; expected at most 255",
         ),
     ]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageColor, ImageDraw
 
-from holistic_clip_hf.drawing import MAT, fit_text
+from holistic_clip_hf.drawing import fit_text
 from holistic_clip_hf.visualization import ResultRow, branch_grid, result_grid
 from holistic_clip_hf.visualization.result_grid import CORRECT
 
-GREEN, WHITE = ImageColor.getrgb(CORRECT), ImageColor.getrgb(MAT)
+GREEN, WHITE = ImageColor.getrgb(CORRECT), (255, 255, 255)
 BLUE = (20, 40, 200)
 SIDE = 96
 
@@ -76,6 +76,13 @@ def test_transparent_images_stand_on_white(mode):
     black = int((np.asarray(grid).max(axis=-1) < 20).sum())
     assert black == 0
     assert (np.asarray(grid) == WHITE).all(axis=-1).sum() > 40 * 30
+
+
+def test_sixteen_bits_are_scaled_not_clipped_to_white():
+    ramp = np.repeat(np.arange(64, dtype=np.uint16)[None] * 1040, 64, axis=0)  # 0 to 65,520: 0 to 254 in eight bits
+    grid = np.asarray(result_grid([ResultRow("style", "", [0], set())], [Image.fromarray(ramp)], thumbnail=64))
+    drawn = {int(red) for red, green, blue in grid.reshape(-1, 3) if red == green == blue}
+    assert len(drawn) > 40  # clipped, there are two: black and white
 
 
 def test_the_given_images_are_not_changed():
