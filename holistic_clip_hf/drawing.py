@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .storage import import_extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -98,11 +100,9 @@ def new_figure(width: float, height: float, *, extra: str = "demo") -> "Figure":
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"matplotlib is not installed. Run: pip install 'holistic-clip-hf[{extra}]'") from error
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="none")
+    return import_extra("matplotlib.figure", extra).Figure(
+        figsize=(width, height), dpi=DPI, layout="constrained", facecolor="none"
+    )
 
 
 def draw_matrix(

@@ -1,13 +1,17 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files that appear whole or not at all, folders that are ours, disks with space, and tables larger than memory."""
+"""Files that appear whole or not at all, folders that are ours, checksums, keys of what others wrote, extras."""
 
 import errno
+import hashlib
+import importlib
+import json
 import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +42,84 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
+    """Write `content` as JSON that appears at `path` complete or not at all, letters as they are.
+
+    Raises:
+        OSError: as writing does.
+        ValueError: a number in it is NaN or infinite, which JSON does not have.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    with write_atomically(path) as file:
+        # A lone surrogate, which UTF-8 has no bytes for, becomes what JSON calls it.
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stable_number(text: str) -> int:
+    """Return a number from 0 to 2^64 - 1 that depends on the text alone, on every machine and in every version.
+
+    >>> stable_number("a kitten") == stable_number("a kitten")
+    True
+    """
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def import_extra(name: str, extra: str, remedy: str = "") -> Any:
+    """Import a module that only an extra of this package brings along.
+
+    Args:
+        name: Name of the module.
+        extra: Extra of this package that brings it.
+        remedy: Sentence with another way out.
+
+    Raises:
+        ImportError: it is not installed, with the command that installs it.
+    """
+    package = name.partition(".")[0]
+    try:
+        importlib.import_module(package)
+        return importlib.import_module(name)
+    except ImportError as error:
+        said = f"{package} is not installed. Run: pip install 'holistic-clip-hf[{extra}]'"
+        raise ImportError(f"{said}. {remedy}" if remedy else said) from error
+
+
+def field_names(kind: type) -> set[str]:
+    """Return the names of a dataclass's fields, for `require_keys`."""
+    return {field.name for field in fields(kind)}
+
+
+def require_keys(where: str, found: Any, valid: Collection[str], needed: Collection[str] = ()) -> dict[str, Any]:
+    """Return a copy of a mapping that somebody wrote, if it has the keys that it should.
+
+    Args:
+        where: Name of the file and of the place in it, for the message.
+        found: Content, of any type.
+        valid: Keys that it may have.
+        needed: Keys that it has to have.
+
+    Raises:
+        ValueError: it is not a mapping, or keys are unknown or missing, each by its name.
+    """
+    named = ", ".join(sorted(valid))
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: got {found!r}; expected keys and values, with the keys {named}.")
+    problems = {
+        "unknown keys": sorted(map(str, found.keys() - set(valid))),
+        "missing keys": sorted(set(needed) - found.keys()),
+    }
+    if any(problems.values()):
+        got = "; ".join(f"{what} {', '.join(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"{where}: {got}. Valid keys: {named}.")
+    return dict(found)
 
 
 def raise_if_disk_full(error: OSError, path: Path) -> None:

@@ -1,8 +1,9 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Words and sentences of captions, in scripts with and without spaces."""
+"""Words and sentences of captions, in scripts with and without spaces; tables of words."""
 
 import re
 import string
+from collections.abc import Iterable, Sequence
 
 COMMAS = ",，、;；"
 # Han, kana, Thai, Lao, Burmese and Khmer put no spaces between words.
@@ -50,3 +51,22 @@ def words_of(caption: str) -> list[str]:
     """
     words = re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", caption.lower())
     return [word for word in dict.fromkeys(words) if word not in FUNCTION_WORDS]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, align: str = "") -> str:
+    """Return a table in Markdown, in which no cell can break its row.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells of each row, as many as `head` has.
+        align: Letter for each column, `l` or `r`. Default: as the reader's style has it.
+
+    >>> print(markdown_table(["slot", "captions"], [["a|b", "3"]], align="lr"))
+    | slot | captions |
+    |---|---:|
+    | a\\|b | 3 |
+    """
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in [head, *rows]]
+    rule = ["---:" if letter == "r" else "---" for letter in align or "l" * len(head)]
+    head_row, *others = (f"| {' | '.join(row)} |" for row in cells)
+    return "\n".join([head_row, f"|{'|'.join(rule)}|", *others])

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
-from holistic_clip_hf.storage import read_yaml
+from holistic_clip_hf.storage import field_names, read_yaml, require_keys
 from holistic_clip_hf.trainer.recipes import (
     Recipe,
     Run,
@@ -100,14 +100,12 @@ class Study:
 def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
     content = read_yaml(path)
-    valid = {each.name for each in fields(Study)} - {"path"}
-    if not isinstance(content, dict) or set(content) != valid:
-        raise ValueError(f"{path}: got {sorted(content)}; expected exactly {', '.join(sorted(valid))}.")
-    known = {each.name for each in fields(Method)}
+    valid = field_names(Study) - {"path"}
+    content = require_keys(str(path), content, valid, valid)
+    known = field_names(Method)
     for name, method in content["methods"].items():
         require_run_name(name, f"{path}: `methods`")
-        if unknown := sorted(set(method) - known):
-            raise ValueError(f"{path}, {name}: got {', '.join(unknown)}; expected one of {', '.join(sorted(known))}.")
+        require_keys(f"{path}, {name}", method, known)
     methods = {name: Method(**method) for name, method in content.pop("methods").items()}
     if missing := sorted({each.as_much_compute_as for each in methods.values()} - {None, *methods}):
         raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
+from holistic_clip_hf.words import markdown_table
 from training.study import load_results, load_study
 
 METRIC = "recall@5"
@@ -112,7 +113,7 @@ def summary_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], agains
                     cells.append("" if method == against else _signed(paired))
                 table.append(cells)
     words = [direction.replace("_", " ") for direction in DIRECTIONS]
-    return _table(["method", "n", *(cell for word in words for cell in (word, "difference"))], table)
+    return markdown_table(["method", "n", *(cell for word in words for cell in (word, "difference"))], table)
 
 
 def full_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str) -> str:
@@ -128,8 +129,10 @@ def full_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], aga
             if method != against and paired[0].count:
                 differences.append([name, str(paired[0].count), *map(_signed, paired)])
         words = direction.replace("_", " ")
-        sections.append(f"### {words.capitalize()}: {METRIC}, %\n\n" + _table(["method", "n", *columns], plain))
-        sections.append(f"Differences to `{against}`:\n\n" + _table(["method", "n", *columns], differences))
+        sections.append(
+            f"### {words.capitalize()}: {METRIC}, %\n\n" + markdown_table(["method", "n", *columns], plain)
+        )
+        sections.append(f"Differences to `{against}`:\n\n" + markdown_table(["method", "n", *columns], differences))
     return "\n\n".join(sections) + "\n"
 
 
@@ -138,11 +141,6 @@ def _signed(value: Estimate) -> str:
         return ""
     text = f"{'+' if value.mean >= 0 else ''}{value}"
     return f"**{text}**" if value.excludes_zero else text
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@
 Each perspective of each image is asked once, however often the run is killed and started again.
 """
 
-import json
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 from ..images.decoding import ImageLimits, UnreadableImageError, decode_image, verify_image
 from ..images.sources import Item, Skipped, Source
 from ..processing_holistic_clip import on_background
-from ..storage import write_atomically
+from ..storage import write_json
 from .cleaning import clean_answer
 from .perspectives import Perspective
 from .store import ALL, FAILED, SECONDS_PER_FILE, CaptionRow, CaptionStore, RowWriter, Shard
@@ -158,9 +157,7 @@ class _Run:
                 asked += len(each.perspectives)
         self.report.kept = self.report.images * len(self.perspectives) - asked
         if self.report.skipped or path.exists():
-            with write_atomically(path) as file:
-                listed = [each._asdict() for each in self.report.skipped]
-                file.write(json.dumps(listed, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+            write_json(path, [each._asdict() for each in self.report.skipped], indent=1)
         return asked
 
     def ask(self) -> None:

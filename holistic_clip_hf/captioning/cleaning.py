@@ -14,6 +14,7 @@ from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
 
+from ..storage import import_extra
 from ..words import _MARKS, _WORD, COMMAS, split_sentences, split_words
 from .perspectives import Answer, Perspective
 
@@ -314,11 +315,8 @@ def _script(letter: str) -> str:
 
 @cache
 def _identifier() -> Any:
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise ImportError("py3langid is not installed. Run: pip install 'holistic-clip-hf[captions]'") from error
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    langid = import_extra("py3langid.langid", "captions")
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def _segments(caption: str, form: str) -> list[str]:

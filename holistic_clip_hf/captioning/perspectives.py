@@ -6,11 +6,11 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..storage import read_yaml
+from ..storage import field_names, read_yaml, require_keys
 
 DEFAULT_FILE = Path(__file__).with_name("perspectives.yaml")
 FORMS = ("sentences", "phrase", "list")
@@ -140,22 +140,13 @@ def _require_known(names: Sequence[str], known: dict[str, Perspective], path: Pa
 
 
 def _read_perspective(entry: Any, where: str) -> Perspective:
-    values = _require_fields(entry, Perspective, where)
-    answer = _require_fields(values.pop("answer", {}), Answer, f"`answer` of {where}")
+    # Texts that are given, not asked for, have `prompt: null`.
+    values = require_keys(where, entry, field_names(Perspective), ["name", "prompt"])
+    answer = require_keys(f"`answer` of {where}", values.pop("answer", {}), field_names(Answer))
     try:
         return Perspective(**values, answer=Answer(**answer))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def _require_fields(entry: Any, kind: type, where: str) -> dict[str, Any]:
-    valid = [each.name for each in fields(kind)]
-    if not isinstance(entry, dict) or (unknown := sorted(map(str, entry.keys() - set(valid)))):
-        got = f"the fields {unknown}" if isinstance(entry, dict) else repr(entry)
-        raise ValueError(f"{where}: got {got}; expected fields among {', '.join(valid)}. Correct the file.")
-    if missing := [name for name in ("name", "prompt") if name in valid and name not in entry]:
-        raise ValueError(f"{where}: got no {missing}; expected both, with `prompt: null` for texts that are given.")
-    return dict(entry)
 
 
 def _require(thing: Answer | Perspective, checks: dict[str, bool]) -> None:

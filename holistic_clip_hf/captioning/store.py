@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ..storage import require_own_folder, write_atomically
+from ..storage import require_own_folder, stable_number, write_atomically
 
 
 class Key(NamedTuple):
@@ -104,8 +104,7 @@ class Shard:
 
     def holds(self, name: str) -> bool:
         """Tell whether the image of this id belongs to it."""
-        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") % self.count == self.index
+        return stable_number(name) % self.count == self.index
 
     def __str__(self) -> str:
         return f"{self.index}-of-{self.count}"

@@ -23,7 +23,7 @@ from datasets.table import embed_table_storage
 from filelock import FileLock
 
 from ..images.sources import SPLITS, Skipped
-from ..storage import PARTIAL, require_free_space, require_own_folder, write_atomically
+from ..storage import PARTIAL, checksum, require_free_space, require_own_folder, write_atomically, write_json
 
 CAPTION_FIELDS = ("perspective", "text", "source")
 
@@ -376,13 +376,11 @@ def _read_shard_facts(path: Path, fingerprint: str) -> dict[str, Any] | None:
 def _describe_shard(path: Path, fingerprint: str) -> dict[str, Any]:
     facts = _read_shard_facts(path, fingerprint)
     assert facts is not None
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "file": path.relative_to(path.parents[1]).as_posix(),
         "rows": facts["rows"],
         "bytes": path.stat().st_size,
-        "sha256": digest,
+        "sha256": checksum(path),
         "perspectives": facts["perspectives"],
         "columns": facts["columns"],
         "num_skipped": len(facts["skipped"]),
@@ -411,8 +409,7 @@ def _finish(
     if card is not None:
         with write_atomically(directory / CARD) as file:
             file.write(card(manifest).encode())
-    with write_atomically(directory / MANIFEST) as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    write_json(directory / MANIFEST, manifest, indent=1)
     kept = {directory / record["file"] for record in records.values()}
     for path in {*(directory / "data").iterdir(), *directory.glob(".*.partial")} - kept:
         if PARTIAL.fullmatch(path.name) or _is_shard(path):

@@ -2,8 +2,7 @@
 """The data set card of a corpus built from sources: counts, rules and the diversity report, from what was built."""
 
 import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
 from ..images.sources import SPLITS, Source
-from ..storage import write_atomically
+from ..storage import write_atomically, write_json
+from ..words import markdown_table
 from .build import MANIFEST, SKIPPED
 from .diversity import DiversityReport, Embed, measure_diversity
 from .diversity_picture import draw_diversity
@@ -64,8 +64,7 @@ def write_card(
         draw_diversity(report).savefig(picture, format="png")
         with write_atomically(directory / PICTURE) as file:
             file.write(picture.getvalue())
-        with write_atomically(directory / REPORT) as file:
-            file.write(json.dumps(report.to_dict(), indent=1, ensure_ascii=False).encode())
+        write_json(directory / REPORT, report.to_dict(), indent=1)
     example = next(iter(_captions(directory, manifest)))[1]
     return render_card(manifest, facts, report, example)
 
@@ -87,7 +86,7 @@ def render_card(
         "`perspective`, `text` and `source`, and `split`.",
         '```python\nfrom datasets import load_dataset\n\ncorpus = load_dataset("<this repository or folder>")\n```',
         "## Perspectives",
-        _table(("perspective", "captions", "captions of one image"), _perspectives(manifest, example)),
+        markdown_table(("perspective", "captions", "captions of one image"), _perspectives(manifest, example)),
         "## Splits",
         _splits(manifest, settings),
         *_diversity(report),
@@ -162,9 +161,4 @@ def _left_out(manifest: Mapping[str, Any]) -> str:
     rows = [(reason, f"{count:,}") for reason, count in reasons[:_MOST_REASONS]]
     if rest := reasons[_MOST_REASONS:]:
         rows.append((f"{len(rest):,} other reasons", f"{sum(count for _, count in rest):,}"))
-    return f"{_table(('reason', 'images or captions'), rows)}\n\nEach is listed in `{listed}`."
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells])
+    return f"{markdown_table(('reason', 'images or captions'), rows)}\n\nEach is listed in `{listed}`."

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..words import split_words
+from ..storage import import_extra
+from ..words import markdown_table, split_words
 
 Words = Sequence[str]
 _Runs = list[Counter[Words]]  # of 1 to 4 words in a row, how often each occurs
@@ -131,13 +132,7 @@ def sentence_embedder(name: str) -> Embed:
     Raises:
         ImportError: sentence-transformers is not installed.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError(
-            "sentence-transformers is not installed. Run: pip install 'sentence-transformers>=6.2'"
-        ) from error
-    model = SentenceTransformer(name)
+    model = import_extra("sentence_transformers", "peers").SentenceTransformer(name)
     return lambda texts: model.encode(texts, show_progress_bar=False, convert_to_numpy=True)
 
 
@@ -238,19 +233,18 @@ class DiversityReport:
         """Markdown: a row for each slot, then how alike the captions of an image are."""
         head = ["slot", "captions", "words, mean", "median", "duplicates", "distinct-1", "distinct-2", "distinct-3"]
         rows = [
-            [slot.name.replace("|", "\\|"), f"{slot.count:,}", f"{slot.mean_words:.1f}", f"{slot.median_words:g}"]
+            [slot.name, f"{slot.count:,}", f"{slot.mean_words:.1f}", f"{slot.median_words:g}"]
             + [f"{slot.duplicates:.1%}", *(f"{share:.2f}" for share in slot.distinct)]
             for slot in self.slots
         ]
-        lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
         found = {"shared words (Jaccard)": self.words.mean, "self-BLEU": self.self_bleu}
         if self.embeddings is not None:
             found["text similarity (cosine)"] = self.embeddings.mean
         sentence = "; ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in found.items())
         return (
-            "\n".join(f"| {' | '.join(line)} |" for line in lines)
-            + f"\n\nCaptions of one image among each other, lower is more diverse: {sentence}. {self.images:,} images "
-            f"with {self.captions:,} captions; distinct-n and these from {self.sampled:,} of the images."
+            f"{markdown_table(head, rows, align='l' + 'r' * (len(head) - 1))}\n\n"
+            f"Captions of one image among each other, lower is more diverse: {sentence}. {self.images:,} images with "
+            f"{self.captions:,} captions; distinct-n and these from {self.sampled:,} of the images."
         )
 
 

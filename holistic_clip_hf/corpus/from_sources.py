@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 from ..captioning.store import CaptionRow
 from ..images.decoding import UnreadableImageError, verify_image
 from ..images.sources import Item, Skipped, Source
-from ..storage import require_apart, scratch_database
+from ..storage import import_extra, require_apart, scratch_database
 from .build import corpus_features, require_corpus_folder, write_corpus
 from .card import CorpusFacts, write_card
 from .diversity import Compare, Embed, drop_similar
@@ -148,7 +147,7 @@ def build_from_sources(
         ImportError: the diversity report needs packages that are not installed.
     """
     if diversity:
-        _require_report_packages()
+        import_extra("matplotlib", "captions", "Or build without the report (`diversity=False`, `--no-report`).")
     settings = settings or BuildSettings()
     for source in sources:
         for folder in getattr(source, "folders", ()):  # a source from elsewhere need not say where it lies
@@ -243,11 +242,3 @@ def _map_ahead(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _require_report_packages() -> None:
-    if find_spec("matplotlib") is None:
-        raise ImportError(
-            "The diversity report needs matplotlib. Run `pip install 'holistic-clip-hf[captions]'`, or build "
-            "without the report (`diversity=False`, `--no-report`)."
-        )

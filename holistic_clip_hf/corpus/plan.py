@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..images.decoding import ImageLimits
 from ..images.sources import SPLITS, Item, Skipped, Source
-from ..storage import scratch_database
+from ..storage import scratch_database, stable_number
 
 _RULES = 1  # to be raised when the same sources and settings are to give other rows
 _TABLE = """CREATE TABLE entries (
@@ -58,8 +58,7 @@ def split_of(image_id: str, *, validation: float, test: float) -> str:
 
     Below `test` it is test, at `1 - validation` or above validation, between them train.
     """
-    digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()
-    number = int.from_bytes(digest[:8], "big") / 2**64
+    number = stable_number(image_id) / 2**64
     return "test" if number < test else "validation" if number >= 1 - validation else "train"
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..modeling_holistic_clip import HolisticCLIPModel
+from ..storage import import_extra
 from .encoding import Processor, evaluation_mode
 
 
@@ -27,12 +28,11 @@ def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, r
 
     Example: `mteb.evaluate(mteb_encoder(model, processor, name="me/mine"), mteb.get_benchmark("MIEB(lite)").tasks)`.
     """
-    try:
-        from mteb.models import ModelMeta
-        from mteb.models.abs_encoder import AbsEncoder
-        from mteb.models.model_meta import ScoringFunction
-    except ImportError as error:
-        raise ImportError("mteb is not installed. Run: pip install 'holistic-clip-hf[peers]'") from error
+    import_extra("mteb", "peers")
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
+
     _require_linear(model)
 
     class HolisticCLIPEncoder(AbsEncoder):
@@ -77,13 +77,9 @@ def sentence_transformer(checkpoint: str, **options: Any) -> Any:
         ImportError: sentence-transformers is not installed.
         ValueError: the model's fusion is not a dot product of two vectors.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError(
-            "sentence-transformers is not installed. Run: pip install 'holistic-clip-hf[peers]'"
-        ) from error
-    encoder = SentenceTransformer(checkpoint, similarity_fn_name="dot", **options)
+    encoder = import_extra("sentence_transformers", "peers").SentenceTransformer(
+        checkpoint, similarity_fn_name="dot", **options
+    )
     _require_linear(encoder[0].model)
     return encoder
 

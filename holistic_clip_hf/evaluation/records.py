@@ -10,13 +10,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..storage import write_atomically
+from ..storage import field_names, require_keys, write_json
 
 Detail = str | int | float | bool
 # Values of details that those who write records and those who read them must spell alike.
@@ -194,10 +194,8 @@ def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
         new[record.key] = record
     merged = {record.key: record for record in (load_records(path) if path.exists() else [])} | new
     rows = [asdict(merged[key]) for key in sorted(merged)]
-    text = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as file:
-        file.write(text.encode())
+    write_json(path, rows)
 
 
 def load_records(path: str | os.PathLike) -> list[Record]:
@@ -212,13 +210,8 @@ def load_records(path: str | os.PathLike) -> list[Record]:
 
 
 def _record_from_row(row: Any, where: str) -> Record:
-    expected = {item.name for item in fields(Record)}
-    if not isinstance(row, dict) or set(row) != expected:
-        found = set(row) if isinstance(row, dict) else set()
-        raise ValueError(
-            f"{where} is malformed: missing {sorted(expected - found)}, unknown {sorted(found - expected)}. Expected "
-            "the fields that `save_records` writes; evaluate again, or correct the file."
-        )
+    expected = field_names(Record)
+    row = require_keys(f"{where} is malformed", row, expected, expected)
     for name in ("details", "counts", "versions"):
         if not isinstance(row[name], dict):
             raise ValueError(f"{where} is malformed: `{name}` is {row[name]!r}. Expected an object.")

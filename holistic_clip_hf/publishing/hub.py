@@ -5,7 +5,6 @@ A checkpoint is staged, verified, pushed in one commit, pulled, and verified aga
 corpus is its parquet shards, the manifest that makes them whole, and the card.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -20,7 +19,7 @@ from huggingface_hub import DatasetCard, HfApi, hf_hub_download, snapshot_downlo
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..corpus.build import MANIFEST, load_corpus, read_manifest, require_corpus_folder
-from ..storage import require_own_folder
+from ..storage import checksum, require_own_folder
 from .checkpoint import MAX_SHARD_SIZE, VerificationError, facts_of, require_checkpoint, stage, verify
 from .inventory import ALLOWED, require_own_code, require_safe_folder
 from .model_card import CardFacts
@@ -254,7 +253,5 @@ def _with_data_files(text: str) -> str:
 def _require_checksum(path: Path, expected: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path} is missing, though {MANIFEST} lists it. The repository is not a whole corpus.")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if (found := checksum(path)) != expected:
         raise ValueError(f"{path} has the checksum {found}, {MANIFEST} says {expected}: it is not what was built.")

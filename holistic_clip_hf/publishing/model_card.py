@@ -24,7 +24,8 @@ from ..evaluation.branch_report import branch_picture
 from ..evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from ..evaluation.records import BY_NAME, FUSED, PER_PERSPECTIVE, Record, load_records
 from ..evaluation.retrieval import CAPTION_SETS
-from ..storage import write_atomically
+from ..storage import field_names, require_keys, write_atomically, write_json
+from ..words import markdown_table
 
 FACTS_FILE = "card_facts.json"
 Fact = str | int | float | bool
@@ -136,8 +137,7 @@ class CardFacts:
 
 def save_facts(path: str | os.PathLike, facts: CardFacts) -> None:
     """Write facts as JSON; the file is replaced in one step."""
-    with write_atomically(Path(path)) as file:
-        file.write(f"{json.dumps(asdict(facts), indent=2, ensure_ascii=False, allow_nan=False)}\n".encode())
+    write_json(Path(path), asdict(facts))
 
 
 def load_facts(path: str | os.PathLike) -> CardFacts:
@@ -146,9 +146,12 @@ def load_facts(path: str | os.PathLike) -> CardFacts:
         told = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}). Expected a file written by `save_facts`.") from error
-    told = _checked(told, CardFacts, str(path), needed=("repo_id", "model_name"))
-    data = [_checked(one, TrainingData, f"{path}, training_data") for one in told.pop("training_data", [])]
-    cost = _checked(told.pop("cost", {}), EnvironmentalCost, f"{path}, cost", needed=())
+    told = require_keys(str(path), told, field_names(CardFacts), ["repo_id", "model_name"])
+    data = [
+        require_keys(f"{path}, training_data", one, field_names(TrainingData), ["name", "license"])
+        for one in told.pop("training_data", [])
+    ]
+    cost = require_keys(f"{path}, cost", told.pop("cost", {}), field_names(EnvironmentalCost))
     sources = tuple(TrainingData(**one) for one in data)
     return CardFacts(**told, training_data=sources, cost=EnvironmentalCost(**cost))
 
@@ -169,15 +172,6 @@ def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {one}" for name, one in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _checked(told: Any, kind: type, where: str, needed: Sequence[str] = ("name", "license")) -> dict[str, Any]:
-    valid = [item.name for item in fields(kind)]
-    found = set(told) if isinstance(told, dict) else set()
-    unknown, lacking = sorted(found - set(valid)), sorted(set(needed) - found)
-    if not isinstance(told, dict) or unknown or lacking:
-        raise ValueError(f"{where}: unknown {unknown}, lacking {lacking}. Valid keys: {', '.join(valid)}.")
-    return told
 
 
 DIRECTION_NAMES = {TEXT_TO_IMAGE: "text → image", IMAGE_TO_TEXT: "image → text"}
@@ -236,7 +230,7 @@ def _retrieval_section(where: str, records: Sequence[Record], names: Sequence[st
     )
     if any(record.details["protocol"] == CAPTION_SETS for record in records):
         text += f" In the row `{AT_ONCE}` all captions of an image ask together."
-    return Section(f"Retrieval on {where}", text, _markdown_table(table))
+    return Section(f"Retrieval on {where}", text, markdown_table(table[0], table[1:]))
 
 
 def _branch_section(where: str, records: Sequence[Record], names: Sequence[str]) -> Section:
@@ -249,7 +243,7 @@ def _branch_section(where: str, records: Sequence[Record], names: Sequence[str])
     text = f"The same by each branch alone: {label} in percent; the best of a row in bold."
     if BY_NAME in branches:
         text += " By name, each caption is answered by the branch of its own perspective."
-    return Section(f"Branches on {where}", text, _markdown_table(table))
+    return Section(f"Branches on {where}", text, markdown_table(table[0], table[1:]))
 
 
 def _comparison_section(where: str, records: Sequence[Record], names: Sequence[str], own_model: str) -> Section:
@@ -265,7 +259,7 @@ def _comparison_section(where: str, records: Sequence[Record], names: Sequence[s
         found = _by_name(row, [record.model for record in row])
         table.append([*_cell_names(cell), *_best_in_bold(found, models), _chance(row)])
     text = f"The same texts and images, each model by its fused vector: {label} in percent; the best of a row in bold."
-    return Section(f"Models compared on {where}", text, _markdown_table(table))
+    return Section(f"Models compared on {where}", text, markdown_table(table[0], table[1:]))
 
 
 def _other_section(where: str, records: Sequence[Record]) -> Section:
@@ -273,7 +267,9 @@ def _other_section(where: str, records: Sequence[Record]) -> Section:
     for record in records:
         chance = "" if record.chance is None else f"{record.chance:.4g}"
         table.append([record.model, f"{record.task}, {describe(record)}", f"{record.value:.4g}", chance])
-    return Section(f"Other measurements on {where}", "Shares as fractions of one.", _markdown_table(table))
+    return Section(
+        f"Other measurements on {where}", "Shares as fractions of one.", markdown_table(table[0], table[1:])
+    )
 
 
 def _headline(records: Sequence[Record]) -> tuple[str, list[Record]]:
@@ -343,11 +339,6 @@ def describe(record: Record) -> str:
     """Say what a record measured."""
     details = [str(value).replace("_", " ") for name, value in sorted(record.details.items()) if name != "k"]
     return ", ".join([*details, record.label])
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 TEMPLATE_PATH = Path(__file__).with_name("model_card_template.md")

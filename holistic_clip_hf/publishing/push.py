@@ -12,6 +12,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from ..storage import checksum
+
 MAIN = "main"
 ATTRIBUTES = ".gitattributes"
 # The client wraps what fails in its threads into a RuntimeError.
@@ -136,10 +138,9 @@ def is_same(path: Path, file: RepoFile) -> bool:
     size = path.stat().st_size
     if size != file.size:
         return False
-    with path.open("rb") as content:
-        if file.lfs is not None:
-            return hashlib.file_digest(content, "sha256").hexdigest() == file.lfs.sha256
-        digest = hashlib.sha1(b"blob %d\0" % size + content.read(), usedforsecurity=False)
+    if file.lfs is not None:
+        return checksum(path) == file.lfs.sha256
+    digest = hashlib.sha1(b"blob %d\0" % size + path.read_bytes(), usedforsecurity=False)
     return digest.hexdigest() == file.blob_id
 
 

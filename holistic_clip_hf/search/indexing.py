@@ -265,34 +265,100 @@ def index_images(
     if images.origin["kind"] == "folder":
         require_apart(directory, Path(images.origin["root"]), walked=False)  # an index holds nothing that is an image
     require_index_folder(directory)
+    writer = Writer(directory, layout, model, processor, rows_per_segment)
     with lock(directory):
-        before = read_manifest(directory) if (directory / MANIFEST).is_file() else None
-        if before is not None:
-            require_layout(before, layout, directory)
-        items, skipped = _list(images)
-        old = _rows_of(directory, layout, before)
-        parts, left_out = take_up(directory, layout, before, items)
-        held = {image_id for part in parts for image_id in _ids(part)} | {each.image_id for each in left_out}
-        todo = [item for image_id, item in items.items() if image_id not in held]
-        chosen = choose_lookup(lookup, len(items))
-        needed = estimate_bytes(model.config, len(todo), vectors=vectors, lookup=chosen)
-        require_free_space(directory, needed, "the index", "choose another disk, or index with vectors='fused'")
-        writer = Writer(directory, layout, model, processor, rows_per_segment)
-        for part, unread in writer.encoded(images, todo, batch_size, progress):
-            parts.append(part)
-            left_out += unread
-        parts = writer.merged([part for part in parts if part.alive])
-        if not parts:
+        build = _Build(writer, images, lookup)
+        build.plan()
+        build.encode(batch_size, progress)
+        return build.commit()
+
+
+class _Build:
+    """One run of indexing, under the lock: what is present and what is missing, encoding it, and the manifest."""
+
+    def __init__(self, writer: Writer, images: Images, lookup: str) -> None:
+        self.directory, self.layout, self.config = writer.directory, writer.layout, writer.model.config
+        self.writer, self.images = writer, images
+        self.before = read_manifest(self.directory) if (self.directory / MANIFEST).is_file() else None
+        if self.before is not None:
+            require_layout(self.before, self.layout, self.directory)
+        self.items, self.skipped = _list(images)
+        self.lookup = choose_lookup(lookup, len(self.items))
+        self.parts: list[Part] = []
+        self.left_out: list[LeftOut] = []
+        self.todo: list[Item] = []
+
+    def plan(self) -> None:
+        """Take up what an earlier run encoded, and list the images that it did not."""
+        self.parts, self.left_out = take_up(self.directory, self.layout, self.before, self.items)
+        held = {image_id for part in self.parts for image_id in _ids(part)}
+        held |= {each.image_id for each in self.left_out}
+        self.todo = [item for image_id, item in self.items.items() if image_id not in held]
+        needed = estimate_bytes(self.config, len(self.todo), vectors=self.layout.vectors, lookup=self.lookup)
+        require_free_space(self.directory, needed, "the index", "choose another disk, or index with vectors='fused'")
+
+    def encode(self, batch_size: int, progress: bool) -> None:
+        """Write a segment after the other, and merge those that have become small."""
+        for part, unread in self.writer.encoded(self.images, self.todo, batch_size, progress):
+            self.parts.append(part)
+            self.left_out += unread
+        self.parts = self.writer.merged([part for part in self.parts if part.alive])
+        if not self.parts:
             raise ValueError(
-                f"None of {len(items):,} images can be indexed. The first is {left_out[0].image_id} "
-                f"({left_out[0].reason}). Check the path."
+                f"None of {len(self.items):,} images can be indexed. The first is {self.left_out[0].image_id} "
+                f"({self.left_out[0].reason}). Check the path."
             )
-        left_out = sorted([*left_out, *skipped])
-        manifest = _manifest(directory, layout, model, images, parts, left_out, chosen, before)
-        if manifest != before:
-            write_manifest(directory, manifest)
-        remove_unlisted(directory, manifest)
-    return _report(manifest, old, parts, images.others)
+
+    def commit(self) -> IndexReport:
+        """Make the index what was encoded, in one step, remove what it no longer needs, and report."""
+        old = self._old_stamps()  # read before their segments are removed
+        segments = self._segments()
+        manifest = Manifest(
+            layout=self.layout,
+            model=str(self.config.name_or_path),
+            origin=dict(self.images.origin),
+            lookup=self.lookup,
+            segments=segments,
+            neighbours=self._neighbours(segments),
+            left_out=sorted([*self.left_out, *self.skipped]),
+        )
+        if manifest != self.before:
+            write_manifest(self.directory, manifest)
+        remove_unlisted(self.directory, manifest)
+        return _report(manifest, old, self.parts, self.images.others)
+
+    def _old_stamps(self) -> dict[str, str]:
+        """Stamps by image id of the index as it was."""
+        found: dict[str, str] = {}
+        for segment in self.before.segments if self.before else ():
+            path = self.directory / segment.file
+            opened = open_segment(path, self.layout) if path.is_file() else None
+            dead = set(segment.dead)
+            if opened is not None:
+                found |= dict(pair for row, pair in enumerate(stamps(opened[0])) if row not in dead)
+        return found
+
+    def _segments(self) -> list[Segment]:
+        written = {self.directory / each.file: each for each in self.before.segments} if self.before else {}
+        segments = []
+        for part in self.parts:
+            alive, rows = set(part.alive), len(part.dataset)
+            dead = [row for row in range(rows) if row not in alive]
+            known = written.get(part.path)
+            segments.append(
+                Segment(known.file, rows, known.bytes, known.sha256, dead)
+                if known is not None
+                else describe_file(self.directory, part.path, rows, dead)
+            )
+        return segments
+
+    def _neighbours(self, segments: Sequence[Segment]) -> Mapping[str, Segment]:
+        """Keep the approximate indexes if they number the same rows, or build them."""
+        before, files = self.before, [each.file for each in segments]
+        if before and before.lookup == self.lookup and [each.file for each in before.segments] == files:
+            return before.neighbours
+        datasets = [part.dataset for part in self.parts]
+        return build_neighbours(self.directory, self.layout, self.writer.model, datasets, self.lookup)
 
 
 def make_layout(model: DualEncoder, processor: Any, features: Features, vectors: str) -> Layout:
@@ -335,57 +401,9 @@ def _list(images: Images) -> tuple[dict[str, Item], list[LeftOut]]:
     return dict(sorted(items.items())), skipped
 
 
-def _rows_of(directory: Path, layout: Layout, before: Manifest | None) -> dict[str, str]:
-    """Stamps by image id of the index as it was."""
-    found: dict[str, str] = {}
-    for segment in before.segments if before else ():
-        opened = open_segment(directory / segment.file, layout) if (directory / segment.file).is_file() else None
-        dead = set(segment.dead)
-        if opened is not None:
-            found |= dict(pair for row, pair in enumerate(stamps(opened[0])) if row not in dead)
-    return found
-
-
 def _ids(part: Part) -> dict[str, str]:
     rows = stamps(part.dataset)
     return dict(rows[row] for row in part.alive)
-
-
-def _manifest(
-    directory: Path,
-    layout: Layout,
-    model: DualEncoder,
-    images: Images,
-    parts: Sequence[Part],
-    left_out: Sequence[LeftOut],
-    lookup: str,
-    before: Manifest | None,
-) -> Manifest:
-    written = {directory / each.file: each for each in before.segments} if before else {}
-    segments = []
-    for part in parts:
-        alive, rows = set(part.alive), len(part.dataset)
-        dead = [row for row in range(rows) if row not in alive]
-        known = written.get(part.path)
-        segments.append(
-            Segment(known.file, rows, known.bytes, known.sha256, dead)
-            if known is not None
-            else describe_file(directory, part.path, rows, dead)
-        )
-    is_built = before is not None and before.lookup == lookup
-    if before is not None and is_built and [each.file for each in before.segments] == [e.file for e in segments]:
-        neighbours: Mapping[str, Segment] = before.neighbours
-    else:
-        neighbours = build_neighbours(directory, layout, model, [part.dataset for part in parts], lookup)
-    return Manifest(
-        layout=layout,
-        model=str(model.config.name_or_path),
-        origin=dict(images.origin),
-        lookup=lookup,
-        segments=segments,
-        neighbours=neighbours,
-        left_out=left_out,
-    )
 
 
 def _report(

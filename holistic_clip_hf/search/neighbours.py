@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from ..evaluation.encoding import DualEncoder
-from ..storage import write_atomically
+from ..storage import import_extra, write_atomically
 from .query import FUSED
 from .store import BRANCHES, NEIGHBOURS, VECTORS, Layout, Segment, describe_file, require_whole, vectors_of
 
@@ -79,13 +79,7 @@ def import_faiss() -> Any:
     Raises:
         ImportError: it is not installed.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "Approximate look-up needs faiss: pip install 'holistic-clip-hf[search]'. Or index with lookup='exact'."
-        ) from error
-    return faiss
+    return import_extra("faiss", "search", "Or index with lookup='exact'.")
 
 
 def build_neighbours(

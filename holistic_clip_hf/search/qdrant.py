@@ -12,6 +12,7 @@ from datasets import Features
 from tqdm.auto import tqdm
 
 from ..evaluation.encoding import DualEncoder
+from ..storage import import_extra
 from .index import LEAST_PROPOSED, PROPOSED, Asker, SearchIndex
 from .indexing import make_layout
 from .query import Query, as_terms
@@ -163,11 +164,7 @@ def _of_checkpoint(checkpoint: str) -> Any:
 
 
 def _import_models() -> Any:
-    try:
-        from qdrant_client import models
-    except ImportError as error:
-        raise ImportError("Qdrant needs its client: pip install 'holistic-clip-hf[qdrant]'.") from error
-    return models
+    return import_extra("qdrant_client.models", "qdrant")
 
 
 def open_client(address: str) -> Any:
@@ -176,7 +173,5 @@ def open_client(address: str) -> Any:
     Raises:
         ImportError: qdrant-client is not installed.
     """
-    _import_models()
-    from qdrant_client import QdrantClient
-
-    return QdrantClient(url=address) if "://" in address else QdrantClient(path=address)
+    client = import_extra("qdrant_client", "qdrant").QdrantClient
+    return client(url=address) if "://" in address else client(path=address)

@@ -25,7 +25,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from filelock import FileLock, Timeout
 
-from ..storage import PARTIAL, require_own_folder, write_atomically
+from ..storage import PARTIAL, checksum, require_own_folder, write_atomically, write_json
 
 FORMAT = 1
 MANIFEST, LOCK, SEGMENTS, NEIGHBOURS = "index.json", ".lock", "segments", "neighbours"
@@ -181,8 +181,7 @@ def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Make the index what `manifest` says, in one step."""
-    with write_atomically(directory / MANIFEST) as file:
-        file.write(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=False).encode())
+    write_json(directory / MANIFEST, {"format": FORMAT, **asdict(manifest)}, indent=1)
     sync_directory(directory)
 
 
@@ -237,10 +236,8 @@ def write_segment(directory: Path, number: int, layout: Layout, table: pa.Table,
 
 def describe_file(directory: Path, path: Path, rows: int, dead: Sequence[int] = ()) -> Segment:
     """Return the size and hash that `open_segment` compares a file with."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     name = path.relative_to(directory).as_posix()
-    return Segment(name, rows, path.stat().st_size, digest, list(dead))
+    return Segment(name, rows, path.stat().st_size, checksum(path), list(dead))
 
 
 def require_whole(directory: Path, segment: Segment, *, read: bool = False) -> Path:

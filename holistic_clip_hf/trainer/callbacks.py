@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, branch_shares
-from ..storage import write_atomically
+from ..storage import write_json
 from .collator import HolisticCLIPCollator
 from .distributed import gather_objects, rank, sum_over_ranks, world_size
 from .streams import EndlessRows, Place
@@ -71,8 +71,7 @@ class UnreadableImages(TrainerCallback):
         """Write the list; to be called on all ranks. Where all images are readable, nothing is written."""
         if (self.count() or self.path.is_file()) and rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with write_atomically(self.path) as file:
-                file.write(json.dumps(self.reasons, indent=1, sort_keys=True, ensure_ascii=False).encode())
+            write_json(self.path, dict(sorted(self.reasons.items())), indent=1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up what the interrupted run met, if this one resumes it."""

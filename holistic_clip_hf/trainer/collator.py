@@ -150,27 +150,16 @@ class HolisticCLIPCollator:
         present = [row for row in rows if row is not None]
         if not present:
             return {}
-        images: list[Image.Image | None] = []
-        captions: list[list[str | None]] = []
-        unreadable: dict[str, str] = {}
-        for row in present:
-            generator = self._generator(row)
-            try:
-                image = decode_image(row["image"])
-            except UnreadableImageError as error:
-                unreadable[row["image_id"]] = str(error)
-                images.append(None)
-                captions.append([None] * len(self.slots))
-            else:
-                images.append(image if self.augmentation is None else self.augmentation(image, generator))
-                captions.append(self._draw_captions(row, generator))
-        stand_in = next((image for image in images if image is not None), None)
-        has_captions = any(text for texts in captions for text in texts)
+        drawn = [self._draw_row(row) for row in present]
+        unreadable = {row["image_id"]: each for row, each in zip(present, drawn, strict=True) if isinstance(each, str)}
+        readable = [each for each in drawn if not isinstance(each, str)]
+        has_captions = any(text for _, texts in readable for text in texts)
         if self.is_training:
-            self._require_something(present, stand_in is not None, has_captions, unreadable)
-        elif stand_in is None:
-            stand_in = Image.new("RGB", (1, 1))
-        images = [stand_in if image is None else image for image in images]
+            self._require_something(present, bool(readable), has_captions, unreadable)
+        # Behind the pixels of another image, without captions: each rank has to bring equally many rows.
+        stand_in = readable[0][0] if readable else Image.new("RGB", (1, 1))
+        full = [(stand_in, [None] * len(self.slots)) if isinstance(each, str) else each for each in drawn]
+        images, captions = [image for image, _ in full], [texts for _, texts in full]
         return {
             "pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"],
             **(self.processor.nested_captions(captions) if has_captions else self._no_captions(len(present))),
@@ -178,6 +167,16 @@ class HolisticCLIPCollator:
             "unreadable": unreadable,
             **({"place": tuple(present[-1][PLACE])} if PLACE in present[-1] else {}),
         }
+
+    def _draw_row(self, row: Row) -> tuple[Image.Image, list[str | None]] | str:
+        """Return the image, augmented, and a text or `None` for each slot, or why the image does not decode."""
+        generator = self._generator(row)
+        try:
+            image = decode_image(row["image"])
+        except UnreadableImageError as error:
+            return str(error)
+        image = image if self.augmentation is None else self.augmentation(image, generator)
+        return image, self._draw_captions(row, generator)
 
     def _no_captions(self, num_images: int) -> dict[str, Tensor]:
         """Stand in for the captions of a last, small batch of evaluation: something to encode, of which nothing

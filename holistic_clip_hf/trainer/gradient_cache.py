@@ -61,27 +61,52 @@ def cached_backward(
         no_sync: within it, gradients stay on this rank. All pieces but the last are in it, so that ranks exchange
             gradients once.
     """
-    states, encoded = [], []
+    encoded, states = _encode_without_graph(pieces, embed, device)
+    loss, cached, of_scalars = _gradients_of_embeddings(encoded, backward)
+    _encode_again(pieces, states, embed, cached, of_scalars, no_sync)
+    return loss
+
+
+def _encode_without_graph(
+    pieces: list[Batch], embed: Callable[[Batch], Embeddings], device: torch.device
+) -> tuple[list[Embeddings], list[RandomState]]:
+    """First step: all embeddings, and the random numbers that each piece began with."""
+    encoded, states = [], []
     with torch.no_grad():
         for piece in pieces:
             states.append(RandomState(device))
             encoded.append(embed(piece))
+    return encoded, states
+
+
+def _gradients_of_embeddings(
+    encoded: list[Embeddings], backward: Callable[[list[Tensor], list[Tensor]], Tensor]
+) -> tuple[Tensor, list[list[Tensor | None]], list[Tensor | None]]:
+    """Second step: the loss, its gradients for the rows of each piece, and those for the scalars."""
     rows = [torch.cat(parts).requires_grad_() for parts in zip(*(rows for rows, _ in encoded), strict=True)]
     scalars = [scalar.detach().clone().requires_grad_() for scalar in encoded[-1][1]]
     loss = backward(rows, scalars)
     lengths = [len(part[0]) for part, _ in encoded]
-    cached = [torch.zeros_like(row).split(lengths) if row.grad is None else row.grad.split(lengths) for row in rows]
-    for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
+    by_row = [torch.zeros_like(row).split(lengths) if row.grad is None else row.grad.split(lengths) for row in rows]
+    return loss, [list(piece) for piece in zip(*by_row, strict=True)], [scalar.grad for scalar in scalars]
+
+
+def _encode_again(
+    pieces: list[Batch],
+    states: list[RandomState],
+    embed: Callable[[Batch], Embeddings],
+    cached: list[list[Tensor | None]],
+    of_scalars: list[Tensor | None],
+    no_sync: Callable[[], AbstractContextManager],
+) -> None:
+    """Third step: each piece with a graph and the same random draws, and its gradients sent through it."""
+    for number, (piece, state, gradients) in enumerate(zip(pieces, states, cached, strict=True)):
         is_last = number == len(pieces) - 1
         state.restore()
         with nullcontext() if is_last else no_sync():
-            again, again_scalars = embed(piece)
+            again, scalars = embed(piece)
             # Scalars take part in the last piece alone: each rank must exchange them exactly once.
-            outputs = again + (again_scalars if is_last else [])
-            gradients: list[Tensor | None] = [gradient[number] for gradient in cached]
-            gradients += [scalar.grad for scalar in scalars] if is_last else []
-            _send_back(outputs, gradients)
-    return loss
+            _send_back(again + (scalars if is_last else []), gradients + (of_scalars if is_last else []))
 
 
 def _send_back(outputs: list[Tensor], gradients: list[Tensor | None]) -> None:

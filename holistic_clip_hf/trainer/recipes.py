@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from hashlib import sha256
@@ -37,7 +37,15 @@ from ..corpus.build import open_split, read_manifest
 from ..initialization import from_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..storage import PARTIAL, read_yaml, remove_own_files, require_own_folder, write_atomically
+from ..storage import (
+    PARTIAL,
+    field_names,
+    read_yaml,
+    remove_own_files,
+    require_keys,
+    require_own_folder,
+    write_json,
+)
 from .arguments import HolisticCLIPTrainingArguments
 from .callbacks import OneLineProgress, last_whole_checkpoint
 from .collator import Augmentation
@@ -141,18 +149,18 @@ def load_recipe(path: str | Path) -> Recipe:
     content = read_yaml(path)
     valid = {field.name: field for field in fields(Recipe) if field.name != "name"}
     needed = [name for name, field in valid.items() if field.default is MISSING]
-    _check_keys(str(path), content, valid, needed)
+    require_keys(str(path), content, valid, needed)
     if not content["runs"] or not isinstance(content["runs"], dict):
         raise ValueError(f"{path} has no runs; expected a name and, below it, `perspectives` and `slots`.")
     for name, run in content["runs"].items():
         require_run_name(name, f"{path}: `runs`")
-        _check_keys(f"{path}, runs, {name}", run, _names(Run), _names(Run))
+        require_keys(f"{path}, runs, {name}", run, field_names(Run), field_names(Run))
     _check_model(path, content["model"])
     _check_tokenizer(path, content["tokenizer"])
-    arguments = _names(HolisticCLIPTrainingArguments) - SAID_BY_TRAIN
-    _check_keys(f"{path}, training", content["training"], arguments, ["seed"])
+    arguments = field_names(HolisticCLIPTrainingArguments) - SAID_BY_TRAIN
+    require_keys(f"{path}, training", content["training"], arguments, ["seed"])
     if content.get("augmentation") is not None:
-        _check_keys(f"{path}, augmentation", content["augmentation"], _names(Augmentation) - {"size"})
+        require_keys(f"{path}, augmentation", content["augmentation"], field_names(Augmentation) - {"size"})
     runs = {name: Run(**run) for name, run in content.pop("runs").items()}
     return Recipe(name=path.stem, runs=runs, **content)
 
@@ -167,35 +175,19 @@ def require_run_name(name: Any, where: str) -> None:
 
 
 def _check_model(path: Path, model: Any) -> None:
-    _check_keys(f"{path}, model", model, _names(HolisticCLIPConfig) - SAID_ELSEWHERE)
+    require_keys(f"{path}, model", model, field_names(HolisticCLIPConfig) - SAID_ELSEWHERE)
     for name, kind in (("text_config", CLIPTextConfig), ("vision_config", HolisticCLIPVisionConfig)):
-        _check_keys(f"{path}, model, {name}", model.get(name, {}), _names(kind) - SAID_ELSEWHERE)
+        require_keys(f"{path}, model, {name}", model.get(name, {}), field_names(kind) - SAID_ELSEWHERE)
 
 
 def _check_tokenizer(path: Path, tokenizer: Any) -> None:
-    _check_keys(f"{path}, tokenizer", tokenizer, ["vocab_size", "checkpoint", "max_length"], ["max_length"])
+    require_keys(f"{path}, tokenizer", tokenizer, ["vocab_size", "checkpoint", "max_length"], ["max_length"])
     if ("vocab_size" in tokenizer) == ("checkpoint" in tokenizer):
         raise ValueError(
             f"{path}, tokenizer: got {tokenizer}; expected either `vocab_size`, to train one, or `checkpoint`, to "
             f"take "
             f"one from."
         )
-
-
-def _check_keys(where: str, found: Any, valid: Collection[str], needed: Collection[str] = ()) -> None:
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{where}: got {found!r}; expected keys and values, with the keys {', '.join(sorted(valid))}."
-        )
-    unknown, lacking = sorted(set(found) - set(valid)), sorted(set(needed) - set(found))
-    if unknown or lacking:
-        problems = {"unknown keys": unknown, "lacking keys": lacking}
-        got = "; ".join(f"{what} {', '.join(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{where}: {got}. Valid keys: {', '.join(sorted(valid))}.")
-
-
-def _names(kind: type) -> set[str]:
-    return {field.name for field in fields(kind)}
 
 
 def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
@@ -428,8 +420,7 @@ def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: di
 
 
 def _write_marker(checkpoint: Path, facts: dict[str, str]) -> None:
-    with write_atomically(checkpoint / FINISHED) as marker:
-        marker.write(f"{json.dumps(facts, indent=2)}\n".encode())
+    write_json(checkpoint / FINISHED, facts)
 
 
 def seconds_of_training(checkpoint: Path) -> float | None:

@@ -6,6 +6,7 @@ With `push_to_hub=True` the result of a training is published once, as `holistic
 Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -154,12 +155,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         augmentation: Augmentation | None = None,
         **kwargs: Any,
     ) -> None:
-        slots = args.slots or list(model.config.perspectives)
-        checks.require_one_device(args)
-        checks.require_slots_for_all_branches(model.config, slots)
-        checks.require_countable(kwargs.get("eval_dataset"), args)
+        self.slots = args.slots or list(model.config.perspectives)
+        self._check_before(model, args, kwargs)
         for name in ("train_dataset", "eval_dataset"):
-            checks.require_corpus(kwargs.get(name), slots, name=name)
             kwargs[name] = undecoded(kwargs.get(name))
         if not model.config.fused_weight:
             model.branch_fusion.requires_grad_(False)  # no loss would reach a router, which DDP takes for a mistake
@@ -170,7 +168,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             processing_class=processing_class,
             data_collator=HolisticCLIPCollator(
                 processing_class,
-                slots,
+                self.slots,
                 augmentation=augmentation,
                 captions_per_image=args.captions_per_image,
                 sentences_per_caption=args.sentences_per_caption,
@@ -179,21 +177,34 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             compute_metrics=kwargs.pop("compute_metrics", self.recall_by_slot),
             **kwargs,
         )
-        self.slots = slots
-        self.branch_of_slot = model.config.branch_of_slot(slots)
+        self.branch_of_slot = model.config.branch_of_slot(self.slots)
         self.label_names: list[str] = []
+        self._add_own_callbacks(model, args)
+        if self.is_fsdp_enabled:
+            keep_scalars_whole(model, self.accelerator)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
+
+    def _check_before(
+        self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments, given: Mapping[str, Any]
+    ) -> None:
+        """Refuse what cannot train, before the inherited trainer touches the model."""
+        checks.require_one_device(args)
+        checks.require_slots_for_all_branches(model.config, self.slots)
+        checks.require_countable(given.get("eval_dataset"), args)
+        for name in ("train_dataset", "eval_dataset"):
+            checks.require_corpus(given.get(name), self.slots, name=name)
+
+    def _add_own_callbacks(self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments) -> None:
         choose = model.config.matching != "aligned" or FREE in self.branch_of_slot
-        self.loss_log = LossLog(model.config.perspectives if choose else [], slots)
+        self.loss_log = LossLog(model.config.perspectives if choose else [], self.slots)
         self.unreadable = UnreadableImages(Path(args.output_dir))
         self.moving_average = None if args.ema_decay is None else MovingAverage(model, args.ema_decay)
         self.stream_place = StreamPlace()
-        callbacks = [ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.unreadable]
-        for callback in [*callbacks, *([] if self.moving_average is None else [self.moving_average])]:
+        for callback in (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.unreadable):
             self.add_callback(callback)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.is_fsdp_enabled:
-            keep_scalars_whole(model, self.accelerator)
-        checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
+        if self.moving_average is not None:
+            self.add_callback(self.moving_average)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end.

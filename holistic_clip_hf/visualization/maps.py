@@ -5,6 +5,7 @@ Takes an image and one number for each patch, never a model. Only what stands ou
 can be compared by their places, not by their strength: that is what `notes` are for.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -86,28 +87,50 @@ def map_sheet(
         )
     if cell < MIN_CELL:
         raise ValueError(f"`cell` is {cell} pixels; expected {MIN_CELL} or more.")
-    left = MARGIN + (ROW_NAME_WIDTH if any(rows) else 0)
-    width = left + (1 + len(columns)) * (cell + GAP) - GAP + MARGIN
-    num_lines = len(lines_of(title, TITLE_SIZE, width - 2 * MARGIN, 2, font_path))
-    top = MARGIN + num_lines * line_height(TITLE_SIZE) + (GAP if num_lines else 0)
-    below = line_height(NAME_SIZE) + (line_height(NOTE_SIZE) if notes else 0) + GAP
-    sheet = Image.new("RGBA", (width, top + len(rows) * (cell + below) + MARGIN // 2), (0, 0, 0, 0))
-    surface = Surface(sheet, font_path)
-    surface.text((MARGIN, MARGIN - 2), title, TITLE_SIZE, INK, width - 2 * MARGIN, 2)
+    sheet = _Sheet(cell, rows, columns, has_notes=notes is not None, title=title, font_path=font_path)
     picture = _fitted(image, cell)
+    sheet.page.paste(picture, (sheet.left, sheet.top))
     spread = stretched(maps.flatten(2)).unflatten(2, maps.shape[2:])
-    for row, row_name in enumerate(rows):
-        y = top + row * (cell + below)
-        surface.text((MARGIN, y + 2), row_name.replace("_", " "), NAME_SIZE, INK, ROW_NAME_WIDTH - GAP, 3)
-        if row == 0:
-            sheet.paste(picture, (left, y))
-        for column, name in enumerate(columns):
-            x = left + (1 + column) * (cell + GAP)
-            sheet.paste(map_over_image(picture, spread[row, column]), (x, y))
-            surface.text((x, y + cell + 3), name.replace("_", " "), NAME_SIZE, INK, cell)
-            if notes:
-                surface.text((x, y + cell + 3 + line_height(NAME_SIZE)), notes[row][column], NOTE_SIZE, QUIET, cell)
-    return sheet
+    for row, column in itertools.product(range(len(rows)), range(len(columns))):
+        note = notes[row][column] if notes else ""
+        sheet.add(row, column, map_over_image(picture, spread[row, column]), note)
+    return sheet.page
+
+
+class _Sheet:
+    """A page with a title, a name for each row and column, and a cell where they meet."""
+
+    def __init__(
+        self,
+        cell: int,
+        rows: Sequence[str],
+        columns: Sequence[str],
+        *,
+        has_notes: bool,
+        title: str,
+        font_path: str | None,
+    ) -> None:
+        self.cell, self.columns = cell, columns
+        self.left = MARGIN + (ROW_NAME_WIDTH if any(rows) else 0)
+        width = self.left + (1 + len(columns)) * (cell + GAP) - GAP + MARGIN
+        num_lines = len(lines_of(title, TITLE_SIZE, width - 2 * MARGIN, 2, font_path))
+        self.top = MARGIN + num_lines * line_height(TITLE_SIZE) + (GAP if num_lines else 0)
+        self.step = cell + line_height(NAME_SIZE) + (line_height(NOTE_SIZE) if has_notes else 0) + GAP
+        self.page = Image.new("RGBA", (width, self.top + len(rows) * self.step + MARGIN // 2), (0, 0, 0, 0))
+        self.surface = Surface(self.page, font_path)
+        self.surface.text((MARGIN, MARGIN - 2), title, TITLE_SIZE, INK, width - 2 * MARGIN, 2)
+        for row, name in enumerate(rows):
+            y = self.top + row * self.step
+            self.surface.text((MARGIN, y + 2), name.replace("_", " "), NAME_SIZE, INK, ROW_NAME_WIDTH - GAP, 3)
+
+    def add(self, row: int, column: int, picture: Image.Image, note: str) -> None:
+        """Place a picture, below it the column's name and the note."""
+        x, y = self.left + (1 + column) * (self.cell + GAP), self.top + row * self.step
+        self.page.paste(picture, (x, y))
+        self.surface.text((x, y + self.cell + 3), self.columns[column].replace("_", " "), NAME_SIZE, INK, self.cell)
+        if note:
+            below = y + self.cell + 3 + line_height(NAME_SIZE)
+            self.surface.text((x, below), note, NOTE_SIZE, QUIET, self.cell)
 
 
 def crop_as_seen(image: Image.Image, sizes: Mapping[str, object]) -> Image.Image:

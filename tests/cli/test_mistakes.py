@@ -41,7 +41,7 @@ MISTAKES = {
     "caption folder {0}/photos --model m --server http://[::1]:9 --output {0}/photos": "`output` is .*which holds .*g",
     "caption folder {0}/photos --model m --server nowhere --output {0}/rows": "`url` is 'nowhere'; expected",
     "train --recipe {0}/none.yaml --run a": "`recipe` is .*none.yaml, which is not a file",
-    "train --recipe {0}/short.yaml --run a": "short.yaml: lacking keys|short.yaml: ",
+    "train --recipe {0}/short.yaml --run a": "short.yaml: missing keys|short.yaml: ",
     "train --recipe {0}/broken.yaml --run a": "broken.yaml: line 1",
     "evaluate --model {0}/model": "`--corpus` is missing",
     "evaluate --model {0}/model --corpus {0}/none": "`corpus` is .*none; expected the folder of a corpus",

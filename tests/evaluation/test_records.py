@@ -151,9 +151,9 @@ def row(**changes) -> dict:
     [
         ("{", "is not JSON"),
         ("{}", "holds a dict"),
-        (json.dumps([row(), {"metric": "recall"}]), "Record 1 .*missing \\['chance'"),
-        (json.dumps([row(colour="red")]), "Record 0 .*unknown \\['colour'\\]"),
-        (json.dumps([3]), "Record 0 .*missing"),
+        (json.dumps([row(), {"metric": "recall"}]), "Record 1 .*missing keys chance"),
+        (json.dumps([row(colour="red")]), "Record 0 .*unknown keys colour"),
+        (json.dumps([3]), "Record 0 .*got 3; expected keys and values"),
         (json.dumps([row(value=math.nan)]), "Record 0 .*finite"),
         (json.dumps([row(confidence_interval=[0.5])]), "Record 0 .*two numbers"),
         (json.dumps([row(details=None)]), "Record 0 .*`details`"),

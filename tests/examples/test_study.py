@@ -149,10 +149,10 @@ def test_half_the_batch_is_about_half_the_multiplications(study_path: Path, corp
 def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(study_path.read_text())
     cases = [
-        ({"metods": {}}, "expected exactly column, held_out, methods"),
+        ({"metods": {}}, "unknown keys metods. Valid keys: column, held_out, methods"),
         (
             {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "lr": 1}}},
-            "ours: got lr; expected one of as_much",
+            "ours: unknown keys lr. Valid keys: as_much",
         ),
         (
             {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "as_much_compute_as": "theirs"}}},

@@ -1,7 +1,6 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Debian packages as pinned, checksummed archives: fetched once, unpacked, never installed."""
 
-import hashlib
 import json
 import logging
 import os
@@ -10,6 +9,8 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from holistic_clip_hf.storage import checksum
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,7 @@ def _download(package: DebianPackage, scratch: Path) -> Path:
     archives = list(scratch.glob("*.deb"))
     if len(archives) != 1:
         raise OSError(f"apt-get left {len(archives)} archives of {package.name}; expected one. Try again later.")
-    with open(archives[0], "rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != package.sha256:
+    if (got := checksum(archives[0])) != package.sha256:
         raise ValueError(
             f"{package.name} {package.version}: got an archive with sha256 {got}, expected {package.sha256}. The "
             "package was changed after it was pinned: look at what changed, then correct packages.json."

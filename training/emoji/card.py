@@ -2,9 +2,10 @@
 """The data set card of the built corpus, rendered from its manifest."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from holistic_clip_hf.words import markdown_table
 from training.emoji.captions import PERSPECTIVES
 
 
@@ -43,7 +44,7 @@ def _perspectives(manifest: Mapping[str, Any]) -> str:
     rows = (
         (name, f"{counts.get(name, 0):,}", meaning, examples.get(name, "")) for name, meaning in PERSPECTIVES.items()
     )
-    return _table(("perspective", "captions", "what it says", "example"), rows)
+    return markdown_table(("perspective", "captions", "what it says", "example"), rows)
 
 
 def _splits(manifest: Mapping[str, Any]) -> str:
@@ -51,7 +52,7 @@ def _splits(manifest: Mapping[str, Any]) -> str:
     rows = (
         (column, *(f"{counts.get(split, 0):,}" for split in splits)) for column, counts in manifest["columns"].items()
     )
-    return _table(("column", *splits), rows)
+    return markdown_table(("column", *splits), rows)
 
 
 def _licences(manifest: Mapping[str, Any]) -> str:
@@ -66,7 +67,7 @@ def _licences(manifest: Mapping[str, Any]) -> str:
         )
         for name, facts in manifest["about"]["packages"].items()
     )
-    return _table(("name", "rows", "by", "package", "licence"), rows)
+    return markdown_table(("name", "rows", "by", "package", "licence"), rows)
 
 
 def _left_out(manifest: Mapping[str, Any]) -> str:
@@ -74,10 +75,4 @@ def _left_out(manifest: Mapping[str, Any]) -> str:
         (name, skip["reason"].split(":")[0]) for name, shard in manifest["shards"].items() for skip in shard["skipped"]
     )
     rows = ((name, f"{count:,}", reason) for (name, reason), count in sorted(reasons.items()))
-    return _table(("artist", "concepts", "reason"), rows)
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table(("artist", "concepts", "reason"), rows)

@@ -1,10 +1,10 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Splits of the emoji: drawings held out by artist, and by families of concepts that look or are called alike."""
 
-import hashlib
 import re
 from collections.abc import Collection
 
+from holistic_clip_hf.storage import stable_number
 from training.emoji.concepts import Concept
 
 TEST_ARTIST = "openmoji"
@@ -197,4 +197,4 @@ def split_by_artist(concept: str, artist: str, artists: Collection[str]) -> str:
 
 def _fraction(text: str) -> float:
     """Return a number in [0, 1) that depends on the text alone, on every machine and in every run."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    return stable_number(text) / 2**64
