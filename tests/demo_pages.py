@@ -12,7 +12,7 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.demo.page import serve
-from holistic_clip_hf.demo.showcase import Captions, Showcase
+from holistic_clip_hf.demo.showcase import CaptionsById, Showcase
 from holistic_clip_hf.search import FolderImages, SearchIndex, index_images
 
 SCRIPT = "<img src=x onerror=alert(1)>"  # in a file's name, a caption and a query
@@ -30,7 +30,7 @@ def fill(folder: Path, draw: Callable[..., Image.Image]) -> None:
 
 
 def open_drawings(
-    folder: Path, model: HolisticCLIPModel, processor: HolisticCLIPProcessor, captions: Captions | None = None
+    folder: Path, model: HolisticCLIPModel, processor: HolisticCLIPProcessor, captions: CaptionsById | None = None
 ) -> Showcase:
     """The showcase of a folder."""
     directory = folder.with_name(f"{folder.name}.index")

@@ -50,7 +50,7 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
 
     from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
     from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
-    from holistic_clip_hf.trainer.arguments import require_finite
+    from holistic_clip_hf.trainer.arguments import require_finite_loss
     from holistic_clip_hf.trainer.collator import Augmentation
 
     corpus = load_from_disk(str(folder / job.get("corpus", "corpus")))
@@ -96,7 +96,7 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
     if job.get("evaluate"):
         left["metrics"] = trainer.evaluate()
         try:
-            require_finite(torch.tensor([1.0, math.nan][rank]), [["a", "b"], ["c", "d"]][rank], step=3)
+            require_finite_loss(torch.tensor([1.0, math.nan][rank]), [["a", "b"], ["c", "d"]][rank], step=3)
         except ValueError as error:
             left["error"] = str(error)
     torch.save(left, folder / f"{name}-{rank}.pt")

@@ -174,7 +174,9 @@ def hours_of_training(checkpoint: Path) -> float | None:
     return None if seconds is None else round(seconds / 3600, 2)
 
 
-def write_card(recipe: Recipe, corpus: Path, test: Dataset, records: Sequence[Record], checkpoint: Path) -> None:
+def write_quickstart_card(
+    recipe: Recipe, corpus: Path, test: Dataset, records: Sequence[Record], checkpoint: Path
+) -> None:
     """Draw the picture and render the card of a checkpoint, into its folder, with all that it is rendered from."""
     model, processor = load_checkpoint(checkpoint)
     draw_results(model, processor, test, checkpoint / PICTURE, perspectives=recipe.slots, seed=recipe.seed)
@@ -207,7 +209,7 @@ def main() -> None:
     print(f"== results on {len(test):,} drawings by an artist that none has seen")
     print(comparison_table(records, recipe.slots))
     checkpoint = output_dir / (SHOWN_RUN if SHOWN_RUN in recipe.runs else list(recipe.runs)[-1])
-    write_card(recipe, corpus, test, records, checkpoint)
+    write_quickstart_card(recipe, corpus, test, records, checkpoint)
     if options.card_dir:
         options.card_dir.mkdir(parents=True, exist_ok=True)
         # The facts come first: by them the folder is known again.

@@ -303,14 +303,14 @@ class Evaluation:
         """Measure zero-shot segmentation by each readout."""
         from ..evaluation.benchmarks import open_segmentation
         from ..evaluation.classification import encode_classes, load_templates
-        from ..evaluation.segmentation import Classes, Windows, evaluate_segmentation
+        from ..evaluation.segmentation import PixelClasses, Windows, evaluate_segmentation
 
         options = self.options.pixels
         name, root = split_benchmark(options.masks or "")
         benchmark, records = open_segmentation(name, root or Path()), []
         templates = load_templates(self.options.labels.templates)
         embeds = encode_classes(self.model, self.processor, benchmark.class_names, templates)
-        classes = Classes(benchmark.class_names, embeds, benchmark.background, options.background_threshold)
+        classes = PixelClasses(benchmark.class_names, embeds, benchmark.background, options.background_threshold)
         for readout in options.readouts:
             records += evaluate_segmentation(
                 self.model,

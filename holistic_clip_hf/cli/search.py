@@ -224,9 +224,9 @@ def open_index(directory: Path, model_name: str | None) -> "SearchIndex":
     """
     from ..evaluation.encoding import load_checkpoint
     from ..search import SearchIndex
-    from ..search.store import read_manifest
+    from ..search.store import read_index_manifest
 
-    manifest = read_manifest(directory)
+    manifest = read_index_manifest(directory)
     model, processor = load_checkpoint(model_name or manifest.model)
     images = None
     if manifest.origin["kind"] != "folder":

@@ -11,7 +11,7 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 if TYPE_CHECKING:
     from ..images.sources import Source
 
-Captions = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="COLUMN=PERSPECTIVE")]
+CaptionOptions = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="COLUMN=PERSPECTIVE")]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Folder:
     """
 
     root: Positional[Path]
-    caption: Captions = ()
+    caption: CaptionOptions = ()
     perspective: str = "short"
     name: str = ""
 
@@ -66,7 +66,7 @@ class Listed:
     listing: Positional[Path]
     root: Path | None = None
     image_column: str = "file_name"
-    caption: Captions = ()
+    caption: CaptionOptions = ()
     name: str = ""
 
     def open(self) -> "Source":
@@ -119,7 +119,7 @@ class Tar:
     """
 
     archives: Positional[tuple[Path, ...]]
-    caption: Captions = ()
+    caption: CaptionOptions = ()
     name: str = ""
 
     def open(self) -> "Source":
@@ -152,7 +152,7 @@ class Table:
     from_split: str = "train"
     image_column: str = "image"
     id_column: str | None = None
-    caption: Captions = ()
+    caption: CaptionOptions = ()
     name: str = ""
 
     def open(self) -> "Source":

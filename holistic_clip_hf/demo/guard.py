@@ -10,7 +10,7 @@ from typing import Any
 import gradio
 from PIL import Image, UnidentifiedImageError
 
-from ..images.decoding import UnreadableImageError, decode_image, open_image
+from ..images.decoding import MOST_ELONGATED, UnreadableImageError, decode_image, open_image
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -83,7 +83,6 @@ async def _refuse(send: Send, status: int, reason: str) -> None:
 
 MOST_BYTES = 10 * 2**20
 MOST_PIXELS = 40_000_000  # of a decoded image; a small file can hold very many
-MOST_ELONGATED = 100
 
 
 def upload_field(**options: Any) -> gradio.Image:

@@ -45,7 +45,7 @@ MOST_CAPTIONS = 5_000  # to compare an uploaded image with
 MOST_WORDS = 8  # of a text, that get a map each
 MOST_LETTERS = 300  # of a text that maps are drawn for
 NEAREST = 5  # captions for each branch
-Captions = Mapping[str, Sequence[tuple[str, str]]]  # image id → (perspective, text)
+CaptionsById = Mapping[str, Sequence[tuple[str, str]]]  # image id → (perspective, text)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Showcase:
         model: HolisticCLIPModel,
         processor: Any,
         *,
-        captions: Captions | None = None,
+        captions: CaptionsById | None = None,
         name: str = "",
     ) -> None:
         self.index, self.model, self.name = index, model, name
@@ -220,7 +220,7 @@ class Showcase:
         return [LabelledMap(*each) for each in zip(names, notes, grids, strict=True)]
 
 
-def _chosen(captions: Captions) -> list[str]:
+def _chosen(captions: CaptionsById) -> list[str]:
     """Return all different texts or, of too many, some from everywhere."""
     texts = list(dict.fromkeys(text for pairs in captions.values() for _, text in pairs))
     if len(texts) <= MOST_CAPTIONS:
@@ -254,13 +254,13 @@ def open_showcase(checkpoint: str, images: str | Path, *, index: str | Path | No
     return showcase
 
 
-def captions_of_names(index: SearchIndex) -> Captions:
+def captions_of_names(index: SearchIndex) -> CaptionsById:
     """Return the words of each file's name, of those that have some: `animals/red-fox_2.jpg` gives `red fox`."""
     words = {image_id: " ".join(re.findall(r"[^\W\d_]{2,}", Path(image_id).stem)) for image_id in index.image_ids}
     return {image_id: [(FILE_NAME, text)] for image_id, text in words.items() if text}
 
 
-def _open_images(images: Path) -> tuple[Images, Captions | None]:
+def _open_images(images: Path) -> tuple[Images, CaptionsById | None]:
     if not (images / MANIFEST).is_file():
         return FolderImages(images), None
     corpus: Any = load_corpus(images)

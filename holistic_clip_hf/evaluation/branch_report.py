@@ -25,7 +25,7 @@ from .encoding import DualEncoder, fuse_by
 from .ranking import TEXT_TO_IMAGE, TIE_TOLERANCE, bootstrap_interval, rank_both_directions, recall_at
 from .records import FUSED, PER_PERSPECTIVE, Detail, Provenance, Record, Recorder
 from .retrieval import TASK as RETRIEVAL
-from .retrieval import EmbeddedCorpus, Question, per_perspective
+from .retrieval import EmbeddedCorpus, TextSet, per_perspective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ def _similarity_records(branch_embeds: Tensor, names: Sequence[str], recorder: R
     ]
 
 
-def _win_records(corpus: EmbeddedCorpus, question: Question, names: Sequence[str], recorder: Recorder) -> list[Record]:
+def _win_records(corpus: EmbeddedCorpus, question: TextSet, names: Sequence[str], recorder: Recorder) -> list[Record]:
     pairs = question.pairs.unique(dim=0)
     shares = torch.stack([_shares_of(corpus, question, part) for part in pairs.split(PAIRS_AT_ONCE)]).sum(dim=0)
     return [
@@ -102,7 +102,7 @@ def _win_records(corpus: EmbeddedCorpus, question: Question, names: Sequence[str
     ]
 
 
-def _shares_of(corpus: EmbeddedCorpus, question: Question, pairs: Tensor) -> Tensor:
+def _shares_of(corpus: EmbeddedCorpus, question: TextSet, pairs: Tensor) -> Tensor:
     """Count for pairs (R, 2) how many each branch wins, as shares (H,)."""
     texts = corpus.embeds_of([question.texts[index] for index in pairs[:, 1].tolist()])
     branches = corpus.branch_embeds[question.images[pairs[:, 0]]]
@@ -114,7 +114,7 @@ def _shares_of(corpus: EmbeddedCorpus, question: Question, pairs: Tensor) -> Ten
 def _removal_records(
     model: DualEncoder,
     corpus: EmbeddedCorpus,
-    question: Question,
+    question: TextSet,
     branch: int,
     recorder: Recorder,
     ks: Sequence[int],

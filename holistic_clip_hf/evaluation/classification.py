@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 TASK = "zero_shot_classification"
 ACCURACY_KS = (1, 5)  # the field's top-1 and top-5
 TEMPLATES_FILE = Path(__file__).with_name("templates.yaml")
-PLACE = "{}"  # of the class name in a template
+NAME_SLOT = "{}"  # of the class name in a template
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Templates:
     texts: Sequence[str]
 
     def __post_init__(self) -> None:
-        if not self.texts or any(text.count(PLACE) != 1 for text in self.texts):
+        if not self.texts or any(text.count(NAME_SLOT) != 1 for text in self.texts):
             raise ValueError(
                 f"The templates {self.name!r} are {list(self.texts)}; expected one or more texts, each with one "
-                f"{PLACE}."
+                f"{NAME_SLOT}."
             )
 
     def of(self, class_name: str) -> list[str]:
-        return [text.replace(PLACE, class_name) for text in self.texts]
+        return [text.replace(NAME_SLOT, class_name) for text in self.texts]
 
 
 def load_templates(name: str) -> Templates:

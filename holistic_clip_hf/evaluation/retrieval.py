@@ -43,7 +43,7 @@ ALL_PERSPECTIVES = "all"
 Captions = Mapping[str, Sequence[Sequence[str]]]
 
 
-class Question(NamedTuple):
+class TextSet(NamedTuple):
     """One set of texts against images.
 
     Shapes: `texts` (T); `images` (N',), the rows of the corpus that are candidates; `pairs` (R, 2), an index into
@@ -59,33 +59,33 @@ class Question(NamedTuple):
     num_texts_out: int = 0
 
 
-def per_perspective(captions: Captions) -> list[Question]:
+def per_perspective(captions: Captions) -> list[TextSet]:
     questions = []
     for perspective, owned in captions.items():
         texts, pairs = caption_pairs(owned)
-        questions.append(Question(perspective, texts, torch.arange(len(owned)), pairs))
+        questions.append(TextSet(perspective, texts, torch.arange(len(owned)), pairs))
     return questions
 
 
-def standard(captions: Captions) -> list[Question]:
+def standard(captions: Captions) -> list[TextSet]:
     owners = [(image, text) for owned in captions.values() for image, texts in enumerate(owned) for text in texts]
     pairs = torch.tensor([(image, index) for index, (image, _) in enumerate(owners)])
     num_images = len(next(iter(captions.values())))
-    return [Question(ALL_PERSPECTIVES, [text for _, text in owners], torch.arange(num_images), pairs)]
+    return [TextSet(ALL_PERSPECTIVES, [text for _, text in owners], torch.arange(num_images), pairs)]
 
 
-def paper(captions: Captions) -> list[Question]:
+def paper(captions: Captions) -> list[TextSet]:
     questions = []
     for perspective, owned in captions.items():
         images = [image for image, texts in enumerate(owned) if texts]
         both = torch.arange(len(images))[:, None].expand(-1, 2)
         first, further = [owned[image][0] for image in images], sum(map(len, owned)) - len(images)
         images_out = len(owned) - len(images)
-        questions.append(Question(perspective, first, torch.tensor(images), both, images_out, further))
+        questions.append(TextSet(perspective, first, torch.tensor(images), both, images_out, further))
     return questions
 
 
-PROTOCOLS: dict[str, Callable[[Captions], list[Question]]] = {
+PROTOCOLS: dict[str, Callable[[Captions], list[TextSet]]] = {
     PER_PERSPECTIVE: per_perspective,
     STANDARD: standard,
     PAPER: paper,

@@ -49,7 +49,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Classes:
+class PixelClasses:
     """Classes that a pixel may be of.
 
     Args:
@@ -82,7 +82,7 @@ def evaluate_segmentation(
     dataset: Dataset,
     *,
     provenance: Provenance,
-    classes: Classes,
+    classes: PixelClasses,
     windows: Windows | None = None,
     readout: str = "class_path",
     progress: bool = False,
@@ -222,7 +222,7 @@ def _read_mask(mask: Image.Image, size: tuple[int, int], num_classes: int, index
     return labels
 
 
-def _check_arguments(model: HolisticCLIPModel, classes: Classes, windows: Windows, readout: str) -> None:
+def _check_arguments(model: HolisticCLIPModel, classes: PixelClasses, windows: Windows, readout: str) -> None:
     side, count = model.vision_model.config.image_size, len(classes.names)
     if windows.short_side < side or not 0 < windows.stride <= 1:
         raise ValueError(

@@ -1,13 +1,14 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Search: an index over a folder or a data set of images, asked by text, by example and by perspective."""
 
+from ..evaluation.records import FUSED
 from ..images.folders import FolderImages
 from ..images.tables import DatasetImages
 from .index import SearchIndex
 from .indexing import IndexReport, index_images
 from .neighbours import estimate_bytes
-from .query import FUSED, Filter, Query, Term, parse_query
-from .scoring import Hit, Part
+from .query import Filter, Query, Term, parse_query
+from .scoring import Hit, TermScore
 from .store import verify_index
 
 __all__ = [
@@ -17,7 +18,7 @@ __all__ = [
     "FolderImages",
     "Hit",
     "IndexReport",
-    "Part",
+    "TermScore",
     "Query",
     "SearchIndex",
     "Term",

@@ -16,18 +16,19 @@ from PIL import Image
 from torch import Tensor
 
 from ..evaluation.encoding import DualEncoder, encode_texts
+from ..evaluation.records import FUSED
 from ..images.decoding import UnreadableImageError, decode
 from ..images.folders import FolderImages
 from ..images.sources import Images
 from .encoding import embed_images
 from .indexing import make_layout
 from .neighbours import EXACT, Neighbours
-from .query import FUSED, Filter, Query, Term, as_terms
+from .query import Filter, Query, Term, as_terms
 from .scoring import (
     MAX,
     SOFTMAX,
+    EmbeddedTerm,
     Hit,
-    Question,
     best_places,
     candidates,
     chunked,
@@ -35,7 +36,7 @@ from .scoring import (
     explained,
     margin,
     proposals_by,
-    require_finite,
+    require_finite_terms,
     rough_scores,
 )
 from .store import BRANCHES, FUSED_ONLY, Layout, Manifest, open_whole, require_layout, vectors_of
@@ -60,7 +61,7 @@ class Asker:
         # A tokenizer of the fast kind refuses two threads at once, and a model has one mode for all.
         self._lock = threading.Lock()
 
-    def ask(self, terms: Sequence[Term]) -> list[Question]:
+    def ask(self, terms: Sequence[Term]) -> list[EmbeddedTerm]:
         """Return each term as vectors, in the space of the index.
 
         Raises:
@@ -79,7 +80,7 @@ class Asker:
             questions = [
                 self._of_image(term) if term.text is None else self._of_text(term, texts[term.text]) for term in terms
             ]
-        require_finite(questions)
+        require_finite_terms(questions)
         return questions
 
     def _encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -94,16 +95,16 @@ class Asker:
             self._remembered.popitem(last=False)
         return found
 
-    def _of_text(self, term: Term, vector: np.ndarray) -> Question:
+    def _of_text(self, term: Term, vector: np.ndarray) -> EmbeddedTerm:
         if self.layout.vectors == FUSED_ONLY:
-            return Question(term, {FUSED: vector})
+            return EmbeddedTerm(term, {FUSED: vector})
         if term.perspective != FUSED:
-            return Question(term, {term.perspective: vector})
+            return EmbeddedTerm(term, {term.perspective: vector})
         names = self.layout.perspectives
         if self.fusion.is_linear:
-            return Question(term, dict(zip(names, self._split(torch.from_numpy(vector)).numpy(), strict=True)))
+            return EmbeddedTerm(term, dict(zip(names, self._split(torch.from_numpy(vector)).numpy(), strict=True)))
         combine = MAX if self.fusion.config.fusion == "max" else SOFTMAX
-        return Question(term, dict.fromkeys(names, vector), combine, self.scale)
+        return EmbeddedTerm(term, dict.fromkeys(names, vector), combine, self.scale)
 
     def _split(self, text: Tensor) -> Tensor:
         """Repeat a text (D,) once for each branch, times its share in the fused similarity: (H, D)."""
@@ -117,18 +118,18 @@ class Asker:
         """Return how much each branch counts in the mean: (H,)."""
         return self.fusion.mean(torch.eye(len(self.layout.perspectives))[:, :, None])[:, 0]
 
-    def _of_image(self, term: Term) -> Question:
+    def _of_image(self, term: Term) -> EmbeddedTerm:
         """Branch against branch; fused, the mean of that over branches, however texts are fused."""
         assert term.image is not None
         is_fused_only = self.layout.vectors == FUSED_ONLY
         found = embed_images(self.model, self.processor, [term.image], fused=is_fused_only)[0]
         if is_fused_only:
-            return Question(term, {FUSED: found[0]})
+            return EmbeddedTerm(term, {FUSED: found[0]})
         by_name = dict(zip(self.layout.perspectives, found, strict=True))
         if term.perspective != FUSED:
-            return Question(term, {term.perspective: by_name[term.perspective]})
+            return EmbeddedTerm(term, {term.perspective: by_name[term.perspective]})
         shares = self._shares().numpy()
-        return Question(
+        return EmbeddedTerm(
             term, {name: share * vector for share, (name, vector) in zip(shares, by_name.items(), strict=True)}
         )
 
@@ -268,7 +269,7 @@ class SearchIndex:
             some = alive[start : start + batch_size]
             yield self._table.take(some).to_pylist(), self.vectors(some)
 
-    def _candidates(self, questions: Sequence[Question], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
+    def _candidates(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
         if self._neighbours is not None and not exact:
             wanted = proposals_by(questions)
             if allowed.sum() <= FEW:
@@ -277,10 +278,10 @@ class SearchIndex:
                 return self._neighbours.propose(wanted, max(PROPOSED * k, LEAST_PROPOSED), allowed)
         return candidates(rough_scores(questions, self._vectors), allowed, k, margin(questions))
 
-    def _scores(self, questions: Sequence[Question], rows: np.ndarray) -> np.ndarray:
+    def _scores(self, questions: Sequence[EmbeddedTerm], rows: np.ndarray) -> np.ndarray:
         return contributions(questions, self.layout.vector_names, self.vectors(rows)).sum(axis=(1, 2))
 
-    def _hits(self, questions: Sequence[Question], rows: np.ndarray) -> list[Hit]:
+    def _hits(self, questions: Sequence[EmbeddedTerm], rows: np.ndarray) -> list[Hit]:
         facts = self._table.take(rows).to_pylist()
         return explained(questions, self.layout.vector_names, facts, self.vectors(rows))
 

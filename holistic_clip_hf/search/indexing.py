@@ -34,12 +34,12 @@ from .store import (
     describe_file,
     lock,
     open_segment,
-    read_manifest,
+    read_index_manifest,
     remove_unlisted,
     require_index_folder,
     require_layout,
     require_whole,
-    write_manifest,
+    write_index_manifest,
     write_segment,
 )
 
@@ -49,7 +49,7 @@ MOST_SMALL = 16  # segments not half full, before they are merged
 DECODERS = 4  # threads
 
 
-class Part(NamedTuple):
+class SegmentRows(NamedTuple):
     """A segment's rows, and which of them count."""
 
     path: Path
@@ -65,7 +65,7 @@ def stamps(dataset: Dataset) -> list[tuple[str, str]]:
 
 def take_up(
     directory: Path, layout: Layout, before: Manifest | None, items: Mapping[str, Item]
-) -> tuple[list[Part], list[LeftOut]]:
+) -> tuple[list[SegmentRows], list[LeftOut]]:
     """Take up what is present already of `items`, first of the index as it was, then of a run that was killed.
 
     Where a row or a reason is there twice, the first counts. Reasons that may pass are not taken up.
@@ -85,7 +85,7 @@ def take_up(
             if image_id not in taken and image_id in items and items[image_id].stamp == stamp:
                 taken.add(image_id)
                 alive.append(row)
-        parts.append(Part(path, dataset, alive))
+        parts.append(SegmentRows(path, dataset, alive))
         left_out += reasons
     kept = {
         each.image_id: each
@@ -117,7 +117,7 @@ class Writer:
 
     def encoded(
         self, images: Images, todo: Sequence[Item], batch_size: int, progress: bool
-    ) -> Iterator[tuple[Part, list[LeftOut]]]:
+    ) -> Iterator[tuple[SegmentRows, list[LeftOut]]]:
         """Segment by segment, each written before it is given, with what is left out of it."""
         with tqdm(total=len(todo), desc="images", disable=not progress) as bar, ThreadPoolExecutor(DECODERS) as pool:
             for start in range(0, len(todo), self.rows_per_segment):
@@ -131,7 +131,7 @@ class Writer:
                     bar.update(len(batch))
                 yield self._written(_table(self.layout, rows), left_out), left_out
 
-    def merged(self, parts: Sequence[Part]) -> list[Part]:
+    def merged(self, parts: Sequence[SegmentRows]) -> list[SegmentRows]:
         """Return the same rows in fewer segments, once too many are not half full; only vectors are copied."""
         small = [part for part in parts if 2 * len(part.alive) < self.rows_per_segment]
         if len(small) <= MOST_SMALL:
@@ -158,13 +158,13 @@ class Writer:
                     done.append((item, vectors))
         return done, left_out
 
-    def _written(self, table: pa.Table, left_out: Sequence[LeftOut]) -> Part:
+    def _written(self, table: pa.Table, left_out: Sequence[LeftOut]) -> SegmentRows:
         # Names are never used twice: readers of the index as it was may have files open.
         taken = [int(path.stem) for path in (self.directory / SEGMENTS).glob("*.arrow")]
         path = write_segment(self.directory, max(taken, default=-1) + 1, self.layout, table, left_out)
         opened = open_segment(path, self.layout)
         assert opened is not None
-        return Part(path, opened[0], list(range(table.num_rows)))
+        return SegmentRows(path, opened[0], list(range(table.num_rows)))
 
 
 def _load(images: Images, item: Item) -> Image.Image | LeftOut:
@@ -279,12 +279,12 @@ class _Build:
     def __init__(self, writer: Writer, images: Images, lookup: str) -> None:
         self.directory, self.layout, self.config = writer.directory, writer.layout, writer.model.config
         self.writer, self.images = writer, images
-        self.before = read_manifest(self.directory) if (self.directory / MANIFEST).is_file() else None
+        self.before = read_index_manifest(self.directory) if (self.directory / MANIFEST).is_file() else None
         if self.before is not None:
             require_layout(self.before, self.layout, self.directory)
         self.items, self.skipped = _list(images)
         self.lookup = choose_lookup(lookup, len(self.items))
-        self.parts: list[Part] = []
+        self.parts: list[SegmentRows] = []
         self.left_out: list[LeftOut] = []
         self.todo: list[Item] = []
 
@@ -323,7 +323,7 @@ class _Build:
             left_out=sorted([*self.left_out, *self.skipped]),
         )
         if manifest != self.before:
-            write_manifest(self.directory, manifest)
+            write_index_manifest(self.directory, manifest)
         remove_unlisted(self.directory, manifest)
         return _report(manifest, old, self.parts, self.images.others)
 
@@ -401,13 +401,13 @@ def _list(images: Images) -> tuple[dict[str, Item], list[LeftOut]]:
     return dict(sorted(items.items())), skipped
 
 
-def _ids(part: Part) -> dict[str, str]:
+def _ids(part: SegmentRows) -> dict[str, str]:
     rows = stamps(part.dataset)
     return dict(rows[row] for row in part.alive)
 
 
 def _report(
-    manifest: Manifest, old: Mapping[str, str], parts: Sequence[Part], others: Mapping[str, int]
+    manifest: Manifest, old: Mapping[str, str], parts: Sequence[SegmentRows], others: Mapping[str, int]
 ) -> IndexReport:
     new = {image_id: stamp for part in parts for image_id, stamp in _ids(part).items()}
     files = [*manifest.segments, *manifest.neighbours.values()]

@@ -14,8 +14,8 @@ import torch
 from datasets import Dataset
 
 from ..evaluation.encoding import DualEncoder
+from ..evaluation.records import FUSED
 from ..storage import import_extra, write_atomically
-from .query import FUSED
 from .store import BRANCHES, NEIGHBOURS, VECTORS, Layout, Segment, describe_file, require_whole, vectors_of
 
 EXACT_UP_TO = 1_000_000  # images; beyond, reading every vector takes seconds

@@ -21,6 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+# In place of a perspective: all branches, as the model fuses them.
+from ..evaluation.records import FUSED
+
 Value = str | int | float | bool
 
 
@@ -79,7 +82,6 @@ def _is_one_of(name: str, column: pa.ChunkedArray, values: Value | Sequence[Valu
     return found.to_numpy()
 
 
-FUSED = "fused"  # in place of a perspective: all branches, as the model fuses them
 MOST_TERMS = 32  # a query of more is a pasted document
 MOST_LETTERS = 4_000  # of a query; a text tower reads a few hundred
 # Parsed step by step: one expression for a whole term would try every way to share out its spaces, for minutes.

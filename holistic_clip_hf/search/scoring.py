@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .query import FUSED, Term
+from ..evaluation.records import FUSED
+from .query import Term
 
 SUM, MAX, SOFTMAX = "sum", "max", "softmax"
 _ROUND_OFF = 2.0**-24
@@ -24,7 +25,7 @@ Blocks = Mapping[str, Sequence[np.ndarray]]  # by kind of vector, the rows in bl
 
 
 @dataclass(frozen=True)
-class Question:
+class EmbeddedTerm:
     """One term as vectors: what each kind of vector is held against, and how the products become one number.
 
     Args:
@@ -40,7 +41,7 @@ class Question:
     scale: float = 1.0
 
 
-def rough_scores(questions: Sequence[Question], blocks: Blocks) -> np.ndarray:
+def rough_scores(questions: Sequence[EmbeddedTerm], blocks: Blocks) -> np.ndarray:
     """Score all rows in one pass over the kinds of vectors that are asked, (N,) float32; see `margin`."""
     linear: dict[str, np.ndarray] = {}
     for question in questions:
@@ -62,7 +63,7 @@ def rough_scores(questions: Sequence[Question], blocks: Blocks) -> np.ndarray:
     return np.concatenate(found)
 
 
-def margin(questions: Sequence[Question]) -> float:
+def margin(questions: Sequence[EmbeddedTerm]) -> float:
     """Bound how far a rough score can be from the true one, for vectors of length one or less."""
     reach = 0.0
     for question in questions:
@@ -74,7 +75,7 @@ def margin(questions: Sequence[Question]) -> float:
     return 2 * _ROUND_OFF * reach
 
 
-def contributions(questions: Sequence[Question], names: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+def contributions(questions: Sequence[EmbeddedTerm], names: Sequence[str], vectors: np.ndarray) -> np.ndarray:
     """Return what each question's products with each kind of vector add to the score: (N, questions, H) float64.
 
     Shapes: `vectors` (N, H, D), their kinds in the order of `names`. The score is the sum over questions and kinds.
@@ -99,7 +100,7 @@ def candidates(rough: np.ndarray, allowed: np.ndarray, k: int, slack: float) -> 
     return rows[scores >= lowest - 2 * slack]
 
 
-def proposals_by(questions: Sequence[Question]) -> dict[str, np.ndarray]:
+def proposals_by(questions: Sequence[EmbeddedTerm]) -> dict[str, np.ndarray]:
     """Return by kind of vector the (D,) to look up in an approximate index, of the kinds that a term in favour asks.
 
     What counts against moves these, but names no images by itself: those it likes least may be anything. A term that
@@ -124,7 +125,7 @@ def chunked(rows: np.ndarray) -> Iterator[np.ndarray]:
         yield rows[start : start + _AT_ONCE]
 
 
-def _shares(products: np.ndarray, question: Question) -> np.ndarray:
+def _shares(products: np.ndarray, question: EmbeddedTerm) -> np.ndarray:
     """Turn products (N, H) into what each of them counts."""
     if question.combine == SUM:
         return products
@@ -136,7 +137,7 @@ def _shares(products: np.ndarray, question: Question) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True) * products
 
 
-def require_finite(questions: Sequence[Question]) -> None:
+def require_finite_terms(questions: Sequence[EmbeddedTerm]) -> None:
     """Raise `ValueError` where a query has no usable vector."""
     for question in questions:
         if not all(np.isfinite(vector).all() for vector in question.vectors.values()) or math.isnan(question.scale):
@@ -146,7 +147,7 @@ def require_finite(questions: Sequence[Question]) -> None:
 
 
 @dataclass(frozen=True)
-class Part:
+class TermScore:
     """Addition of one term to a score. `by_branch` adds up to `score`, the term's weight included."""
 
     term: Term
@@ -160,7 +161,7 @@ class Hit:
 
     image_id: str
     score: float
-    parts: Sequence[Part]
+    parts: Sequence[TermScore]
     columns: Mapping[str, Any]
 
 
@@ -170,13 +171,15 @@ def best_places(scores: np.ndarray, ids: Sequence[str], k: int) -> list[int]:
 
 
 def explained(
-    questions: Sequence[Question], names: Sequence[str], facts: Sequence[Mapping[str, Any]], vectors: np.ndarray
+    questions: Sequence[EmbeddedTerm], names: Sequence[str], facts: Sequence[Mapping[str, Any]], vectors: np.ndarray
 ) -> list[Hit]:
     """Return a hit for each image: `facts` its id and columns, `vectors` (N, H, D) in the order of `names`."""
     hits = []
     for fact, added in zip(facts, contributions(questions, names, vectors), strict=True):
         parts = [
-            Part(question.term, float(each.sum()), {name: float(each[names.index(name)]) for name in question.vectors})
+            TermScore(
+                question.term, float(each.sum()), {name: float(each[names.index(name)]) for name in question.vectors}
+            )
             for question, each in zip(questions, added, strict=True)
         ]
         columns = {name: value for name, value in fact.items() if name != "image_id"}

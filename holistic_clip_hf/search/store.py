@@ -137,7 +137,7 @@ def lock(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_index_manifest(directory: Path) -> Manifest:
     """Read what the index holds.
 
     Raises:
@@ -179,7 +179,7 @@ def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
         )
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
+def write_index_manifest(directory: Path, manifest: Manifest) -> None:
     """Make the index what `manifest` says, in one step."""
     write_json(directory / MANIFEST, {"format": FORMAT, **asdict(manifest)}, indent=1)
     sync_directory(directory)
@@ -279,14 +279,14 @@ def open_whole(directory: Path) -> tuple[Manifest, list[Dataset]]:
         ValueError: no index, or one that is torn.
     """
     for _ in range(_OPENINGS):
-        manifest = read_manifest(directory)
+        manifest = read_index_manifest(directory)
         try:
             opened = [
                 open_segment(require_whole(directory, segment), manifest.layout) for segment in manifest.segments
             ]
         except ValueError:
             # A run of indexing may have replaced manifest and segments in between.
-            if read_manifest(directory) == manifest:
+            if read_index_manifest(directory) == manifest:
                 raise
             continue
         datasets = [each[0] for each in opened if each is not None]
@@ -304,7 +304,7 @@ def verify_index(directory: str | Path) -> int:
     Raises:
         ValueError: no index, or a file that is missing or was changed.
     """
-    manifest = read_manifest(Path(directory))
+    manifest = read_index_manifest(Path(directory))
     files = [*manifest.segments, *manifest.neighbours.values()]
     for file in files:
         require_whole(Path(directory), file, read=True)
@@ -330,7 +330,8 @@ def require_index_folder(directory: Path) -> None:
             found = json.loads(path.read_bytes())
             if isinstance(found, dict) and "format" in found:
                 return
-    # The manifest's name is anybody's. Of a damaged one, beside what indexing wrote, `read_manifest` says what to do.
+    # The manifest's name is anybody's. Of a damaged one, beside what indexing wrote, `read_index_manifest` says what
+    # to do.
     has_begun = (directory / LOCK).is_file() or any(map(_is_segment, directory.glob(f"{SEGMENTS}/*.arrow")))
 
     def is_ours(name: str) -> bool:

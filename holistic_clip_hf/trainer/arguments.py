@@ -155,7 +155,7 @@ def require_countable(given: Any, args: HolisticCLIPTrainingArguments) -> None:
         )
 
 
-def require_checkpoint(found: Path | None, args: HolisticCLIPTrainingArguments) -> Path:
+def require_resumable(found: Path | None, args: HolisticCLIPTrainingArguments) -> Path:
     """Raise `ValueError` where there is nothing to resume from."""
     if found is None:
         raise ValueError(
@@ -202,7 +202,7 @@ def require_scale(args: HolisticCLIPTrainingArguments, *, sharded: bool, deepspe
         )
 
 
-def require_finite(loss: Tensor, image_ids: list[str], *, step: int) -> None:
+def require_finite_loss(loss: Tensor, image_ids: list[str], *, step: int) -> None:
     """Raise `ValueError` on all ranks if any rank's loss is not: else the others would wait for it for ever."""
     if torch.isfinite(sum_over_ranks(loss)):
         return

@@ -213,7 +213,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         """
         if resume_from_checkpoint is True:
             last = last_whole_checkpoint(Path(self.args.output_dir))
-            resume_from_checkpoint = str(checks.require_checkpoint(last, self.args))
+            resume_from_checkpoint = str(checks.require_resumable(last, self.args))
         if resume_from_checkpoint and isinstance(self.train_dataset, IterableDataset):
             self.stream_place.load(Path(resume_from_checkpoint), self.args)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -258,7 +258,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             offset=rank_offset(len(mask)),
         )
         if is_training:
-            checks.require_finite(loss.total, inputs["image_ids"], step=self.state.global_step)
+            checks.require_finite_loss(loss.total, inputs["image_ids"], step=self.state.global_step)
             self.loss_log.note(loss, mask)
         self.unreadable.note(inputs["unreadable"])
         return loss.total

@@ -26,7 +26,7 @@ from holistic_clip_hf.search import Term
 from holistic_clip_hf.search import index as search_index
 from holistic_clip_hf.search.neighbours import Neighbours, build_neighbours
 from holistic_clip_hf.search.scoring import (
-    Question,
+    EmbeddedTerm,
     best_places,
     candidates,
     contributions,
@@ -57,17 +57,17 @@ def draw(kind: str, draws: np.random.Generator) -> tuple[Vectors, np.ndarray]:
     return images, unit(near + SPREAD * unit(draws.standard_normal((QUERIES, WIDTH))))
 
 
-def questions(kind: str, texts: np.ndarray, number: int) -> list[Question]:
+def questions(kind: str, texts: np.ndarray, number: int) -> list[EmbeddedTerm]:
     """As the terms of a query become them, the text standing for itself."""
     text, other = texts[number], texts[(number + 1) % len(texts)]
     if kind == "branch":
-        return [Question(Term("x", perspective="a"), {"a": text})]
+        return [EmbeddedTerm(Term("x", perspective="a"), {"a": text})]
     if kind == "fused":
-        return [Question(Term("x"), dict.fromkeys(NAMES, text / len(NAMES)))]
-    against = Question(Term("z", perspective="c", weight=-0.5), {"c": other})
+        return [EmbeddedTerm(Term("x"), dict.fromkeys(NAMES, text / len(NAMES)))]
+    against = EmbeddedTerm(Term("z", perspective="c", weight=-0.5), {"c": other})
     return [
-        Question(Term("x", perspective="a"), {"a": text}),
-        Question(Term("y", perspective="b"), {"b": other}),
+        EmbeddedTerm(Term("x", perspective="a"), {"a": text}),
+        EmbeddedTerm(Term("y", perspective="b"), {"b": other}),
         against,
     ]
 
@@ -103,14 +103,14 @@ class Look:
         seconds = time.perf_counter() - start
         return Neighbours(self.directory, lookup, files), seconds, sum(each.bytes for each in files.values())
 
-    def exact(self, asked: Sequence[Question]) -> list[int]:
+    def exact(self, asked: Sequence[EmbeddedTerm]) -> list[int]:
         return self._best(asked, candidates(rough_scores(asked, self.blocks), self.allowed, K, margin(asked)))
 
-    def approximate(self, neighbours: Neighbours, asked: Sequence[Question]) -> list[int]:
+    def approximate(self, neighbours: Neighbours, asked: Sequence[EmbeddedTerm]) -> list[int]:
         count = max(search_index.PROPOSED * K, search_index.LEAST_PROPOSED)
         return self._best(asked, neighbours.propose(proposals_by(asked), count, self.allowed))
 
-    def _best(self, asked: Sequence[Question], rows: np.ndarray) -> list[int]:
+    def _best(self, asked: Sequence[EmbeddedTerm], rows: np.ndarray) -> list[int]:
         scores = contributions(asked, NAMES, self.images[rows]).sum(axis=(1, 2))
         return [int(rows[place]) for place in best_places(scores, [f"{row:07d}" for row in rows], K)]
 

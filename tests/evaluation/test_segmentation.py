@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation.records import Record, capture_provenance
 from holistic_clip_hf.evaluation.segmentation import (
-    Classes,
+    PixelClasses,
     Windows,
     confusion,
     evaluate_segmentation,
@@ -49,7 +49,7 @@ def measure(
     model: HolisticCLIPModel, processor: HolisticCLIPProcessor, dataset: Dataset, **options: Any
 ) -> dict[str, Record]:
     fields = {name: options.pop(name) for name in ("names", "embeds", "background", "threshold") if name in options}
-    chosen = Classes(**{"names": NAMES, "embeds": embeds(), **fields})
+    chosen = PixelClasses(**{"names": NAMES, "embeds": embeds(), **fields})
     found = evaluate_segmentation(model, processor, dataset, provenance=PROVENANCE, classes=chosen, **options)
     return {record.label: record for record in found}
 

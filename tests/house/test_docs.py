@@ -7,6 +7,7 @@ Fenced code is held to the same rules as `inline code`; a name in <angle bracket
 import ast
 import doctest
 import importlib
+import pkgutil
 import re
 import subprocess
 from collections.abc import Iterator
@@ -241,3 +242,17 @@ def test_private_text_is_found(text):
 @pytest.mark.parametrize("text", ["and/or", "/tmp/x", "/dev/null", "training/work/x", "a.b/home/c"])
 def test_ordinary_text_is_not_private(text):
     assert private_text(text) == []
+
+
+def test_every_name_that_migration_sends_people_to_exists() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", (ROOT / "MIGRATION.md").read_text(), re.MULTILINE)
+    assert len(rows) > 300
+    missing = [now for _, now in rows if resolved(now) is None]
+    assert missing == []
+
+
+def resolved(name: str) -> object | None:
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return None

@@ -25,7 +25,7 @@ from holistic_clip_hf.captioning.perspectives import load_perspectives
 from holistic_clip_hf.corpus.build import corpus_features
 from holistic_clip_hf.evaluation.encoding import encode_images
 from holistic_clip_hf.evaluation.records import capture_provenance
-from holistic_clip_hf.evaluation.segmentation import Classes, evaluate_segmentation
+from holistic_clip_hf.evaluation.segmentation import PixelClasses, evaluate_segmentation
 from holistic_clip_hf.images.decoding import FORMATS, UnreadableImageError, decode_image, open_image, verify_image
 from holistic_clip_hf.images.folders import ImageFolder
 from holistic_clip_hf.images.tables import undecoded
@@ -141,7 +141,7 @@ def test_segmentation_refuses_it_by_its_row(
     provenance = capture_provenance(model="tiny", dataset="kittens", split="test", seed=0)
     with pytest.raises(ValueError, match="Row 1: UnidentifiedImageError"):
         evaluate_segmentation(
-            model, processor, dataset, classes=Classes(["sky", "dog"], embeds), provenance=provenance
+            model, processor, dataset, classes=PixelClasses(["sky", "dog"], embeds), provenance=provenance
         )
     assert not ghostscript.exists()
 

@@ -15,7 +15,7 @@ from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf import storage as atomic
 from holistic_clip_hf.search import FolderImages, SearchIndex, estimate_bytes
 from holistic_clip_hf.search import indexing as segments_module
-from holistic_clip_hf.search.store import read_manifest
+from holistic_clip_hf.search.store import read_index_manifest
 from photo_index import NAMES, Indexing, contents, counts, indexing, rows, write_photos
 
 MakeModel = Callable[..., HolisticCLIPModel]
@@ -69,10 +69,10 @@ def test_many_small_changes_leave_few_segments(
     for number in range(9):
         Image.new("RGB", (32, 32), (number, 0, 0)).save(photos / f"new-{number}.png")
         report = bring(rows_per_segment=4)
-    assert report.num_images == 17 and len(read_manifest(tmp_path / "index").segments) <= 7
+    assert report.num_images == 17 and len(read_index_manifest(tmp_path / "index").segments) <= 7
     assert rows(tmp_path / "index").keys() == {path.relative_to(photos).as_posix() for path in photos.rglob("*.png")}
     assert {name.split("/")[0] for name in contents(tmp_path / "index")} == {"index.json", "segments"}
-    assert len(contents(tmp_path / "index")) == 1 + len(read_manifest(tmp_path / "index").segments)
+    assert len(contents(tmp_path / "index")) == 1 + len(read_index_manifest(tmp_path / "index").segments)
 
 
 def test_what_cannot_be_read_is_told(bring: Indexing, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.search import DatasetImages, FolderImages, SearchIndex, index_images, verify_index
-from holistic_clip_hf.search.store import read_manifest
+from holistic_clip_hf.search.store import read_index_manifest
 from photo_index import NAMES, Indexing, contents, counts, indexing, rows, write_photos
 
 MakeModel = Callable[..., HolisticCLIPModel]
@@ -106,10 +106,10 @@ def test_a_torn_index_is_refused_and_mended(
         path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(ValueError, match=f"{path.name} is .*run the indexing again"):
             SearchIndex(directory, model, processor)
-        before = {each.file for each in read_manifest(directory).segments}
+        before = {each.file for each in read_index_manifest(directory).segments}
         assert counts(bring()) == (8, 3, 0, 0, 5)
         assert rows(directory) == whole
-        (victim,) = {each.file for each in read_manifest(directory).segments} - before
+        (victim,) = {each.file for each in read_index_manifest(directory).segments} - before
     assert verify_index(directory) == 3
     path, good = directory / victim, (directory / victim).read_bytes()
     path.write_bytes(good[:-40] + bytes([good[-40] ^ 1]) + good[-39:])
