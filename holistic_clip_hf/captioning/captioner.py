@@ -21,7 +21,7 @@ from ..images.sources import Item, Skipped, Source
 from ..storage import write_atomically
 from .cleaning import clean_answer
 from .perspectives import Perspective
-from .store import ALL, FAILED, SECONDS_PER_FILE, CaptionRow, CaptionStore, RowWriter, Shard
+from .store import ALL, FAILED, SECONDS_PER_FILE, USABLE, CaptionRow, CaptionStore, RowWriter, Shard
 
 
 class Work(NamedTuple):
@@ -61,23 +61,39 @@ class Backend(Protocol):
 _READERS = 4  # threads that read and decode images while others are asked about
 _IMAGES_AHEAD = 8  # decoded and waiting, of up to 270 MB each
 _LIMITS = ImageLimits()
+_MOST_REASONS = 1_000  # that are counted apart; some name a file
 
 
 @dataclass
 class CaptioningReport:
-    """Report of one run.
+    """Report of a run.
 
     Args:
         images: Number of images of the shard, those that were left out excepted.
         kept: Number of earlier rows, which were not asked again.
         statuses: Counts by status of the rows that were added.
         skipped: Entries that are not images, with the reason. They are also in `skipped.<shard>.json` beside the rows.
+        reasons: Counts by status and reason of the rows that are not usable, earlier failures included.
+        has_answers: True if the captioner answered anything that was asked, in this run or before.
     """
 
     images: int = 0
     kept: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    has_answers: bool = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Tell whether images were asked about and nothing was ever answered."""
+        return not self.has_answers and bool(self.kept or self.statuses)
+
+    def add(self, status: str, reason: str) -> None:
+        """Note a row of this run or of an earlier one."""
+        self.has_answers |= status != FAILED
+        if status not in USABLE and (len(self.reasons) < _MOST_REASONS or (status, reason) in self.reasons):
+            self.reasons[status, reason] += 1
 
 
 class _Task(NamedTuple):
@@ -145,6 +161,7 @@ class _Run:
             bit = bits.get((row.perspective, row.prompt_hash), 0)
             if bit and row.captioner == self.backend.captioner and not (retry_failed and row.status == FAILED):
                 self._settled[row.image_id] = self._settled.get(row.image_id, 0) | bit
+                self.report.add(row.status, row.error)
 
     def list_items(self, path: Path) -> int:
         """Count what is to be asked, and write into `path` what is left out."""
@@ -233,6 +250,7 @@ class _Run:
             )
         )
         self.report.statuses[status] += 1
+        self.report.add(status, error)
         self.bar.update()
         if status == FAILED:
             self.bar.set_postfix(failed=self.report.statuses[FAILED], refresh=False)

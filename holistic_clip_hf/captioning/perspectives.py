@@ -95,6 +95,15 @@ class Perspective:
         return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
+def seed_of(image_id: str, perspective: Perspective) -> int:
+    """Return the seed, below 2**31, by which an answer about an image is drawn.
+
+    It depends on the row alone: asked again, after a kill or among other images, the same answer is drawn.
+    """
+    row = "\n".join([image_id, perspective.name, perspective.prompt_hash])
+    return int.from_bytes(hashlib.sha256(row.encode("utf-8", "surrogatepass")).digest()[:4], "big") >> 1
+
+
 def load_perspectives(path: str | Path | None = None, names: Sequence[str] = ()) -> list[Perspective]:
     """Return the perspectives of a file (default: the ones that come with the package), all or those of `names`, in
     order.
