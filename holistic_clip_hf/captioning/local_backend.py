@@ -38,6 +38,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from .captioner import Reply, Work
 from .perspectives import Perspective, prompt_of, seed_of
 from .unwrapping import THINKING
+from .weights import version_of
 
 # Inputs with one entry per token, by their names in transformers' `prepare_inputs_for_generation` (5.23); all others
 # describe the images and are used up by the first pass over them.
@@ -306,8 +307,8 @@ class LocalBackend:
     """Any decoder of `AutoModelForImageTextToText`; without a chat template, prompts go to it as they are.
 
     Args:
-        model_name: on the Hub, or a folder, whose own name then is the captioner's; weights in safetensors. No code
-            that comes with it is run.
+        model_name: Name on the Hub, or a folder, whose own name then is the captioner's; weights in safetensors. Of
+            two folders of one name, the weights tell which answered. No code that comes with it is run.
         revision: branch, tag or commit.
         batch_size: images at a time; halved when memory runs out.
         device: default: the GPU if there is one.
@@ -338,9 +339,10 @@ class LocalBackend:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model, processor = _load(model_name, revision, dtype or ("auto" if self.device.type == "cuda" else "float32"))
         self.captioner = Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
-        self.revision = getattr(model.config, "_commit_hash", None) or ""
-        self.batch_size = batch_size
+        self.revision, self.weights = version_of(model_name, revision)
         options = dict(chat_template_kwargs or {})
+        self.settings: Mapping[str, Any] = {"chat_template_kwargs": options} if options else {}
+        self.batch_size = batch_size
         if options and not processor.chat_template:
             raise ValueError(
                 f"`chat_template_kwargs` is {options}, but {self.captioner!r} has no chat template; expected none. "

@@ -111,7 +111,8 @@ class RemoteBackend:
                 f"name of a model on the server, 1 or more, and one of {', '.join(IMAGE_FORMATS)}. Correct them."
             )
         self.captioner = model
-        self.revision = ""
+        self.revision = self.weights = ""  # servers do not tell
+        self.settings: Mapping[str, Any] = dict(extra_body or {})
         self.concurrency = concurrency
         self.image_format = image_format
         self._limits = limits or SentLimits()
