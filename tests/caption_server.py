@@ -40,6 +40,7 @@ class Asked(NamedTuple):
     moment: float
     body: Mapping[str, Any]
     token: str | None
+    path: str
 
     @property
     def question(self) -> tuple[str, str]:
@@ -65,14 +66,18 @@ class CaptionServer(ThreadingHTTPServer):
         faults: Sequence[str] | Mapping[str, Sequence[str]] = (),
         *,
         delay: float = 0.0,
-        retry_after: str = "0",
+        retry_after: str | None = "0",
         error: bytes = b'{"error": "overloaded"}',
         answers: Mapping[str, bytes] | None = None,
+        path: str = "/v1/chat/completions",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults = faults
         self.delay = delay
         self.retry_after = retry_after
+        self.path = path
+        self.headers = headers or {}  # of what is not an answer
         self.error = error
         self.answers = answers or {}  # by prompt, instead of the usual ones
         self.asked: list[Asked] = []
@@ -90,6 +95,8 @@ class CaptionServer(ThreadingHTTPServer):
 
     def note(self, asked: Asked) -> str:
         """The fault that this request meets; empty for an answer."""
+        if asked.path != self.path:
+            return "404"
         with self.lock:
             self.asked.append(asked)
             place = self.times[asked.question]
@@ -119,8 +126,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        asked = Asked(time.monotonic(), body, self.headers["Authorization"])
-        fault = "404" if self.path != "/v1/chat/completions" else self.server.note(asked)
+        asked = Asked(time.monotonic(), body, self.headers["Authorization"], self.path)
+        fault = self.server.note(asked)
         with self.server.counted():
             if fault:
                 self.fail(fault, *asked.question)
@@ -159,9 +166,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body) if length is None else length))
-        if status in (429, 503):
-            after = self.server.retry_after
+        after = self.server.retry_after
+        if status in (429, 503) and after is not None:
             self.send_header("Retry-After", formatdate(time.time() + 2, usegmt=True) if after == "date" else after)
+        for name, value in self.server.headers.items() if status != 200 else ():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

@@ -4,13 +4,14 @@
 Each perspective of each image is asked once, however often the run is killed and started again.
 """
 
+import logging
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -20,8 +21,8 @@ from ..images.sources import Item, Skipped, Source
 from ..processing_holistic_clip import on_background
 from ..storage import write_json
 from .cleaning import clean_answer
-from .perspectives import Perspective
-from .store import ALL, FAILED, SECONDS_PER_FILE, CaptionRow, CaptionStore, RowWriter, Shard
+from .perspectives import Perspective, question_hash
+from .store import ALL, FAILED, SECONDS_PER_FILE, USABLE, CaptionRow, CaptionStore, RowWriter, Shard
 
 
 class Work(NamedTuple):
@@ -43,10 +44,15 @@ class Reply(NamedTuple):
 
 
 class Backend(Protocol):
-    """Answers perspectives of images; `captioner` and `revision` say who does, for the rows."""
+    """Answers perspectives of images.
+
+    For the rows, `captioner`, `revision` and `weights` say who does, and `settings` what it is told beside.
+    """
 
     captioner: str
     revision: str
+    weights: str
+    settings: Mapping[str, Any]
 
     def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
         """Yield one reply per image and perspective, in any order; a failure is a reply too, and never ends the
@@ -58,26 +64,44 @@ class Backend(Protocol):
         ...
 
 
+logger = logging.getLogger(__name__)
+
 _READERS = 4  # threads that read and decode images while others are asked about
 _IMAGES_AHEAD = 8  # decoded and waiting, of up to 270 MB each
 _LIMITS = ImageLimits()
+_MOST_REASONS = 1_000  # that are counted apart; some name a file
 
 
 @dataclass
 class CaptioningReport:
-    """Report of one run.
+    """Report of a run.
 
     Args:
         images: Number of images of the shard, those that were left out excepted.
         kept: Number of earlier rows, which were not asked again.
         statuses: Counts by status of the rows that were added.
         skipped: Entries that are not images, with the reason. They are also in `skipped.<shard>.json` beside the rows.
+        reasons: Counts by status and reason of the rows that are not usable, earlier failures included.
+        has_answers: True if the captioner answered anything that was asked, in this run or before.
     """
 
     images: int = 0
     kept: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    has_answers: bool = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Tell whether images were asked about and nothing was ever answered."""
+        return not self.has_answers and bool(self.kept or self.statuses)
+
+    def add(self, status: str, reason: str) -> None:
+        """Note a row of this run or of an earlier one."""
+        self.has_answers |= status != FAILED
+        if status not in USABLE and (len(self.reasons) < _MOST_REASONS or (status, reason) in self.reasons):
+            self.reasons[status, reason] += 1
 
 
 class _Task(NamedTuple):
@@ -136,15 +160,24 @@ class _Run:
         self.writer = writer
         self.report = CaptioningReport()
         self.bar = tqdm(disable=True)
+        self._hashes = {each.name: question_hash(each, backend.settings) for each in perspectives}
         self._settled: dict[str, int] = {}  # image id → a bit for each perspective: of millions of images
 
     def look_up(self, store: CaptionStore, retry_failed: bool) -> None:
         """Note what need not be asked any more."""
-        bits = {(each.name, each.prompt_hash): 1 << place for place, each in enumerate(self.perspectives)}
+        bits = {key: 1 << place for place, key in enumerate(self._hashes.items())}
+        others: Counter[str] = Counter()
         for row in store.rows(self.shard):
             bit = bits.get((row.perspective, row.prompt_hash), 0)
-            if bit and row.captioner == self.backend.captioner and not (retry_failed and row.status == FAILED):
+            if not bit or row.captioner != self.backend.captioner:
+                continue
+            others[(difference := _difference(row, self.backend))] += 1
+            if difference in _SAME and not (retry_failed and row.status == FAILED):
                 self._settled[row.image_id] = self._settled.get(row.image_id, 0) | bit
+                self.report.add(row.status, row.error)
+        for difference, count in others.items():
+            if difference:
+                logger.info("%s: %s rows %s.", self.backend.captioner, f"{count:,}", difference)
 
     def list_items(self, path: Path) -> int:
         """Count what is to be asked, and write into `path` what is left out."""
@@ -225,15 +258,30 @@ class _Run:
                 caption=caption,
                 captioner=captioner,
                 revision=self.backend.revision,
-                prompt_hash=perspective.prompt_hash,
+                prompt_hash=self._hashes[perspective.name],
                 status=status,
                 error=error,
+                weights=self.backend.weights,
             )
         )
         self.report.statuses[status] += 1
+        self.report.add(status, error)
         self.bar.update()
         if status == FAILED:
             self.bar.set_postfix(failed=self.report.statuses[FAILED], refresh=False)
+
+
+_UNKNOWN = "do not say which weights answered; they are kept"
+_SAME = ("", _UNKNOWN)
+
+
+def _difference(row: CaptionRow, backend: Backend) -> str:
+    """Say how a captioner of the same name that answered before differs; nothing if it is the same."""
+    if row.weights and backend.weights:
+        return "" if row.weights == backend.weights else "are of other weights; these are asked beside them"
+    if row.revision and backend.revision and row.revision != backend.revision:
+        return f"are of the revision {row.revision[:12]}; this one is asked beside it"
+    return _UNKNOWN if backend.weights else ""
 
 
 def _require_askable(perspectives: Sequence[Perspective]) -> None:

@@ -1,9 +1,9 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Cleaning of answers: what is wrapped around a caption is taken off, the rest is cut to whole sentences and judged.
 
-What comes off is thinking, chat, the prompt, Markdown, quotes and announcements. An answer that is not a caption gets
-the reason in words. Every pattern is tried at the start of a text or of a line, or is bounded, so that 100 kB take
-milliseconds.
+What comes off is thinking, chat, the prompt, Markdown, JSON, quotes and announcements. An answer that is not a caption
+gets the reason in words. Every pattern is tried at the start of a text or of a line, or is bounded, so that 100 kB
+take milliseconds.
 """
 
 import re
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ..storage import import_extra
 from ..words import _MARKS, _WORD, COMMAS, split_sentences, split_words
 from .perspectives import Answer, Perspective
+from .unwrapping import ANNOUNCEMENT, thought_in, without_structure, without_thinking
 
 # Control characters become spaces; what is not seen (zero-width spaces, soft hyphens, byte order marks) goes, as does
 # what stands for a broken character.
@@ -34,7 +35,10 @@ _TURN = re.compile(
     re.MULTILINE,
 )
 _LINE_MARKER = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|[-*+•>][ \t]+|\d{1,3}[.)][ \t]+)", re.MULTILINE)
-_FENCE = re.compile(r"^[ \t]*```.*$", re.MULTILINE)
+# A line of its own, with the language or without, or marks around an answer on one line.
+_FENCE = re.compile(
+    r"^[ \t]*```(?:[ \t]*[\w+-]{0,20}[ \t]*$|(?:json|text|txt|plaintext|markdown|xml)\b)?|```[ \t]*$", re.MULTILINE
+)
 _ITALIC = re.compile(r"(?<![\w*])\*(?=\S)([^*\n]{1,200})(?<=\S)\*(?![\w*])")
 _KIND = r"(?:captions?|descriptions?|summary|answer|response|output|list|nouns?|keywords|words|phrases?|sentences?)"
 _LABEL = r"(?:captions?|descriptions?|summary|answer|response|output|nouns|keywords|alt text|main object|background)"
@@ -42,6 +46,7 @@ _LABEL_OF = r"(?:the|a|an|image|photo|picture|detailed|short|brief|one|sentence|
 _WRAPPINGS = (
     # "Sure!", "Of course,"
     re.compile(r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|alright)\b\s*[,.!:]+\s*", re.IGNORECASE),
+    ANNOUNCEMENT,  # "Got it, let me describe the image:"
     # "Here is a detailed description of the image:"
     re.compile(
         rf"(?:here(?:['’]s| is| are)|below (?:is|are)|the following (?:is|are))\b[^.:\n]{{0,80}}?\b{_KIND}\b"
@@ -72,8 +77,8 @@ def repair(text: str, perspective: Perspective) -> str:
     text = _readable(text)
     if perspective.prompt is None:
         return " ".join(text.split())
-    text = _without_prompt(_without_chat(_without_thinking(text)), perspective.prompt)
-    text = _without_wrappings(_without_markdown(text).strip())
+    text = _without_prompt(_without_chat(without_thinking(text)), perspective.prompt)
+    text = _without_wrappings(_without_markdown(text).strip(), perspective.name)
     form = perspective.answer.form
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if form == "list" and len(lines) > 1:
@@ -86,13 +91,6 @@ def _readable(text: str) -> str:
     """Drop control characters, byte order marks, and halves of characters that UTF-8 cannot hold."""
     paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return paired.replace("\r\n", "\n").translate(_NO_CONTROLS)
-
-
-def _without_thinking(text: str) -> str:
-    """Return what follows the last thinking block, and nothing if that block never ended."""
-    for name in ("think", "thinking"):
-        text = text.rpartition(f"</{name}>")[2].partition(f"<{name}>")[0]
-    return text
 
 
 def _without_chat(text: str) -> str:
@@ -127,14 +125,16 @@ def _without_markdown(text: str) -> str:
     return _ITALIC.sub(r"\1", text)
 
 
-def _without_wrappings(text: str) -> str:
-    """Drop announcements and labels in front, farewells behind, and quotes around."""
+def _without_wrappings(text: str, name: str) -> str:
+    """Drop announcements and labels in front, farewells behind, and quotes, tags and JSON around."""
     lines = text.splitlines()
     while len(lines) > 1 and (not lines[-1].strip() or _FAREWELL.match(lines[-1].strip())):
         lines.pop()
     text = "\n".join(lines)
     for _ in range(_MOST_WRAPPINGS):
         before, text = text, _without_quotes(text)
+        if (inner := without_structure(text, name)) != text:
+            text = _without_markdown(inner).strip()
         for wrapping in _WRAPPINGS:
             if match := wrapping.match(text):
                 text = text[match.end() :]
@@ -233,6 +233,8 @@ def clean_answer(text: str, finished: bool, perspective: Perspective) -> Cleaned
     'A dog sits on grass.'
     """
     caption, answer = repair(text, perspective), perspective.answer
+    if perspective.prompt is not None and (thought := thought_in(text, finished)):
+        return Cleaned(caption, "unfinished", f"thinking that did not end in a caption: {thought!r}")
     if finished and not split_words(caption):
         return Cleaned("", "empty", "nothing but marks, thinking or an announcement" if text.strip() else "no text")
     for status, fault in _FAULTS.items():

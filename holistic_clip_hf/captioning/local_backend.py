@@ -9,11 +9,11 @@
 """
 
 import copy
-import hashlib
 import logging
+import random
+import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +26,19 @@ from transformers import (
     BatchFeature,
     Cache,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     ProcessorMixin,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .captioner import Reply, Work
-from .perspectives import Perspective, prompt_of
+from .perspectives import Perspective, prompt_of, seed_of
+from .unwrapping import THINKING
+from .weights import version_of
 
 # Inputs with one entry per token, by their names in transformers' `prepare_inputs_for_generation` (5.23); all others
 # describe the images and are used up by the first pass over them.
@@ -40,10 +46,15 @@ PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids
 PROBE_SIZE = (224, 224)  # any size would do: what follows an image does not depend on it
 
 
-def encode(processor: ProcessorMixin, images: Sequence[Image.Image], prompt: str) -> BatchFeature:
+def encode(
+    processor: ProcessorMixin, images: Sequence[Image.Image], prompt: str, template_options: Mapping[str, Any] = {}
+) -> BatchFeature:
     """Return the inputs of a model that is asked the same about every image: (N, L), padded on the left.
 
     A model without a chat template gets the prompt as it is; its processor adds the image.
+
+    Args:
+        template_options: Variables of the chat template, such as `enable_thinking`.
     """
     options = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     if not processor.chat_template:
@@ -52,9 +63,8 @@ def encode(processor: ProcessorMixin, images: Sequence[Image.Image], prompt: str
         [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
         for image in images
     ]
-    return processor.apply_chat_template(
-        turns, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=options
-    )
+    fixed = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "processor_kwargs": options}
+    return processor.apply_chat_template(turns, **{**template_options, **fixed})
 
 
 class Suffixes(NamedTuple):
@@ -83,9 +93,11 @@ class Suffixes(NamedTuple):
         }
 
 
-def find_suffixes(processor: ProcessorMixin, prompts: Sequence[str]) -> Suffixes | None:
+def find_suffixes(
+    processor: ProcessorMixin, prompts: Sequence[str], template_options: Mapping[str, Any] = {}
+) -> Suffixes | None:
     """Find where prompts about one image part, or `None` if that is before the end of the image."""
-    rows = [encode(processor, [Image.new("RGB", PROBE_SIZE)], prompt) for prompt in prompts]
+    rows = [encode(processor, [Image.new("RGB", PROBE_SIZE)], prompt, template_options) for prompt in prompts]
     ids = [row["input_ids"][0] for row in rows]
     length = _common_length(ids)
     images = torch.isin(ids[0], torch.tensor([each for each in processor.image_token_ids if each is not None]))
@@ -130,47 +142,72 @@ class _CannotShareError(Exception):
 class AnswerGenerator:
     """A model with its processor; `share_prefix` lets it read an image once for all prompts."""
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, *, share_prefix: bool) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        share_prefix: bool,
+        template_options: Mapping[str, Any] = {},
+    ) -> None:
         self.model = model
         self.processor = processor
+        self.template_options = template_options
         self.shares_prefix = share_prefix
         self._checked: set[bool] = set()  # batches without padding, and with
         self._suffixes: dict[tuple[str, ...], Suffixes] = {}
+        added = processor.tokenizer.get_added_vocab()
+        self._marks = {added[mark]: mark for marks in THINKING for mark in marks if mark in added}
         kept = {name: getattr(model.generation_config, name, None) for name in _KEPT_SETTINGS}
         # `generate` fills what a call leaves open from here: temperature, beams and cache of the checkpoint's own.
         model.generation_config = GenerationConfig(**kept)
 
     @torch.inference_mode()
     def generate(
-        self, images: Sequence[Image.Image], perspectives: Sequence[Perspective], seed: str
+        self, images: Sequence[Image.Image], perspectives: Sequence[Perspective], image_ids: Sequence[str]
     ) -> list[tuple[str, bool]]:
         """Per perspective and image, in this order, the answer and whether it ended before its tokens ran out.
 
-        Sampling starts from `seed` and the perspective: the same batch gets the same answers.
+        What is sampled depends on the id of the image and the perspective, and not on what else is in the batch.
         """
         prompts = tuple(prompt_of(each) for each in perspectives)
         prefix = self._read_once(images, prompts) if self.shares_prefix and len(prompts) > 1 else None
         answers = []
         for place, perspective in enumerate(perspectives):
             inputs = self._continue(prefix, place) if prefix else self._encode(images, prompts[place])
-            with _seeded([seed, perspective.name, perspective.prompt_hash], self.model.device):
-                output = self._run(inputs, _settings(perspective))
-            new = output.sequences[:, inputs["input_ids"].shape[1] :]
-            answers += [self._read(tokens) for tokens in new.tolist()]
+            output = self._run(
+                inputs,
+                GenerationConfig(max_new_tokens=perspective.max_new_tokens, **_GREEDY),
+                [RowSampler(image_ids, perspective)] if perspective.temperature else [],
+            )
+            new, begun = output.sequences[:, inputs["input_ids"].shape[1] :], self._begun_thinking(inputs)
+            answers += [(begun + text, finished) for text, finished in map(self._read, new.tolist())]
         return answers
 
     def _read(self, tokens: list[int]) -> tuple[str, bool]:
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-        text = self.processor.tokenizer.decode(tokens[:length], skip_special_tokens=True)
-        return text.strip(), length < len(tokens)
+        # Marks of thinking say where the caption begins, and some tokenizers leave them out as special.
+        runs = groupby(tokens[:length], lambda token: self._marks.get(token, ""))
+        texts = [mark or self.processor.tokenizer.decode(list(run), skip_special_tokens=True) for mark, run in runs]
+        return "".join(texts).strip(), length < len(tokens)
+
+    def _begun_thinking(self, inputs: Mapping[str, Tensor]) -> str:
+        """Return the mark by which the prompt makes the model begin with thinking, if it does."""
+        end = self.processor.tokenizer.decode(inputs["input_ids"][0, -_LONGEST_MARK:]).rstrip()
+        return next((begin for begin, _ in THINKING if end.endswith(begin)), "")
 
     def _encode(self, images: Sequence[Image.Image], prompt: str) -> Mapping[str, Tensor]:
-        return encode(self.processor, images, prompt).to(self.model.device, dtype=self.model.dtype)
+        inputs = encode(self.processor, images, prompt, self.template_options)
+        return inputs.to(self.model.device, dtype=self.model.dtype)
 
-    def _run(self, inputs: Mapping[str, Any], settings: GenerationConfig) -> GenerateDecoderOnlyOutput:
-        return self.model.generate(**inputs, generation_config=settings)
+    def _run(
+        self, inputs: Mapping[str, Any], settings: GenerationConfig, processors: Sequence[LogitsProcessor] = ()
+    ) -> GenerateDecoderOnlyOutput:
+        return self.model.generate(
+            **inputs, generation_config=settings, logits_processor=LogitsProcessorList(processors)
+        )
 
     def _first_logits(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return the logits (N, V) of the first new token."""
@@ -196,7 +233,7 @@ class AnswerGenerator:
 
     def _find_suffixes(self, prompts: tuple[str, ...]) -> Suffixes:
         if prompts not in self._suffixes:
-            found = find_suffixes(self.processor, prompts)
+            found = find_suffixes(self.processor, prompts, self.template_options)
             if found is None:
                 raise _CannotShareError("its prompts differ before the end of the image")
             self._suffixes[prompts] = found
@@ -232,21 +269,34 @@ class AnswerGenerator:
 
 
 _GREEDY = {"do_sample": False, "return_dict_in_generate": True}
+_LONGEST_MARK = 16  # tokens, line ends included
 
 
-def _settings(perspective: Perspective) -> GenerationConfig:
-    sampling = {"do_sample": True, "temperature": perspective.temperature, "top_p": perspective.top_p, "top_k": 0}
-    chosen = {**_GREEDY, **(sampling if perspective.temperature else {})}
-    return GenerationConfig(max_new_tokens=perspective.max_new_tokens, **chosen)
+class RowSampler(LogitsProcessor):
+    """Draws the next token of each row by random numbers of its own, and leaves no other.
 
+    `generate` has one source of random numbers for a batch, so that a caption would depend on its neighbours: after a
+    kill they are others.
 
-@contextmanager
-def _seeded(names: Sequence[str], device: torch.device) -> Iterator[None]:
-    """Random numbers that depend on the names alone; the caller's own go on afterwards as if none had been drawn."""
-    digest = hashlib.sha256("\n".join(names).encode()).digest()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        yield
+    Args:
+        image_ids: Ids of the images, one a row.
+        perspective: Perspective that is asked, with a temperature and the share of the nucleus.
+    """
+
+    def __init__(self, image_ids: Sequence[str], perspective: Perspective) -> None:
+        self._numbers = [random.Random(seed_of(image_id, perspective)) for image_id in image_ids]
+        self._warpers = LogitsProcessorList([TemperatureLogitsWarper(float(perspective.temperature))])
+        if perspective.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(perspective.top_p))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (N, V) that are 0 for the drawn token and minus infinity for all others."""
+        probabilities = self._warpers(input_ids, scores.float()).softmax(dim=-1)
+        cumulative = probabilities.double().cumsum(dim=-1)
+        drawn = torch.tensor([[numbers.random()] for numbers in self._numbers], dtype=torch.double).to(scores.device)
+        tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
+        tokens = tokens.clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, float("-inf")).scatter(1, tokens, 0.0)
 
 
 # Images that may wait for others that are asked the same, in batches: enough to fill one while another fills up.
@@ -257,19 +307,20 @@ class LocalBackend:
     """Any decoder of `AutoModelForImageTextToText`; without a chat template, prompts go to it as they are.
 
     Args:
-        model_name: on the Hub, or a folder, whose own name then is the captioner's; weights in safetensors. No code
-            that comes with it is run.
+        model_name: Name on the Hub, or a folder, whose own name then is the captioner's; weights in safetensors. Of
+            two folders of one name, the weights tell which answered. No code that comes with it is run.
         revision: branch, tag or commit.
         batch_size: images at a time; halved when memory runs out.
         device: default: the GPU if there is one.
         dtype: Precision of weights and activations. Default: the checkpoint's on a GPU, float32 elsewhere.
-        share_prefix: read an image once for all that is asked about it, if the model can (`generation.py`).
+        share_prefix: read an image once for all that is asked about it, if the model can.
+        chat_template_kwargs: Variables of the chat template, such as `{"enable_thinking": False}`.
 
     Raises:
         ValueError: transformers cannot load the model on its own, it is an encoder-decoder or cannot answer about an
             image, or `batch_size` is less than 1.
 
-    Example: `list(LocalBackend("HuggingFaceTB/SmolVLM2-2.2B-Instruct", batch_size=16).answer(work))`.
+    Example: `list(LocalBackend("llava-hf/llava-interleave-qwen-0.5b-hf", batch_size=16).answer(work))`.
     """
 
     def __init__(
@@ -281,15 +332,25 @@ class LocalBackend:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         share_prefix: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}; expected 1 or more. Give the number of images at a time.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model, processor = _load(model_name, revision, dtype or ("auto" if self.device.type == "cuda" else "float32"))
         self.captioner = Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
-        self.revision = getattr(model.config, "_commit_hash", None) or ""
+        self.revision, self.weights = version_of(model_name, revision)
+        options = dict(chat_template_kwargs or {})
+        self.settings: Mapping[str, Any] = {"chat_template_kwargs": options} if options else {}
         self.batch_size = batch_size
-        self._generator = AnswerGenerator(model.to(self.device), processor, share_prefix=share_prefix)
+        if options and not processor.chat_template:
+            raise ValueError(
+                f"`chat_template_kwargs` is {options}, but {self.captioner!r} has no chat template; expected none. "
+                "Leave it out."
+            )
+        self._generator = AnswerGenerator(
+            model.to(self.device), processor, share_prefix=share_prefix, template_options=options
+        )
         self._require_an_answer()
 
     def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
@@ -305,11 +366,11 @@ class LocalBackend:
         """Fail here, and not in a row for every image, if any image would fail."""
         probe = Perspective("probe", "Describe this image.", max_new_tokens=1)
         try:
-            self._generator.generate([Image.new("RGB", PROBE_SIZE)], [probe], seed="")
+            self._generator.generate([Image.new("RGB", PROBE_SIZE)], [probe], [""])
         except FAULTS as error:
             raise ValueError(
                 f"`model` is {self.captioner!r}, which cannot answer about an image ({type(error).__name__}: "
-                f"{error}. Expected a model that is asked in a conversation, or by a text alone. Choose the "
+                f"{error}); expected a model that is asked in a conversation, or by a text alone. Choose the "
                 "instruction-tuned variant, or another model."
             ) from error
 
@@ -334,7 +395,7 @@ class LocalBackend:
     def _try(self, batch: list[Work]) -> list[Reply] | Exception:
         images, perspectives = [each.image for each in batch], batch[0].perspectives
         try:
-            answers = self._generator.generate(images, perspectives, seed="\n".join(each.image_id for each in batch))
+            answers = self._generator.generate(images, perspectives, [each.image_id for each in batch])
         except FAULTS as error:
             failure = error.with_traceback(None)  # its frames hold the tensors that memory is needed for
         else:
@@ -369,7 +430,13 @@ def _load(name: str, revision: str | None, dtype: str | torch.dtype) -> tuple[Pr
     try:
         processor = AutoProcessor.from_pretrained(name, **options)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
+        if package := _missing_package(error):
+            raise ValueError(
+                f"`model` is {name!r}, whose processor needs {package}, which is not installed; expected a model that "
+                f"works without. Install the {package} that fits torch {torch.__version__}, choose another model, or "
+                "have a server run this one and give its address as `--server`."
+            ) from error
         raise ValueError(
             f"`model` is {name!r}, which cannot be loaded ({error}); expected a model for image-text-to-text "
             "whose weights are safetensors and whose code is in transformers. Code that comes with it is not run. "
@@ -383,3 +450,20 @@ def _load(name: str, revision: str | None, dtype: str | torch.dtype) -> tuple[Pr
     if processor.tokenizer.pad_token is None:  # what is there is not seen
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return model, processor
+
+
+# As transformers says it of torchvision, timm and num2words, for one.
+_NEEDS = re.compile(
+    r"requires? (?:the )?`?([\w-]{1,40})`? (?:library|to be installed)|[Pp]ackage `([\w-]{1,40})` is required"
+    r"|pip install `?([\w-]{1,40})"
+)
+
+
+def _missing_package(error: Exception) -> str:
+    """Return the package that transformers asks for, or nothing."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error.name.partition(".")[0]
+    found = _NEEDS.search(" ".join(str(error)[:5_000].split()))
+    if found is None:
+        return str(error) if isinstance(error, ImportError) else ""
+    return next(name for name in found.groups() if name).casefold()

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,27 @@ class Perspective:
         """12 hexadecimal digits that stand for prompt, budget and sampling: another question, other captions."""
         asked = [self.prompt, self.max_new_tokens, float(self.temperature), float(self.top_p)]  # YAML has 0 and 0.0
         return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def question_hash(perspective: Perspective, settings: Mapping[str, Any]) -> str:
+    """Return the `prompt_hash` of rows: that of the perspective, or with settings one of both.
+
+    Args:
+        settings: Options that a captioner is told beside the question, such as to think or not.
+    """
+    if not settings:
+        return perspective.prompt_hash
+    asked = [perspective.prompt_hash, dict(settings)]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=repr).encode()).hexdigest()[:12]
+
+
+def seed_of(image_id: str, perspective: Perspective) -> int:
+    """Return the seed, below 2**31, by which an answer about an image is drawn.
+
+    It depends on the row alone: asked again, after a kill or among other images, the same answer is drawn.
+    """
+    row = "\n".join([image_id, perspective.name, perspective.prompt_hash])
+    return int.from_bytes(hashlib.sha256(row.encode("utf-8", "surrogatepass")).digest()[:4], "big") >> 1
 
 
 def load_perspectives(path: str | Path | None = None, names: Sequence[str] = ()) -> list[Perspective]:

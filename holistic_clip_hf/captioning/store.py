@@ -32,6 +32,7 @@ class Key(NamedTuple):
     perspective: str
     captioner: str
     prompt_hash: str
+    weights: str
 
 
 class CaptionRow(NamedTuple):
@@ -41,12 +42,14 @@ class CaptionRow(NamedTuple):
         image_id: Id of the image.
         perspective: Name of what was asked.
         caption: Answer, cleaned, or as it came if it is rejected. Empty without an answer.
-        captioner: the model, by its name on the Hub or on the server.
+        captioner: Name of the model on the Hub or on the server, or of its folder.
         revision: Version of the captioner, as a commit hash, or empty if the server does not tell.
-        prompt_hash: Hash of prompt, budget and sampling (`Perspective.prompt_hash`).
+        prompt_hash: Hash of prompt, budget, sampling and what else the captioner is told (`question_hash`).
         status: `ok`, `cut` (good, after an unfinished end was removed), `failed` (no answer, and `error` says why), or
             one of `REJECTED`, which says why the answer is not a caption.
         error: the reason, in words; empty where all is well.
+        weights: Hash of the captioner's weights, by which two of one name are two. Empty if it is not known: of a
+            server, and in rows that were written before there was one.
     """
 
     image_id: str
@@ -57,10 +60,11 @@ class CaptionRow(NamedTuple):
     prompt_hash: str
     status: str
     error: str = ""
+    weights: str = ""
 
     @property
     def key(self) -> Key:
-        return Key(self.image_id, self.perspective, self.captioner, self.prompt_hash)
+        return Key(self.image_id, self.perspective, self.captioner, self.prompt_hash, self.weights)
 
     @property
     def usable(self) -> bool:
@@ -175,7 +179,8 @@ class CaptionStore:
             if row.status == FAILED:
                 failed[key] = row
             elif key not in answered:
-                answered.add(key)
+                # An answer also counts before a failure or answer of weights that are not known.
+                answered |= {key, _digest(row.key._replace(weights=""))}
                 yield row
         yield from (row for key, row in failed.items() if key not in answered)
 
@@ -251,7 +256,7 @@ def _from_line(line: bytes) -> CaptionRow | None:
         return None
     is_row = (
         isinstance(fields, dict)
-        and fields.keys() == set(CaptionRow._fields)
+        and fields.keys() | {"weights"} == set(CaptionRow._fields)  # which earlier versions did not write
         and all(isinstance(value, str) for value in fields.values())
         and fields["status"] in STATUSES
     )

@@ -6,7 +6,7 @@ on and asks nothing twice. Several captioners and files of prompts may share one
 
 A model on this machine:
 
-  holistic-clip caption folder photos --model HuggingFaceTB/SmolVLM2-500M-Instruct --output captions
+  holistic-clip caption folder photos --model llava-hf/llava-interleave-qwen-0.5b-hf --output captions
 
 A model behind a server that speaks OpenAI's chat completions, many times faster:
 
@@ -17,15 +17,20 @@ A model behind a server that speaks OpenAI's chat completions, many times faster
 On a cluster, each of n processes gets its own --shard, from 0/n on, and all get the same --output.
 """
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .sources import AnySource
 
 if TYPE_CHECKING:
     from ..captioning.captioner import Backend, CaptioningReport
+
+
+class NothingAnsweredError(Exception):
+    """Why a run has no caption to show."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class Server:
         timeout: Seconds to wait for an answer.
         attempts: Number of attempts to get an answer.
         image_format: Encoding of what is sent; png is exact and larger.
+        max_side: Pixels of the longer side of what is sent; larger images are made smaller.
+        max_bytes: Bytes of an encoded image that is sent; larger ones are made smaller.
+        extra_body: JSON object with members of every request beside ours; null takes one of ours out.
     """
 
     server: str | None = None
@@ -60,6 +68,9 @@ class Server:
     timeout: float = 300.0
     attempts: int = 6
     image_format: Literal["jpeg", "png"] = "jpeg"
+    max_side: int = 2048
+    max_bytes: int = 4_000_000
+    extra_body: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,8 @@ class Command:
         perspectives_file: YAML file with prompts of your own, in the form of captioning/perspectives.yaml.
         shard: Part of the images that this process takes, as i/n from 0/n on.
         retry_failed: Ask again what failed in earlier runs.
+        chat_template_kwargs: JSON object with variables of the chat template; {"enable_thinking": false} switches
+            thinking off.
         local: Options of a model on this machine.
         remote: Options of a model behind a server.
     """
@@ -85,6 +98,7 @@ class Command:
     perspectives_file: Path | None = None
     shard: str = "0/1"
     retry_failed: bool = False
+    chat_template_kwargs: str | None = None
     local: Local = field(default_factory=Local)
     remote: Server = field(default_factory=Server)
 
@@ -94,6 +108,7 @@ class Command:
         Raises:
             ValueError: a perspective, shard or variable that does not exist.
             ServerError: the server answers nothing any more.
+            NothingAnsweredError: everything that was asked failed, in this run and before.
         """
         from ..captioning.captioner import caption_images
         from ..captioning.perspectives import asked, load_perspectives
@@ -115,41 +130,82 @@ class Command:
             progress=True,
         )
         show(report, self.output)
+        if report.has_failed:
+            raise NothingAnsweredError(
+                f"{self.model!r} answered nothing, and the most frequent reason is: {_most_frequent(report)} Mend "
+                "that, and add --retry-failed."
+            )
 
     def _backend(self) -> "Backend":
-        remote = self.remote
-        if remote.server is None:
-            from ..captioning.local_backend import LocalBackend
+        template = read_object(self.chat_template_kwargs, "--chat-template-kwargs")
+        if self.remote.server is not None:
+            return self._server(self.remote.server, {"chat_template_kwargs": template} if template else {})
+        from ..captioning.local_backend import LocalBackend
 
-            return LocalBackend(self.model, revision=self.local.revision, batch_size=self.local.batch_size)
+        return LocalBackend(
+            self.model,
+            revision=self.local.revision,
+            batch_size=self.local.batch_size,
+            chat_template_kwargs=template,
+        )
+
+    def _server(self, url: str, template: dict[str, Any]) -> "Backend":
         from ..captioning.remote_backend import Patience, RemoteBackend
+        from ..captioning.sent_pictures import SentLimits
 
-        token = None
+        remote, token = self.remote, None
         if remote.token_variable is not None and not (token := os.environ.get(remote.token_variable)):
             raise ValueError(
                 f"`--token-variable` is {remote.token_variable}, which is not set; expected a variable that holds the "
                 "token. Set it."
             )
-        patience = Patience(timeout=remote.timeout, attempts=remote.attempts)
         return RemoteBackend(
-            remote.server,
+            url,
             self.model,
             token=token,
             concurrency=remote.concurrency,
-            patience=patience,
+            patience=Patience(timeout=remote.timeout, attempts=remote.attempts),
             image_format=remote.image_format,
+            limits=SentLimits(remote.max_side, remote.max_bytes),
+            extra_body={**template, **read_object(remote.extra_body, "--extra-body")},
         )
+
+
+def read_object(text: str | None, option: str) -> dict[str, Any]:
+    """Read an option that is a JSON object; without one, an empty one.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"`{option}` is {text!r}; expected a JSON object, such as '{{\"enable_thinking\": false}}'. Correct it."
+        )
+    return value
+
+
+def _most_frequent(report: "CaptioningReport") -> str:
+    [((status, reason), _)] = report.reasons.most_common(1)
+    return f"{status}, {reason.rstrip('.')}."
 
 
 def show(report: "CaptioningReport", folder: Path) -> None:
     """Print what a run did, and what can be done about failures."""
-    from ..captioning.store import FAILED
+    from ..captioning.store import FAILED, USABLE
 
     print(f"{report.images:,} images; {report.kept:,} captions were kept, {report.statuses.total():,} were added:")
     for status, count in report.statuses.most_common():
         print(f"{status:12} {count:10,}")
     if report.skipped:
         print(f"{len(report.skipped):,} entries are left out; skipped.*.json in {folder} says why.")
+    if report.statuses and report.has_answers and not any(report.statuses[status] for status in USABLE):
+        print(f"No caption was added. The most frequent reason: {_most_frequent(report)}")
+        if any("thinking" in reason for _, reason in report.reasons):
+            print("""Thinking is switched off by --chat-template-kwargs '{"enable_thinking": false}'.""")
     if report.statuses[FAILED]:
         print("To ask again what failed, add --retry-failed.")
     print(folder)

@@ -44,7 +44,7 @@ CLIPs that read several captions per image and answer with several embeddings pe
 
 The road, from a folder of photos to a page:
 
-  {PROGRAM} caption folder photos --model HuggingFaceTB/SmolVLM2-500M-Instruct --output captions
+  {PROGRAM} caption folder photos --model llava-hf/llava-interleave-qwen-0.5b-hf --output captions
   {PROGRAM} corpus folder photos --rows captions --output corpus
   {PROGRAM} train --recipe recipe.yaml --run holistic --corpus corpus
   {PROGRAM} search index photos --model runs/recipe/holistic --index photos.index

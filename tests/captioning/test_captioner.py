@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from PIL import Image
 
@@ -26,13 +25,6 @@ SCENE = Perspective("scene", "Describe this image in one sentence.")
 STYLE = Perspective("style", "Describe its style.")
 HASTY = Patience(timeout=20, attempts=1)
 FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture(autouse=True)
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite is offline; a server on this machine is not the Hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture

@@ -164,6 +164,40 @@ def test_right_languages(text: str, language: str | None) -> None:
     assert clean(text, in_language(language)).status == "ok"
 
 
+THOUGHTS = [
+    "Got it, let me look at the image. The user wants one sentence. I should",
+    "Okay, so let me describe what I see. There is a dog. It",
+    "Hmm, I need to look carefully. There is a dog on green grass. It",
+    "The user asks for one sentence. There is a dog on green grass. I",
+]
+
+
+@pytest.mark.parametrize("text", [*THOUGHTS, "<think>It is a dog. It", "◁think▷It is a dog. It", ""])
+def test_thinking_that_does_not_end_is_not_a_caption(text: str) -> None:
+    """Templates may open the block in the prompt, so that nothing in the answer says that it is thinking."""
+    assert clean(text, finished=False).status == "unfinished"
+    assert clean(text, DETAIL, finished=False).status == "unfinished"
+
+
+def test_a_captioner_that_stops_within_its_thinking_has_not_finished() -> None:
+    assert clean("<think>It is a dog that sits on grass.").status == "unfinished"
+    assert clean(f"{THOUGHTS[0]} say so.").status == "unfinished"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{THOUGHTS[0]} say so.</think>{DOG}",  # the prompt had its beginning
+        f"<think>{THOUGHTS[0]} say so.</think>{DOG}",
+        f"Okay, let me describe the image: {DOG}",
+        f"{DOG}<think>Was that right? Let me",
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_caption_beside_thinking_counts(text: str, finished: bool) -> None:
+    assert clean(text, finished=finished) == (DOG, "ok", "")
+
+
 @pytest.mark.parametrize(
     "text", ["", " \n\t ", "...", '""', "\ufeff\u200b", "**", "<think>It is a dog.</think>", "\ufffd\x00"]
 )
@@ -184,7 +218,9 @@ def test_lengths() -> None:
     "text",
     ["a" * 100_000, "a b " * 25_000, "Sure! " * 17_000, "\n- x" * 25_000, "(" * 100_000, "A dog. " * 14_000]
     + ["*a " * 33_000, "I cannot " * 11_000, " " * 100_000, "USER:" * 20_000, "a.b!c?" * 16_000, "[" * 100_000]
-    + ["It seems " * 11_000, "\ud800" * 100_000, "<|a" * 33_000, "here is a " * 10_000],
+    + ["It seems " * 11_000, "\ud800" * 100_000, "<|a" * 33_000, "here is a " * 10_000]
+    + ["<answer>" * 12_000, "<think>" * 14_000, '{"a": ' * 16_000, '{"caption": "' * 8_000, "['a', " * 16_000]
+    + ["```" * 33_000, "``` " * 25_000, "let me look " * 8_000, "the user " * 11_000, "['" + "' " * 50_000],
 )
 def test_100_kb_of_anything_are_taken_in_time(text: str) -> None:
     start = time.process_time()

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import tiny_captioner
 from holistic_clip_hf.captioning.captioner import Reply, Work
+from holistic_clip_hf.captioning.cleaning import clean_answer
 from holistic_clip_hf.captioning.local_backend import LocalBackend
 from holistic_clip_hf.captioning.perspectives import Perspective
 
@@ -204,6 +205,40 @@ def test_an_answer_ends_where_the_checkpoint_says(captioner: Callable[[str], Pat
     assert not all(reply.finished for reply in replies)
 
 
+THINKING = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+
+
+def test_a_prompt_that_ends_in_thinking_begins_the_answer(captioner: Callable[[str], Path], tmp_path: Path) -> None:
+    """The model says nothing by which its thinking would be known; switched off, it answers."""
+    folder = Path(shutil.copytree(captioner("llava"), tmp_path / "thinking"))
+    with open(folder / "chat_template.jinja", "a") as file:
+        file.write(THINKING)
+    replies = list(LocalBackend(str(folder), batch_size=2).answer(works(2)))
+    assert all(reply.text.startswith("<think>") for reply in replies)
+    assert {clean_answer(each.text, each.finished, each.perspective).status for each in replies} == {"unfinished"}
+    quiet = LocalBackend(str(folder), batch_size=2, chat_template_kwargs={"enable_thinking": False})
+    assert texts(list(quiet.answer(works(2)))) == one_by_one(captioner("llava"), works(2))
+
+
+def test_options_of_a_template_need_one(captioner: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="'paligemma' has no chat template; expected none"):
+        LocalBackend(str(captioner("paligemma")), batch_size=1, chat_template_kwargs={"enable_thinking": False})
+
+
+def test_marks_of_thinking_are_kept_where_they_are_special_tokens(
+    captioner: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(captioner("llava"), tmp_path / "marked"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text((folder / name).read_text().replace("<video>", "</think>"))
+    generator = LocalBackend(str(folder), batch_size=1)._generator
+    tokenizer = generator.processor.tokenizer
+    tokens = tokenizer.encode("It.", add_special_tokens=False), tokenizer.encode("Dog.", add_special_tokens=False)
+    mark, end = tokenizer.convert_tokens_to_ids(["</think>", "</s>"])
+    assert tokenizer.decode([mark], skip_special_tokens=True) == ""
+    assert generator._read([*tokens[0], mark, *tokens[1], end, end]) == ("It.</think>Dog.", True)
+
+
 def test_bfloat16_shares_too(captioner: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     backend = LocalBackend(str(captioner("gemma3")), batch_size=2, dtype=torch.bfloat16)
     assert len(texts(list(backend.answer(works(2))))) == 6
@@ -226,6 +261,19 @@ def test_sampling_repeats_and_leaves_the_callers_random_numbers_alone(captioner:
     cold = [Perspective(each.name, each.prompt, each.max_new_tokens, temperature=1e-4) for each in ASKED]
     backend = LocalBackend(str(captioner("llava")), batch_size=2)
     assert texts(list(backend.answer(works(2, cold)))) == one_by_one(captioner("llava"), works(2))
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_a_sample_depends_on_its_row_alone(captioner: Callable[[str], Path], kind: str) -> None:
+    """Not on the batch in which it is drawn, which is another one after a kill."""
+    hot = [Perspective(each.name, each.prompt, each.max_new_tokens, temperature=1.5) for each in ASKED]
+    work = works(5, hot)
+    alone = texts(list(LocalBackend(str(captioner(kind)), batch_size=1).answer(work)))
+    assert len(set(alone.values())) == len(alone)
+    backend = LocalBackend(str(captioner(kind)), batch_size=3)
+    assert texts(list(backend.answer(work))) == alone
+    rest = [each._replace(perspectives=hot[number % 2 :]) for number, each in enumerate(work[1:])]
+    assert texts(list(backend.answer(reversed(rest)))).items() <= alone.items()
 
 
 def test_samples_come_from_the_nucleus_in_proportion(captioner: Callable[[str], Path]) -> None:

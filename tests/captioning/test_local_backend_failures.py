@@ -1,5 +1,6 @@
 """What a local captioner does with images that fail, little memory, and models that are none for it."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from PIL import Image
 from transformers import BertConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
 
 from holistic_clip_hf.captioning.captioner import Reply, Work
-from holistic_clip_hf.captioning.local_backend import LocalBackend
+from holistic_clip_hf.captioning.local_backend import LocalBackend, _missing_package
 from holistic_clip_hf.captioning.perspectives import Perspective, load_perspectives
 from tiny_captioner import make_tiny_captioner, make_tiny_qwen2_vl
 
@@ -166,6 +167,33 @@ def test_models_that_are_none_for_it_are_refused(llava: Path, tmp_path: Path) ->
     with pytest.raises(ValueError, match="Code that comes with it is not run"):
         LocalBackend(str(foreign), batch_size=1)
     assert not marker.exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+@pytest.mark.parametrize("family", ["SmolVLM", "Qwen2VL", "Qwen2_5_VL", "LlavaOnevision", "InternVL"])
+def test_what_a_processor_needs_is_named(family: str, llava: Path, tmp_path: Path) -> None:
+    """Their processors read videos with torchvision, which this package does not ask for."""
+    folder = Path(shutil.copytree(llava, tmp_path / family))
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings |= {"processor_class": f"{family}Processor"}
+    settings |= {"video_processor": {"video_processor_type": f"{family}VideoProcessor"}}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"whose processor needs torchvision, .*`--server`\.$") as caught:
+        LocalBackend(str(folder), batch_size=1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "package"),
+    [
+        (ImportError("TimmWrapper requires the timm library but it was not found."), "timm"),
+        (ImportError("Package `num2words` is required to run SmolVLM. `pip install num2words`"), "num2words"),
+        (ModuleNotFoundError("No module named 'einops.layers'", name="einops.layers"), "einops"),
+        (OSError("no such file"), ""),
+    ],
+)
+def test_packages_are_found_in_what_transformers_says(error: Exception, package: str) -> None:
+    assert _missing_package(error) == package
 
 
 def test_a_model_that_cannot_answer_at_all_is_refused_before_any_image(llava: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What captioners wrap around a caption, and that nothing of the caption goes with it."""
 
+import json
+
 import pytest
 
 from holistic_clip_hf.captioning.cleaning import repair
@@ -39,6 +41,27 @@ DOG = "A dog sits on grass."
         "A dog\nsits on\r\ngrass.",
         "A dog\x00sits\u00ad on\u200b grass.\ufffd",
         f'Sure! Here is the caption:\n\n**Caption:** "{DOG}"\n\nI hope this helps!',
+        f"```{DOG}```",
+        f"<answer>{DOG}</answer>",
+        f"<caption>\n{DOG}\n</caption>",
+        f"An animal, on a lawn. <answer>{DOG}</answer>",  # reasoning that has no tags
+        f"<answer>{DOG}",  # cut before its end
+        f"{DOG}</answer>",
+        f"$\\boxed{{{DOG}}}$",
+        f"<think>It is a dog.</think><answer>{DOG}</answer>",
+        f"◁think▷It is a dog.◁/think▷{DOG}",
+        f"[THINK]It is a dog.[/THINK]{DOG}",
+        json.dumps({"caption": DOG}),
+        json.dumps({"caption": [DOG]}),
+        json.dumps([{"one_sentence": DOG, "confidence": 0.9}], indent=2),
+        json.dumps({"reasoning": "It barks.", "caption": DOG}),
+        f"```json\n{json.dumps({'caption': DOG}, indent=2)}\n```",
+        f"```json {json.dumps({'caption': DOG})}```",
+        f"Here is the caption:\n```json\n{json.dumps({'caption': DOG})}\n```\nLet me know if it helps!",
+        f'{{"caption": "{DOG}',  # cut before its end
+        f'{{"reasoning": "It barks.", "caption": "{DOG}", "confid',
+        str({"caption": DOG, "confidence": 0.9}),
+        f"Got it, let me describe the image: {DOG}",
     ],
 )
 def test_the_caption_is_found(text: str) -> None:
@@ -58,6 +81,9 @@ def test_the_caption_is_found(text: str) -> None:
         "The list of names on the wall is long.",
         "Okay signs hang on a fence.",
         "1.5 metres of snow lie on a roof.",
+        '{"a": 1, "b": 2} is printed on a shirt.',
+        "[A dog] sits on a <b> key.",
+        "Let's eat: the sign of a café.",
     ],
 )
 def test_nothing_of_a_caption_is_taken_for_a_wrapping(text: str) -> None:
@@ -68,7 +94,10 @@ def test_phrases_lose_their_full_stop_and_lists_their_lines() -> None:
     assert repair("A dog on grass.", PHRASE) == "A dog on grass"
     assert repair("Made in the U.S.", PHRASE) == "Made in the U.S."
     assert repair("to be continued...", PHRASE) == "to be continued..."
-    for text in ("- dog\n- red ball\n- grass", "1. dog\n2. red ball\n3. grass.", "dog,\nred ball,\ngrass"):
+    structured = ['["dog", "red ball", "grass"]', "['dog', 'red ball', 'grass']"]
+    structured += ['{"nouns": ["dog", "red ball", "grass']  # cut before its end
+    lines = ["- dog\n- red ball\n- grass", "1. dog\n2. red ball\n3. grass.", "dog,\nred ball,\ngrass"]
+    for text in (*lines, *structured):
         assert repair(text, LIST) == "dog, red ball, grass"
     assert repair("The nouns in this image are: dog, red ball, grass.", LIST) == "dog, red ball, grass"
 

@@ -1,5 +1,7 @@
 """`holistic-clip caption`, as a user runs it: against `transformers serve`, killed, interrupted, and misspelt."""
 
+import base64
+import io
 import os
 import re
 import signal
@@ -16,7 +18,7 @@ from huggingface_hub import get_session
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
-from caption_server import CaptionServer, serving
+from caption_server import CaptionServer, answer, serving
 from holistic_clip_hf.captioning.captioner import Work
 from holistic_clip_hf.captioning.local_backend import LocalBackend
 from holistic_clip_hf.captioning.perspectives import Perspective
@@ -82,7 +84,7 @@ def test_a_folder_of_images(run: Callable[..., None], photos: Path, capsys: pyte
     statuses = {(row.image_id == "12.png", row.status) for row in rows_of(photos)}
     assert len(rows_of(photos)) == 26 and statuses == {(True, "failed"), (False, "ok")}
     told = capsys.readouterr().out
-    assert re.search(r"13 images; 12 captions were kept, 1 were added:\nfailed +1\nTo ask again", told)
+    assert re.search(r"13 images; 12 captions were kept, 1 were added:\nfailed +1\nNo caption .* failed, 0 by", told)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,11 @@ def test_a_folder_of_images(run: Callable[..., None], photos: Path, capsys: pyte
         (["--perspectives", "web"], "no prompt"),
         (["--shard", "4/4"], "expected i/n"),
         (["--token-variable", "NO_SUCH_TOKEN"], "NO_SUCH_TOKEN, which is not set"),
-        (["--timeout", "0"], "a timeout and a pause above 0"),
+        (["--extra-body", "[1]"], r"`--extra-body` is '\[1\]'; expected a JSON object"),
+        (["--extra-body", '{"stream": true}'], "`extra_body` has stream"),
+        (["--chat-template-kwargs", "{"], "`--chat-template-kwargs` is '{'; expected a JSON object"),
+        (["--max-bytes", "9"], "10,000 bytes or more"),
+        (["--timeout", "0"], "a timeout, a pause and a silence above 0"),
     ],
 )
 def test_what_is_misspelt_is_told_before_anything_is_asked(
@@ -109,6 +115,56 @@ def test_a_server_that_refuses_ends_it_with_a_sentence(photos: Path, capsys: pyt
         main(["caption", *arguments(photos, "--server", server.url)])
     signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 2 and "The server refuses 'm': HTTP 404" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", ["400", "422", "500"])
+def test_nothing_but_failures_is_not_a_success(status: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the run that gets the failures, in one that finds them, and in one that asks again."""
+    for path in sorted(photos.iterdir())[3:]:
+        path.unlink()
+    with serving(CaptionServer([status] * 9, error=b'{"error": "no room for images"}')) as server:
+        for options, asked in (([], 6), ([], 6), (["--retry-failed"], 12)):
+            with pytest.raises(SystemExit) as ended:
+                main(["caption", *arguments(photos, "--server", server.url, "--attempts", "1", *options)])
+            assert ended.value.code == 2 and len(server.asked) == asked
+            told = capsys.readouterr().err.splitlines()[-1]
+            reason = f"failed, HTTP {status}: no room .*--retry-failed"
+            assert re.search(rf"^holistic-clip caption: 'm' answered nothing, .*: {reason}\.$", told)
+        server.faults = ()
+        main(["caption", *arguments(photos, "--server", server.url, "--retry-failed")])
+    assert len(rows_of(photos)) == 6 and all(row.usable for row in rows_of(photos))
+
+
+def test_images_none_of_which_can_be_read_are_not_a_success(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in photos.iterdir():
+        path.write_bytes(b"")
+    with serving(CaptionServer()) as server, pytest.raises(SystemExit) as ended:
+        main(["caption", *arguments(photos, "--server", server.url)])
+    assert ended.value.code == 2 and "answered nothing, and the most frequent reason is: failed, 0 bytes." in (
+        capsys.readouterr().err
+    )
+
+
+def test_options_reach_the_server(run: Callable[..., None], photos: Path) -> None:
+    Image.new("RGB", (400, 100), "red").save(photos / "wide.png")
+    thinking = ["--chat-template-kwargs", '{"enable_thinking": false}', "--extra-body", '{"top_k": 5}']
+    with serving(CaptionServer()) as server:
+        run("--server", server.url, *thinking, "--max-side", "100")
+    members = [(asked.body["chat_template_kwargs"], asked.body["top_k"]) for asked in server.asked]
+    assert members == [({"enable_thinking": False}, 5)] * 26
+    pictures = [base64.b64decode(asked.question[0].partition(",")[2]) for asked in server.asked]
+    assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(16, 16), (100, 25)}
+
+
+def test_thinking_that_takes_every_budget_is_told(
+    run: Callable[..., None], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = answer("<think>The user wants a description. I should", end="length")
+    with serving(CaptionServer(answers={"Describe it.": said, "Name what there is.": said})) as server:
+        run("--server", server.url)
+    told = capsys.readouterr().out
+    assert "No caption was added. The most frequent reason: unfinished, thinking that did not end" in told
+    assert """switched off by --chat-template-kwargs '{"enable_thinking": false}'.""" in told
 
 
 def start(photos: Path, *options: str) -> subprocess.Popen[str]:

@@ -81,7 +81,7 @@ def test_a_corpus_loads(stored: Path) -> None:
 class NotAsked:
     """A captioner that has answered everything already."""
 
-    captioner, revision = "scripted", "1"
+    captioner, revision, weights, settings = "scripted", "1", "", {}
 
     def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
         for each in work:

@@ -109,7 +109,7 @@ def test_training_evaluation_captioner_and_index_leave_it_out(
     asked = []
 
     class Backend:
-        captioner, revision = "listener", "1"
+        captioner, revision, weights, settings = "listener", "1", "", {}
 
         def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
             for each in work:
