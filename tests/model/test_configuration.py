@@ -256,7 +256,7 @@ def test_every_field_is_read() -> None:
     )
     fields = own_fields(HolisticCLIPConfig, PreTrainedConfig) | own_fields(HolisticCLIPVisionConfig, CLIPVisionConfig)
     assert {"num_branches", "patch_stem", "fusion", "duplicate_captions"} <= fields
-    assert "**self.config.loss_options" in source and "**config.loss_options" in source
+    assert "**self.config.loss_options" in source and "**self.model.config.loss_options" in source
     read_at_once = set(HolisticCLIPConfig().loss_options)
     assert read_at_once <= {field.name for field in dataclasses.fields(LossOptions)}
     assert [name for name in sorted(fields - read_at_once) if not re.search(rf"\bconfig\.{name}\b", source)] == []
