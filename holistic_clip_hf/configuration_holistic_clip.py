@@ -3,14 +3,25 @@
 
 - `num_branches=1` describes stock CLIP.
 - `perspectives[h]` is the name of what branch h reads; everything downstream (matching, records, cards) uses names.
+- Towers have CLIP's defaults, so that the same keywords give the same towers as `CLIPConfig`.
 - Contradictions are refused at construction, with what to do about them.
 """
 
 import math
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import (
+    StrictDataclassClassValidationError,
+    StrictDataclassFieldValidationError,
+    strict,
+)
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+
+Config = TypeVar("Config", bound=PreTrainedConfig)
 
 # The order in which the paper's released code merges its captions (PAPER: one web text, five generated ones).
 PAPER_PERSPECTIVES = ("web", "detail", "nouns", "background", "main_object", "style")
@@ -43,6 +54,91 @@ def require_choice(name: str, value: Any, valid: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, valid))}.")
 
 
+class _Kind(NamedTuple):
+    """A kind of number: its test, and the words for it."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_COUNT = _Kind(lambda value: isinstance(value, int) and _is_number(value) and value >= 1, "a whole number, 1 or more")
+_SHARE = _Kind(lambda value: _is_number(value) and 0 <= value < 1, "at least 0 and below 1")
+_WEIGHT = _Kind(lambda value: _is_number(value) and value >= 0, "0 (off) or more, and finite")
+_SPREAD = _Kind(lambda value: _is_number(value) and value >= 0, "0 or more, and finite")
+_NUMBER = _Kind(_is_number, "a finite number")
+# exp(88.7) is the largest number of float32.
+_LOGARITHM = _Kind(lambda value: _is_number(value) and -88 <= value <= 88, "a logarithm from -88 to 88")
+_KINDS: dict[str, _Kind] = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _COUNT),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "num_channels", "image_size", "patch_size"), _COUNT),
+    **dict.fromkeys(("projection_dim", "num_branches"), _COUNT),
+    **dict.fromkeys(("attention_dropout", "patch_dropout"), _SHARE),
+    **dict.fromkeys(("layer_norm_eps", "initializer_range", "initializer_factor"), _SPREAD),
+    **dict.fromkeys(("fused_weight", "diversity_weight"), _WEIGHT),
+    **dict.fromkeys(("diversity_threshold", "logit_bias_init_value"), _NUMBER),
+    "logit_scale_init_value": _LOGARITHM,
+}
+
+
+def _require_numbers(values: Mapping[str, Any], where: str = "") -> None:
+    """Raise `ValueError` for NaN, infinity and sizes that no model can have; `where` is put before the names."""
+    for name, value in values.items():
+        kind = _KINDS.get(name)
+        if kind is not None and not kind.holds(value):
+            raise ValueError(f"`{where}{name}` is {value!r}; expected {kind.words}.")
+
+
+def _require_tower(kind: type[CLIPTextConfig | CLIPVisionConfig], given: Mapping[str, Any], where: str = "") -> None:
+    """Raise `ValueError` for fields of a tower that contradict each other; absent ones are the default."""
+    _require_numbers(given, where)
+    width = given.get("hidden_size", kind.hidden_size)
+    heads = given.get("num_attention_heads", kind.num_attention_heads)
+    if width % heads:
+        raise ValueError(
+            f"`{where}num_attention_heads` is {heads}; expected a divisor of `hidden_size`, which is {width}."
+        )
+    activation = given.get("hidden_act", kind.hidden_act)
+    if activation not in ACT2FN:
+        raise ValueError(
+            f"`{where}hidden_act` is {activation!r}; expected the name of an activation, such as 'gelu' or "
+            f"'quick_gelu'."
+        )
+
+
+def _refusing_plainly(kind: type[Config]) -> type[Config]:
+    """Make a field of another type than declared a ValueError, like all else that is refused, and name the class."""
+    construct = kind.__init__
+
+    @wraps(construct)
+    def construct_or_refuse(self: Config, *args: Any, **kwargs: Any) -> None:
+        try:
+            construct(self, *args, **kwargs)
+        except (StrictDataclassClassValidationError, StrictDataclassFieldValidationError) as error:
+            reason = str(error.__cause__).rstrip(".")
+            raise ValueError(f"{kind.__name__}: {reason}. Correct the value.") from error
+
+    kind.__init__ = construct_or_refuse
+    return kind
+
+
+# Nothing is missing in their checkpoints that our vision tower would need, but they were trained to something else.
+_OTHER_ARCHITECTURES = ("CLIPForImageClassification",)
+
+
+def _require_architecture(config_dict: Mapping[str, Any], source: Any) -> None:
+    """Raise `ValueError` for weights that would load by name into a model that computes something else."""
+    found = [name for name in config_dict.get("architectures") or () if name in _OTHER_ARCHITECTURES]
+    if found:
+        raise ValueError(
+            f"{str(source)!r} was saved by {found[0]}, whose classifier reads the mean of the patches; expected a "
+            f"checkpoint of CLIPModel or of this package. Load it with {found[0]}."
+        )
+
+
 def _require_family(config_dict: dict[str, Any], *families: str) -> None:
     """transformers would only warn, and start from random weights."""
     found = config_dict.get("model_type")
@@ -53,6 +149,7 @@ def _require_family(config_dict: dict[str, Any], *families: str) -> None:
         )
 
 
+@_refusing_plainly
 @strict
 class HolisticCLIPVisionConfig(CLIPVisionConfig):
     """The vision tower: CLIP's, with `num_branches` outputs.
@@ -78,8 +175,8 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     model_type = "holistic_clip_vision_model"
     base_config_key = "vision_config"
 
-    patch_size: int = 16  # the paper's backbone is ViT-B/16
-    hidden_act: str = "gelu"  # the paper trains with GELU; weights of OpenAI's CLIP need "quick_gelu"
+    # `patch_size` and `hidden_act` stay CLIP's, 32 and "quick_gelu". The paper's ViT-B/16 has 16 and "gelu", which the
+    # recipes say: a default of ours would make another model of the keywords of CLIPConfig.
     num_branches: int = 1
     branch_type: str = "cls"
     num_branch_layers: int = 3
@@ -90,21 +187,31 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         # The decorator would run these later, and wrap the ValueError in an exception of another type.
-        self.validate_branches()
-        self.validate_patches()
+        self.require_valid()
+
+    @classmethod
+    def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Refuses the checkpoint of a model that reads the tower in another way."""
+        found, rest = super().get_config_dict(source, **kwargs)
+        _require_architecture(found, source)
+        return found, rest
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPVisionConfig":
-        """Refuses the configuration of another architecture than this tower or CLIP's."""
+        """Refuse the configuration of another architecture than this tower or CLIP's, and keywords that do not fit."""
         _require_family(config_dict, cls.model_type, CLIPVisionConfig.model_type)
-        return super().from_dict(config_dict, **kwargs)
+        return _require_valid(super().from_dict(config_dict, **kwargs))
+
+    def require_valid(self) -> None:
+        """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
+        _require_tower(type(self), vars(self))
+        self.validate_branches()
+        self.validate_patches()
 
     def validate_branches(self) -> None:
         """Part of the `@strict` validation."""
         require_choice("branch_type", self.branch_type, BRANCH_TYPES)
         require_choice("branch_isolation", self.branch_isolation, BRANCH_ISOLATIONS)
-        if self.num_branches < 1:
-            raise ValueError(f"`num_branches` is {self.num_branches}; expected 1 (CLIP) or more.")
         if self.branch_type == "mlp" and not 1 <= self.num_branch_layers <= self.num_hidden_layers:
             raise ValueError(
                 f"`num_branch_layers` is {self.num_branch_layers}; expected 1 to `num_hidden_layers`, which is "
@@ -114,23 +221,52 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     def validate_patches(self) -> None:
         """Part of the `@strict` validation."""
         require_choice("patch_stem", self.patch_stem, PATCH_STEMS)
-        if not 0.0 <= self.patch_dropout < 1.0:
-            raise ValueError(f"`patch_dropout` is {self.patch_dropout}; expected at least 0 and below 1.")
-        if self.patch_stem == "convolutional" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+        _require_numbers(vars(self))
+        size, patch = cast(int, self.image_size), cast(int, self.patch_size)
+        if patch > size:
+            raise ValueError(f"`patch_size` is {patch}; expected at most `image_size`, which is {size}.")
+        if self.patch_stem == "linear":
+            return
+        if patch < 2 or patch & (patch - 1):
             raise ValueError(
                 f"`patch_stem='convolutional'` halves the image once per layer, so `patch_size` must be a power of "
-                f"two; it is {self.patch_size}."
+                f"two; it is {patch}."
+            )
+        if self.hidden_size < patch // 2:
+            raise ValueError(
+                f"`hidden_size` is {self.hidden_size}; expected at least {patch // 2} with "
+                f"`patch_stem='convolutional'` and a `patch_size` of {patch}, since each layer has half the channels "
+                f"of the next."
             )
 
 
+def _require_valid(found: Any) -> Any:
+    """Check what `from_dict` returns, a configuration or a pair of it and unused keywords, which were set last."""
+    (found[0] if isinstance(found, tuple) else found).require_valid()
+    return found
+
+
+LEGACY_END = 2  # `eos_token_id` of CLIP's first configurations, by which transformers means the highest id of a text
+CLIP_END = 49407  # the end token of CLIP's own tokenizer, its highest id
+
+
+def end_token_id(eos_token_id: int, vocab_size: int) -> int:
+    """Return the id of the end token, also where a configuration says 2 and means the highest id of a text.
+
+    That is the highest id of the vocabulary, unless tokens were added to CLIP's own.
+    """
+    return min(CLIP_END, vocab_size - 1) if eos_token_id == LEGACY_END else eos_token_id
+
+
+@_refusing_plainly
 @strict
 class HolisticCLIPConfig(PreTrainedConfig):
     """Both towers and what joins them.
 
     Args:
         text_config: a `CLIPTextConfig` or its dict.
-        vision_config: a `HolisticCLIPVisionConfig` or its dict.
-        projection_dim: D, the width of the common space.
+        vision_config: a `HolisticCLIPVisionConfig`, a `CLIPVisionConfig` or the dict of either.
+        projection_dim: D, the width of the common space. The `projection_dim` of both towers follows it.
         logit_scale_init_value: logarithm of the initial inverse temperature; ln(1/0.07) in CLIP and the paper.
         perspectives: the H branch names. Left out: the paper's six where H = 6, else `branch_0` ... Given without
             `num_branches` in `vision_config`, it sets H.
@@ -167,7 +303,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
     sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": HolisticCLIPVisionConfig}
 
     text_config: dict | CLIPTextConfig | None = None
-    vision_config: dict | HolisticCLIPVisionConfig | None = None
+    vision_config: dict | CLIPVisionConfig | None = None
     projection_dim: int = 512
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
@@ -185,36 +321,58 @@ class HolisticCLIPConfig(PreTrainedConfig):
     duplicate_captions: str = "positive"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.text_config is None:
-            self.text_config = {"hidden_act": "gelu"}
-        if self.vision_config is None:
-            self.vision_config = {}
-        if isinstance(self.vision_config, dict):
-            self.vision_config = self._complete(self.vision_config)
+        self._merge_old_names(kwargs)
+        vision = {} if self.vision_config is None else self.vision_config
+        if isinstance(vision, PreTrainedConfig) and not isinstance(vision, HolisticCLIPVisionConfig):
+            vision = vision.to_dict()
+        if isinstance(vision, dict):
+            vision = self._complete(vision)
+            _require_tower(HolisticCLIPVisionConfig, vision, "vision_config.")
+        if isinstance(self.text_config, dict):
+            # CLIP's own checks would divide by zero heads.
+            _require_tower(CLIPTextConfig, self.text_config, "text_config.")
+        self.vision_config = vision
         super().__post_init__(**kwargs)
         if not self.perspectives:
             named = self.num_branches == len(PAPER_PERSPECTIVES)
             self.perspectives = PAPER_PERSPECTIVES if named else [f"branch_{h}" for h in range(self.num_branches)]
         self.perspectives = list(self.perspectives)
-        for check in (self.validate_perspectives, self.validate_objective, self.validate_fusion):
-            check()
+        self.require_valid()
+
+    @classmethod
+    def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Refuses the checkpoint of a model that reads the tower in another way."""
+        found, rest = super().get_config_dict(source, **kwargs)
+        _require_architecture(found, source)
+        return found, rest
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPConfig":
-        """Refuses the configuration of another architecture than this one or CLIP; completes a vision tower's."""
+        """Refuses the configuration of another architecture than this one or CLIP's, and keywords that do not fit.
+
+        The configuration of a vision tower is completed.
+        """
         if config_dict.get("model_type") == HolisticCLIPVisionConfig.model_type:
             vision = HolisticCLIPVisionConfig.from_dict(config_dict)
             config_dict = {"vision_config": vision, "architectures": config_dict.get("architectures")}
         _require_family(config_dict, cls.model_type, CLIPConfig.model_type)
-        return super().from_dict(config_dict, **kwargs)
+        return _require_valid(super().from_dict(config_dict, **kwargs))
+
+    def _merge_old_names(self, kwargs: dict[str, Any]) -> None:
+        """Merge `text_config_dict` and `vision_config_dict`, which old checkpoints have, as `CLIPConfig` does."""
+        old = {name: kwargs.pop(name) for name in ("text_config_dict", "vision_config_dict") if name in kwargs}
+        if all(value is None for value in old.values()):
+            return
+        towers = deepcopy({"text_config": self.text_config, "vision_config": self.vision_config})
+        merged = CLIPConfig(**towers, **old)
+        self.text_config, self.vision_config = merged.text_config, merged.vision_config.to_dict()
 
     def _complete(self, vision: dict[str, Any]) -> dict[str, Any]:
-        if vision.get("model_type") == CLIPVisionConfig.model_type:
-            # A stock CLIP checkpoint, which may have saved only what differs from CLIP's own defaults.
-            stock = CLIPVisionConfig(**vision).to_dict()
-            del stock["model_type"]
-            return {**stock, "num_branches": max(1, len(self.perspectives))}
-        return {"num_branches": len(self.perspectives or PAPER_PERSPECTIVES), **vision}
+        # A stock CLIP has one branch, unless the names say more.
+        is_stock = vision.get("model_type") == CLIPVisionConfig.model_type
+        num_branches = max(1, len(self.perspectives)) if is_stock else len(self.perspectives or PAPER_PERSPECTIVES)
+        fields = {name: value for name, value in vision.items() if name != "model_type" or not is_stock}
+        return {"num_branches": num_branches, **fields}
 
     @property
     def num_branches(self) -> int:
@@ -225,6 +383,36 @@ class HolisticCLIPConfig(PreTrainedConfig):
     def loss_options(self) -> dict[str, Any]:
         """Options that `multi_to_multi_loss` takes from here."""
         return {name: getattr(self, name) for name in LOSS_OPTIONS}
+
+    def require_valid(self) -> None:
+        """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
+        _require_numbers(vars(self))
+        self._let_towers_follow()
+        self.validate_text()
+        cast(HolisticCLIPVisionConfig, self.vision_config).require_valid()
+        for check in (self.validate_perspectives, self.validate_objective, self.validate_fusion):
+            check()
+
+    def _let_towers_follow(self) -> None:
+        """Give both towers this `projection_dim`; they may belong to somebody else, who keeps his own."""
+        for name in ("text_config", "vision_config"):
+            tower = getattr(self, name)
+            if tower.projection_dim != self.projection_dim:
+                tower = deepcopy(tower)
+                tower.projection_dim = self.projection_dim
+                setattr(self, name, tower)
+
+    def validate_text(self) -> None:
+        """Part of the `@strict` validation."""
+        text = cast(CLIPTextConfig, self.text_config)
+        _require_tower(CLIPTextConfig, vars(text), "text_config.")
+        end = text.eos_token_id
+        if not isinstance(end, int) or not (end == LEGACY_END or 0 <= end < text.vocab_size):
+            raise ValueError(
+                f"`text_config.eos_token_id` is {end}; expected the id of the tokenizer's end token, below "
+                f"`vocab_size`, which is {text.vocab_size}. A text is read there: set "
+                f"`text_config={{'eos_token_id': tokenizer.eos_token_id}}`."
+            )
 
     def validate_perspectives(self) -> None:
         """Part of the `@strict` validation."""
@@ -240,9 +428,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         """Part of the `@strict` validation."""
         for name, valid in LOSS_CHOICES.items():
             require_choice(name, getattr(self, name), valid)
-        for name in ("fused_weight", "diversity_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; expected 0 (off) or more.")
+        _require_numbers(vars(self))
 
     def validate_fusion(self) -> None:
         """Part of the `@strict` validation."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
-from .configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
+from .configuration_holistic_clip import LEGACY_END, HolisticCLIPConfig, HolisticCLIPVisionConfig, end_token_id
 from .modeling_holistic_clip import HolisticCLIPModel
 
 LONG_CLIP_KEPT = 20  # positions that Long-CLIP found well trained (https://arxiv.org/abs/2403.15378, section 3.2)
@@ -190,7 +190,9 @@ def from_clip(
         seed: Seed of the noise, and of parameters that only an override makes new.
         config_overrides: fields of `HolisticCLIPConfig`; the dicts `vision_config` and `text_config` are merged over
             CLIP's. H comes from `perspectives` or `vision_config`; left out, it is the paper's six. A larger
-            `max_position_embeddings` in `text_config` stretches the positions (`stretch_positions`).
+            `max_position_embeddings` in `text_config` stretches the positions (`stretch_positions`). An
+            `eos_token_id` of 2, for the highest id of a text, becomes the end token's, which is the highest id of the
+            vocabulary or CLIP's own.
 
     Raises:
         ValueError: not a CLIP, or incomplete; an unknown override, or one that asks for other shapes.
@@ -208,6 +210,7 @@ def from_clip(
         "vision_config": {name: vision[name] for name in CLIPVisionConfig.__annotations__},
     }
     fields["vision_config"]["branch_isolation"] = "anchored"
+    fields["text_config"]["eos_token_id"] = end_token_id(text["eos_token_id"], text["vocab_size"])
     return assemble(clip.state_dict(), fields, config_overrides, perturbation, seed)
 
 
@@ -279,8 +282,8 @@ def from_open_clip(
     A state dict does not say everything. You have to say if a model differs in attention heads (default: width / 64,
     and 16 for vision towers from a width of 1280, as in open_clip's configurations) or in `hidden_act` of both configs
     (default: `"quick_gelu"` for OpenAI's own files, else `"gelu"`; models named `-quickgelu` need the former). Pooling
-    is the class token of images and the highest token id of texts, behind causal attention. A tokenizer whose end
-    token is not its highest id needs `text_config={"eos_token_id": ...}`.
+    is the class token of images and the end token of texts, behind causal attention. A tokenizer whose end token is
+    neither CLIP's nor the highest id of the vocabulary needs `text_config={"eos_token_id": ...}`.
 
     Args:
         state_dict: the weights themselves, with or without the prefix `module.`. Load a file with
@@ -389,6 +392,7 @@ def _infer(
             f"images that can be converted."
         )
     vocab_size, text_width = state["token_embedding.weight"].shape
+    end = end_token_id(LEGACY_END, vocab_size)
     vision = {
         **_tower(state, "visual.", width, vision_heads or (16 if width >= 1280 else None)),
         "num_channels": channels,
@@ -399,8 +403,8 @@ def _infer(
         **_tower(state, "", text_width, text_heads),
         "vocab_size": vocab_size,
         "max_position_embeddings": len(state["positional_embedding"]),
-        # Of open_clip's tokenizer; as eos_token_id, 2 makes transformers pool at the highest id, as these models do.
-        **{"pad_token_id": 0, "bos_token_id": vocab_size - 2, "eos_token_id": 2},
+        # Of open_clip's tokenizer. These models read a text at its highest id, which is the end token's.
+        **{"pad_token_id": 0, "bos_token_id": end - 1, "eos_token_id": end},
     }
     return {"projection_dim": state["visual.proj"].shape[1], "text_config": text, "vision_config": vision}
 

@@ -361,6 +361,7 @@ class CaptionBatch:
         caption_mask: (N, M) bool, true where there is a caption.
         caption_ids: (N, M) int64, equal exactly where two captions are the same text.
         routing: (N, M, H), how much each branch answers for each caption; `None` where all count alike.
+        image_mask: (N,) bool, false where an image only fills the place of another; `None` where none does.
     """
 
     branch_embeds: Tensor
@@ -368,6 +369,7 @@ class CaptionBatch:
     caption_mask: Tensor
     caption_ids: Tensor
     routing: Tensor | None = None
+    image_mask: Tensor | None = None
 
 
 @dataclass
@@ -437,6 +439,7 @@ def multi_to_multi_loss(
     caption_mask: Tensor | None = None,
     caption_ids: Tensor | None = None,
     routing: Tensor | None = None,
+    image_mask: Tensor | None = None,
     gathered: CaptionBatch | None = None,
     offset: int = 0,
 ) -> MultiToMultiLoss:
@@ -458,6 +461,8 @@ def multi_to_multi_loss(
         caption_ids: (N, M) int64. Default: all captions differ.
         routing: (N, M, H), how much each branch answers for each caption; the fused score is the similarity of
             branches weighted so. Default: the fused score is that of the branches' mean, made of unit length.
+        image_mask: (N,) bool, false for an image that only fills the place of another; it has no captions, and the
+            penalty on alike branches leaves it out. Default: all images count.
         gathered: the rows of all ranks (G), in rank order. With them, the mean over ranks of this loss, and of its
             gradients, is the loss of one process that has the whole batch. Default: the rows given above.
         offset: Position of this rank's first row in `gathered`.
@@ -473,6 +478,7 @@ def multi_to_multi_loss(
     torch.Size([])
     """
     local = _caption_batch(branch_embeds, text_embeds, caption_mask, caption_ids, routing, offset)
+    local.image_mask = image_mask
     everyone = _of_all_ranks(gathered, local, offset)
     slots = resolve_matching(options.matching, branch_of_slot, branch_embeds.shape[1], text_embeds.shape[1])
     terms = Objective(options.objective, logit_scale, logit_bias, options.chunk_size)
@@ -488,7 +494,10 @@ def multi_to_multi_loss(
             together = alone if everyone is local else _fuse(everyone)
             first = torch.zeros_like(assignment)  # of the one branch that fusion leaves
             fused = _contrastive(alone, together, first, terms, options.duplicate_captions, offset)
-        penalty = diversity_penalty(everyone.branch_embeds, options.diversity_threshold, form=options.diversity)
+        counted = (
+            everyone.branch_embeds if everyone.image_mask is None else everyone.branch_embeds[everyone.image_mask]
+        )
+        penalty = diversity_penalty(counted, options.diversity_threshold, form=options.diversity)
     total = contrastive + options.fused_weight * fused + options.diversity_weight * penalty
     return MultiToMultiLoss(total, contrastive, fused, penalty, assignment)
 
@@ -545,6 +554,7 @@ def _of_all_ranks(gathered: CaptionBatch | None, local: CaptionBatch, offset: in
             gathered.routing,
             offset=0,
         )
+        rows.image_mask = gathered.image_mask
     if (local.routing is None) != (rows.routing is None):
         raise ValueError("`routing` must be given for this rank and in `gathered`, or in neither.")
     mine, whole = ([tuple(one.shape) for one in (each.branch_embeds, each.text_embeds)] for each in (local, rows))

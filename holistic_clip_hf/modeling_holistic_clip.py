@@ -28,9 +28,15 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_holistic_clip import HolisticCLIPConfig
+from .configuration_holistic_clip import FUSIONS, LEGACY_END, HolisticCLIPConfig, end_token_id, require_choice
 from .loss_holistic_clip import LOSS_PARTS, LossOptions, MultiToMultiLoss, multi_to_multi_loss, route
-from .vision_holistic_clip import HolisticCLIPPreTrainedModel, HolisticCLIPVisionModel, HolisticCLIPVisionOutput
+from .vision_holistic_clip import (
+    HolisticCLIPPreTrainedModel,
+    HolisticCLIPVisionModel,
+    HolisticCLIPVisionOutput,
+    asks_for_all,
+    with_asked_for,
+)
 
 
 class BranchRouter(nn.Module):
@@ -108,6 +114,7 @@ class BranchFusion(nn.Module):
         """Fuse the cosine similarities of (N, H, D) and (T, D) over branches: (N, T)."""
         if self.is_linear:
             return self.image_vectors(branch_embeds) @ self.text_vectors(text_embeds).T
+        require_choice("fusion", self.config.fusion, FUSIONS)  # it may have been set since the model was made
         similarity = torch.einsum("nhd,td->nht", branch_embeds, text_embeds)
         if self.config.fusion == "max":
             return similarity.amax(dim=1)
@@ -247,10 +254,34 @@ class _Texts(NamedTuple):
     tower: HolisticCLIPTextOutput | None = None
 
 
+class HolisticCLIPTextModel(CLIPTextModel):
+    """CLIP's text tower, with one source of truth for the end token, where a text is read.
+
+    CLIP's constructor keeps a copy of `config.eos_token_id`. Training aligns the configuration with the tokenizer, and
+    what is saved is the configuration: a copy would make one vector of a text now and another after loading.
+    """
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of the end token, or 2 for the highest id of a text, as transformers has it for CLIP's first
+        configurations.
+        """
+        return self.config.eos_token_id
+
+    @eos_token_id.setter
+    def eos_token_id(self, value: int) -> None:
+        """Leave the copy of CLIP's constructor away."""
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        return False  # or transformers would leave out CLIP's attention and MLP, as in `HolisticCLIPPreTrainedModel`
+
+
 class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     """Both towers and their common space: H vectors and one fused vector per image, one vector per text."""
 
     auto_classes = ("AutoModel", "AutoModelForZeroShotImageClassification")
+    _may_be_new = (*HolisticCLIPPreTrainedModel._may_be_new, r"^logit_bias$")
 
     def __init__(self, config: HolisticCLIPConfig) -> None:
         super().__init__(config)
@@ -259,14 +290,14 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
                 "This is a checkpoint of a vision tower alone. Load it with `HolisticCLIPVisionModel`, or under a "
                 "classifier with `HolisticCLIPForImageClassification`."
             )
-        config.validate_perspectives()  # keywords of `from_pretrained` are set after the configuration's own checks
-        self.text_model = CLIPTextModel._from_config(config.text_config)
+        config.require_valid()  # fields may have been set since it was made
+        self.text_model = HolisticCLIPTextModel._from_config(config.text_config)
         self.vision_model = HolisticCLIPVisionModel._from_config(config.vision_config)
         vision_width, text_width = self.vision_model.config.hidden_size, self.text_model.config.hidden_size
         self.visual_projection = nn.Linear(vision_width, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(text_width, config.projection_dim, bias=False)
         self.branch_fusion = BranchFusion(config)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.logit_bias = None
         if config.objective == "sigmoid":
             self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init_value)))
@@ -293,6 +324,15 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize as inherited; an old configuration, which reads texts at their highest id, is told the end token's,
+        since added tokens have higher ones.
+        """
+        text = self.text_model.config
+        if new_num_tokens is not None:
+            text.eos_token_id = end_token_id(text.eos_token_id, text.vocab_size)
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
     @can_return_tuple
     def get_text_features(
         self,
@@ -304,9 +344,11 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         """Encode texts: (T, L) to `text_embeds` (T, D) of unit length, and `pooler_output`, what fusion makes of them.
 
         Raises:
-            ValueError: texts longer than the model has positions, or token ids that it does not know.
+            ValueError: texts longer than the model has positions or without the end token, or token ids that it does
+                not know.
         """
         self._check_tokens(input_ids)
+        kwargs = with_asked_for(kwargs, self.config, self.text_model.config)
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
@@ -326,15 +368,11 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
 
         `last_hidden_state` holds patches too with `output_patches`.
         """
-        asked_for_all = (
-            output_patches
-            or kwargs.get("output_hidden_states", self.config.output_hidden_states)
-            or kwargs.get("output_attentions", self.config.output_attentions)
-        )
+        kwargs = with_asked_for(kwargs, self.config, self.vision_model.config)
         outputs = self.vision_model(
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
-            output_patches=bool(asked_for_all),
+            output_patches=output_patches or asks_for_all(kwargs),
             return_dict=True,
             **kwargs,
         )
@@ -379,6 +417,12 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
                 f"Token ids from {lowest} to {highest} for a vocabulary of {known}. Use this checkpoint's own "
                 f"processor, or `resize_token_embeddings` after adding tokens."
             )
+        end = self.text_model.eos_token_id
+        if end != LEGACY_END and not (input_ids == end).any(dim=-1).all():
+            raise ValueError(
+                f"`input_ids` has texts without the end token {end}, at which they are read; expected it in each. Use "
+                f"this checkpoint's own processor, or set `text_config.eos_token_id` to the tokenizer's."
+            )
 
     def fused_similarity(self, branch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """Fuse the cosine similarities of (N, H, D) and (T, D) as `config.fusion` says: (N, T)."""
@@ -413,7 +457,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         present = caption_mask.flatten().nonzero().squeeze(1)
         if len(present) == 0:
             # The text tower is run all the same: with several ranks, all must take part in every step.
-            unused = self.get_text_features(input_ids[:1, 0, :1]).text_embeds
+            unused = self.text_projection(self.text_model(input_ids[:1, 0, :1], return_dict=True).pooler_output)
             return (0.0 * unused).expand(num_images, num_slots, -1)
         places = torch.arange(len(present), device=present.device)
         inverse, first = places, places
@@ -431,7 +475,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         """
         config = self.text_model.config
         # The first end token, as CLIP's text tower finds it; its old configurations say 2 and mean the highest id.
-        lengths = (input_ids if config.eos_token_id == 2 else (input_ids == config.eos_token_id).int()).argmax(-1) + 1
+        end = self.text_model.eos_token_id
+        lengths = (input_ids if end == LEGACY_END else (input_ids == end).int()).argmax(-1) + 1
         input_ids = input_ids[:, : int(lengths.max())]
         if config._attn_implementation not in ("sdpa", "eager"):  # the others take no such mask
             return self.get_text_features(input_ids).text_embeds
@@ -501,7 +546,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             text_embeds=texts.vectors,
             routing=texts.routing,
             logit_scale=self.logit_scale.exp(),
-            logit_bias=self.logit_bias,
+            # DistributedDataParallel takes a parameter in an output for one that it has seen already.
+            logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
             loss_parts=None if loss is None else {name: getattr(loss, name) for name in LOSS_PARTS},
             text_model_output=texts.tower,
             vision_model_output=images,
@@ -576,10 +622,11 @@ class HolisticCLIPForImageClassification(HolisticCLIPPreTrainedModel):
     auto_classes = ("AutoModelForImageClassification",)
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^(logit_|branch_fusion)"]
     _input_embed_layer = "patch_embedding"
+    _may_be_new = (*HolisticCLIPPreTrainedModel._may_be_new, r"^classifier\.")
 
     def __init__(self, config: HolisticCLIPConfig) -> None:
         super().__init__(config)
-        config.validate_perspectives()
+        config.require_valid()
         self.vision_model = HolisticCLIPVisionModel._from_config(config.vision_config)
         width = config.num_branches * self.vision_model.config.hidden_size
         self.classifier = nn.Linear(width, config.num_labels)
@@ -607,7 +654,14 @@ class HolisticCLIPForImageClassification(HolisticCLIPPreTrainedModel):
                 (`config.problem_type`); with them, `loss` is returned.
             interpolate_pos_encoding: take images of another size than `config.vision_config.image_size`.
         """
-        images = self.vision_model(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        kwargs = with_asked_for(kwargs, self.config, self.vision_model.config)
+        images = self.vision_model(
+            pixel_values,
+            interpolate_pos_encoding,
+            output_patches=asks_for_all(kwargs),
+            return_dict=True,
+            **kwargs,
+        )
         logits = self.classifier(images.branch_embeds.flatten(1))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
@@ -623,6 +677,7 @@ __all__ = [
     "HolisticCLIPOutput",
     "HolisticCLIPPatchOutput",
     "HolisticCLIPPreTrainedModel",
+    "HolisticCLIPTextModel",
     "HolisticCLIPTextOutput",
     "HolisticCLIPVisionModel",
     "HolisticCLIPVisionOutput",

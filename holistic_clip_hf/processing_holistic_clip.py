@@ -60,11 +60,14 @@ _REPLACED: dict[int, str] = {
 }
 
 
-def caption_id(text: str) -> int:
-    """Return a 63-bit number that two captions share exactly if they are the same text (up to hash collision, 1 in
+def caption_id(tokens: Sequence[int]) -> int:
+    """Return a 63-bit number that two captions share exactly if they have the same tokens (up to hash collision, 1 in
     2^63).
+
+    A model cannot tell captions apart that differ in capitals alone, or behind the last token that fits.
     """
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    read = b"".join(int(token).to_bytes(8, "big") for token in tokens)
+    return int.from_bytes(hashlib.blake2b(read, digest_size=8).digest(), "big") >> 1
 
 
 def clean_caption(text: str) -> str:
@@ -168,7 +171,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` and `attention_mask` (N, M, L) with L the longest caption, `caption_mask` (N, M) bool, and
-            `caption_ids` (N, M) int64.
+            `caption_ids` (N, M) int64, equal exactly where two captions have the same tokens (`caption_id`).
 
         Raises:
             ValueError: no caption at all; a row that is not a list of strings and None; an empty caption.
@@ -189,7 +192,9 @@ class HolisticCLIPProcessor(ProcessorMixin):
         input_ids[images, slots] = tokens["input_ids"][rows]
         attention_mask[images, slots] = tokens["attention_mask"][rows]
         caption_mask[images, slots] = True
-        caption_ids[images, slots] = torch.tensor([caption_id(text) for text in present.values()])
+        lengths = tokens["attention_mask"].sum(dim=1).tolist()  # the tokenizer pads behind, as `encode_captions` needs
+        ids = [caption_id(row[:length]) for row, length in zip(encoded["input_ids"], lengths, strict=True)]
+        caption_ids[images, slots] = torch.tensor(ids)[rows]
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -6,7 +6,8 @@ Branch 0 *is* CLIP's class token or second MLP linear. Parameters of the others 
 Axes: N images, H branches, S tokens (class tokens, then patches), E tower width, D projection width.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -239,6 +241,20 @@ class HolisticCLIPVisionOutput(BaseModelOutputWithPooling):
     branch_embeds: Tensor | None = None
 
 
+RECORDED = ("output_hidden_states", "output_attentions")
+
+
+def with_asked_for(kwargs: Any, *configs: PreTrainedConfig) -> Any:
+    """Add what one of the configurations asks for to the keywords of a forward pass, which come first."""
+    asked = {name: True for name in RECORDED if any(getattr(config, name) for config in configs)}
+    return {**asked, **{name: value for name, value in kwargs.items() if value is not None or name not in asked}}
+
+
+def asks_for_all(kwargs: Any) -> bool:
+    """Tell whether a forward pass with these keywords has to compute the last layer for all tokens."""
+    return any(kwargs.get(name) for name in RECORDED)
+
+
 class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
     """Weight initialisation and what transformers asks of every model."""
 
@@ -252,6 +268,34 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
     accepts_loss_kwargs = False
     # The Auto classes through which a saved checkpoint can be loaded; pipelines each ask for their own.
     auto_classes: tuple[str, ...] = ("AutoModel",)
+    # Weights that a checkpoint may lack, since only the new configuration has them: of branches and of their router.
+    _may_be_new: tuple[str, ...] = (r"(^|\.)branch_",)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, which would only warn of missing weights, and draw whole towers at random.
+
+        Raises:
+            ValueError: a checkpoint that lacks weights other than those of new branches.
+        """
+        tell = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if pretrained_model_name_or_path is not None:
+            model._require_weights(str(pretrained_model_name_or_path), report["missing_keys"])
+        return (model, report) if tell else model
+
+    def _require_weights(self, source: str, missing: Iterable[str]) -> None:
+        lacking = sorted(name for name in missing if not any(re.search(known, name) for known in self._may_be_new))
+        if lacking:
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            saved_by = ", ".join(self.config.architectures or ["an unnamed architecture"])
+            raise ValueError(
+                f"{source!r}, saved by {saved_by}, lacks the weights {', '.join(lacking[:3])}{more} of "
+                f"{type(self).__name__}; expected all but those of new branches. Load it with the class that saved "
+                f"it, or make a model of random weights with `{type(self).__name__}(config)`."
+            )
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
         """Save as transformers does, which would record one Auto class only, and keep those of what this was loaded

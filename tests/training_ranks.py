@@ -88,7 +88,7 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
         processing_class=processor,
         augmentation=Augmentation(size=32, scale=(0.3, 0.9)) if job.get("augmented") else None,
         train_dataset=stream_of(corpus, job["shards"]) if job.get("shards") else corpus,
-        eval_dataset=corpus.select(range(7)),
+        eval_dataset=corpus.select(range(9)),
     )
     trainer.add_callback(Watch())
     trainer.train(resume_from_checkpoint=job.get("resume"))

@@ -133,6 +133,18 @@ def encode_texts(
     return embeds
 
 
+def first_read_alike(processor: Processor, texts: Sequence[str], *, batch_size: int) -> dict[str, str]:
+    """Map each text to the first with the same tokens, as far as they fit: a model cannot tell the two apart."""
+    first: dict[tuple[int, ...], str] = {}
+    found = {}
+    for start in range(0, len(texts), batch_size):
+        batch = list(texts[start : start + batch_size])
+        tokens = processor(text=batch, return_tensors="pt", padding=True, truncation=True)
+        for text, ids, mask in zip(batch, tokens["input_ids"], tokens["attention_mask"], strict=True):
+            found[text] = first.setdefault(tuple(ids[mask.bool()].tolist()), text)
+    return found
+
+
 def decode_row(image: Any, row: int) -> Image.Image:
     """Return the image of a row that is evaluated.
 

@@ -17,7 +17,16 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from ..processing_holistic_clip import clean_caption
-from .encoding import DualEncoder, FusedVectors, Processor, encode_images, encode_texts, fuse, vectors_by_name
+from .encoding import (
+    DualEncoder,
+    FusedVectors,
+    Processor,
+    encode_images,
+    encode_texts,
+    first_read_alike,
+    fuse,
+    vectors_by_name,
+)
 from .ranking import (
     PAPER_KS,
     TEXT_TO_IMAGE,
@@ -192,7 +201,7 @@ class EmbeddedCorpus:
 
     Args:
         branch_embeds: (N, H, D), unit length.
-        captions: texts of the N images by perspective.
+        captions: Texts of the N images by perspective. Of texts with the same tokens, the first stands for all.
         text_embeds: (D,) of each text, unit length.
     """
 
@@ -230,6 +239,9 @@ def embed_corpus(
     if with_images:
         images = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
     texts = list(dict.fromkeys(text for owned in captions.values() for each in owned for text in each))
+    first = first_read_alike(processor, texts, batch_size=batch_size)
+    captions = {name: [[first[text] for text in each] for each in owned] for name, owned in captions.items()}
+    texts = list(dict.fromkeys(first.values()))
     encoded = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
     return EmbeddedCorpus(images, captions, dict(zip(texts, encoded, strict=True)))
 

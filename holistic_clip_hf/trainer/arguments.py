@@ -8,16 +8,16 @@ import logging
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from transformers import TrainingArguments
+from transformers import CLIPTextConfig, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from ..configuration_holistic_clip import HolisticCLIPConfig
+from ..configuration_holistic_clip import LEGACY_END, HolisticCLIPConfig
 from ..corpus.build import require_perspectives
 from ..loss_holistic_clip import FREE
 from .distributed import gather_objects, sum_over_ranks
@@ -73,6 +73,11 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=2000, metadata={"help": "Steps of linear warm-up, or their share if below 1."})
     # Global negatives need batches of equal size; evaluation still sees every row.
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last partial batch of training."})
+    # Every parameter takes part in every step, and to look for those that do not costs time.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Look for parameters without a gradient in each step of data parallel training."},
+    )
     # The collator reads raw columns.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep corpus columns for the collator."})
 
@@ -163,6 +168,35 @@ def require_resumable(found: Path | None, args: HolisticCLIPTrainingArguments) -
             f"afresh, or name a checkpoint."
         )
     return found
+
+
+def require_end_token(config: HolisticCLIPConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ValueError` for a tokenizer that ends texts with another token than the one at which they are read.
+
+    Training would write the tokenizer's into the configuration, and change what the model makes of every text.
+    """
+    end, read = tokenizer.eos_token_id, cast(CLIPTextConfig, config.text_config).eos_token_id
+    if read == LEGACY_END and end == len(tokenizer) - 1:
+        return
+    if end != read:
+        where = "the highest id" if read == LEGACY_END else f"token {read}"
+        raise ValueError(
+            f"`processing_class.tokenizer` ends texts with token {end} of {len(tokenizer)}, and the model reads them "
+            f"at {where}; expected the same. Take the tokenizer of the model's checkpoint, or make the model with "
+            f"`text_config={{'eos_token_id': {end}}}`."
+        )
+
+
+def require_precision(model: nn.Module) -> None:
+    """Raise `ValueError` for trained weights in half precision, to which most steps of an optimizer add nothing."""
+    trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    coarse = sorted(str(dtype) for dtype in trained & {torch.bfloat16, torch.float16})
+    if coarse:
+        raise ValueError(
+            f"`model` has weights of {' and '.join(coarse)}; expected torch.float32, since most steps are too small "
+            f"to change them. Load it with `from_pretrained(..., dtype=torch.float32)`, and compute in half precision "
+            f"with `bf16=True`."
+        )
 
 
 def require_one_device(args: HolisticCLIPTrainingArguments) -> None:

@@ -247,7 +247,8 @@ class MovingAverage(TrainerCallback):
     """An exponential moving average of the trained weights, which training ends with.
 
     Early on, the average would be the random start: as in TensorFlow's `ExponentialMovingAverage`, the decay at step t
-    is at most (1 + t) / (10 + t).
+    is at most (1 + t) / (10 + t). It is kept in float32 or better, since a step moves it by a thousandth of the
+    difference, which is nothing in half precision.
 
     Args:
         model: whose weights are averaged.
@@ -265,14 +266,14 @@ class MovingAverage(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin with the weights, unless `load` has brought back an average."""
         if not self.average:
-            self.average = {name: weight.clone() for name, weight in self._trained().items()}
+            self.average = {name: _exact(weight).clone() for name, weight in self._trained().items()}
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Runs after `ClampLogitScale`, which comes first in the list of callbacks."""
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
         for name, weight in self._trained().items():
-            self.average[name].lerp_(weight, 1 - decay)
+            self.average[name].lerp_(_exact(weight), 1 - decay)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End training with the average."""
@@ -294,7 +295,7 @@ class MovingAverage(TrainerCallback):
         trained, average = self._trained(), load_file(path)
         if average.keys() != trained.keys():
             raise ValueError(f"{path} averages other weights than are trained now. Freeze the same as before.")
-        self.average = {name: value.to(trained[name].device) for name, value in average.items()}
+        self.average = {name: _exact(value).to(trained[name].device) for name, value in average.items()}
 
     @torch.no_grad()
     def _overwrite(self, values: dict[str, Tensor]) -> None:
@@ -310,6 +311,10 @@ class MovingAverage(TrainerCallback):
             yield
         finally:
             self._overwrite(kept)
+
+
+def _exact(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 SHOWN = {

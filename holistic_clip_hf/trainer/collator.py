@@ -84,8 +84,7 @@ class HolisticCLIPCollator:
     captioners), one of them is drawn in each epoch; evaluation takes the first.
 
     An image that does not decode stays in the batch, so that all ranks bring equally many: without captions, and
-    behind the pixels of the first image that does. Nothing of it is in the contrastive loss; the penalty on alike
-    branches sees that other image once more.
+    behind the pixels of the first image that does. Nothing of it is in the loss.
 
     Args:
         processor: Processor of the model.

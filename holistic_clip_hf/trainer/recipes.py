@@ -58,6 +58,9 @@ SAID_ELSEWHERE = {"perspectives", "num_branches", "image_size", "max_position_em
 # A run is a folder below that of its recipe.
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 SAID_BY_TRAIN = {"output_dir", "slots", "dataloader_pin_memory"}
+# The paper's ViT-B/16, which a recipe means by a vision tower from scratch of which it does not say these. They are no
+# part of its fingerprint, so they can never change.
+PAPER_VISION = {"hidden_act": "gelu", "patch_size": 16}
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 
@@ -80,7 +83,8 @@ class Recipe:
         image_size: side of the square that the vision tower sees.
         tokenizer: `max_length` in tokens, and either `vocab_size`, to train one on the corpus, or `checkpoint`, a CLIP
             checkpoint to take it from.
-        model: fields of `HolisticCLIPConfig`; with `start_from`, what differs from the checkpoint.
+        model: fields of `HolisticCLIPConfig`; with `start_from`, what differs from the checkpoint. From scratch, a
+            vision tower has `hidden_act: gelu` and `patch_size: 16` unless said otherwise, as in the paper.
         training: fields of `HolisticCLIPTrainingArguments`, `seed` among them.
         augmentation: Augmentation of training images. Default: none.
         start_from: a CLIP checkpoint, by name or folder, whose weights and image processor are taken over. Left out:
@@ -126,11 +130,12 @@ class Recipe:
         """
         perspectives = self.runs[run].perspectives
         sizes = {"image_size": self.image_size, "num_branches": len(perspectives)}
+        given = self.model.get("vision_config", {}) | sizes
         return {
             **self.model,
             "perspectives": perspectives,
             "text_config": dict(self.model.get("text_config", {})),
-            "vision_config": {**self.model.get("vision_config", {}), **sizes},
+            "vision_config": given if self.start_from else {**PAPER_VISION, **given},
         }
 
 

@@ -38,7 +38,7 @@ from .callbacks import (
     last_whole_checkpoint,
 )
 from .collator import Augmentation, HolisticCLIPCollator
-from .distributed import gather_rows, rank_offset, sum_over_ranks
+from .distributed import gather_rows, rank_offset
 from .gradient_cache import Embeddings, cached_backward, split_batch
 from .parameter_groups import decayed_names, freeze, keep_scalars_whole, scale_learning_rates
 from .streams import stream_loader
@@ -128,7 +128,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
 
     Negatives are global: P processes give the loss and the gradients of one process that has the whole batch.
     Evaluation reports, besides `eval_loss`, text-to-image and image-to-text recall over the whole evaluation set,
-    `eval_text_to_image_recall@5` for all slots together and `eval_<slot>_text_to_image_recall@5` for each.
+    `eval_text_to_image_recall@5` for all slots together and `eval_<slot>_text_to_image_recall@5` for each. P processes
+    give the numbers of one whose evaluation batch is P times as large.
 
     Args:
         processing_class: the model's `HolisticCLIPProcessor`; it is saved with every checkpoint.
@@ -139,7 +140,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     in the logs, and listed in `unreadable_images.json`. Resuming gives the same weights, bit for bit.
 
     Raises:
-        ValueError: a branch that no slot would train, a slot without captions, or one process with several GPUs.
+        ValueError: a branch that no slot would train, a slot without captions, weights in half precision, a tokenizer
+            whose end token is not the model's, or one process with several GPUs.
     """
 
     # The loss is a mean over the batch; accumulated micro-batches are averaged by the Trainer.
@@ -156,10 +158,10 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         **kwargs: Any,
     ) -> None:
         self.slots = args.slots or list(model.config.perspectives)
-        self._check_before(model, args, kwargs)
+        self._check_before(model, args, processing_class, kwargs)
         for name in ("train_dataset", "eval_dataset"):
             kwargs[name] = undecoded(kwargs.get(name))
-        if not model.config.fused_weight:
+        if not model.config.fused_weight or model.config.num_branches == 1:
             model.branch_fusion.requires_grad_(False)  # no loss would reach a router, which DDP takes for a mistake
         freeze(model, args.frozen)
         super().__init__(
@@ -184,9 +186,15 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             keep_scalars_whole(model, self.accelerator)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
+        if not self.is_deepspeed_enabled:  # whose optimizer keeps weights in float32
+            checks.require_precision(model)
 
     def _check_before(
-        self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments, given: Mapping[str, Any]
+        self,
+        model: HolisticCLIPModel,
+        args: HolisticCLIPTrainingArguments,
+        processor: HolisticCLIPProcessor,
+        given: Mapping[str, Any],
     ) -> None:
         """Refuse what cannot train, before the inherited trainer touches the model."""
         checks.require_one_device(args)
@@ -194,6 +202,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         checks.require_countable(given.get("eval_dataset"), args)
         for name in ("train_dataset", "eval_dataset"):
             checks.require_corpus(given.get(name), self.slots, name=name)
+        checks.require_end_token(model.config, processor.tokenizer)
 
     def _add_own_callbacks(self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments) -> None:
         choose = model.config.matching != "aligned" or FREE in self.branch_of_slot
@@ -243,18 +252,19 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return model(**{name: value for name, value in inputs.items() if name not in ABOUT_ROWS})
 
     def _loss_of(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any], is_training: bool) -> Tensor:
-        config, mask, ids = self.model.config, inputs["caption_mask"], inputs["caption_ids"]
+        mask, ids, readable = inputs["caption_mask"], inputs["caption_ids"], _readable(inputs)
+        branches, texts, all_masks, all_ids, *routing = map(gather_rows, (*rows[:2], mask, ids, *rows[2:]))
+        everyone = CaptionBatch(branches, texts, all_masks, all_ids, *routing)
+        everyone.image_mask = gather_rows(readable)
         loss = multi_to_multi_loss(
             rows[0],
             rows[1],
-            scalars[0],
-            LossOptions(**config.loss_options, chunk_size=self.args.loss_chunk_size),
-            logit_bias=scalars[1] if len(scalars) > 1 else None,
-            branch_of_slot=self.branch_of_slot,
+            **self._terms(scalars),
             caption_mask=mask,
             caption_ids=ids,
             routing=rows[2] if len(rows) > 2 else None,
-            gathered=CaptionBatch(*map(gather_rows, (*rows[:2], mask, ids, *rows[2:]))),
+            image_mask=readable,
+            gathered=everyone,
             offset=rank_offset(len(mask)),
         )
         if is_training:
@@ -304,17 +314,47 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         """Embeddings as predictions, caption ids and mask as labels: recall needs them of the whole set at once."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            if sum_over_ranks(inputs["caption_mask"].sum()) == 0:  # a small last batch: no loss, left out of the mean
-                self.unreadable.note(inputs["unreadable"])
-                loss, output = None, self._encode(model, inputs)
-            else:
-                loss, output = self.compute_loss(model, inputs, return_outputs=True)
+            output = self._encode(model, inputs)
+            loss = self._held_out_loss(*_embeddings(output), inputs)
+        self.unreadable.note(inputs["unreadable"])
         if prediction_loss_only:
             return loss, None, None
         texts = output.text_embeds
         if texts is not None and output.routing is not None:
             texts = route(texts, output.routing)
         return loss, (output.image_embeds, texts), (inputs["caption_ids"], inputs["caption_mask"])
+
+    def _held_out_loss(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any]) -> Tensor | None:
+        """Return the loss of the rows of all ranks, the same on each, as one process with all of them has it.
+
+        A last batch is filled up with rows that have been seen, so that all ranks have equally many: these are neither
+        queries nor candidates. None if no caption is left, so that the batch is left out of the mean.
+        """
+        counts = gather_rows(_readable(inputs))
+        progress = self.accelerator.gradient_state
+        if progress.end_of_dataloader and progress.remainder > 0:
+            counts[progress.remainder :] = False
+        mask, ids = inputs["caption_mask"], inputs["caption_ids"]
+        branches, texts, mask, ids, *routing = (
+            gather_rows(part)[counts] for part in (*rows[:2], mask, ids, *rows[2:])
+        )
+        if not mask.any():
+            return None
+        captions: dict[str, Any] = {
+            "caption_mask": mask,
+            "caption_ids": ids,
+            "routing": routing[0] if routing else None,
+        }
+        return multi_to_multi_loss(branches, texts, **self._terms(scalars), **captions).total
+
+    def _terms(self, scalars: list[Tensor]) -> dict[str, Any]:
+        """Return the arguments of the loss that are the same for all batches."""
+        return {
+            "logit_scale": scalars[0],
+            "logit_bias": scalars[1] if len(scalars) > 1 else None,
+            "options": LossOptions(**self.model.config.loss_options, chunk_size=self.args.loss_chunk_size),
+            "branch_of_slot": self.branch_of_slot,
+        }
 
     def recall_by_slot(self, prediction: EvalPrediction) -> dict[str, float]:
         """Recall of the fused vector over the evaluation set: each slot by itself, and their mean."""
@@ -383,6 +423,12 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             logs["unreadable_images"] = self.unreadable.count()
             self.loss_log.warn_of_empty_slots()
         super().log(logs, start_time)
+
+
+def _readable(inputs: dict[str, Any]) -> Tensor:
+    """Mark the rows whose image is their own, (N,) bool; the collator fills the place of one that does not decode."""
+    readable = [image_id not in inputs["unreadable"] for image_id in inputs["image_ids"]]
+    return torch.tensor(readable, device=inputs["caption_mask"].device)
 
 
 def _embeddings(output: HolisticCLIPOutput) -> Embeddings:

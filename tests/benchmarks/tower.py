@@ -24,6 +24,7 @@ IMAGES, BRANCH_LAYERS, LONGEST = 8, 3, 77
 # Tokens per caption, from ... to, as the paper's perspectives come: one long description, the others short.
 TOKENS = ((5, 30), (40, 77), (6, 20), (10, 30), (10, 30), (8, 25))
 PEER = "CLIPModel"
+PAPER_TEXT, PAPER_VISION = {"hidden_act": "gelu"}, {"hidden_act": "gelu", "patch_size": 16}
 VARIANTS = {PEER: (0, "")} | {f"{kind} H={count}": (count, kind) for kind in ("cls", "mlp") for count in (1, 5, 6)}
 TRAINED = (PEER, "cls H=6", "mlp H=6")
 TARGETS = {"images": {"cls H=6": 0.97, "mlp H=6": 1.6}, "texts": {"packed": 0.6}}
@@ -34,10 +35,9 @@ def build(variant: str) -> CLIPModel | HolisticCLIPModel:
     torch.manual_seed(0)
     branches, kind = VARIANTS[variant]
     if variant == PEER:
-        vision = {"patch_size": 16, "hidden_act": "gelu"}
-        return CLIPModel(CLIPConfig(text_config={"hidden_act": "gelu"}, vision_config=vision))
-    vision = {"num_branches": branches, "branch_type": kind, "num_branch_layers": BRANCH_LAYERS}
-    return HolisticCLIPModel(HolisticCLIPConfig(vision_config=vision))
+        return CLIPModel(CLIPConfig(text_config=PAPER_TEXT, vision_config=PAPER_VISION))
+    vision = {"num_branches": branches, "branch_type": kind, "num_branch_layers": BRANCH_LAYERS} | PAPER_VISION
+    return HolisticCLIPModel(HolisticCLIPConfig(text_config=PAPER_TEXT, vision_config=vision))
 
 
 def captions() -> tuple[Tensor, Tensor]:

@@ -28,7 +28,9 @@ TARGETS = {"cls": 1.6, "mlp": 1.5}
 def build(kind: str) -> HolisticCLIPModel:
     torch.manual_seed(0)
     vision = {"num_branches": BRANCHES, "branch_type": kind, "num_branch_layers": BRANCH_LAYERS}
-    return HolisticCLIPModel(HolisticCLIPConfig(vision_config=vision)).train()
+    vision |= {"hidden_act": "gelu", "patch_size": 16}
+    config = HolisticCLIPConfig(text_config={"hidden_act": "gelu"}, vision_config=vision)
+    return HolisticCLIPModel(config).train()
 
 
 def ours(model: HolisticCLIPModel) -> Tensor:

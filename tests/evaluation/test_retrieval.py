@@ -126,6 +126,28 @@ def test_every_number_of_a_known_model():
     assert len(values) == 2 * 2 * 3 * 4  # perspectives, directions, fused and branches, metrics
 
 
+def test_captions_of_the_same_tokens_are_one_text():
+    """Of four captions two are each other's, but for capitals: no model could tell them apart."""
+
+    def lower(text=None, **options):
+        return processor(text=None if text is None else [one.lower() for one in text], **options)
+
+    rows = [
+        {
+            "image": PILImage.new("RGB", (2, 2), (WORDS.index(text.lower()), WORDS.index("flat"), 0)),
+            "captions": [{"perspective": "object", "text": text}],
+        }
+        for text in ("fox", "Fox", "owl", "OWL")
+    ]
+    dataset = Dataset.from_list(rows, features=Features({"image": Image(), "captions": corpus().features["captions"]}))
+    records = evaluate_retrieval(
+        KeywordModel(), lower, dataset, provenance=PROVENANCE, perspectives=["object"], ks=(1,)
+    )
+    recalls = [record for record in records if record.label == "recall@1" and record.details["branch"] == "object"]
+    assert [record.value for record in recalls] == [1.0, 1.0]
+    assert [record.counts["n_queries"] for record in recalls] == [2, 4]
+
+
 def test_counts_chance_and_what_makes_a_record_repeatable():
     records = measure()
 

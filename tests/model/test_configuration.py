@@ -1,16 +1,24 @@
 """The configuration: names decide H, contradictions are refused, nothing is lost on disk, every field is read."""
 
+import copy
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 import holistic_clip_hf
-from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPVisionConfig, LossOptions
+from holistic_clip_hf import (
+    HolisticCLIPConfig,
+    HolisticCLIPForImageClassification,
+    HolisticCLIPModel,
+    HolisticCLIPVisionConfig,
+    LossOptions,
+)
 
 PAPER = ["web", "detail", "nouns", "background", "main_object", "style"]
 
@@ -59,15 +67,57 @@ REFUSED = [
     ({"fusion": "weighted", "branch_weights": [1.0, 2.0]}, "needs 6 non-negative numbers"),
     ({"fusion": "weighted", "branch_weights": [1.0, 1.0, 1.0, 1.0, 1.0, -1.0]}, "needs 6 non-negative numbers"),
     ({"fusion": "weighted", "branch_weights": [0.0] * 6}, "all zero"),
-    ({"vision_config": {"num_branches": 0}}, "`num_branches` is 0"),
+    ({"vision_config": {"num_branches": 0}}, r"vision_config.num_branches` is 0; expected a whole number"),
     ({"vision_config": {"branch_type": "token"}}, "`branch_type` is 'token'; expected one of 'cls', 'mlp'"),
     ({"vision_config": {"branch_isolation": "closed"}}, "`branch_isolation` is 'closed'; expected one of 'isolated'"),
     ({"vision_config": {"branch_type": "mlp", "num_branch_layers": 13}}, "`num_branch_layers` is 13; expected 1 to"),
     ({"vision_config": {"branch_type": "mlp", "num_branch_layers": 0}}, "`num_branch_layers` is 0; expected 1 to"),
-    ({"vision_config": {"patch_dropout": 1.0}}, "`patch_dropout` is 1.0"),
-    ({"vision_config": {"patch_dropout": -0.5}}, "`patch_dropout` is -0.5"),
+    ({"vision_config": {"patch_dropout": 1.0}}, "patch_dropout` is 1.0; expected at least 0 and below 1"),
+    ({"vision_config": {"patch_dropout": -0.5}}, "patch_dropout` is -0.5"),
     ({"vision_config": {"patch_stem": "conv"}}, "`patch_stem` is 'conv'; expected one of 'linear', 'convolutional'"),
     ({"vision_config": {"patch_stem": "convolutional", "patch_size": 14}}, "power of two; it is 14"),
+    (
+        {
+            "vision_config": {
+                "patch_stem": "convolutional",
+                "patch_size": 16,
+                "hidden_size": 4,
+                "num_attention_heads": 2,
+            }
+        },
+        "`hidden_size` is 4; expected at least 8 with",
+    ),
+    *(
+        ({name: value}, f"`{name}` is {value}; expected")
+        for name in ("fused_weight", "diversity_weight", "diversity_threshold", "logit_bias_init_value")
+        for value in (math.nan, math.inf)
+    ),
+    ({"logit_scale_init_value": math.nan}, "`logit_scale_init_value` is nan; expected a logarithm"),
+    ({"logit_scale_init_value": 1e4}, "`logit_scale_init_value` is 10000.0; expected a logarithm"),
+    ({"initializer_factor": math.inf}, "`initializer_factor` is inf"),
+    ({"fusion": "softmax", "fusion_scale": math.nan}, "0 or more; got fusion='softmax', fusion_scale=nan"),
+    ({"projection_dim": 0}, "`projection_dim` is 0; expected a whole number, 1 or more"),
+    ({"vision_config": {"image_size": 32, "patch_size": 33}}, "`patch_size` is 33; expected at most `image_size`"),
+    (
+        {"vision_config": {"image_size": [224, 224]}},
+        "`vision_config.image_size` is .224, 224.; expected a whole number",
+    ),
+    ({"vision_config": {"patch_size": 0}}, "`vision_config.patch_size` is 0"),
+    ({"vision_config": {"hidden_size": 0}}, "`vision_config.hidden_size` is 0"),
+    ({"vision_config": {"layer_norm_eps": math.nan}}, "`vision_config.layer_norm_eps` is nan"),
+    ({"vision_config": {"attention_dropout": math.nan}}, "`vision_config.attention_dropout` is nan"),
+    ({"vision_config": {"num_attention_heads": 7}}, "`vision_config.num_attention_heads` is 7; expected a divisor of"),
+    ({"vision_config": {"hidden_act": "gleu"}}, "`vision_config.hidden_act` is 'gleu'; expected the name"),
+    ({"text_config": {"hidden_size": 0}}, "`text_config.hidden_size` is 0"),
+    ({"text_config": {"num_attention_heads": 0}}, "`text_config.num_attention_heads` is 0"),
+    ({"text_config": {"num_attention_heads": 7}}, "`text_config.num_attention_heads` is 7; expected a divisor of"),
+    ({"text_config": {"layer_norm_eps": None}}, "`text_config.layer_norm_eps` is None"),
+    ({"text_config": {"hidden_act": "gleu"}}, "`text_config.hidden_act` is 'gleu'; expected the name"),
+    ({"text_config": {"vocab_size": 560}}, "`text_config.eos_token_id` is 49407; expected the id of the tokenizer's"),
+    ({"text_config": {"eos_token_id": None}}, "`text_config.eos_token_id` is None"),
+    ({"text_config": {"eos_token_id": [5, 7]}}, "`text_config.eos_token_id` is .5, 7."),
+    ({"projection_dim": "512"}, "HolisticCLIPConfig: .*'projection_dim' expected int, got str"),
+    ({"vision_config": {"num_branches": 2.5}}, "`vision_config.num_branches` is 2.5; expected a whole number"),
 ]
 
 
@@ -75,6 +125,87 @@ REFUSED = [
 def test_contradiction_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HolisticCLIPConfig(**fields)
+
+
+def test_a_tower_alone_is_refused_too() -> None:
+    with pytest.raises(ValueError, match="`hidden_size` is 0; expected a whole number, 1 or more"):
+        HolisticCLIPVisionConfig(hidden_size=0)
+    with pytest.raises(ValueError, match="HolisticCLIPVisionConfig: .*'branch_type' expected str, got int"):
+        HolisticCLIPVisionConfig(branch_type=3)
+
+
+KEYWORDS: list[dict[str, Any]] = [
+    {},
+    {"text_config": {"hidden_size": 64}, "vision_config": {"hidden_size": 96}},
+    {"vision_config": {"image_size": 384, "hidden_act": "gelu"}},
+    {"text_config": {"hidden_act": "gelu_new", "eos_token_id": 7}, "projection_dim": 24},
+    {"text_config": CLIPTextConfig(num_hidden_layers=3), "vision_config": CLIPVisionConfig(patch_size=14)},
+    {"text_config_dict": {"hidden_size": 64}, "vision_config_dict": {"patch_size": 8}},
+    {"text_config": {"hidden_size": 64, "num_hidden_layers": 3}, "text_config_dict": {"num_hidden_layers": 5}},
+    {"vision_config": CLIPVisionConfig(patch_size=14), "vision_config_dict": {"num_hidden_layers": 5}},
+    {"text_config": CLIPTextConfig(num_hidden_layers=3), "text_config_dict": {"hidden_act": "gelu"}},
+]
+
+
+@pytest.mark.parametrize("keywords", KEYWORDS, ids=range(len(KEYWORDS)))
+def test_the_same_keywords_give_the_towers_of_clip(keywords: dict[str, Any]) -> None:
+    before = copy.deepcopy(keywords)
+    stock, ours = CLIPConfig(**copy.deepcopy(keywords)), HolisticCLIPConfig(**keywords)
+    for tower, kind in (("text_config", CLIPTextConfig), ("vision_config", CLIPVisionConfig)):
+        names = [name for name in kind.__annotations__ if name != "projection_dim"]
+        expected, found = getattr(stock, tower), getattr(ours, tower)
+        assert {name: getattr(found, name) for name in names} == {name: getattr(expected, name) for name in names}
+        assert found.projection_dim == ours.projection_dim == stock.projection_dim
+    assert str(keywords) == str(before), "what the caller gave is his own"
+
+
+def test_old_names_keep_our_own_fields() -> None:
+    config = HolisticCLIPConfig(vision_config={"num_branches": 3}, vision_config_dict={"patch_size": 8})
+    assert (config.num_branches, config.vision_config.patch_size) == (3, 8)
+    assert HolisticCLIPConfig(vision_config_dict={"patch_size": 8}, perspectives=["a", "b"]).num_branches == 2
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"fusion": "sofmax"}, "`fusion` is 'sofmax'; expected one of 'mean'"),
+        ({"fusion": "weighted"}, "`branch_weights` go with `fusion='weighted'`"),
+        ({"branch_weights": [1.0, 1.0, 1.0]}, "`branch_weights` go with `fusion='weighted'`"),
+        ({"fused_weight": -1}, "`fused_weight` is -1; expected 0"),
+        ({"fusion_scale": 2.0}, "`fusion_scale` goes with"),
+        ({"matching": "greedy"}, "`matching` is 'greedy'"),
+        ({"diversity_threshold": math.nan}, "`diversity_threshold` is nan"),
+        ({"perspectives": ["a"]}, "1 `perspectives` .a. for 3 branches"),
+        ({"vision_config": {"patch_dropout": 2.0}}, "`patch_dropout` is 2.0"),
+        ({"text_config": {"vocab_size": 9}}, "`text_config.eos_token_id` is"),
+    ],
+    ids=str,
+)
+def test_keywords_are_refused_at_loading(
+    make_model: Callable[..., HolisticCLIPModel], tmp_path: Path, keywords: dict[str, Any], message: str
+) -> None:
+    """And not at the first save, after training."""
+    make_model().save_pretrained(tmp_path)
+    for kind in (HolisticCLIPModel, AutoModel, AutoConfig):
+        with pytest.raises(ValueError, match=message):
+            kind.from_pretrained(tmp_path, **keywords)
+
+
+def test_a_configuration_that_was_changed_is_refused_by_the_model(
+    make_config: Callable[..., HolisticCLIPConfig],
+) -> None:
+    config = make_config()
+    config.fusion = "sofmax"
+    for kind in (HolisticCLIPModel, HolisticCLIPForImageClassification):
+        with pytest.raises(ValueError, match="`fusion` is 'sofmax'"):
+            kind(config)
+
+
+def test_fitting_keywords_are_taken(make_model: Callable[..., HolisticCLIPModel], tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    loaded = HolisticCLIPModel.from_pretrained(tmp_path, fusion="weighted", branch_weights=[1.0, 2.0, 3.0])
+    loaded.save_pretrained(tmp_path / "again")
+    assert AutoConfig.from_pretrained(tmp_path / "again").branch_weights == [1.0, 2.0, 3.0]
 
 
 def test_branch_layers_do_not_matter_to_class_tokens() -> None:
@@ -125,7 +256,7 @@ def test_every_field_is_read() -> None:
     )
     fields = own_fields(HolisticCLIPConfig, PreTrainedConfig) | own_fields(HolisticCLIPVisionConfig, CLIPVisionConfig)
     assert {"num_branches", "patch_stem", "fusion", "duplicate_captions"} <= fields
-    assert "**self.config.loss_options" in source and "**config.loss_options" in source
+    assert "**self.config.loss_options" in source and "**self.model.config.loss_options" in source
     read_at_once = set(HolisticCLIPConfig().loss_options)
     assert read_at_once <= {field.name for field in dataclasses.fields(LossOptions)}
     assert [name for name in sorted(fields - read_at_once) if not re.search(rf"\bconfig\.{name}\b", source)] == []

@@ -290,3 +290,19 @@ def test_whatever_a_missing_row_holds(matching: str) -> None:
     loss.total.backward()
     assert branches.grad.isfinite().all() and texts.grad.isfinite().all()
     assert texts.grad[1, 0].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("form", ["pairwise", "official"])
+def test_an_image_that_fills_a_place_is_not_penalised(form: str) -> None:
+    branches, texts, scale = embeds(3, 3)
+    mask, ids = ragged(5, 3)
+    counted = torch.tensor([True, False, True, True, False])
+    mask[~counted] = False
+    options = {"diversity": form, "diversity_threshold": -0.9, "fused_weight": 1.0}
+    found = loss_of(branches, texts, scale, caption_mask=mask, caption_ids=ids, image_mask=counted, **options)
+    kept = branches[counted].detach().tolist()
+    assert found.diversity.item() == pytest.approx(reference.diversity(kept, -0.9, form)) != 0
+    fewer = branches[counted], texts[counted], scale
+    expected = loss_of(*fewer, caption_mask=mask[counted], caption_ids=ids[counted], **options)
+    assert found.total.item() == pytest.approx(expected.total.item())
+    assert not torch.autograd.grad(found.total, branches)[0][~counted].any()

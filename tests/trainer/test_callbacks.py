@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import EarlyStoppingCallback, TrainerCallback
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 
 from holistic_clip_hf.trainer import HolisticCLIPTrainer
-from holistic_clip_hf.trainer.callbacks import EMA_NAME
+from holistic_clip_hf.trainer.callbacks import EMA_NAME, MovingAverage
 
 MakeTrainer = Callable[..., HolisticCLIPTrainer]
 
@@ -94,3 +94,25 @@ def test_early_stopping_ends_with_the_best(
     history = [entry[f"eval_{metric}"] for entry in trainer.state.log_history if f"eval_{metric}" in entry]
     assert trainer.state.global_step < 12 and trainer.state.best_metric == max(history) > min(history)
     assert trainer.evaluate()[f"eval_{metric}"] == max(history)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_average_is_kept_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    """A weight that goes from 1 to 1.5 at the first step, and stays there for 5,000."""
+    model = nn.Linear(1, 1, bias=False).to(dtype)
+    model.weight.data.fill_(1.0)
+    average, state = MovingAverage(model, 0.999), TrainerState()
+    average.on_train_begin(None, state, None)
+    model.weight.data.fill_(1.5)
+    left = 1.0
+    for state.global_step in range(1, 5001):
+        average.on_step_end(None, state, None)
+        left *= min(0.999, (1 + state.global_step) / (10 + state.global_step))
+    assert average.average["weight"].dtype == torch.float32
+    assert average.average["weight"].item() == pytest.approx(1.5 - 0.5 * left, abs=1e-4)
+    average.save(tmp_path)
+    save_file({"weight": torch.full((1, 1), 1.25, dtype=torch.bfloat16)}, tmp_path / EMA_NAME)  # of an earlier version
+    average.load(tmp_path)
+    assert average.average["weight"].dtype == torch.float32
+    average.on_train_end(None, state, None)
+    assert model.weight.dtype == dtype and model.weight.item() == 1.25

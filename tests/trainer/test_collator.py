@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPProcessor
-from holistic_clip_hf.processing_holistic_clip import caption_id
 from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator
 from holistic_clip_hf.trainer.streams import PLACE, Place
 
@@ -59,6 +58,10 @@ def test_order_of_slots_is_as_asked(processor: HolisticCLIPProcessor, rows: list
     assert torch.equal(one["caption_ids"], other["caption_ids"].flip(1))
 
 
+def id_of(processor: HolisticCLIPProcessor, text: str) -> int:
+    return int(processor.nested_captions([[text]])["caption_ids"])
+
+
 def test_several_captions_of_a_perspective_take_turns(
     processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]
 ) -> None:
@@ -68,7 +71,8 @@ def test_several_captions_of_a_perspective_take_turns(
         collator.epoch = epoch
         drawn.append(int(collator(rows)["caption_ids"][0]))
     assert len(set(drawn)) == 2 and min(Counter(drawn).values()) > 10
-    assert {int(collator.for_evaluation()(rows)["caption_ids"][0]) for _ in range(9)} == {caption_id("a red square")}
+    expected = {id_of(processor, "a red square")}
+    assert {int(collator.for_evaluation()(rows)["caption_ids"][0]) for _ in range(9)} == expected
 
 
 def test_what_is_random_depends_on_seed_epoch_and_image_alone(
@@ -127,8 +131,8 @@ def test_sentences_are_drawn_in_training_only(processor: HolisticCLIPProcessor, 
     seen = set()
     for collator.epoch in range(30):
         seen.add(int(collator(rows)["caption_ids"]))
-    assert seen == {caption_id(sentence) for sentence in ("A red square.", "It is flat.", "Nothing else.")}
-    assert int(collator.for_evaluation()(rows)["caption_ids"]) == caption_id(text)
+    assert seen == {id_of(processor, sentence) for sentence in ("A red square.", "It is flat.", "Nothing else.")}
+    assert int(collator.for_evaluation()(rows)["caption_ids"]) == id_of(processor, text)
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", size: int | None = None, **options: Any) -> dict[str, Any]:

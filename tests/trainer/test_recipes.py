@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPTokenizer
 
+from holistic_clip_hf import HolisticCLIPConfig
 from holistic_clip_hf.cli.main import parse
 from holistic_clip_hf.corpus.build import load_corpus
 from holistic_clip_hf.trainer import recipes
@@ -153,6 +154,20 @@ def test_a_recipe_keeps_its_fingerprint(name: str, run: str, expected: str) -> N
     assert recipe.fingerprint(run, "corpus") == expected
     others = [replace(recipe, start_from="some/clip"), replace(recipe, augmentation=None)]
     assert len({recipe.fingerprint(run, "corpus"), *(other.fingerprint(run, "corpus") for other in others)}) == 3
+
+
+def test_towers_from_scratch_are_the_papers_unless_said() -> None:
+    recipe = load_recipe(RECIPES["emoji"])
+    assert "hidden_act" not in recipe.model["vision_config"]
+    bare = replace(recipe, model={**recipe.model, "vision_config": {}})
+    towers = [HolisticCLIPConfig(**each.model_fields("holistic")) for each in (recipe, bare)]
+    assert [(tower.vision_config.hidden_act, tower.vision_config.patch_size) for tower in towers] == [
+        ("gelu", 8),
+        ("gelu", 16),
+    ]
+    assert {"hidden_act", "patch_size"}.isdisjoint(
+        replace(bare, start_from="some/clip").model_fields("holistic")["vision_config"]
+    )
 
 
 @pytest.mark.parametrize(

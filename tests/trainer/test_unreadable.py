@@ -39,7 +39,7 @@ def damaged(corpus: Dataset, *places: int) -> Dataset:
 def test_damaged_images_train_nothing(
     make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """The weights are those that rows without captions give; the penalty aside, which sees a stand-in."""
+    """The weights are those that rows without captions give; the penalty aside, which sees their images."""
     model, sgd = {"diversity_weight": 0.0}, {"optim": "sgd", "learning_rate": 0.1}
     plain = corpus.map(
         lambda row, index: {"captions": row["captions"] if index not in (1, 6) else []}, with_indices=True
@@ -126,3 +126,12 @@ def test_evaluation_does_not_count_damaged_images(make_trainer: MakeTrainer, cor
         (tmp_path / "unreadable_images.json").unlink()
         measure(damaged(corpus, 2))
         assert json.loads((tmp_path / "unreadable_images.json").read_text()).keys() == listed
+
+
+def test_held_out_loss_is_that_of_the_readable_images(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    """The penalty included, which once saw the image that stands in."""
+    options = {"diversity_threshold": -1.0, "diversity_weight": 3.0}
+    four = corpus.select([0, 1, 2, 4])
+    expected = make_trainer(options, evaluation=four.select([0, 2, 3])).evaluate()["eval_loss"]
+    found = make_trainer(options, evaluation=damaged(four, 1)).evaluate()["eval_loss"]
+    assert found == pytest.approx(expected, rel=1e-5)
