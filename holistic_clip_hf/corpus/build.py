@@ -212,7 +212,7 @@ def write_corpus(
     Finished shards of the same fingerprint are kept. A corpus of another fingerprint stays whole and loadable until
     the new manifest replaces its own. The manifest counts the values of the `counted` columns and lists what was
     skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Raises `ValueError` for a
-    malformed row, `OSError` when the disk is full.
+    malformed row and for a corpus without rows, `OSError` when the disk is full.
     """
     require_corpus_folder(directory)
     (directory / "data").mkdir(parents=True, exist_ok=True)
@@ -408,6 +408,12 @@ def _finish(
         **_list_skipped(directory, records, facts["fingerprint"], skipped),
         "shards": records,
     }
+    if not manifest["rows"]:
+        told = "; ".join(f"{reason} ({count})" for reason, count in list(manifest["reasons"].items())[:5])
+        raise ValueError(
+            f"The corpus in {directory} would have no rows; expected at least one image that can be read. Left out "
+            f"are {told or 'none, there was nothing to build'}. Correct the source."
+        )
     if card is not None:
         with write_atomically(directory / CARD) as file:
             file.write(card(manifest).encode())

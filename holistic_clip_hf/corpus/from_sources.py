@@ -6,6 +6,7 @@ Captions may come from elsewhere than the images, and are joined with them by im
 
 import os
 import sqlite3
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,6 +61,11 @@ class JoinedSource:
             unknown = database.execute("SELECT image_id, COUNT(*) FROM captions GROUP BY image_id ORDER BY image_id")
             yield from (Skipped(image_id, f"captions without an image: {count}") for image_id, count in unknown)
 
+    @property
+    def hint(self) -> str:
+        """Advice of the images' source on how to name captions."""
+        return str(getattr(self._images, "hint", ""))
+
     def read(self, place: str) -> bytes:
         return self._images.read(place)
 
@@ -70,7 +76,7 @@ class JoinedSource:
                 continue
             image_id, caption = entry
             try:
-                values = (image_id, caption["perspective"], caption["text"], caption["source"])
+                values = (_key(image_id), caption["perspective"], caption["text"], caption["source"])
                 database.execute("INSERT INTO captions VALUES (?, ?, ?, ?)", values)
             except UnicodeEncodeError:
                 yield Skipped(ascii(image_id), "a caption that is not UTF-8")
@@ -94,8 +100,13 @@ def captions_of_source(source: Source) -> Iterator[Added | Skipped]:
             yield from ((item.image_id, caption) for caption in item.captions)
 
 
+def _key(image_id: str) -> str:
+    """Return the form in which ids are compared: one system stores names in NFC, another in NFD."""
+    return unicodedata.normalize("NFC", image_id)
+
+
 def _extend(item: Item, database: sqlite3.Connection) -> Item:
-    of_image = (item.image_id,)
+    of_image = (_key(item.image_id),)
     found = database.execute(
         "SELECT perspective, text, source FROM captions WHERE image_id = ? ORDER BY rowid", of_image
     ).fetchall()

@@ -108,7 +108,7 @@ def make_plan(sources: Sequence[Source], settings: BuildSettings, options: str =
             for item in source.items():
                 planner.add(place, item)
         database.execute("CREATE INDEX by_shard ON entries (shard)")
-        planner.require_captions([source.name for source in sources])
+        planner.require_captions(sources)
         yield planner.plan()
 
 
@@ -139,7 +139,7 @@ class _Planner:
         else:
             self._insert(source, item, captions, split)
 
-    def require_captions(self, names: list[str]) -> None:
+    def require_captions(self, sources: Sequence[Source]) -> None:
         absent = [name for name in self._settings.perspectives if not self._perspectives[name]]
         if absent and self._perspectives:
             raise ValueError(
@@ -148,9 +148,11 @@ class _Planner:
             )
         if not self._rows:
             reasons = "; ".join(f"{reason} ({count})" for reason, count in self._reasons.most_common(5))
+            names = ", ".join(source.name for source in sources)
+            hints = " ".join(dict.fromkeys(str(getattr(source, "hint", "")) for source in sources)).strip()
             raise ValueError(
-                f"No image of {', '.join(names)} has a caption; left out are {reasons or 'none, it is empty'}. "
-                "Give captions: a text beside each image, a list, or caption rows."
+                f"No image of {names} has a caption; left out are {reasons or 'none, it is empty'}. "
+                f"{hints or 'Give captions: a text beside each image, a list, or caption rows.'}"
             )
 
     def plan(self) -> Plan:

@@ -154,18 +154,18 @@ def test_bad_images_are_listed_and_the_others_are_rows(tmp_path: Path) -> None:
     (images / "metadata.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"file_name": "\xff"}')
     corpus = construct(tmp_path / "corpus", ListedImages(images / "metadata.jsonl", {"text": "web"}))
     assert corpus["image_id"] == ["print.jpg", "moving.gif"]
+    assert [len(each) for each in corpus["captions"]] == [2, 1], "the second row of an image is its second caption"
     colours = [np.asarray(image.convert("RGB")).astype(int)[5, 5] for image in corpus["image"]]
     assert np.abs(colours[0] - [255, 0, 255]).max() < 4 and colours[1].tolist() == [255, 0, 0]
     found = left_out(tmp_path / "corpus")
     expected = {name: reason for name, (_, reason) in BAD_FILES.items()} | {
         "wide.png": "too many pixels: 30,000 x 50 pixels",
         "gone.png": "no such file",
-        "print.jpg": "image id came before",
         "lone.png, web": "caption is not UTF-8",
         "lone.png": "no caption",
         "long.png, web": "caption too long: 100,000 bytes",
         "long.png": "no caption",
-        "metadata.jsonl:12": "no record in UTF-8",
+        "metadata.jsonl:12": "not in UTF-8; name the encoding of the list",
     }
     assert found.keys() == expected.keys()
     assert {name: reason for name, reason in found.items() if not reason.startswith(expected[name])} == {}

@@ -81,6 +81,7 @@ def test_a_folder_of_images_with_texts_beside(tmp_path: Path) -> None:
     assert found(source) == {
         "a.webp": {},
         "link": "a link to a folder",
+        "readme.md": "files ending in .md are not read",
         "b/cat.JPG": {("web", "mine"): "a cat on a mat"},
         "b/latin.png": "its text is not UTF-8",
         "b/lone.txt": "a text without an image",
@@ -120,7 +121,7 @@ def test_a_list_of_images(tmp_path: Path, ending: str) -> None:
         "three.png": "no such file",
         "../out.png": "its path leaves the folder of the images",
         f"metadata.{ending}:{after}": "no path in 'file_name'",
-        f"metadata.{ending}:{after + 1}": "no record in UTF-8",
+        f"metadata.{ending}:{after + 1}": "not in UTF-8; name the encoding of the list",
     }
     assert read_all(source) == {"x/one.png": png(1), "two.png": png(2)}
     with pytest.raises(
@@ -229,7 +230,8 @@ def table(tmp_path: Path) -> Dataset:
 
 def test_tables(tmp_path: Path) -> None:
     captions = {"short": "short", "many": "detail"}
-    source = TableSource(table(tmp_path), captions, name="me/birds", id_column="key", split="test")
+    options = {"name": "me/birds", "id_column": "key", "split": "test"}
+    source = TableSource(table(tmp_path), captions, **options, folders=[tmp_path])
     assert found(source) == {
         "7": {("short", "me/birds"): "a", ("detail", "me/birds-0"): "d", ("detail", "me/birds-1"): "e"},
         "8": {},
@@ -240,10 +242,14 @@ def test_tables(tmp_path: Path) -> None:
     assert {item.split for item in items} == {"test"}
     with pytest.raises(OSError, match="no image"):
         source.read(items[2].place)
+    with pytest.raises(OSError, match="its path is not below an allowed folder"):
+        TableSource(table(tmp_path), captions, **options).read(items[1].place)
     assert list(found(TableSource(table(tmp_path), {}, name="x"))) == ["0", "1", "2"]
     with pytest.raises(ValueError, match=r"\['caption'\] are missing; expected some of image, short, many, key"):
         TableSource(table(tmp_path), {"caption": "web"}, name="x")
     with pytest.raises(ValueError, match="Cast it"):
+        TableSource(table(tmp_path), {}, name="x", image_column="key")
+    with pytest.raises(ValueError, match="Save the rows as CSV or JSON lines, and give them to `list`"):
         TableSource(table(tmp_path), {}, name="x", image_column="short")
 
 
@@ -272,8 +278,8 @@ def test_a_quote_that_closes_far_below_is_told(tmp_path: Path) -> None:
 
 
 def test_captions_of_several_lines_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    items = list(list_of(tmp_path, 'a.png,"a dog\nin ""snow"""', 'a.png,a 12" ruler').items())
-    assert [each.captions[0]["text"] for each in items] == ['a dog\nin "snow"', 'a 12" ruler']
+    (item,) = list_of(tmp_path, 'a.png,"a dog\nin ""snow"""', 'a.png,a 12" ruler').items()
+    assert [each["text"] for each in item.captions] == ['a dog\nin "snow"', 'a 12" ruler']
     assert (
         "metadata.csv: 1 records go over several lines, inside double quotes; the first begins at line 2."
         in caplog.text
@@ -281,7 +287,8 @@ def test_captions_of_several_lines_are_told(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_a_file_without_quotes_tells_of_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert len(list(list_of(tmp_path, "a.png,a dog", "", "a.png,a cat").items())) == 2
+    (item,) = list_of(tmp_path, "a.png,a dog", "", "a.png,a cat").items()
+    assert isinstance(item, Item) and len(item.captions) == 2
     assert caplog.text == ""
 
 
