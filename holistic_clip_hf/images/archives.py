@@ -55,7 +55,7 @@ class TarShards:
         self.name = name or next(iter(self.paths.values())).resolve().parent.name
         self.captions = captions or {"txt": "web"}
         self._is_told = bool(captions)  # archives of images alone are as good, for a captioner
-        self.hint = "Name the endings, or the fields of the .json member, that hold them."
+        self.hint = "Name the endings, or fields of the .json member, that hold them, as `--caption txt=web`."
         CaptionColumns(self.captions, self.name)
 
     def items(self) -> Iterator[Item | Skipped]:

@@ -78,7 +78,7 @@ def read_named(place: str, roots: Sequence[str | Path] = ()) -> bytes:
         if real.is_relative_to(os.path.realpath(root)):
             return read_file(real)
     raise RefusedPathError(
-        f"its path is not below an allowed folder: {place[:200]!r}. Put the folder into {ROOTS} if the rows are yours"
+        f"its path is not below an allowed folder: {place[:200]!r}. If the rows are yours, put the folder into {ROOTS}"
     )
 
 
@@ -89,6 +89,22 @@ def _caches() -> list[str]:
 
     downloads = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH)
     return [constants.HF_HUB_CACHE, *map(str, downloads)]
+
+
+def allow_folder(folder: str | Path) -> None:
+    """Allow rows to name files below a folder, in this process and those that it starts.
+
+    Raises:
+        ValueError: a semicolon in the path, which stands between folders.
+
+    Example: `allow_folder("photos")`, before rows of `load_dataset("imagefolder", data_dir="photos")` are read.
+    """
+    path = os.path.abspath(folder)
+    if ";" in path:
+        raise ValueError(f"`folder` is {path}; expected a path without a semicolon. Rename the folder.")
+    known = list(filter(None, os.environ.get(ROOTS, "").split(";")))
+    if path not in known:
+        os.environ[ROOTS] = ";".join([*known, path])  # workers that load data inherit it
 
 
 def read_image_column(value: Any, roots: Sequence[str | Path] = ()) -> bytes:

@@ -17,6 +17,7 @@ from .layouts import (
     SPLIT_NAMES,
     caption_values,
     find_image_column,
+    name_columns,
     path_value,
     recognise,
     refuse_addresses,
@@ -81,8 +82,8 @@ class ImageFolder:
                 yield self._skipped(path, "a link to a folder")
             elif _stem(name) not in images and not name.casefold().endswith(".txt"):
                 ending = path.suffix.casefold()
-                told = f"ending in {ending}" if ending else "without an ending"
-                yield self._skipped(path, f"files {told} are not read")
+                told = f"the ending {ending}" if ending else "a name without an ending"
+                yield self._skipped(path, f"{told} is not read")
         for stem, path in texts.items():
             if stem not in images:
                 yield self._skipped(path, "a text without an image")
@@ -163,11 +164,12 @@ class ListedImages:
         return read_file(self.root / place)
 
     def _rows(self) -> Iterator[Item | Skipped]:
-        reader: _RecordReader | None = None
+        reader, fault = None, ""
         for number, record in read_records(self.listing, self.form):
             place = f"{self.listing.name}:{number}"
             if isinstance(record, str):
                 yield Skipped(place, record)
+                fault = fault or f" {place}: {record}."
                 continue
             reader = reader or self._reader(record)
             try:
@@ -177,7 +179,7 @@ class ListedImages:
         if reader is None:
             raise ValueError(
                 f"{self.listing} has no record; expected a table, JSON or parquet with one for each image. It begins "
-                f"with {first_line(self.listing)!r}. Correct the path."
+                f"with {first_line(self.listing)!r}.{fault} Correct the path."
             )
         reader.columns.require_all_seen(str(self.listing))
 
@@ -194,7 +196,7 @@ class ListedImages:
             refuse_addresses(self.listing, place, image_column, record)
         if layout is not None and not self.captions:
             logger.info("%s: captions are in %s, as in %s.", self.listing, ", ".join(captions), layout.name)
-        self.hint = f"Name the columns that hold them, among {', '.join(map(str, record))}."
+        self.hint = name_columns(str(name) for name in record if name != image_column)
         return _RecordReader(self, image_column, captions)
 
 

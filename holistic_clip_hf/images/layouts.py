@@ -48,7 +48,8 @@ LAYOUTS = (
 )
 # Also `caption_0` ... `caption_4`, as many repackaged datasets have them.
 _NUMBERED = re.compile(r"(?:caption|comment|sentence|text)_?[0-9]{1,3}")
-IMAGE_COLUMNS = tuple(dict.fromkeys(layout.image for layout in LAYOUTS))
+_USUAL = ("path", "file_path", "image_path", "img_path", "img")  # of lists that people write themselves
+IMAGE_COLUMNS = tuple(dict.fromkeys([*(layout.image for layout in LAYOUTS), *_USUAL]))
 SPLIT_COLUMN = "split"
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "restval"), "train"),  # Karpathy's restval is trained on
@@ -62,9 +63,10 @@ def recognise(columns: Iterable[str], image_column: str | None = None) -> Layout
     names = dict.fromkeys(columns)
     if image_column is not None and image_column not in names:
         return None
-    for layout in LAYOUTS:
-        if layout.captions.keys() <= names.keys() and (image_column or layout.image) in names:
-            return layout._replace(image=image_column or layout.image)
+    told = [each for each in LAYOUTS if each.captions.keys() <= names.keys() and (image_column or each.image) in names]
+    if told:
+        best = next((each for each in told if each.image == image_column), told[0])
+        return best._replace(image=image_column or best.image)
     image = image_column or find_image_column(names)
     numbered = {name: "short" for name in names if _NUMBERED.fullmatch(name)}
     return Layout("numbered captions", image, numbered) if image and numbered else None
@@ -133,8 +135,8 @@ def split_value(record: Record) -> str:
     if isinstance(value, str) and (split := SPLIT_NAMES.get(value.casefold())):
         return split
     raise ValueError(
-        f"Column {SPLIT_COLUMN!r} has {value!r}; expected one of {', '.join(SPLIT_NAMES)}. Correct it, or ignore the "
-        "splits, so that a hash of the image id decides."
+        f"Column {SPLIT_COLUMN!r} has {value!r}; expected one of {', '.join(SPLIT_NAMES)}. Correct it, or let a "
+        "hash of the image id decide (`--no-splits`)."
     )
 
 
@@ -158,6 +160,14 @@ def refuse_addresses(path: Path, place: str, image_column: str, columns: Iterabl
     )
 
 
+def name_columns(others: Iterable[str]) -> str:
+    """Return how to name the columns with captions, among those that do not name the image."""
+    names = list(others)
+    if not names:
+        return "There is no other column than that of the images; add one with captions, or caption rows."
+    return f"Name the columns that hold them, among {', '.join(names)}, as `--caption {names[0]}=short`."
+
+
 def refuse_unknown(path: Path, columns: Iterable[str]) -> None:
     """Refuse a list in which no column is known to name images.
 
@@ -167,5 +177,5 @@ def refuse_unknown(path: Path, columns: Iterable[str]) -> None:
     raise ValueError(
         f"No column of {path} is known to name images; expected one of {', '.join(IMAGE_COLUMNS)}. It has "
         f"{', '.join(map(str, columns)) or 'no record'}, and begins with {first_line(path)!r}. Name the column of the "
-        "images."
+        "images, as `--image-column path`."
     )

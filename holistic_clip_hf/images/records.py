@@ -36,7 +36,8 @@ _MOST_WHOLE = 2**30  # bytes of a JSON object
 _MOST_LINES = 50
 # A field of CSV with the comma behind it. Nothing is tried twice, so that long fields take linear time.
 _FIELD = r'(?:"[^"]*+(?:""[^"]*+)*+"|[^"{0}\r\n][^{0}\r\n]*+)?+{0}'
-_NO_RECORD = "no record in UTF-8"
+_NO_RECORD = "no record in JSON"
+NOT_UTF8 = "not in UTF-8; name the encoding of the list, as `--encoding latin-1`"
 _DELIMITERS = ("\t", "|", ";", ",")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -118,8 +119,8 @@ def _encoding(path: Path, head: bytes, form: TextForm) -> str:
         return marked
     if b"\0" in head and not form.encoding.casefold().startswith("utf-16"):
         raise ValueError(
-            f"{path} has zero bytes; expected text in {form.encoding}. Correct the path, or name the encoding, such "
-            "as utf-16-le."
+            f"{path} has zero bytes; expected text in {form.encoding}. Correct the path, or name the encoding, as "
+            "`--encoding utf-16-le`."
         )
     return "utf-8-sig" if form.encoding.casefold() in ("utf-8", "utf8") else form.encoding
 
@@ -130,7 +131,7 @@ def _decoding(path: Path, encoding: str) -> Iterator[None]:
         yield
     except UnicodeError as error:
         raise ValueError(
-            f"{path} is not {encoding} ({error}); expected its encoding. Name it, such as latin-1."
+            f"{path} is not {encoding} ({error}); expected its encoding. Name it, as `--encoding latin-1`."
         ) from error
 
 
@@ -161,7 +162,7 @@ def _read_lines(path: Path, encoding: str) -> Iterator[Numbered]:
 
 def _parse(line: str) -> Record | str:
     if not is_utf8(line):
-        return "not in UTF-8; name the encoding of the list"
+        return NOT_UTF8
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
@@ -285,7 +286,10 @@ def _read_table(path: Path, encoding: str, has_quotes: bool) -> Iterator[Numbere
         ValueError: a quote that does not close, or closes within a field; it would swallow the lines behind it.
     """
     with _open(path, encoding, "") as file:
-        dialect = _dialect(next((line for line in _lines(file, path) if line.strip()), ""), path, has_quotes)
+        first = next((line for line in _lines(file, path) if line.strip()), None)
+    if first is None:
+        return
+    dialect = _dialect(first, path, has_quotes)
     head, broken = dialect.head, list[int]()
     for number, cells, begin in _rows(path, encoding, dialect):
         if begin < number:
@@ -330,8 +334,8 @@ def _rows(path: Path, encoding: str, dialect: _Dialect) -> Iterator[tuple[int, l
                 place = begin + _lines_of_whole_fields(lines, dialect.delimiter)
                 raise ValueError(
                     f"{path}, line {place}: a double quote does not close as it should ({error}); expected each to be "
-                    "closed before the next comma or the end of the line. Close it, or write it twice inside quotes, "
-                    "or say that quotes are letters."
+                    "closed before the next separator or the end of the line. Close it, or write it twice inside "
+                    "quotes, or say that quotes are letters (`--no-quotes`)."
                 ) from error
             if cells is None:
                 return
@@ -342,7 +346,7 @@ def _record(head: Sequence[str], cells: Sequence[str], is_numbered: bool) -> Rec
     if len(cells) != len(head):
         return f"{len(cells)} cells, not {len(head)} as in the head"
     if not all(map(is_utf8, cells)):
-        return "not in UTF-8; name the encoding of the list"
+        return NOT_UTF8
     record = dict(zip(head, map(str.strip, cells), strict=True))
     if is_numbered:
         record[head[0]] = record[head[0]].rpartition("#")[0] or record[head[0]]
@@ -352,7 +356,9 @@ def _record(head: Sequence[str], cells: Sequence[str], is_numbered: bool) -> Rec
 def _dialect(line: str, path: Path, has_quotes: bool) -> _Dialect:
     """Tell by the first line what separates cells, and whether it is the head."""
     if not is_utf8(line):
-        raise ValueError(f"The first line of {path} is not in UTF-8; expected its encoding. Name it, such as latin-1.")
+        raise ValueError(
+            f"The first line of {path} is not in UTF-8; expected its encoding. Name it, as `--encoding latin-1`."
+        )
     name, tab, _ = line.partition("\t")
     stem, mark, number = name.rpartition("#")
     if tab and stem and mark and number.isdecimal():

@@ -3,6 +3,8 @@
 
 import ast
 import json
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -139,6 +141,7 @@ class CaptionColumns:
 
 
 _MOST_IN_CELL = 1_000_000  # letters of a list in a cell
+_LIST = re.compile(r"\[\s*+[\"']")
 
 
 def list_in(value: Any) -> Any:
@@ -147,11 +150,13 @@ def list_in(value: Any) -> Any:
     >>> list_in('["a dog", "a cat"]'), list_in("['a dog']"), list_in("[sic] a dog")
     (['a dog', 'a cat'], ['a dog'], '[sic] a dog')
     """
-    if not isinstance(value, str) or not (text := value.strip()).startswith("[") or not text.endswith("]"):
+    if not isinstance(value, str) or not _LIST.match(text := value.strip()) or len(text) > _MOST_IN_CELL:
         return value
     for read in (json.loads, ast.literal_eval):
         try:
-            found = read(text[:_MOST_IN_CELL])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a backslash that Python does not know
+                found = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, list) and found and all(each is None or isinstance(each, str) for each in found):

@@ -14,7 +14,7 @@ from datasets import IterableDataset as DatasetsStream
 from .decoding import decode_image
 from .files import is_address, read_image_column
 from .folders import RESERVED
-from .layouts import caption_values, recognise
+from .layouts import caption_values, name_columns, recognise
 from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped, join_captions
 
 
@@ -140,7 +140,7 @@ class TableSource:
         self.name = name
         self.captions = captions
         self.split = split
-        self.hint = f"Name the columns that hold them, among {', '.join(dataset.column_names)}."
+        self.hint = name_columns(name for name in dataset.column_names if name not in (image_column, id_column))
         self._roots = tuple(folders)
         # Of rows that `datasets` maps into memory it says itself where they lie.
         self.folders, self.is_walked = (*folders, *(Path(each["filename"]) for each in dataset.cache_files)), False

@@ -81,7 +81,7 @@ def test_a_folder_of_images_with_texts_beside(tmp_path: Path) -> None:
     assert found(source) == {
         "a.webp": {},
         "link": "a link to a folder",
-        "readme.md": "files ending in .md are not read",
+        "readme.md": "the ending .md is not read",
         "b/cat.JPG": {("web", "mine"): "a cat on a mat"},
         "b/latin.png": "its text is not UTF-8",
         "b/lone.txt": "a text without an image",
@@ -121,7 +121,7 @@ def test_a_list_of_images(tmp_path: Path, ending: str) -> None:
         "three.png": "no such file",
         "../out.png": "its path leaves the folder of the images",
         f"metadata.{ending}:{after}": "no path in 'file_name'",
-        f"metadata.{ending}:{after + 1}": "not in UTF-8; name the encoding of the list",
+        f"metadata.{ending}:{after + 1}": "not in UTF-8; name the encoding of the list, as `--encoding latin-1`",
     }
     assert read_all(source) == {"x/one.png": png(1), "two.png": png(2)}
     with pytest.raises(
@@ -146,10 +146,10 @@ def test_the_papers_own_format(tmp_path: Path) -> None:
     source = official_json_lines(listing, ["web", "detail", "short"], root=tmp_path / "images", name="cc3m")
     assert found(source) == {
         "1.jpg": {("web", "cc3m"): "w", ("detail", "cc3m"): "d"},
-        "cc3m.jsonl:2": "no record in UTF-8",
+        "cc3m.jsonl:2": "no record in JSON",
         "cc3m.jsonl:3": "no path in 'image'",
         "cc3m.jsonl:4": "'caption' holds int, not text",
-        "cc3m.jsonl:5": "no record in UTF-8",
+        "cc3m.jsonl:5": "no record in JSON",
     }
     with pytest.raises(ValueError, match="Column 'caption' has 2 captions; expected 1, one for each of web"):
         list(official_json_lines(listing, ["web"], root=tmp_path / "images").items())

@@ -212,7 +212,7 @@ def files_of_img2dataset() -> Expected:
         captions[f"00000/{number:09}.jpg"] = [f"alt {number}"]
     write("cc3m/00000_stats.json", "{}")
     pq.write_table(pa.table({"url": ["https://example.org/0.jpg"]}), "cc3m/00000.parquet")
-    left_out = {"files ending in .json are not read": 1, "files ending in .parquet are not read": 1}
+    left_out = {"the ending .json is not read": 1, "the ending .parquet is not read": 1}
     return Expected(captions, "web", left_out=left_out)
 
 
