@@ -136,6 +136,8 @@ def inside(root: Path, place: str) -> str | None:
 
     Links are not followed, so that a folder may hold links to the images.
     """
+    if os.sep == "/" and not {"", ".", ".."}.intersection(place.split("/")):
+        return place  # nearly all are; what follows takes ten times as long
     joined = os.path.normpath(root / place)
     start = os.path.normpath(root)
     if os.path.commonpath([os.path.abspath(joined), os.path.abspath(start)]) != os.path.abspath(start):

@@ -140,24 +140,31 @@ def split_value(record: Record) -> str:
     )
 
 
+_LIST_FORMS = {".parquet": "parquet", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl"}  # as img2dataset calls them
+
+
+def download_advice(path: Path, image_column: str, columns: Iterable[str]) -> str:
+    """Return the commands that download a list of addresses and open what they leave."""
+    layout = recognise(columns, image_column)
+    caption, perspective = next(iter(layout.captions.items())) if layout else ("CAPTION", "web")
+    return (
+        f"Download them with `img2dataset --url_list {path} --input_format {_LIST_FORMS.get(path.suffix, 'csv')} "
+        f"--url_col {image_column} --caption_col {caption} --output_format webdataset --output_folder shards`, then "
+        f"use `tar shards --caption txt={perspective}`."
+    )
+
+
 def refuse_addresses(path: Path, place: str, image_column: str, columns: Iterable[str]) -> None:
     """Refuse a list of addresses with the command that downloads them.
 
     Raises:
         ValueError: `place` is an address.
     """
-    if not is_address(place):
-        return
-    layout = recognise(columns, image_column)
-    caption = next(iter(layout.captions)) if layout else "CAPTION"
-    perspective = next(iter(layout.captions.values())) if layout else "web"
-    form = {".parquet": "parquet", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl"}.get(path.suffix, "csv")
-    raise ValueError(
-        f"Column {image_column!r} of {path} has addresses, which are not fetched; expected paths of files. Download "
-        f"them with `img2dataset --url_list {path} --input_format {form} --url_col {image_column} --caption_col "
-        f"{caption} --output_format webdataset --output_folder shards`, then use `tar shards --caption "
-        f"txt={perspective}`."
-    )
+    if is_address(place):
+        raise ValueError(
+            f"Column {image_column!r} of {path} has addresses, which are not fetched; expected paths of files. "
+            f"{download_advice(path, image_column, columns)}"
+        )
 
 
 def name_columns(others: Iterable[str]) -> str:

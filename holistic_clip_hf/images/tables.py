@@ -14,7 +14,7 @@ from datasets import IterableDataset as DatasetsStream
 from .decoding import decode_image
 from .files import is_address, read_image_column
 from .folders import RESERVED
-from .layouts import caption_values, name_columns, recognise
+from .layouts import caption_values, download_advice, find_image_column, name_columns, recognise
 from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped, join_captions
 
 
@@ -131,6 +131,9 @@ class TableSource:
         captions = captions or (known.captions if known else {})
         wanted = [image_column, *captions, *([id_column] if id_column else [])]
         if absent := [column for column in wanted if column not in dataset.column_names]:
+            addresses = find_image_column(dataset.column_names)
+            if image_column in absent and addresses:  # said of what the column holds
+                _with_encoded_images(dataset, addresses)
             raise ValueError(
                 f"The columns {absent} are missing; expected some of {', '.join(dataset.column_names)}, which {name} "
                 f"has. "
@@ -182,7 +185,8 @@ def _with_encoded_images(dataset: Dataset, column: str) -> Dataset:
         return dataset
     first = dataset.with_format(None)[0][column] if len(dataset) else None
     if isinstance(first, str) and is_address(first):
-        remedy = "Download them with img2dataset, and give the shards that it writes to `tar`."
+        advice = download_advice(Path("urls.parquet"), column, dataset.column_names)
+        remedy = f"Save the rows with `dataset.to_parquet('urls.parquet')`. {advice}"
     elif isinstance(first, str):
         remedy = "Save the rows as CSV or JSON lines, and give them to `list` with the folder of the files."
     else:

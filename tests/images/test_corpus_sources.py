@@ -253,6 +253,16 @@ def test_tables(tmp_path: Path) -> None:
         TableSource(table(tmp_path), {}, name="x", image_column="short")
 
 
+@pytest.mark.parametrize("options", [{}, {"image_column": "url"}])
+def test_tables_of_addresses_are_refused_with_the_command_that_downloads_them(options: dict[str, str]) -> None:
+    rows = Dataset.from_dict({"url": ["https://example.org/1.jpg"], "vlm_caption": ["A dog."], "key": ["1"]})
+    command = "img2dataset --url_list urls.parquet --input_format parquet --url_col url --caption_col vlm_caption"
+    with pytest.raises(ValueError, match=rf"'url' of Value.*to_parquet.*{command} .* --caption txt=detail`"):
+        TableSource(rows, {}, name="x", **options)
+    with pytest.raises(ValueError, match=r"The columns \['image'\] are missing; expected some of key, caption"):
+        TableSource(Dataset.from_dict({"key": ["1"], "caption": ["x"]}), {}, name="x")
+
+
 def test_tables_of_bytes(tmp_path: Path) -> None:
     source = TableSource(Dataset.from_dict({"jpg": [png(1)], "t": ["a"]}), {"t": "web"}, name="x", image_column="jpg")
     assert read_all(source) == {"0": png(1)}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from holistic_clip_hf.cli.main import parse
 from holistic_clip_hf.corpus.build import load_corpus, read_manifest
+from holistic_clip_hf.images.sources import Item
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "layouts.md"
 ROW = re.compile(r"^\| (?P<layout>[^|`]+?) \|[^|]*\| `(?P<command>[^`]+)` \|", re.MULTILINE)
@@ -292,6 +293,9 @@ def test_a_layout_opens_by_its_own_files(layout: str, tmp_path: Path, monkeypatc
     if expected.splits:
         assert {row["image_id"]: row["split"] for row in rows} == expected.splits
     assert read_manifest(corpus)["reasons"] == expected.left_out
+    asked = parse("caption", [*shlex.split(COMMANDS[layout]), "--model", "m", "--output", "rows"]).source.open()
+    ids = {item.image_id for item in asked.items() if isinstance(item, Item)}
+    assert ids >= expected.captions.keys(), "the ids by which the rows of a captioner are joined"
 
 
 def test_several_captions_of_one_perspective_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
