@@ -40,18 +40,16 @@ class Folder:
             ValueError: several lists, `caption` without a list, or no such folder.
         """
         from ..images.files import require_folder
-        from ..images.folders import LISTINGS, ImageFolder, ListedImages, SplitFolders, find_lists
+        from ..images.folders import LISTINGS, ImageFolder, ListedFolder, find_lists
 
-        lists, captions = find_lists(require_folder(self.root)), parse_columns(self.caption)
-        if lists and lists[0].parent != self.root:
-            return SplitFolders(self.root, lists, captions, name=self.name)
-        if len(lists) > 1:
+        lists = find_lists(require_folder(self.root))
+        if len(lists) > 1 and lists[0].parent == self.root:
             raise ValueError(
                 f"`root` is {self.root}, with the lists {', '.join(each.name for each in lists)}; expected one. Name "
                 f"it with `list {lists[0]} --root {self.root}`."
             )
         if lists:
-            return ListedImages(lists[0], captions, name=self.name)
+            return ListedFolder(self.root, lists, parse_columns(self.caption), name=self.name)
         if self.caption:
             raise ValueError(
                 f"`--caption` is {' '.join(self.caption)}; expected none, since {self.root} has neither "
@@ -162,13 +160,14 @@ class Table:
     """A dataset of the Hub, or one that `datasets` saved to disk.
 
     Args:
-        dataset: Name on the Hub, or folder.
+        dataset: Name on the Hub, folder, or file in parquet.
         config: Configuration of the dataset.
         from_split: Split of the dataset.
         image_column: Column with the images.
         id_column: Column with image ids; rows with one id are one image. Default: the number of the row.
         caption: Column that holds captions, and their perspective; see `folder`.
         name: Name of the source in its captions. Default: the dataset's.
+        splits: Take splits from the column `split`, if there is one; with --no-splits a hash of the id decides.
     """
 
     dataset: Positional[str]
@@ -178,6 +177,7 @@ class Table:
     id_column: str | None = None
     caption: Captions = ()
     name: str = ""
+    splits: bool = True
 
     def open(self) -> "Source":
         """Open the source.
@@ -185,15 +185,17 @@ class Table:
         Raises:
             ValueError: a column that the dataset lacks.
         """
+        from ..images.layouts import SPLIT_COLUMN
         from ..images.tables import TableSource, load_table
 
+        rows = load_table(self.dataset, self.config, self.from_split)
         return TableSource(
-            load_table(self.dataset, self.config, self.from_split),
+            rows if self.splits else rows.select_columns([each for each in rows.column_names if each != SPLIT_COLUMN]),
             parse_columns(self.caption),
             name=self.name or self.dataset,
             image_column=self.image_column,
             id_column=self.id_column,
-            folders=[Path(self.dataset)] if Path(self.dataset).is_dir() else (),
+            folders=[Path(self.dataset)] if Path(self.dataset).exists() else (),
         )
 
 

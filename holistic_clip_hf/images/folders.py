@@ -60,33 +60,35 @@ class ImageFolder:
         self.name = name or self.root.resolve().name
 
     def items(self) -> Iterator[Item | Skipped]:
-        pair = next(((a, b) for a, b in _PAIRS if (self.root / a).is_dir() and (self.root / b).is_dir()), None)
+        pair = next(((a, b) for a, b in _PAIRS if (self.root / a).is_dir() and (self.root / b).is_dir()), ())
         for folder, names in walk(self.root):
-            below = folder.relative_to(self.root).parts
-            if pair and below[:1] == pair[1:]:  # looked at with the images
-                continue
-            beside = self.root.joinpath(pair[1], *below[1:]) if pair and below[:1] == pair[:1] else folder
-            yield from self._items(folder, names, beside)
+            first, *below = folder.relative_to(self.root).parts or ("",)
+            partner = self.root.joinpath(*(each for each in pair if each != first), *below)
+            has_partner = first in pair and partner.is_dir()
+            yield from self._items(folder, names, partner, sorted(os.listdir(partner)) if has_partner else ())
 
     def read(self, place: str) -> bytes:
         return read_file(self.root / place)
 
-    def _items(self, folder: Path, names: Sequence[str], beside: Path) -> Iterator[Item | Skipped]:
-        texts = _texts_in(beside, names if beside == folder else sorted(os.listdir(beside)) if beside.is_dir() else ())
+    def _items(
+        self, folder: Path, names: Sequence[str], partner: Path, others: Sequence[str]
+    ) -> Iterator[Item | Skipped]:
+        """Yield what a folder holds; the texts of its images, or the images of its texts, may lie in its partner."""
+        texts = _texts_in(partner, others) | _texts_in(folder, names)
         images = {_stem(name) for name in names if _is_image(name)}
+        anywhere = images | {_stem(name) for name in others if _is_image(name)}
         for name in names:
-            path = folder / name
+            path, ending = folder / name, os.path.splitext(name)[1].casefold()
             if _is_image(name):
                 yield self._item(path, texts.get(_stem(name)))
             elif path.is_dir():
                 yield self._skipped(path, "a link to a folder")
-            elif _stem(name) not in images and not name.casefold().endswith(".txt"):
-                ending = path.suffix.casefold()
+            elif ending == ".txt":
+                if _stem(name) not in anywhere:
+                    yield self._skipped(path, "a text without an image")
+            elif _stem(name) not in images:
                 told = f"the ending {ending}" if ending else "a name without an ending"
                 yield self._skipped(path, f"{told} is not read")
-        for stem, path in texts.items():
-            if stem not in images:
-                yield self._skipped(path, "a text without an image")
 
     def _item(self, path: Path, text_path: Path | None) -> Item | Skipped:
         place = path.relative_to(self.root).as_posix()
@@ -196,7 +198,12 @@ class ListedImages:
             refuse_addresses(self.listing, place, image_column, record)
         if layout is not None and not self.captions:
             logger.info("%s: captions are in %s, as in %s.", self.listing, ", ".join(captions), layout.name)
-        self.hint = name_columns(str(name) for name in record if name != image_column)
+        self.hint = (
+            f"The images are looked for below {self.root}, the first as {str(record.get(image_column))[:200]!r}. Name "
+            "their folder, as `list --root images`."
+            if captions
+            else name_columns(str(name) for name in record if name != image_column)
+        )
         return _RecordReader(self, image_column, captions)
 
 
@@ -226,14 +233,14 @@ class _RecordReader:
         return Item(within, within, f"{facts.st_size} {facts.st_mtime_ns}", captions, facts.st_size, split)
 
 
-class SplitFolders:
-    """A `Source` of folders that each have a list of their own: `train/metadata.csv`, `test/metadata.csv`.
+class ListedFolder:
+    """A `Source` of a folder with its own lists: `metadata.csv`, one in each sub-folder, or a list of a known layout.
 
-    A folder with the name of a split says the split of its images. An image id begins with the name of its folder.
+    Images below the folder that no list names are listed as left out.
 
     Args:
-        root: Folder of the folders.
-        listings: Lists in its sub-folders.
+        root: the folder.
+        lists: Its lists, as `find_lists` returns them.
         captions: Columns that are captions; see `ListedImages`.
         name: Name of the source, and of the captions' source.
 
@@ -242,27 +249,33 @@ class SplitFolders:
     """
 
     def __init__(
-        self, root: str | Path, listings: Iterable[Path], captions: Columns | None = None, *, name: str = ""
+        self, root: str | Path, lists: Sequence[Path], captions: Columns | None = None, *, name: str = ""
     ) -> None:
         self.root = require_folder(Path(root))
         self.folders, self.is_walked = (self.root,), False
         self.name = name or self.root.resolve().name
-        self._lists = {each.parent.name: ListedImages(each, captions, name=self.name) for each in listings}
+        self._lists = [ListedImages(each, captions, name=self.name) for each in lists]
 
     @property
     def hint(self) -> str:
         """Advice of the first list that gives any."""
-        return next((each.hint for each in self._lists.values() if each.hint), "")
+        return next((each.hint for each in self._lists if each.hint), "")
 
     def items(self) -> Iterator[Item | Skipped]:
-        for folder, listed in self._lists.items():
-            split = SPLIT_NAMES.get(folder.casefold(), "")
+        seen: set[int] = set()
+        for listed in self._lists:
+            below = listed.root.relative_to(self.root).as_posix()
+            begin, split = ("", "") if below == "." else (f"{below}/", SPLIT_NAMES.get(below.casefold(), ""))
             for item in listed.items():
+                place = begin + (item.item if isinstance(item, Skipped) else item.image_id)
+                seen.add(hash(place))
                 if isinstance(item, Skipped):
-                    yield Skipped(f"{folder}/{item.item}", item.reason)
+                    yield Skipped(place, item.reason)
                 else:
-                    place = f"{folder}/{item.image_id}"
                     yield item._replace(image_id=place, place=place, split=item.split or split)
+        for folder, names in walk(self.root):
+            places = ((folder / name).relative_to(self.root).as_posix() for name in names if _is_image(name))
+            yield from (_skipped(place, "no list names it") for place in places if hash(place) not in seen)
 
     def read(self, place: str) -> bytes:
         return read_file(self.root / place)
@@ -284,16 +297,23 @@ _LIST_ENDINGS = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".jsonline
 
 def find_lists(root: Path) -> list[Path]:
     """Return a folder's lists of images: its metadata file, those of its sub-folders, or any of a known layout."""
-    if listing := next((root / name for name in LISTINGS if (root / name).is_file()), None):
+    if listing := _metadata_of(root):
         return [listing]
-    below = sorted(each for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
-    listed = [next((each / name for name in LISTINGS if (each / name).is_file()), None) for each in below]
-    if found := [each for each in listed if each is not None]:
-        return found
-    files = [each for each in sorted(root.iterdir()) if each.suffix.casefold() in _LIST_ENDINGS and each.is_file()]
-    images = {_stem(each.name) for each in root.iterdir() if _is_image(each.name)}
-    files = [each for each in files if _stem(each.name) not in images]
-    return [each for each in files if _is_of_known_layout(each)] if len(files) <= _MOST_LISTS else []
+    with os.scandir(root) as entries:
+        seen = sorted((each.name, each.is_dir()) for each in entries if not each.name.startswith("."))
+    images = {_stem(name) for name, _ in seen if _is_image(name)}
+    listed = [_metadata_of(root / name) for name, is_folder in seen if is_folder]
+    if not images and all(listed):  # otherwise there are images that have no list, which must not be lost
+        found = [each for each in listed if each is not None]
+        if found:
+            return found
+    lists = [root / name for name, is_folder in seen if name.casefold().endswith(_LIST_ENDINGS) and not is_folder]
+    lists = [each for each in lists if _stem(each.name) not in images and each.is_file()]
+    return [each for each in lists if _is_of_known_layout(each)] if len(lists) <= _MOST_LISTS else []
+
+
+def _metadata_of(folder: Path) -> Path | None:
+    return next((folder / name for name in LISTINGS if (folder / name).is_file()), None)
 
 
 def _is_of_known_layout(path: Path) -> bool:

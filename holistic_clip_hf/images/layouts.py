@@ -136,7 +136,7 @@ def split_value(record: Record) -> str:
         return split
     raise ValueError(
         f"Column {SPLIT_COLUMN!r} has {value!r}; expected one of {', '.join(SPLIT_NAMES)}. Correct it, or let a "
-        "hash of the image id decide (`--no-splits`)."
+        "hash of the image id decide (`--no-splits`, with `list` and `dataset`)."
     )
 
 
@@ -184,5 +184,5 @@ def refuse_unknown(path: Path, columns: Iterable[str]) -> None:
     raise ValueError(
         f"No column of {path} is known to name images; expected one of {', '.join(IMAGE_COLUMNS)}. It has "
         f"{', '.join(map(str, columns)) or 'no record'}, and begins with {first_line(path)!r}. Name the column of the "
-        "images, as `--image-column path`."
+        "images, as `list --image-column path`. If it holds the images themselves, use `dataset`."
     )

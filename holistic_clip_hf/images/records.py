@@ -31,13 +31,13 @@ Numbered = tuple[int, Record | str]  # number of the line or record, and a reaso
 
 _HEAD = 2**16  # bytes by which a form is told
 _MOST_LINE = 2**24  # letters of a line, or of an element of a JSON array
-_MOST_WHOLE = 2**30  # bytes of a JSON object
+_MOST_WHOLE = 2**29  # bytes of a JSON object
 # A field of more lines is taken for one whose quote does not close; captions of several paragraphs have a dozen.
 _MOST_LINES = 50
 # A field of CSV with the comma behind it. Nothing is tried twice, so that long fields take linear time.
 _FIELD = r'(?:"[^"]*+(?:""[^"]*+)*+"|[^"{0}\r\n][^{0}\r\n]*+)?+{0}'
 _NO_RECORD = "no record in JSON"
-NOT_UTF8 = "not in UTF-8; name the encoding of the list, as `--encoding latin-1`"
+NOT_UTF8 = "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`"
 _DELIMITERS = ("\t", "|", ";", ",")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -95,6 +95,8 @@ def read_records(path: Path, form: TextForm = PLAIN) -> Iterator[Numbered]:
 def first_line(path: Path, most: int = 80) -> str:
     """Return how a list begins, for a message."""
     head = first_bytes(path)
+    if head.startswith(b"PAR1"):
+        return "PAR1"
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
     line = head.decode(encoding, errors="replace").strip().partition("\n")[0].strip()
     return line if len(line) <= most else f"{line[:most]}..."
@@ -120,9 +122,9 @@ def _encoding(path: Path, head: bytes, form: TextForm) -> str:
     if b"\0" in head and not form.encoding.casefold().startswith("utf-16"):
         raise ValueError(
             f"{path} has zero bytes; expected text in {form.encoding}. Correct the path, or name the encoding, as "
-            "`--encoding utf-16-le`."
+            "`list --encoding utf-16-le`."
         )
-    return "utf-8-sig" if form.encoding.casefold() in ("utf-8", "utf8") else form.encoding
+    return "utf-8-sig" if codecs.lookup(form.encoding).name == "utf-8" else form.encoding
 
 
 @contextmanager
@@ -131,7 +133,7 @@ def _decoding(path: Path, encoding: str) -> Iterator[None]:
         yield
     except UnicodeError as error:
         raise ValueError(
-            f"{path} is not {encoding} ({error}); expected its encoding. Name it, as `--encoding latin-1`."
+            f"{path} is not {encoding} ({error}); expected its encoding. Name it, as `list --encoding latin-1`."
         ) from error
 
 
@@ -335,7 +337,7 @@ def _rows(path: Path, encoding: str, dialect: _Dialect) -> Iterator[tuple[int, l
                 raise ValueError(
                     f"{path}, line {place}: a double quote does not close as it should ({error}); expected each to be "
                     "closed before the next separator or the end of the line. Close it, or write it twice inside "
-                    "quotes, or say that quotes are letters (`--no-quotes`)."
+                    "quotes, or say that quotes are letters (`list --no-quotes`)."
                 ) from error
             if cells is None:
                 return
@@ -357,7 +359,7 @@ def _dialect(line: str, path: Path, has_quotes: bool) -> _Dialect:
     """Tell by the first line what separates cells, and whether it is the head."""
     if not is_utf8(line):
         raise ValueError(
-            f"The first line of {path} is not in UTF-8; expected its encoding. Name it, as `--encoding latin-1`."
+            f"The first line of {path} is not in UTF-8; expected its encoding. Name it, as `list --encoding latin-1`."
         )
     name, tab, _ = line.partition("\t")
     stem, mark, number = name.rpartition("#")

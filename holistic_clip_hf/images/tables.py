@@ -14,7 +14,15 @@ from datasets import IterableDataset as DatasetsStream
 from .decoding import decode_image
 from .files import is_address, read_image_column
 from .folders import RESERVED
-from .layouts import caption_values, download_advice, find_image_column, name_columns, recognise
+from .layouts import (
+    SPLIT_COLUMN,
+    caption_values,
+    download_advice,
+    find_image_column,
+    name_columns,
+    recognise,
+    split_value,
+)
 from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped, join_captions
 
 
@@ -107,7 +115,8 @@ class TableSource:
             those of a known layout; see `layouts`.
         name: Name of the source, and of the captions' source, such as the dataset's name on the Hub.
         image_column, id_column: Columns of images and their ids. Without ids, the number of the row is the id.
-        split: Split that all its rows belong to (`train`, `validation` or `test`). Default: the builder decides.
+        split: Split that all its rows belong to (`train`, `validation` or `test`). Default: what the column `split`
+            says, or, if there is none, the builder.
         folders: Folders that hold the data set, into which no corpus is built.
 
     Raises:
@@ -148,7 +157,9 @@ class TableSource:
         # Of rows that `datasets` maps into memory it says itself where they lie.
         self.folders, self.is_walked = (*folders, *(Path(each["filename"]) for each in dataset.cache_files)), False
         self._images = dataset.select_columns(image_column).with_format(None)
-        self._texts = dataset.select_columns([*captions, *([id_column] if id_column else [])]).with_format(None)
+        read = [*captions, *([id_column] if id_column else []), SPLIT_COLUMN]
+        self._texts = dataset.select_columns([name for name in dict.fromkeys(read) if name in dataset.column_names])
+        self._texts = self._texts.with_format(None)
         self._image_column = image_column
         self._id_column = id_column
         self._stamp = str(dataset._fingerprint)  # `datasets` offers no other way to tell whether rows changed
@@ -167,7 +178,7 @@ class TableSource:
             image_id = str(number if self._id_column is None else row[self._id_column])
             try:
                 captions = columns.read(caption_values(row, self.captions))
-                yield Item(image_id, str(number), self._stamp, captions, split=self.split)
+                yield Item(image_id, str(number), self._stamp, captions, split=self.split or split_value(row))
             except MalformedRecordError as error:
                 yield Skipped(image_id, str(error))
 
@@ -232,11 +243,13 @@ def undecoded(dataset: Any, column: str = "image") -> Any:
 
 
 def load_table(name: str, config: str | None = None, split: str = "train") -> Dataset:
-    """Load a split of a dataset, from a folder that `datasets` saved or from the Hub.
+    """Load a split of a dataset, from a folder that `datasets` saved, a file in parquet, or the Hub.
 
     Raises:
         ValueError: the folder has no such split.
     """
+    if Path(name).is_file():
+        return load_dataset("parquet", data_files=name, split="train")
     if not Path(name, "state.json").is_file() and not Path(name, "dataset_dict.json").is_file():
         return load_dataset(name, config, split=split)
     loaded = load_from_disk(name)

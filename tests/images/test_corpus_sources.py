@@ -14,7 +14,7 @@ from PIL import Image
 from holistic_clip_hf.images.archives import TarShards
 from holistic_clip_hf.images.folders import ImageFolder, ListedImages, official_json_lines
 from holistic_clip_hf.images.sources import CaptionColumns, Item, MalformedRecordError, Skipped, Source
-from holistic_clip_hf.images.tables import TableSource
+from holistic_clip_hf.images.tables import TableSource, load_table
 
 
 def png(level: int = 0) -> bytes:
@@ -121,7 +121,7 @@ def test_a_list_of_images(tmp_path: Path, ending: str) -> None:
         "three.png": "no such file",
         "../out.png": "its path leaves the folder of the images",
         f"metadata.{ending}:{after}": "no path in 'file_name'",
-        f"metadata.{ending}:{after + 1}": "not in UTF-8; name the encoding of the list, as `--encoding latin-1`",
+        f"metadata.{ending}:{after + 1}": "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`",
     }
     assert read_all(source) == {"x/one.png": png(1), "two.png": png(2)}
     with pytest.raises(
@@ -261,6 +261,16 @@ def test_tables_of_addresses_are_refused_with_the_command_that_downloads_them(op
         TableSource(rows, {}, name="x", **options)
     with pytest.raises(ValueError, match=r"The columns \['image'\] are missing; expected some of key, caption"):
         TableSource(Dataset.from_dict({"key": ["1"], "caption": ["x"]}), {}, name="x")
+
+
+def test_tables_say_their_splits(tmp_path: Path) -> None:
+    columns = {"image": [png()] * 3, "caption": ["a", "b", "c"], "split": ["train", "val", "test"]}
+    Dataset.from_dict(columns).to_parquet(str(tmp_path / "rows.parquet"))
+    rows = load_table(str(tmp_path / "rows.parquet"))
+    items = [item for item in TableSource(rows, name="x").items() if isinstance(item, Item)]
+    assert [item.split for item in items] == ["train", "validation", "test"]
+    items = [item for item in TableSource(rows, name="x", split="test").items() if isinstance(item, Item)]
+    assert {item.split for item in items} == {"test"}
 
 
 def test_tables_of_bytes(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from holistic_clip_hf.images.folders import ImageFolder, ListedImages, SplitFolders, find_lists
+from holistic_clip_hf.corpus.plan import BuildSettings, make_plan
+from holistic_clip_hf.images.folders import ImageFolder, ListedFolder, ListedImages, find_lists
 from holistic_clip_hf.images.records import TextForm, first_line, read_records
 from holistic_clip_hf.images.sources import CaptionColumns, Item, Skipped, Source, join_captions, list_in
 
@@ -89,12 +90,12 @@ def test_in_utf8_a_line_of_other_bytes_costs_itself_alone(folder: Path) -> None:
     (folder / "list").write_bytes("image,caption\na.png,café\nb.png,plain\n".encode("latin-1"))
     source = ListedImages(folder / "list")
     assert captions_of(source) == {"b.png": ["plain"]}
-    assert left_out(source) == {"list:2": "not in UTF-8; name the encoding of the list, as `--encoding latin-1`"}
+    assert left_out(source) == {"list:2": "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`"}
 
 
 def test_quotes_may_be_letters(folder: Path) -> None:
     (folder / "list").write_text('image|caption\na.png|"Go" he says\nb.png|12"\n')
-    with pytest.raises(ValueError, match=r"line 2: a double quote does not close .*\(`--no-quotes`\)"):
+    with pytest.raises(ValueError, match=r"line 2: a double quote does not close .*\(`list --no-quotes`\)"):
         list(ListedImages(folder / "list").items())
     expected = {"a.png": ['"Go" he says'], "b.png": ['12"']}
     assert captions_of(ListedImages(folder / "list", form=TextForm(quotes=False))) == expected
@@ -109,7 +110,10 @@ NO_LISTS: dict[str, tuple[bytes | str, str]] = {
         "to name images; expected one of image_name, .* begins with '<!DOCTYPE html>'",
     ),
     "a pointer": ("version https://git-lfs.github.com/spec/v1\n", "begins with 'version https://git-lfs"),
-    "other columns": ("pic,alt\na.png,x\n", r"It has pic, alt, and begins with 'pic,alt'. .* `--image-column path`"),
+    "other columns": (
+        "pic,alt\na.png,x\n",
+        r"It has pic, alt, and begins with 'pic,alt'. .* `list --image-column path`",
+    ),
     "another array": ('[{"pic": "a.png"}]', "It has pic, and begins with '"),
     "an array of texts": ('["a.png"]', r"has no record; .* list:1: no record in JSON"),
     "a cut array": ('[{"image": "a.png"}, {"ima', "element 2 of the JSON array does not parse"),
@@ -117,7 +121,7 @@ NO_LISTS: dict[str, tuple[bytes | str, str]] = {
     "detections": ('{"images": [{"id": 1}], "annotations": [{"bbox": []}]}', "has no captions in its annotations"),
     "gzip": (b"\x1f\x8b\x08\x00", "is compressed with gzip; expected .* Unpack it"),
     "zip": (b"PK\x03\x04aaaa", "is compressed with zip"),
-    "UTF-16 without a mark": ("image,caption\n".encode("utf-16-le"), r"zero bytes; .* `--encoding utf-16-le`"),
+    "UTF-16 without a mark": ("image,caption\n".encode("utf-16-le"), r"zero bytes; .* `list --encoding utf-16-le`"),
     "Latin-1 in the head": ("image,légende\na.png,x\n".encode("latin-1"), "first line of .* is not in UTF-8"),
     "commas, no head": ("a.png,a dog, a cat\n", "has no head: it begins with 'a.png,a dog, a cat'"),
     "broken parquet": (b"PAR1 and no more", "is not valid parquet"),
@@ -279,19 +283,57 @@ def test_lists_are_found_in_a_folder(tmp_path: Path) -> None:
     for name in ("train", "test"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
+    assert found() == ["captions.txt", "more.json"], "an image beside them would be lost"
+    (tmp_path / "a.png").unlink()
     assert found() == ["test/metadata.jsonl", "train/metadata.jsonl"]
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,x\n")
     assert found() == ["metadata.csv"]
 
 
+def test_a_folder_is_not_split_if_that_would_lose_images(tmp_path: Path) -> None:
+    for name in ("train/1.png", "more/2.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\n1.png,x\n")
+    assert find_lists(tmp_path) == []
+    (tmp_path / "more" / "metadata.csv").write_text("file_name,text\n2.png,x\n")
+    assert len(find_lists(tmp_path)) == 2
+    Image.new("RGB", (16, 16)).save(tmp_path / "3.png")
+    assert find_lists(tmp_path) == []
+
+
 def test_folders_with_lists_of_their_own(tmp_path: Path) -> None:
     for name in ("train", "other"):
         (tmp_path / name).mkdir()
-        Image.new("RGB", (16, 16)).save(tmp_path / name / "1.png")
+        for image in ("1.png", "unnamed.png"):
+            Image.new("RGB", (16, 16)).save(tmp_path / name / image)
         (tmp_path / name / "metadata.csv").write_text(f"file_name,alt\n1.png,{name}\ngone.png,x\n")
-    source = SplitFolders(tmp_path, find_lists(tmp_path), {"alt": "web"})
+    source = ListedFolder(tmp_path, find_lists(tmp_path), {"alt": "web"})
     assert captions_of(source) == {"other/1.png": ["other"], "train/1.png": ["train"]}
-    assert left_out(source) == {"other/gone.png": "no such file", "train/gone.png": "no such file"}
+    assert left_out(source) == {
+        **dict.fromkeys(("other/gone.png", "train/gone.png"), "no such file"),
+        **dict.fromkeys(("other/unnamed.png", "train/unnamed.png"), "no list names it"),
+    }
     splits: dict[str, Any] = {item.image_id: item.split for item in source.items() if isinstance(item, Item)}
     assert splits == {"other/1.png": "", "train/1.png": "train"}
     assert source.read("train/1.png") == (tmp_path / "train/1.png").read_bytes()
+
+
+def test_texts_and_images_in_folders_of_their_own(tmp_path: Path) -> None:
+    """Images in the folder of the texts are images, too."""
+    files = {"images/1.png": "", "images/2.png": "", "text/sign.png": "", "text/1.txt": "one", "text/3.txt": "lone"}
+    files |= {"images/2.txt": "beside", "text/2.txt": "apart", "text/deep/4.txt": "four", "images/deep/4.png": ""}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / name) if not text else (tmp_path / name).write_text(text)
+    source = ImageFolder(tmp_path)
+    expected = {"images/1.png": ["one"], "images/2.png": ["beside"], "images/deep/4.png": ["four"]}
+    assert captions_of(source) == {**expected, "text/sign.png": []}
+    assert left_out(source) == {"text/3.txt": "a text without an image"}
+
+
+def test_a_list_without_its_images_says_where_they_were_sought(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("image,caption\nval2014/1.png,x\n")
+    message = rf"no such file \(1\). The images are looked for below {tmp_path}, the first as 'val2014/1.png'.*--root"
+    with pytest.raises(ValueError, match=message), make_plan([ListedImages(tmp_path / "list")], BuildSettings()):
+        pass
