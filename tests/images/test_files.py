@@ -25,7 +25,7 @@ from holistic_clip_hf.captioning.captioner import Reply, Work, caption_images
 from holistic_clip_hf.captioning.perspectives import load_perspectives
 from holistic_clip_hf.captioning.store import CaptionStore
 from holistic_clip_hf.cli.main import parse
-from holistic_clip_hf.corpus.build import corpus_features, load_corpus, read_manifest
+from holistic_clip_hf.corpus.build import build_corpus, corpus_features, load_corpus, read_manifest
 from holistic_clip_hf.evaluation.encoding import encode_images
 from holistic_clip_hf.images.archives import TarShards
 from holistic_clip_hf.images.decoding import UnreadableImageError, decode_image
@@ -271,6 +271,25 @@ def test_the_builder_embeds_no_file_of_this_machine(
         "its path is not below an allowed folder": 4,
     }
     assert asked[1] == []
+
+
+def test_rows_that_are_built_are_followed_nowhere(
+    strangers: dict[str, str], asked: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caption = {"perspective": "short", "text": "a kitten", "source": "test"}
+    for number, path in enumerate(strangers.values()):
+        for column in ("image", "mask"):
+            good = {"bytes": png(), "path": None}
+            row = {"image_id": "k", "image": good, "mask": good, "captions": [caption]}
+            rows = [{**row, column: {"bytes": None, "path": path}}]
+            features, out = corpus_features(mask=ImageFeature()), tmp_path / f"{column}{number}"
+            with pytest.raises(RefusedPathError, match="its path is"):
+                build_corpus(out, {"all": lambda rows=rows: rows}, features, fingerprint="1")  # type: ignore[misc]
+    assert asked[1] == []
+    monkeypatch.setenv(ROOTS, str(tmp_path / "private"))
+    rows = [{**row, "image": strangers["a file"]}]
+    corpus = build_corpus(tmp_path / "yours", {"all": lambda: rows}, features, fingerprint="1")
+    assert corpus.cast_column("image", ImageFeature(decode=False))[0]["image"]["bytes"] == png()
 
 
 def test_a_folder_of_images_is_a_data_set_of_its_own_files(tmp_path: Path) -> None:
