@@ -24,7 +24,7 @@ from ..images.sources import Item, Skipped, Source
 from ..storage import require_apart, scratch_database
 from .build import corpus_features, require_corpus_folder, write_corpus
 from .card import CorpusFacts, write_card
-from .diversity import Compare, Embed, drop_similar
+from .diversity import MOST_SLOTS, Compare, Embed, drop_similar
 from .plan import BuildSettings, Entry, Plan, make_plan
 
 Added = tuple[str, Mapping[str, str]]  # image id, and a caption of it
@@ -172,6 +172,12 @@ def build_from_sources(
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=sum(plan.rows), unit=" images", disable=not progress) as bar,
     ):
+        if diversity and len(plan.slots) > MOST_SLOTS:
+            raise ValueError(
+                f"The captions have {len(plan.slots)} pairs of perspective and source, such as {plan.slots[-1]}; "
+                f"expected at most {MOST_SLOTS} for the diversity report. Keep fewer perspectives, or build without "
+                "the report (`diversity=False`, `--no-report`)."
+            )
         decode = partial(_map_ahead, pool, 2 * workers)
         maker = _RowMaker(plan, sources, settings, similar, decode, bar)
         write_corpus(

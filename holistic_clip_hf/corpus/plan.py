@@ -74,12 +74,16 @@ class Entry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Plan of a build: `shards` in their order, and `fingerprint`, which stands for all that decides the rows."""
+    """Plan of a build: `shards` in their order, and `fingerprint`, which stands for all that decides the rows.
+
+    `slots` are the pairs of a perspective and a source that captions have, as far as the first thousand.
+    """
 
     database: sqlite3.Connection
     shards: list[str]
     rows: list[int]
     fingerprint: str
+    slots: tuple[tuple[str, str], ...]
 
     def entries(self, shard: int) -> Iterator[Entry]:
         """Yield the entries of a shard, by its position in `shards`."""
@@ -119,6 +123,7 @@ class _Planner:
         self._digest = hashlib.sha256(json.dumps([_RULES, asdict(settings), options]).encode())
         self._perspectives: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
+        self._slots: dict[tuple[str, str], None] = {}
         self._open: dict[str, int] = {}  # by split, the shard that is being filled
         self._splits: list[str] = []  # by shard
         self._rows: list[int] = []
@@ -161,7 +166,7 @@ class _Planner:
         for split in self._splits:
             names.append(f"{split}-{numbers[split]:05}-of-{totals[split]:05}")
             numbers[split] += 1
-        return Plan(self._database, names, self._rows, self._digest.hexdigest())
+        return Plan(self._database, names, self._rows, self._digest.hexdigest(), tuple(self._slots))
 
     def _insert(self, source: int, item: Item, captions: list[Mapping[str, str]], split: str) -> None:
         if self._database.execute("SELECT 1 FROM entries WHERE image_id = ?", (item.image_id,)).fetchone():
@@ -201,6 +206,8 @@ class _Planner:
                 self._skip(f"{item.image_id}, {perspective}", "second caption of this perspective from one source")
             else:
                 kept[perspective, caption["source"]] = caption
+        if len(self._slots) < 1_000:
+            self._slots |= dict.fromkeys(kept)
         order = self._settings.perspectives
         return sorted(kept.values(), key=lambda each: order.index(each["perspective"])) if order else [*kept.values()]
 

@@ -197,6 +197,24 @@ def test_nothing_to_build_is_an_error(tmp_path: Path) -> None:
             BuildSettings(**{**ALL_TRAIN, **wrong})
 
 
+def test_a_corpus_in_which_no_image_is_readable_is_refused(tmp_path: Path) -> None:
+    message = r"would have no rows; expected .* Left out are no image \(2\). Correct the source"
+    with pytest.raises(ValueError, match=message):
+        construct(tmp_path, Squares(2, s0=b"no image", s1=b"<html>"))
+    assert not (tmp_path / MANIFEST).exists()
+    assert construct(tmp_path, Squares(1))["image_id"] == ["s0"], "built again once an image is readable"
+
+
+def test_captions_beyond_the_report_are_refused_before_the_work(tmp_path: Path) -> None:
+    """Of an image with 70 captions of one perspective, each from a source of its own."""
+    item = Item("s0", "0", "1", [caption(f"text {number}", source=f"s-{number}") for number in range(70)])
+    settings = BuildSettings(**ALL_TRAIN)
+    with pytest.raises(ValueError, match=r"70 pairs of perspective and source, .*'s-69'.* at most 64 .*`--no-report`"):
+        build_from_sources(tmp_path, [Squares(1, {0: item})], settings, facts=FACTS)
+    assert not list(tmp_path.rglob("*.parquet"))
+    assert len(construct(tmp_path, Squares(1, {0: item}))["captions"][0]) == 70
+
+
 def test_an_error_of_the_system_stops_the_build_one_of_the_source_does_not(tmp_path: Path) -> None:
     broken = OSError(errno.EIO, "Input/output error")
     with pytest.raises(OSError, match="Input/output error"):

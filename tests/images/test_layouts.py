@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from PIL import Image
 
+from caption_server import CaptionServer, serving
 from holistic_clip_hf.cli.main import parse
 from holistic_clip_hf.corpus.build import load_corpus, read_manifest
 from holistic_clip_hf.images.sources import Item
@@ -305,3 +307,18 @@ def test_several_captions_of_one_perspective_are_numbered(tmp_path: Path, monkey
     parse("corpus", [*shlex.split(command), "--output", "built", "--no-report", "--name", "coco"])()
     sources = {row["image_id"]: [each["source"] for each in row["captions"]] for row in load_corpus(Path("built"))}
     assert sources == {"000000397133.jpg": ["coco"], "000000037777.jpg": ["coco-0", "coco-1"]}
+
+
+def test_a_captioner_asks_once_about_an_image_of_five_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # a server on this machine is not the Hub
+    expected = flickr8k().captions
+    write("prompts.yaml", "- {name: scene, prompt: Describe it., max_new_tokens: 8}")
+    asking = ["--model", "m", "--perspectives-file", "prompts.yaml", "--output", "rows"]
+    with serving(CaptionServer()) as server:
+        parse("caption", ["folder", "flickr8k", "--server", server.url, *asking])()
+    assert len(server.asked) == 2
+    parse("corpus", ["folder", "flickr8k", "--rows", "rows", "--output", "built", "--no-report"])()
+    for row in load_corpus(Path("built")).remove_columns("image"):
+        assert [each["text"] for each in row["captions"][:5]] == expected[row["image_id"]]
+        assert [each["perspective"] for each in row["captions"]] == ["short"] * 5 + ["scene"]
