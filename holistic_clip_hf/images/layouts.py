@@ -43,7 +43,7 @@ LAYOUTS = (
     Layout("imagefolder", "file_name", {"caption": "short"}),
     Layout("imagefolder", "file_name", {"text": "short"}),
     Layout("PixelProse", "url", {"vlm_caption": "detail"}),
-    Layout("LAION", "URL", {"TEXT": "web"}),
+    Layout("LAION", "url", {"text": "web"}),
     Layout("Conceptual Captions, img2dataset", "url", {"caption": "web"}),
 )
 # Also `caption_0` ... `caption_4`, as many repackaged datasets have them.
@@ -59,23 +59,27 @@ SPLIT_NAMES = {
 
 
 def recognise(columns: Iterable[str], image_column: str | None = None) -> Layout | None:
-    """Return the layout of records with these columns; with `image_column`, that of other columns beside it."""
-    names = dict.fromkeys(columns)
-    if image_column is not None and image_column not in names:
+    """Return the layout of records with these columns, in their own spelling of capitals.
+
+    With `image_column`, that of other columns beside it.
+    """
+    names = {name.casefold(): name for name in columns}
+    if image_column is not None and image_column not in names.values():
         return None
-    told = [each for each in LAYOUTS if each.captions.keys() <= names.keys() and (image_column or each.image) in names]
+    told = [each for each in LAYOUTS if each.captions.keys() <= names.keys() and (image_column or each.image in names)]
     if told:
-        best = next((each for each in told if each.image == image_column), told[0])
-        return best._replace(image=image_column or best.image)
-    image = image_column or find_image_column(names)
-    numbered = {name: "short" for name in names if _NUMBERED.fullmatch(name)}
+        best = next((each for each in told if names.get(each.image) == image_column), told[0])
+        captions = {names[column]: perspective for column, perspective in best.captions.items()}
+        return best._replace(image=image_column or names[best.image], captions=captions)
+    image = image_column or find_image_column(names.values())
+    numbered = {name: "short" for folded, name in names.items() if _NUMBERED.fullmatch(folded)}
     return Layout("numbered captions", image, numbered) if image and numbered else None
 
 
 def find_image_column(columns: Iterable[str]) -> str | None:
     """Return the column that is known to hold paths or addresses of images."""
-    names = set(columns)
-    return next((name for name in IMAGE_COLUMNS if name in names), None)
+    names = {name.casefold(): name for name in columns}
+    return next((names[name] for name in IMAGE_COLUMNS if name in names), None)
 
 
 def _answers(value: Any) -> Any:
