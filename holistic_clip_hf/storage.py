@@ -218,7 +218,8 @@ def scratch_database() -> Iterator[sqlite3.Connection]:
     Raises:
         OSError: that folder is full.
     """
-    connection = sqlite3.connect("", isolation_level=None)  # SQLite's own temporary database
+    # SQLite's own temporary database. A generator that holds it may end in another thread than it began in.
+    connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = OFF")
         yield connection

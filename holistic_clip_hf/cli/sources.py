@@ -16,14 +16,15 @@ CaptionOptions = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="COLUMN
 
 @dataclass(frozen=True)
 class Folder:
-    """Images below a folder, with metadata.csv, metadata.jsonl or a .txt file beside each.
+    """Images below a folder, with a list of them in it, or a .txt file beside each.
 
     Args:
-        root: Folder of the images.
+        root: Folder of the images. Read are metadata.csv, .jsonl or .parquet in it or in each of its sub-folders, or
+            the one list of a known layout; see docs/layouts.md.
         caption: Column that holds captions, and their perspective, as `alt=web`. Say `texts=short` if the column has
             a list of them, `texts=web,detail` if their position tells the perspective, `detail` if both names are
-            the same.
-        perspective: Perspective of the .txt files, used without a metadata file.
+            the same. Default: the columns of a known layout.
+        perspective: Perspective of the .txt files, used without a list.
         name: Name of the source in its captions. Default: the folder's.
     """
 
@@ -36,13 +37,19 @@ class Folder:
         """Open the source.
 
         Raises:
-            ValueError: `caption` without a metadata file, or no such folder.
+            ValueError: several lists, `caption` without a list, or no such folder.
         """
-        from ..images.folders import LISTINGS, ImageFolder, ListedImages
+        from ..images.files import require_folder
+        from ..images.folders import LISTINGS, ImageFolder, ListedFolder, find_lists
 
-        listing = next((self.root / name for name in LISTINGS if (self.root / name).is_file()), None)
-        if listing is not None:
-            return ListedImages(listing, parse_columns(self.caption), name=self.name)
+        lists = find_lists(require_folder(self.root))
+        if len(lists) > 1 and lists[0].parent == self.root:
+            raise ValueError(
+                f"`root` is {self.root}, with the lists {', '.join(each.name for each in lists)}; expected one. Name "
+                f"it with `list {lists[0]} --root {self.root}`."
+            )
+        if lists:
+            return ListedFolder(self.root, lists, parse_columns(self.caption), name=self.name)
         if self.caption:
             raise ValueError(
                 f"`--caption` is {' '.join(self.caption)}; expected none, since {self.root} has neither "
@@ -53,21 +60,27 @@ class Folder:
 
 @dataclass(frozen=True)
 class Listed:
-    """Images that a file in CSV or JSON lines names.
+    """Images that a list names: CSV, text with tabs, JSON lines, JSON, COCO's JSON or parquet.
 
     Args:
-        listing: File with a line per image.
-        root: Folder of the images. Default: that of the list.
-        image_column: Column with the path of the image.
+        listing: List with one record or several for each image. Its form is told from its contents.
+        root: Folder of the images, which may lie in its sub-folders. Default: that of the list.
+        image_column: Column with the path of the image. Default: one with a known name, such as file_name or image.
         caption: Column that holds captions, and their perspective; see `folder`.
         name: Name of the source in its captions. Default: the folder's.
+        encoding: Encoding of a text, unless it begins with a byte order mark.
+        quotes: Double quotes enclose cells of a table; with --no-quotes they are letters.
+        splits: Take splits from the column `split`, if there is one; with --no-splits a hash of the id decides.
     """
 
     listing: Positional[Path]
     root: Path | None = None
-    image_column: str = "file_name"
+    image_column: str | None = None
     caption: CaptionOptions = ()
     name: str = ""
+    encoding: str = "utf-8"
+    quotes: bool = True
+    splits: bool = True
 
     def open(self) -> "Source":
         """Open the source.
@@ -76,9 +89,17 @@ class Listed:
             ValueError: no such file or folder.
         """
         from ..images.folders import ListedImages
+        from ..images.records import TextForm
 
-        columns = parse_columns(self.caption)
-        return ListedImages(self.listing, columns, root=self.root, image_column=self.image_column, name=self.name)
+        return ListedImages(
+            self.listing,
+            parse_columns(self.caption),
+            root=self.root,
+            image_column=self.image_column,
+            name=self.name,
+            form=TextForm(self.encoding, self.quotes),
+            has_splits=self.splits,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,8 +134,8 @@ class Tar:
     """Webdataset shards, as img2dataset writes them.
 
     Args:
-        archives: Tar archives, not compressed.
-        caption: Ending or JSON field that holds captions, and their perspective; see `folder`.
+        archives: Tar archives, not compressed, or folders of them.
+        caption: Ending or JSON field that holds captions, and their perspective; see `folder`. Default: `txt=web`.
         name: Name of the source in its captions. Default: the folder's.
     """
 
@@ -130,7 +151,8 @@ class Tar:
         """
         from ..images.archives import TarShards
 
-        return TarShards(self.archives, parse_columns(self.caption), name=self.name)
+        found = [sorted(each.glob("*.tar")) if each.is_dir() else [each] for each in self.archives]
+        return TarShards([path for paths in found for path in paths], parse_columns(self.caption), name=self.name)
 
 
 @dataclass(frozen=True)
@@ -138,13 +160,14 @@ class Table:
     """A dataset of the Hub, or one that `datasets` saved to disk.
 
     Args:
-        dataset: Name on the Hub, or folder.
+        dataset: Name on the Hub, folder, or file in parquet.
         config: Configuration of the dataset.
         from_split: Split of the dataset.
         image_column: Column with the images.
-        id_column: Column with image ids. Default: the number of the row.
+        id_column: Column with image ids; rows with one id are one image. Default: the number of the row.
         caption: Column that holds captions, and their perspective; see `folder`.
         name: Name of the source in its captions. Default: the dataset's.
+        splits: Take splits from the column `split`, if there is one; with --no-splits a hash of the id decides.
     """
 
     dataset: Positional[str]
@@ -154,6 +177,7 @@ class Table:
     id_column: str | None = None
     caption: CaptionOptions = ()
     name: str = ""
+    splits: bool = True
 
     def open(self) -> "Source":
         """Open the source.
@@ -161,15 +185,17 @@ class Table:
         Raises:
             ValueError: a column that the dataset lacks.
         """
+        from ..images.layouts import SPLIT_COLUMN
         from ..images.tables import TableSource, load_table
 
+        rows = load_table(self.dataset, self.config, self.from_split)
         return TableSource(
-            load_table(self.dataset, self.config, self.from_split),
+            rows if self.splits else rows.select_columns([each for each in rows.column_names if each != SPLIT_COLUMN]),
             parse_columns(self.caption),
             name=self.name or self.dataset,
             image_column=self.image_column,
             id_column=self.id_column,
-            folders=[Path(self.dataset)] if Path(self.dataset).is_dir() else (),
+            folders=[Path(self.dataset)] if Path(self.dataset).exists() else (),
         )
 
 

@@ -22,6 +22,7 @@ from datasets import Dataset, Features, Image, List, Value
 from datasets.table import embed_table_storage
 from filelock import FileLock
 
+from ..images.files import read_named
 from ..images.sources import SPLITS, Skipped
 from ..storage import PARTIAL, checksum, require_free_space, require_own_folder, write_atomically, write_json
 
@@ -212,7 +213,7 @@ def write_corpus(
     Finished shards of the same fingerprint are kept. A corpus of another fingerprint stays whole and loadable until
     the new manifest replaces its own. The manifest counts the values of the `counted` columns and lists what was
     skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Raises `ValueError` for a
-    malformed row, `OSError` when the disk is full.
+    malformed row and for a corpus without rows, `OSError` when the disk is full.
     """
     require_corpus_folder(directory)
     (directory / "data").mkdir(parents=True, exist_ok=True)
@@ -316,13 +317,23 @@ def is_whole(directory: Path, fingerprint: str) -> bool:
 
 def _write_shard(path: Path, shard: Shard, features: Features, fingerprint: str, counted: Sequence[str]) -> None:
     tally = _Tally(counted)
-    rows = (features.encode_example(row) for row in tally.count(shard()))
+    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    rows = (_embed(features.encode_example(row), columns) for row in tally.count(shard()))
     schema = features.arrow_schema
     with write_atomically(path) as file, pq.ParquetWriter(file, schema) as writer:
         while group := _take_group(rows):
             writer.write_table(embed_table_storage(pa.Table.from_pylist(group, schema=schema)))
         writer.add_key_value_metadata({_SHARD_KEY: json.dumps({"fingerprint": fingerprint, **tally.facts()}).encode()})
     logger.info("Wrote %s, skipped %d items", path, len(tally.skipped))
+
+
+def _embed(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Put the files that a row names into it; `datasets` itself would fetch any address and read any file."""
+    for column in columns:
+        image = row[column]
+        if image is not None and image["bytes"] is None and image["path"] is not None:
+            row[column] = {"bytes": read_named(image["path"]), "path": os.path.basename(image["path"])}
+    return row
 
 
 def _take_group(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -406,6 +417,12 @@ def _finish(
         **_list_skipped(directory, records, facts["fingerprint"], skipped),
         "shards": records,
     }
+    if not manifest["rows"]:
+        told = "; ".join(f"{reason} ({count})" for reason, count in list(manifest["reasons"].items())[:5])
+        raise ValueError(
+            f"The corpus in {directory} would have no rows; expected at least one image that can be read. Left out "
+            f"are {told or 'none, there was nothing to build'}. Correct the source."
+        )
     if card is not None:
         with write_atomically(directory / CARD) as file:
             file.write(card(manifest).encode())

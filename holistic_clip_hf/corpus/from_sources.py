@@ -6,6 +6,7 @@ Captions may come from elsewhere than the images, and are joined with them by im
 
 import os
 import sqlite3
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from ..images.sources import Item, Skipped, Source
 from ..storage import import_extra, require_apart, scratch_database
 from .build import corpus_features, require_corpus_folder, write_corpus
 from .card import CorpusFacts, write_card
-from .diversity import Compare, Embed, drop_similar
+from .diversity import MOST_SLOTS, Compare, Embed, drop_similar
 from .plan import BuildSettings, Entry, Plan, make_plan
 
 Added = tuple[str, Mapping[str, str]]  # image id, and a caption of it
@@ -59,6 +60,11 @@ class JoinedSource:
             unknown = database.execute("SELECT image_id, COUNT(*) FROM captions GROUP BY image_id ORDER BY image_id")
             yield from (Skipped(image_id, f"captions without an image: {count}") for image_id, count in unknown)
 
+    @property
+    def hint(self) -> str:
+        """Advice of the images' source on how to name captions."""
+        return str(getattr(self._images, "hint", ""))
+
     def read(self, place: str) -> bytes:
         return self._images.read(place)
 
@@ -69,7 +75,7 @@ class JoinedSource:
                 continue
             image_id, caption = entry
             try:
-                values = (image_id, caption["perspective"], caption["text"], caption["source"])
+                values = (_key(image_id), caption["perspective"], caption["text"], caption["source"])
                 database.execute("INSERT INTO captions VALUES (?, ?, ?, ?)", values)
             except UnicodeEncodeError:
                 yield Skipped(ascii(image_id), "a caption that is not UTF-8")
@@ -93,8 +99,13 @@ def captions_of_source(source: Source) -> Iterator[Added | Skipped]:
             yield from ((item.image_id, caption) for caption in item.captions)
 
 
+def _key(image_id: str) -> str:
+    """Return the form in which ids are compared: one system stores names in NFC, another in NFD."""
+    return unicodedata.normalize("NFC", image_id)
+
+
 def _extend(item: Item, database: sqlite3.Connection) -> Item:
-    of_image = (item.image_id,)
+    of_image = (_key(item.image_id),)
     found = database.execute(
         "SELECT perspective, text, source FROM captions WHERE image_id = ? ORDER BY rowid", of_image
     ).fetchall()
@@ -160,6 +171,12 @@ def build_from_sources(
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=sum(plan.rows), unit=" images", disable=not progress) as bar,
     ):
+        if diversity and len(plan.slots) > MOST_SLOTS:
+            raise ValueError(
+                f"The captions have {len(plan.slots)} pairs of perspective and source, such as {plan.slots[-1]}; "
+                f"expected at most {MOST_SLOTS} for the diversity report. Keep fewer perspectives, or build without "
+                "the report (`diversity=False`, `--no-report`)."
+            )
         decode = partial(_map_ahead, pool, 2 * workers)
         maker = _RowMaker(plan, sources, settings, similar, decode, bar)
         write_corpus(

@@ -73,12 +73,16 @@ class Entry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Plan of a build: `shards` in their order, and `fingerprint`, which stands for all that decides the rows."""
+    """Plan of a build: `shards` in their order, and `fingerprint`, which stands for all that decides the rows.
+
+    `slots` are the pairs of a perspective and a source that captions have, as far as the first thousand.
+    """
 
     database: sqlite3.Connection
     shards: list[str]
     rows: list[int]
     fingerprint: str
+    slots: tuple[tuple[str, str], ...]
 
     def entries(self, shard: int) -> Iterator[Entry]:
         """Yield the entries of a shard, by its position in `shards`."""
@@ -107,7 +111,7 @@ def make_plan(sources: Sequence[Source], settings: BuildSettings, options: str =
             for item in source.items():
                 planner.add(place, item)
         database.execute("CREATE INDEX by_shard ON entries (shard)")
-        planner.require_captions([source.name for source in sources])
+        planner.require_captions(sources)
         yield planner.plan()
 
 
@@ -118,6 +122,7 @@ class _Planner:
         self._digest = hashlib.sha256(json.dumps([_RULES, asdict(settings), options]).encode())
         self._perspectives: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
+        self._slots: dict[tuple[str, str], None] = {}
         self._open: dict[str, int] = {}  # by split, the shard that is being filled
         self._splits: list[str] = []  # by shard
         self._rows: list[int] = []
@@ -138,7 +143,7 @@ class _Planner:
         else:
             self._insert(source, item, captions, split)
 
-    def require_captions(self, names: list[str]) -> None:
+    def require_captions(self, sources: Sequence[Source]) -> None:
         absent = [name for name in self._settings.perspectives if not self._perspectives[name]]
         if absent and self._perspectives:
             raise ValueError(
@@ -147,9 +152,11 @@ class _Planner:
             )
         if not self._rows:
             reasons = "; ".join(f"{reason} ({count})" for reason, count in self._reasons.most_common(5))
+            names = ", ".join(source.name for source in sources)
+            hints = " ".join(dict.fromkeys(str(getattr(source, "hint", "")) for source in sources)).strip()
             raise ValueError(
-                f"No image of {', '.join(names)} has a caption; left out are {reasons or 'none, it is empty'}. "
-                "Give captions: a text beside each image, a list, or caption rows."
+                f"No image of {names} has a caption; left out are {reasons or 'none, it is empty'}. "
+                f"{hints or 'Give captions: a text beside each image, a list, or caption rows.'}"
             )
 
     def plan(self) -> Plan:
@@ -158,7 +165,7 @@ class _Planner:
         for split in self._splits:
             names.append(f"{split}-{numbers[split]:05}-of-{totals[split]:05}")
             numbers[split] += 1
-        return Plan(self._database, names, self._rows, self._digest.hexdigest())
+        return Plan(self._database, names, self._rows, self._digest.hexdigest(), tuple(self._slots))
 
     def _insert(self, source: int, item: Item, captions: list[Mapping[str, str]], split: str) -> None:
         if self._database.execute("SELECT 1 FROM entries WHERE image_id = ?", (item.image_id,)).fetchone():
@@ -198,6 +205,8 @@ class _Planner:
                 self._skip(f"{item.image_id}, {perspective}", "second caption of this perspective from one source")
             else:
                 kept[perspective, caption["source"]] = caption
+        if len(self._slots) < 1_000:
+            self._slots |= dict.fromkeys(kept)
         order = self._settings.perspectives
         return sorted(kept.values(), key=lambda each: order.index(each["perspective"])) if order else [*kept.values()]
 

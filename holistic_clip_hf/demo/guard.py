@@ -5,6 +5,7 @@ refused.
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import gradio
@@ -133,7 +134,7 @@ def read_upload(path: str) -> Image.Image:
     if width * height > MOST_PIXELS or max(width, height) > MOST_ELONGATED * min(width, height):
         raise _refusal("This image is too large or too narrow. Make it smaller and try again.")
     try:
-        return decode_image({"path": path, "bytes": None})
+        return decode_image({"path": path, "bytes": None}, roots=[Path(path).parent])
     except UnreadableImageError as error:
         raise _refusal("This image is damaged and cannot be read to its end.") from error
 

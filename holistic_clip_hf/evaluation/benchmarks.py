@@ -43,6 +43,7 @@ from PIL import Image
 
 from ..corpus.build import corpus_features, count_perspectives, validate_row
 from ..images.decoding import open_image
+from ..images.files import allow_folder
 from .segmentation import IGNORED
 
 CAPTIONS_OF_KARPATHY = 5
@@ -58,6 +59,7 @@ def open_retrieval(name: str, root: Path, *, split: str = "test") -> Dataset:
     """
     if name not in RETRIEVAL:
         raise ValueError(f"The benchmark is {name!r}; expected one of {', '.join(RETRIEVAL)}.")
+    allow_folder(root)
     rows = list(RETRIEVAL[name](root, split))
     if not rows:
         raise ValueError(f"{root} holds no image of the split {split!r} of {name}.")
@@ -179,6 +181,7 @@ def open_classification(
     if unknown := set(folders) - set(keys):
         raise ValueError(f"{folder} has the folder {min(unknown)!r}, which is not one of the {len(classes)} classes.")
     there = [(key, text) for key, text in zip(keys, classes.values(), strict=True) if key in set(folders)]
+    allow_folder(root)
     rows = []
     for label, (key, _) in enumerate(there):
         paths = [path for path in sorted((folder / key).iterdir()) if path.suffix.lower() in SUFFIXES]
@@ -255,6 +258,7 @@ def open_segmentation(name: str, root: Path) -> SegmentationBenchmark:
     """Return the validation split of one benchmark. Raises `ValueError` for a name or a file that is not there."""
     if name not in SEGMENTATION:
         raise ValueError(f"The benchmark is {name!r}; expected one of {', '.join(SEGMENTATION)}.")
+    allow_folder(root)
     return SEGMENTATION[name](root)
 
 

@@ -9,10 +9,12 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from .folders import IMAGE_ENDINGS
+from .files import MOST_BYTES
+from .records import IMAGE_ENDINGS
 from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped
 
 _MOST_TEXT = 2**20  # bytes of a text or of a record
+_UNSORTED = "its files do not follow each other; sort the archive, e.g. with `tar --sort=name`"
 
 
 class _Member(NamedTuple):
@@ -29,7 +31,8 @@ class TarShards:
 
     Args:
         paths: the archives, not compressed.
-        captions: which endings, or which fields of the `json` member, are captions; see `CaptionColumns`.
+        captions: which endings, or which fields of the `json` member, are captions; see `CaptionColumns`. Default:
+            `txt`, which img2dataset writes, as `web`.
         name: Name of the source, and of the captions' source.
 
     Raises:
@@ -39,7 +42,7 @@ class TarShards:
     Example: `TarShards(sorted(Path("cc3m").glob("*.tar")), {"txt": "web", "long_caption": "detail"}, name="cc3m")`.
     """
 
-    def __init__(self, paths: Sequence[str | Path], captions: Columns, *, name: str = "") -> None:
+    def __init__(self, paths: Sequence[str | Path], captions: Columns | None = None, *, name: str = "") -> None:
         self.paths = {Path(path).stem: Path(path) for path in paths}
         if not self.paths or len(self.paths) < len(paths):
             raise ValueError(
@@ -50,20 +53,29 @@ class TarShards:
             _require_plain_tar(path)
         self.folders, self.is_walked = tuple(self.paths.values()), False
         self.name = name or next(iter(self.paths.values())).resolve().parent.name
-        self.captions = captions
-        CaptionColumns(captions, self.name)
+        self.captions = captions or {"txt": "web"}
+        self._is_told = bool(captions)  # archives of images alone are as good, for a captioner
+        self.hint = "Name the endings, or fields of the .json member, that hold them, as `--caption txt=web`."
+        CaptionColumns(self.captions, self.name)
 
     def items(self) -> Iterator[Item | Skipped]:
         columns = CaptionColumns(self.captions, self.name)
         for stem, path in self.paths.items():
             with open(path, "rb") as file:
                 damage: list[str] = []
+                parted: set[str] = set()  # keys whose files are not all in one place, so far as is known
                 for key, members in groupby(_members(file, damage), key=lambda member: member.key):
-                    yield self._item(stem, f"{stem}/{key}", list(members), file, columns)
+                    item = self._item(stem, f"{stem}/{key}", list(members), file, columns)
+                    if key in parted:
+                        item = Skipped(f"{stem}/{key}", _UNSORTED)
+                    elif isinstance(item, Skipped) or not item.captions:
+                        parted.add(key)
+                    yield item
                 yield from (
                     Skipped(stem, f"damaged or cut, what follows in it is left out: {each}") for each in damage
                 )
-        columns.require_all_seen(str(next(iter(self.paths.values())).parent))
+        if self._is_told:
+            columns.require_all_seen(str(next(iter(self.paths.values())).parent))
 
     def read(self, place: str) -> bytes:
         stem, offset, size = place.rsplit(":", 2)
@@ -86,6 +98,8 @@ class TarShards:
         except MalformedRecordError as error:
             return Skipped(image_id, str(error))
         (image,) = images
+        if image.size > MOST_BYTES:
+            return Skipped(image_id, f"file too large: {image.size:,} bytes")
         stamp = f"{image.size} {os.fstat(file.fileno()).st_mtime_ns}"
         return Item(image_id, f"{stem}:{image.offset}:{image.size}", stamp, captions, image.size)
 

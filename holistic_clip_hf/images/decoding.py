@@ -11,14 +11,15 @@ What had to change is stored without loss, photographs (JPEG) at quality 95.
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from .files import read_named
 
 # What pictures come in; not what makes Pillow start other programs (EPS), nor formats that hardly anything reads.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -147,18 +148,23 @@ class UnreadableImageError(ValueError):
     """An image that does not decode; its text is the reason."""
 
 
-def decode_image(image: Any) -> Image.Image:
+def decode_image(image: Any, roots: Sequence[str | Path] = ()) -> Image.Image:
     """Return the image of a row: one with `decode=False`, of which there are `bytes` or a `path`, or one that is
     decoded.
 
+    Args:
+        image: Value of the column.
+        roots: Folders below which a path may lie; see `files.read_named`. Rows of strangers name any file.
+
     Raises:
-        UnreadableImageError: truncated, not an image, more pixels than Pillow allows, no pixels, or no such file. Any
-            other error of reading a file is raised as it is: next time the file may be readable.
+        UnreadableImageError: truncated, not an image, more pixels than Pillow allows, no pixels, no such file, or one
+            that may not be read. Any other error of reading a file is raised as it is: next time the file may be
+            readable.
     """
     if isinstance(image, str):
         image = {"bytes": None, "path": image}
     if isinstance(image, Mapping):
-        image = _read(image)
+        image = _read(image, roots)
     if image is None:
         raise UnreadableImageError("the row has no image")
     try:
@@ -174,16 +180,19 @@ def decode_image(image: Any) -> Image.Image:
     return decoded
 
 
-def _read(image: Mapping[str, Any]) -> bytes:
+def _read(image: Mapping[str, Any], roots: Sequence[str | Path]) -> bytes:
     if image["bytes"] is not None:
         return image["bytes"]
     if image["path"] is None:
         raise UnreadableImageError("the row has neither bytes nor a path")
     try:
-        with fsspec.open(image["path"], "rb") as file:
-            return file.read()
+        return read_named(image["path"], roots)
     except FileNotFoundError as error:
         raise UnreadableImageError(f"no such file: {image['path']}") from error
+    except OSError as error:
+        if error.errno is None:  # not of the system: refused, not a regular file, or too large
+            raise UnreadableImageError(str(error)) from error
+        raise
 
 
 _ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>")

@@ -1,38 +1,46 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Sources of images that are files: with a text beside each, with a list in CSV or JSON lines, or without captions."""
+"""Sources of images that are files: with a text beside each, with a list that names them, or without captions."""
 
-import csv
-import json
 import logging
 import os
-import re
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from datasets import Features
 
-from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped
+from .files import MOST_BYTES, NamedFiles, fault_of, is_address, is_utf8, read_file, require_folder, walk
+from .layouts import (
+    SPLIT_NAMES,
+    caption_values,
+    find_image_column,
+    name_columns,
+    path_value,
+    recognise,
+    refuse_addresses,
+    refuse_unknown,
+    split_value,
+)
+from .records import IMAGE_ENDINGS, PLAIN, Record, TextForm, first_line, read_records
+from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped, join_captions
 
 logger = logging.getLogger(__name__)
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
-# A field of more lines is taken for one whose quote does not close; captions of several paragraphs have a dozen.
-_MOST_LINES = 50
-# A field of CSV with the comma behind it. Nothing is tried twice, so that long fields take linear time.
-_FIELD = re.compile(r'(?:"[^"]*+(?:""[^"]*+)*+"|[^",\r\n][^,\r\n]*+)?+,')
-_NO_RECORD = "no record in UTF-8"
-LISTINGS = ("metadata.csv", "metadata.jsonl")  # as the imagefolder of `datasets` has them
+LISTINGS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as the imagefolder of `datasets` has them
+_MOST_TEXT = 2**20  # bytes of the text beside an image
+# Folders beside each other, in which an image and its text have one name, as Urban1k's.
+_PAIRS = [(image, text) for image in ("image", "images") for text in ("caption", "captions", "text", "texts")]
 
 
 class ImageFolder:
     """A `Source` of the images below a folder; the text beside `a/cat.jpg` is in `a/cat.txt`, as one caption.
 
-    Hidden files and folders are not looked at, and folders that are links are listed as left out. An image id is the
-    path below the folder.
+    If the folder holds `image` and `caption`, the text of `image/1.jpg` is in `caption/1.txt`. Hidden files and
+    folders are not looked at. Folders that are links, and files that are neither images nor beside one, are listed as
+    left out. An image id is the path below the folder.
 
     Args:
         root: the folder.
@@ -43,94 +51,234 @@ class ImageFolder:
         ValueError: no such folder.
     """
 
+    hint = "Put a text beside each image, such as cat.txt beside cat.jpg."
+
     def __init__(self, root: str | Path, *, perspective: str = "short", name: str = "") -> None:
-        self.root = _require_folder(Path(root))
+        self.root = require_folder(Path(root))
         self.folders, self.is_walked = (self.root,), True
         self.perspective = perspective
         self.name = name or self.root.resolve().name
 
     def items(self) -> Iterator[Item | Skipped]:
-        for folder, names in _walk(self.root):
-            texts = {name for name in names if name.casefold().endswith(".txt")}
-            for name in names:
-                path = folder / name
-                if path.suffix.casefold() in IMAGE_ENDINGS:
-                    text = next((path.with_suffix(end) for end in (".txt", ".TXT") if path.stem + end in texts), None)
-                    texts -= {text.name} if text else set()
-                    yield self._item(path, text)
-                elif path.is_dir():
-                    yield _skipped(path.relative_to(self.root).as_posix(), "a link to a folder")
-            for name in sorted(texts):
-                yield _skipped((folder / name).relative_to(self.root).as_posix(), "a text without an image")
+        pair = next(((a, b) for a, b in _PAIRS if (self.root / a).is_dir() and (self.root / b).is_dir()), ())
+        for folder, names in walk(self.root):
+            first, *below = folder.relative_to(self.root).parts or ("",)
+            partner = self.root.joinpath(*(each for each in pair if each != first), *below)
+            has_partner = first in pair and partner.is_dir()
+            yield from self._items(folder, names, partner, sorted(os.listdir(partner)) if has_partner else ())
 
     def read(self, place: str) -> bytes:
-        return (self.root / place).read_bytes()
+        return read_file(self.root / place)
+
+    def _items(
+        self, folder: Path, names: Sequence[str], partner: Path, others: Sequence[str]
+    ) -> Iterator[Item | Skipped]:
+        """Yield what a folder holds; the texts of its images, or the images of its texts, may lie in its partner."""
+        texts = _texts_in(partner, others) | _texts_in(folder, names)
+        images = {_stem(name) for name in names if _is_image(name)}
+        anywhere = images | {_stem(name) for name in others if _is_image(name)}
+        for name in names:
+            path, ending = folder / name, os.path.splitext(name)[1].casefold()
+            if _is_image(name):
+                yield self._item(path, texts.get(_stem(name)))
+            elif path.is_dir():
+                yield self._skipped(path, "a link to a folder")
+            elif ending == ".txt":
+                if _stem(name) not in anywhere:
+                    yield self._skipped(path, "a text without an image")
+            elif _stem(name) not in images:
+                told = f"the ending {ending}" if ending else "a name without an ending"
+                yield self._skipped(path, f"{told} is not read")
 
     def _item(self, path: Path, text_path: Path | None) -> Item | Skipped:
         place = path.relative_to(self.root).as_posix()
+        if not is_utf8(place):
+            return _skipped(place, "its name is not UTF-8")
         try:
-            text = "" if text_path is None else " ".join(text_path.read_text(encoding="utf-8-sig").split())
+            facts = path.stat()
+            data = b"" if text_path is None else read_file(text_path, _MOST_TEXT)
+            text = " ".join(data.decode("utf-8-sig").split())
         except UnicodeDecodeError:
-            return _skipped(place, "its text is not UTF-8")
-        caption = {"perspective": self.perspective, "text": text, "source": self.name}
-        return _item(self.root, place, [caption] if text else [])
+            return Skipped(place, "its text is not UTF-8")
+        except FileNotFoundError:  # a link that leads nowhere
+            return Skipped(place, "no such file")
+        except OSError as error:
+            return Skipped(place, f"its text cannot be read: {error}")
+        if fault := fault_of(facts):
+            return Skipped(place, fault)
+        captions = [{"perspective": self.perspective, "text": text, "source": self.name}] if text else []
+        return Item(place, place, f"{facts.st_size} {facts.st_mtime_ns}", captions, facts.st_size)
+
+    def _skipped(self, path: Path, reason: str) -> Skipped:
+        return _skipped(path.relative_to(self.root).as_posix(), reason)
 
 
 class ListedImages:
-    """A `Source` of the images that a list names: CSV with a head, or JSON lines. An image id is the path it gives.
+    """A `Source` of the images that a list names: a table, JSON lines, JSON or parquet, told from its contents.
+
+    Several records of one image are one image with several captions. An image id is the path below the folder.
 
     Args:
-        listing: the list; `.csv`, otherwise JSON lines.
-        captions: which columns are captions; see `CaptionColumns`.
-        root: the folder that paths are relative to, and that they may not leave. Default: the folder of the list.
-        image_column: the column that has the path of the image.
+        listing: the list; see `records.read_records`.
+        captions: which columns are captions; see `CaptionColumns`. By default those of a known layout (`layouts`).
+        root: the folder that paths are relative to, and that they may not leave; the images may lie in its
+            sub-folders. Default: the folder of the list.
+        image_column: Column that has the path of the image. Default: one with a known name.
         name: Name of the source, and of the captions' source.
+        form: Encoding and quoting of the list.
+        has_splits: Take an image's split from the column `split`, if there is one.
 
     Raises:
-        ValueError: no such list or folder; by `items`, a column that no record has, or captions without a perspective.
+        ValueError: no such list or folder; by `items`, a list that cannot be read, a column that no record has, or
+            captions without a perspective.
     """
 
     def __init__(
         self,
         listing: str | Path,
-        captions: Columns,
+        captions: Columns | None = None,
         *,
         root: str | Path | None = None,
-        image_column: str = "file_name",
+        image_column: str | None = None,
         name: str = "",
+        form: TextForm = PLAIN,
+        has_splits: bool = True,
     ) -> None:
         self.listing = Path(listing)
         if not self.listing.is_file():
             raise ValueError(
                 f"`listing` is {self.listing}, which is not a file; expected a list of images. Correct the path."
             )
-        self.root = _require_folder(Path(root) if root is not None else self.listing.parent)
+        self.root = require_folder(Path(root) if root is not None else self.listing.parent)
         self.folders, self.is_walked = (self.root, self.listing), False
         self.image_column = image_column
         self.name = name or self.listing.resolve().parent.name
-        self.captions = captions
-        CaptionColumns(captions, self.name)
+        self.captions = captions or {}
+        self.form = form
+        self.has_splits = has_splits
+        self.hint = ""
+        CaptionColumns(self.captions, self.name)
 
     def items(self) -> Iterator[Item | Skipped]:
-        columns = CaptionColumns({self.image_column: "image", **self.captions}, self.name)
-        for line, record in _read_records(self.listing):
-            if isinstance(record, str):
-                yield Skipped(f"{self.listing.name}:{line}", record)
-                continue
-            try:
-                yield self._item(record, columns)
-            except MalformedRecordError as error:
-                yield Skipped(f"{self.listing.name}:{line}", str(error))
-        columns.require_all_seen(str(self.listing))
+        return join_captions(self._rows())
 
     def read(self, place: str) -> bytes:
-        return (self.root / place).read_bytes()
+        return read_file(self.root / place)
 
-    def _item(self, record: Mapping[str, Any], columns: CaptionColumns) -> Item | Skipped:
-        captions = columns.read(record)
-        if not captions or captions[0]["perspective"] != "image":
-            raise MalformedRecordError(f"no path in {self.image_column!r}")
-        return _item(self.root, captions[0]["text"], captions[1:])
+    def _rows(self) -> Iterator[Item | Skipped]:
+        reader, fault = None, ""
+        for number, record in read_records(self.listing, self.form):
+            place = f"{self.listing.name}:{number}"
+            if isinstance(record, str):
+                yield Skipped(place, record)
+                fault = fault or f" {place}: {record}."
+                continue
+            reader = reader or self._reader(record)
+            try:
+                yield reader.item(record)
+            except MalformedRecordError as error:
+                yield Skipped(place, str(error))
+        if reader is None:
+            raise ValueError(
+                f"{self.listing} has no record; expected a table, JSON or parquet with one for each image. It begins "
+                f"with {first_line(self.listing)!r}.{fault} Correct the path."
+            )
+        reader.columns.require_all_seen(str(self.listing))
+
+    def _reader(self, record: Record) -> "_RecordReader":
+        """Decide by the first record which columns are read."""
+        layout = recognise(record, self.image_column)
+        captions = self.captions or (layout.captions if layout else {})
+        image_column = self.image_column or (layout.image if layout and not self.captions else None)
+        image_column = image_column or find_image_column(name for name in record if name not in captions)
+        if image_column is None:
+            refuse_unknown(self.listing, record)
+        assert image_column is not None
+        if isinstance(place := record.get(image_column), str):
+            refuse_addresses(self.listing, place, image_column, record)
+        if layout is not None and not self.captions:
+            logger.info("%s: captions are in %s, as in %s.", self.listing, ", ".join(captions), layout.name)
+        self.hint = (
+            f"The images are looked for below {self.root}, the first as {str(record.get(image_column))[:200]!r}. Name "
+            "their folder, as `list --root images`."
+            if captions
+            else name_columns(str(name) for name in record if name != image_column)
+        )
+        return _RecordReader(self, image_column, captions)
+
+
+class _RecordReader:
+    def __init__(self, source: ListedImages, image_column: str, captions: Columns) -> None:
+        self.columns = CaptionColumns(captions, source.name)
+        self._captions = captions
+        self._image_column = image_column
+        self._files = NamedFiles(source.root)
+        self._has_splits = source.has_splits
+
+    def item(self, record: Record) -> Item | Skipped:
+        self.columns.note(record)
+        place = path_value(record, self._image_column)
+        captions = self.columns.read(caption_values(record, self._captions))
+        split = split_value(record) if self._has_splits else ""
+        if not is_utf8(place):
+            return _skipped(place, "its name is not UTF-8")
+        if is_address(place):
+            return Skipped(place, "its path is an address, which is not fetched")
+        found = self._files.find(place)
+        if isinstance(found, str):
+            return Skipped(place, found)
+        within, facts = found
+        if fault := fault_of(facts):
+            return Skipped(within, fault)
+        return Item(within, within, f"{facts.st_size} {facts.st_mtime_ns}", captions, facts.st_size, split)
+
+
+class ListedFolder:
+    """A `Source` of a folder with its own lists: `metadata.csv`, one in each sub-folder, or a list of a known layout.
+
+    Images below the folder that no list names are listed as left out.
+
+    Args:
+        root: the folder.
+        lists: Its lists, as `find_lists` returns them.
+        captions: Columns that are captions; see `ListedImages`.
+        name: Name of the source, and of the captions' source.
+
+    Raises:
+        ValueError: as `ListedImages`.
+    """
+
+    def __init__(
+        self, root: str | Path, lists: Sequence[Path], captions: Columns | None = None, *, name: str = ""
+    ) -> None:
+        self.root = require_folder(Path(root))
+        self.folders, self.is_walked = (self.root,), False
+        self.name = name or self.root.resolve().name
+        self._lists = [ListedImages(each, captions, name=self.name) for each in lists]
+
+    @property
+    def hint(self) -> str:
+        """Advice of the first list that gives any."""
+        return next((each.hint for each in self._lists if each.hint), "")
+
+    def items(self) -> Iterator[Item | Skipped]:
+        seen: set[int] = set()
+        for listed in self._lists:
+            below = listed.root.relative_to(self.root).as_posix()
+            begin, split = ("", "") if below == "." else (f"{below}/", SPLIT_NAMES.get(below.casefold(), ""))
+            for item in listed.items():
+                place = begin + (item.item if isinstance(item, Skipped) else item.image_id)
+                seen.add(hash(place))
+                if isinstance(item, Skipped):
+                    yield Skipped(place, item.reason)
+                else:
+                    yield item._replace(image_id=place, place=place, split=item.split or split)
+        for folder, names in walk(self.root):
+            places = ((folder / name).relative_to(self.root).as_posix() for name in names if _is_image(name))
+            yield from (_skipped(place, "no list names it") for place in places if hash(place) not in seen)
+
+    def read(self, place: str) -> bytes:
+        return read_file(self.root / place)
 
 
 def official_json_lines(
@@ -143,141 +291,57 @@ def official_json_lines(
     return ListedImages(path, {"caption": list(perspectives)}, root=root, image_column="image", name=name)
 
 
-def _item(root: Path, place: str, captions: Sequence[Mapping[str, str]]) -> Item | Skipped:
-    if not _is_utf8(place):
-        return _skipped(place, "its name is not UTF-8")
-    inside = _inside(root, place)
-    if inside is None:
-        return Skipped(place, "its path leaves the folder of the images")
+_MOST_LISTS = 20  # files of a folder that are looked into for a list; more are texts of images
+_LIST_ENDINGS = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".jsonlines", ".parquet")
+
+
+def find_lists(root: Path) -> list[Path]:
+    """Return a folder's lists of images: its metadata file, those of its sub-folders, or any of a known layout."""
+    if listing := _metadata_of(root):
+        return [listing]
+    with os.scandir(root) as entries:
+        seen = sorted((each.name, each.is_dir()) for each in entries if not each.name.startswith("."))
+    images = {_stem(name) for name, _ in seen if _is_image(name)}
+    listed = [_metadata_of(root / name) for name, is_folder in seen if is_folder]
+    if not images and all(listed):  # otherwise there are images that have no list, which must not be lost
+        found = [each for each in listed if each is not None]
+        if found:
+            return found
+    lists = [root / name for name, is_folder in seen if name.casefold().endswith(_LIST_ENDINGS) and not is_folder]
+    lists = [each for each in lists if _stem(each.name) not in images and each.is_file()]
+    return [each for each in lists if _is_of_known_layout(each)] if len(lists) <= _MOST_LISTS else []
+
+
+def _metadata_of(folder: Path) -> Path | None:
+    return next((folder / name for name in LISTINGS if (folder / name).is_file()), None)
+
+
+def _is_of_known_layout(path: Path) -> bool:
     try:
-        facts = os.stat(root / inside)
-    except (OSError, ValueError):  # a path may hold what no file system takes
-        return Skipped(place, "no such file")
-    return Item(inside, inside, f"{facts.st_size} {facts.st_mtime_ns}", captions, facts.st_size)
+        record = next((each for _, each in read_records(path) if not isinstance(each, str)), {})
+    except ValueError:  # notes of somebody; a list by that name is opened by its name
+        return False
+    layout = recognise(record)
+    return layout is not None and not is_address(str(record[layout.image]))
+
+
+def _texts_in(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    return {_stem(name): folder / name for name in names if name.casefold().endswith(".txt") and name[0] != "."}
+
+
+def _stem(name: str) -> str:
+    """Return a name without its ending, in the one of Unicode's forms that compares equal on all systems."""
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].casefold() in IMAGE_ENDINGS
 
 
 def _skipped(place: str, reason: str) -> Skipped:
-    return Skipped(place if _is_utf8(place) else ascii(place), reason)
+    return Skipped(place if is_utf8(place) else ascii(place), reason)
 
 
-def _inside(root: Path, place: str) -> str | None:
-    """Return `place` relative to `root`. Links are not followed, so that a folder may hold links to the images."""
-    joined = os.path.normpath(root / place)
-    start = os.path.normpath(root)
-    if os.path.commonpath([os.path.abspath(joined), os.path.abspath(start)]) != os.path.abspath(start):
-        return None
-    return PurePosixPath(os.path.relpath(joined, start)).as_posix()
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders with their files and the links to folders in them, both in order of their names."""
-    for folder, folders, names in os.walk(root, followlinks=False):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        yield Path(folder), sorted(name for name in names + links if not name.startswith("."))
-
-
-def _require_folder(root: Path) -> Path:
-    if not root.is_dir():
-        raise ValueError(
-            f"`root` is {root}, which is not a folder; expected the folder of the images. Correct the path."
-        )
-    return root
-
-
-def _read_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    """Records by the number of their line; a reason for a line that is not one."""
-    if path.suffix.casefold() == ".csv":
-        yield from _read_csv(path)
-        return
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parse(line)
-
-
-def _parse(line: bytes) -> Mapping[str, Any] | str:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        return _NO_RECORD
-    return record if isinstance(record, dict) else _NO_RECORD
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    """Records by the number of their last line; a reason for one that has not a cell for each column of the head.
-
-    Raises:
-        ValueError: a quote that does not close, or closes within a field; it would swallow the lines behind it.
-    """
-    lines: list[str] = []  # of the record that is being read
-
-    def noted(file: Iterable[str]) -> Iterator[str]:
-        for line in file:
-            if len(lines) == _MOST_LINES:
-                raise csv.Error(f"it goes on over more than {_MOST_LINES} lines")
-            lines.append(line)
-            yield line
-
-    broken: list[int] = []
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        # Without `strict`, a field goes on to the end of the file where its quote does not close.
-        reader, head = csv.reader(noted(file), strict=True), None
-        while True:
-            begin = reader.line_num + 1
-            lines.clear()
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                if len(lines) == 1 and str(error).startswith("field larger"):  # the next line is read again
-                    yield begin, f"a cell of more than {csv.field_size_limit():,} letters"
-                    continue
-                raise ValueError(
-                    f"{path}, line {begin + _lines_of_whole_fields(lines)}: a double quote does not close as it "
-                    f"should ({error}); expected each to be closed before the next comma or the end of the line. "
-                    "Close it, or write it twice inside quotes."
-                ) from error
-            if cells is None:
-                break
-            if len(lines) > 1:
-                broken.append(begin)
-            if head is None:
-                head = cells or None
-            elif cells:
-                yield reader.line_num, _record(head, cells)
-    if broken:
-        logger.warning(
-            "%s: %d records go over several lines, inside double quotes; the first begins at line %d.",
-            path,
-            len(broken),
-            broken[0],
-        )
-
-
-def _record(head: Sequence[str], cells: Sequence[str]) -> Mapping[str, Any] | str:
-    if len(cells) != len(head):
-        return f"{len(cells)} cells, not {len(head)} as in the head"
-    return dict(zip(head, cells, strict=True)) if all(map(_is_utf8, cells)) else _NO_RECORD
-
-
-def _lines_of_whole_fields(lines: Sequence[str]) -> int:
-    """Return how many lines of a record end before the field that is broken; the fields before it are whole."""
-    text, place = "".join(lines), 0
-    while whole := _FIELD.match(text, place):
-        place = whole.end()
-    return sum(end <= place for end in accumulate(map(len, lines)))
-
-
-def _is_utf8(value: str) -> bool:
-    """Tell whether no byte had to be escaped to read it as text."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-MOST_BYTES = 256 * 2**20  # of one file, which is read whole
 RESERVED = ("image_id", "stamp")
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 

@@ -1,11 +1,17 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Interfaces of sources of images, and the columns of a record that hold captions."""
 
+import ast
+import json
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from datasets import Features
+
+from ..storage import scratch_database
 
 
 class Skipped(NamedTuple):
@@ -39,7 +45,7 @@ class Source(Protocol):
     """Images in a fixed order, listed without reading them; `name` is for people.
 
     A source may say in `folders` which files and folders it reads, and in `is_walked` whether everything below them is
-    an item: no corpus is built into these.
+    an item: no corpus is built into these. In `hint` it may say, once its items were listed, how to name captions.
     """
 
     name: str
@@ -96,10 +102,14 @@ class CaptionColumns:
             MalformedRecordError: something else than text in a column.
             ValueError: a list that is longer than its list of perspectives.
         """
+        self.note(record)
+        return [caption for column in self._columns for caption in self._read_column(record, column)]
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Note which columns a record has, for `require_all_seen`."""
         self._unseen -= record.keys()
         if len(self._seen) < 100:  # enough for the error message
             self._seen |= dict.fromkeys(record)
-        return [caption for column in self._columns for caption in self._read_column(record, column)]
 
     def require_all_seen(self, place: str) -> None:
         """Raise `ValueError` if a column was in no record so far; `place` is where they came from."""
@@ -110,7 +120,7 @@ class CaptionColumns:
             )
 
     def _read_column(self, record: Mapping[str, Any], column: str) -> Iterable[dict[str, str]]:
-        value, names, source = record.get(column), self._columns[column], self._sources[column]
+        value, names, source = list_in(record.get(column)), self._columns[column], self._sources[column]
         texts = value if isinstance(value, list) else [value]
         if not isinstance(names, str) and len(texts) > len(names):
             raise ValueError(
@@ -128,6 +138,74 @@ class CaptionColumns:
             is_numbered = len(texts) > 1 and (isinstance(names, str) or names.count(name) > 1)
             captions.append((name, text.strip(), f"{source}-{place}" if is_numbered else source))
         return [{"perspective": name, "text": text, "source": by} for name, text, by in captions if text]
+
+
+_MOST_IN_CELL = 1_000_000  # letters of a list in a cell
+_LIST = re.compile(r"\[\s*+[\"']")
+
+
+def list_in(value: Any) -> Any:
+    """Return the texts of a list that is written into a text, as JSON or as Python; any other value as it is.
+
+    >>> list_in('["a dog", "a cat"]'), list_in("['a dog']"), list_in("[sic] a dog")
+    (['a dog', 'a cat'], ['a dog'], '[sic] a dog')
+    """
+    if not isinstance(value, str) or not _LIST.match(text := value.strip()) or len(text) > _MOST_IN_CELL:
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a backslash that Python does not know
+                found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and found and all(each is None or isinstance(each, str) for each in found):
+            return found
+    return value
+
+
+_TABLES = """
+CREATE TABLE images (image INTEGER PRIMARY KEY, image_id TEXT UNIQUE, item TEXT);
+CREATE TABLE captions (image INTEGER, listed TEXT);
+"""
+
+
+def join_captions(items: Iterable[Item | Skipped]) -> Iterator[Item | Skipped]:
+    """Make one item of all that have one image id, in the order of their first, with the captions of all of them.
+
+    Captions of one perspective and source are told apart by their number behind the source. The bytes, the stamp and
+    the split are those of the first item. What is left out comes before the images. Memory does not grow with them.
+    """
+    with scratch_database() as database:
+        database.executescript(_TABLES)
+        database.execute("BEGIN")
+        for item in items:
+            if isinstance(item, Skipped):
+                yield item
+                continue
+            values = (item.image_id, json.dumps(item._replace(captions=())))
+            database.execute("INSERT OR IGNORE INTO images (image_id, item) VALUES (?, ?)", values)
+            number = database.execute("SELECT image FROM images WHERE image_id = ?", (item.image_id,)).fetchone()
+            database.execute("INSERT INTO captions VALUES (?, ?)", (*number, json.dumps(item.captions)))
+        database.execute("CREATE INDEX by_image ON captions (image)")
+        for number, stored in database.execute("SELECT image, item FROM images ORDER BY image"):
+            rows = database.execute("SELECT listed FROM captions WHERE image = ? ORDER BY rowid", (number,))
+            captions = [caption for (listed,) in rows for caption in json.loads(listed)]
+            yield Item(*json.loads(stored))._replace(captions=_told_apart(captions))
+
+
+def _told_apart(captions: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    counts = Counter((each["perspective"], each["source"]) for each in captions)
+    numbers: Counter[tuple[str, str]] = Counter()
+    told: list[Mapping[str, str]] = []
+    for each in captions:
+        key = (each["perspective"], each["source"])
+        if counts[key] > 1:
+            told.append({**each, "source": f"{each['source']}-{numbers[key]}"})
+            numbers[key] += 1
+        else:
+            told.append(each)
+    return told
 
 
 class Images(Protocol):

@@ -12,8 +12,18 @@ from datasets import Image as ImageFeature
 from datasets import IterableDataset as DatasetsStream
 
 from .decoding import decode_image
+from .files import is_address, read_image_column
 from .folders import RESERVED
-from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped
+from .layouts import (
+    SPLIT_COLUMN,
+    caption_values,
+    download_advice,
+    find_image_column,
+    name_columns,
+    recognise,
+    split_value,
+)
+from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped, join_captions
 
 
 class DatasetImages:
@@ -86,11 +96,8 @@ class DatasetImages:
             yield Item(image_id, image_id, hashlib.blake2b(contents + facts, digest_size=16).hexdigest())
 
     def read(self, image_id: str) -> bytes:
-        """Raises `OSError` for a row that has neither bytes nor a path."""
-        image = self._images[self._rows[image_id]][self._image_column]
-        if image is None or (image["bytes"] is None and image["path"] is None):
-            raise OSError("the row has no image")
-        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        """Raises `OSError` for a row that has neither bytes nor a path that may be read; see `files.read_named`."""
+        return read_image_column(self._images[self._rows[image_id]][self._image_column])
 
     def columns(self, image_id: str) -> dict[str, Any]:
         return {} if self._facts is None else self._facts[self._rows[image_id]]
@@ -99,12 +106,17 @@ class DatasetImages:
 class TableSource:
     """A `Source` of the rows of a map-style data set.
 
+    Rows with one id are one image with several captions. A row that names a file by its path is read if the file lies
+    below one of `folders`; see `files.read_named`. Addresses are not fetched.
+
     Args:
         dataset: with a column of images: of the feature `Image`, or the bytes of image files.
-        captions: which columns are captions; see `CaptionColumns`. A column of lists of captions is one, too.
+        captions: which columns are captions; see `CaptionColumns`. A column of lists of captions is one, too. Default:
+            those of a known layout; see `layouts`.
         name: Name of the source, and of the captions' source, such as the dataset's name on the Hub.
         image_column, id_column: Columns of images and their ids. Without ids, the number of the row is the id.
-        split: Split that all its rows belong to (`train`, `validation` or `test`). Default: the builder decides.
+        split: Split that all its rows belong to (`train`, `validation` or `test`). Default: what the column `split`
+            says, or, if there is none, the builder.
         folders: Folders that hold the data set, into which no corpus is built.
 
     Raises:
@@ -116,7 +128,7 @@ class TableSource:
     def __init__(
         self,
         dataset: Dataset,
-        captions: Columns,
+        captions: Columns | None = None,
         *,
         name: str,
         image_column: str = "image",
@@ -124,52 +136,73 @@ class TableSource:
         split: str = "",
         folders: Sequence[Path] = (),
     ) -> None:
+        known = recognise(dataset.column_names, image_column)
+        captions = captions or (known.captions if known else {})
         wanted = [image_column, *captions, *([id_column] if id_column else [])]
         if absent := [column for column in wanted if column not in dataset.column_names]:
+            addresses = find_image_column(dataset.column_names)
+            if image_column in absent and addresses:  # said of what the column holds
+                _with_encoded_images(dataset, addresses)
             raise ValueError(
                 f"The columns {absent} are missing; expected some of {', '.join(dataset.column_names)}, which {name} "
                 f"has. "
                 "Correct them."
             )
-        feature = dataset.features[image_column]
-        if isinstance(feature, Image):
-            dataset = dataset.cast_column(image_column, Image(decode=False))
-        elif not (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
-            raise ValueError(
-                f"`image_column` is {image_column!r} of {feature}; expected images, or bytes of image files. "
-                f"Cast it: `dataset.cast_column({image_column!r}, datasets.Image())`."
-            )
+        dataset = _with_encoded_images(dataset, image_column)
         self.name = name
         self.captions = captions
         self.split = split
+        self.hint = name_columns(name for name in dataset.column_names if name not in (image_column, id_column))
+        self._roots = tuple(folders)
         # Of rows that `datasets` maps into memory it says itself where they lie.
         self.folders, self.is_walked = (*folders, *(Path(each["filename"]) for each in dataset.cache_files)), False
         self._images = dataset.select_columns(image_column).with_format(None)
-        self._texts = dataset.select_columns([*captions, *([id_column] if id_column else [])]).with_format(None)
+        read = [*captions, *([id_column] if id_column else []), SPLIT_COLUMN]
+        self._texts = dataset.select_columns([name for name in dict.fromkeys(read) if name in dataset.column_names])
+        self._texts = self._texts.with_format(None)
         self._image_column = image_column
         self._id_column = id_column
         self._stamp = str(dataset._fingerprint)  # `datasets` offers no other way to tell whether rows changed
         CaptionColumns(captions, name)
 
     def items(self) -> Iterator[Item | Skipped]:
+        return self._rows() if self._id_column is None else join_captions(self._rows())
+
+    def read(self, place: str) -> bytes:
+        return read_image_column(self._images[int(place)][self._image_column], self._roots)
+
+    def _rows(self) -> Iterator[Item | Skipped]:
         columns = CaptionColumns(self.captions, self.name)
         rows: Any = self._texts if self._texts.column_names else ({} for _ in range(len(self._images)))
         for number, row in enumerate(rows):
             image_id = str(number if self._id_column is None else row[self._id_column])
             try:
-                yield Item(image_id, str(number), self._stamp, columns.read(row), split=self.split)
+                captions = columns.read(caption_values(row, self.captions))
+                yield Item(image_id, str(number), self._stamp, captions, split=self.split or split_value(row))
             except MalformedRecordError as error:
                 yield Skipped(image_id, str(error))
 
-    def read(self, place: str) -> bytes:
-        image = self._images[int(place)][self._image_column]
-        if isinstance(image, dict):
-            if image["bytes"] is None and image["path"] is not None:
-                return Path(image["path"]).read_bytes()
-            image = image["bytes"]
-        if image is None:
-            raise OSError("the row has no image")
-        return image
+
+def _with_encoded_images(dataset: Dataset, column: str) -> Dataset:
+    """Return the rows with the files of their images.
+
+    Raises:
+        ValueError: the column holds something else.
+    """
+    feature = dataset.features[column]
+    if isinstance(feature, Image):
+        return dataset.cast_column(column, Image(decode=False))
+    if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
+        return dataset
+    first = dataset.with_format(None)[0][column] if len(dataset) else None
+    if isinstance(first, str) and is_address(first):
+        advice = download_advice(Path("urls.parquet"), column, dataset.column_names)
+        remedy = f"Save the rows with `dataset.to_parquet('urls.parquet')`. {advice}"
+    elif isinstance(first, str):
+        remedy = "Save the rows as CSV or JSON lines, and give them to `list` with the folder of the files."
+    else:
+        remedy = f"Cast it: `dataset.cast_column({column!r}, datasets.Image())`."
+    raise ValueError(f"`image_column` is {column!r} of {feature}; expected images, or bytes of image files. {remedy}")
 
 
 class OpenedImage(ImageFeature):
@@ -210,11 +243,13 @@ def undecoded(dataset: Any, column: str = "image") -> Any:
 
 
 def load_table(name: str, config: str | None = None, split: str = "train") -> Dataset:
-    """Load a split of a dataset, from a folder that `datasets` saved or from the Hub.
+    """Load a split of a dataset, from a folder that `datasets` saved, a file in parquet, or the Hub.
 
     Raises:
         ValueError: the folder has no such split.
     """
+    if Path(name).is_file():
+        return load_dataset("parquet", data_files=name, split="train")
     if not Path(name, "state.json").is_file() and not Path(name, "dataset_dict.json").is_file():
         return load_dataset(name, config, split=split)
     loaded = load_from_disk(name)

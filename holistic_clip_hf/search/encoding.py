@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPConfig
 
 from ..evaluation.encoding import DualEncoder, evaluation_mode
 
@@ -70,6 +71,9 @@ def fingerprint(model: DualEncoder, processor: Any, *, with_fusion: bool) -> str
     digest = hashlib.sha256()
     config = model.config.to_dict()
     facts = {name: config[name] for name in ("text_config", "vision_config", "projection_dim", "perspectives")}
+    # A tower's own decides nothing, and earlier versions left CLIP's default there: their indexes stay valid.
+    for tower in ("text_config", "vision_config"):
+        facts[tower] = {**facts[tower], "projection_dim": CLIPConfig.projection_dim}
     if with_fusion:
         facts |= {name: config[name] for name in ("fusion", "branch_weights")}
     tokenizer = processor.tokenizer

@@ -154,18 +154,18 @@ def test_bad_images_are_listed_and_the_others_are_rows(tmp_path: Path) -> None:
     (images / "metadata.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"file_name": "\xff"}')
     corpus = construct(tmp_path / "corpus", ListedImages(images / "metadata.jsonl", {"text": "web"}))
     assert corpus["image_id"] == ["print.jpg", "moving.gif"]
+    assert [len(each) for each in corpus["captions"]] == [2, 1], "the second row of an image is its second caption"
     colours = [np.asarray(image.convert("RGB")).astype(int)[5, 5] for image in corpus["image"]]
     assert np.abs(colours[0] - [255, 0, 255]).max() < 4 and colours[1].tolist() == [255, 0, 0]
     found = left_out(tmp_path / "corpus")
     expected = {name: reason for name, (_, reason) in BAD_FILES.items()} | {
         "wide.png": "too many pixels: 30,000 x 50 pixels",
         "gone.png": "no such file",
-        "print.jpg": "image id came before",
         "lone.png, web": "caption is not UTF-8",
         "lone.png": "no caption",
         "long.png, web": "caption too long: 100,000 bytes",
         "long.png": "no caption",
-        "metadata.jsonl:12": "no record in UTF-8",
+        "metadata.jsonl:12": "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`",
     }
     assert found.keys() == expected.keys()
     assert {name: reason for name, reason in found.items() if not reason.startswith(expected[name])} == {}
@@ -195,6 +195,24 @@ def test_nothing_to_build_is_an_error(tmp_path: Path) -> None:
     for wrong in ({"validation": 0.5, "test": 0.5}, {"test": -0.1}, {"rows_per_shard": 0}):
         with pytest.raises(ValueError, match="expected"):
             BuildSettings(**{**ALL_TRAIN, **wrong})
+
+
+def test_a_corpus_in_which_no_image_is_readable_is_refused(tmp_path: Path) -> None:
+    message = r"would have no rows; expected .* Left out are no image \(2\). Correct the source"
+    with pytest.raises(ValueError, match=message):
+        construct(tmp_path, Squares(2, s0=b"no image", s1=b"<html>"))
+    assert not (tmp_path / MANIFEST).exists()
+    assert construct(tmp_path, Squares(1))["image_id"] == ["s0"], "built again once an image is readable"
+
+
+def test_captions_beyond_the_report_are_refused_before_the_work(tmp_path: Path) -> None:
+    """Of an image with 70 captions of one perspective, each from a source of its own."""
+    item = Item("s0", "0", "1", [caption(f"text {number}", source=f"s-{number}") for number in range(70)])
+    settings = BuildSettings(**ALL_TRAIN)
+    with pytest.raises(ValueError, match=r"70 pairs of perspective and source, .*'s-69'.* at most 64 .*`--no-report`"):
+        build_from_sources(tmp_path, [Squares(1, {0: item})], settings, facts=FACTS)
+    assert not list(tmp_path.rglob("*.parquet"))
+    assert len(construct(tmp_path, Squares(1, {0: item}))["captions"][0]) == 70
 
 
 def test_an_error_of_the_system_stops_the_build_one_of_the_source_does_not(tmp_path: Path) -> None:

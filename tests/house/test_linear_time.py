@@ -6,6 +6,8 @@ lock held. 40,000 letters take milliseconds here; where the time is quadratic, s
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from holistic_clip_hf import processing_holistic_clip as processing
 from holistic_clip_hf.cli.main import sentence_of_usage
 from holistic_clip_hf.demo.guard import _FETCHES
 from holistic_clip_hf.images.decoding import _ADDRESS
+from holistic_clip_hf.images.files import is_address
+from holistic_clip_hf.images.records import TextForm, read_records
+from holistic_clip_hf.images.sources import list_in
 from holistic_clip_hf.visualization.figures import RECALL
 from holistic_clip_hf.words import split_sentences, split_words, words_of
 from training.debian import openclipart
@@ -22,6 +27,7 @@ from training.emoji.splits import name_family
 
 LETTERS, MOST_SECONDS = 40_000, 1.0
 UNITS = [" ", "\t", ".", "-", "─", "(", "'", " <", "<a at 0x", "&", "amp;", "semi", ". ", "a ", "a-", "x.)", "a_", "é"]
+UNITS += ["[", "['", '["', '"', '",', "|", ";", "#0", "#1\t", "1", "://", "a+", "{", '{"a":', "],", "-", "\\"]
 UNITS += [
     "question ",
     "circle ",
@@ -48,7 +54,14 @@ def usage(text: str) -> str:
     return sentence_of_usage(f"heading\n│ {text}")
 
 
-@pytest.mark.parametrize("read", [split_words, split_sentences, words_of, usage, family, openclipart_patterns])
+def unpacked(text: str) -> list[Any]:
+    return [list_in(before + text + after) for before in ("", "[", "['", '["') for after in ("", "]", "']", '"]')]
+
+
+READERS = [split_words, split_sentences, words_of, usage, family, openclipart_patterns, unpacked, is_address]
+
+
+@pytest.mark.parametrize("read", READERS)
 def test_functions_of_foreign_text_take_linear_time(read: Callable[[str], Any]) -> None:
     require_linear(read)
 
@@ -83,6 +96,19 @@ def test_patterns_are_searched_in_linear_time(pattern: Any) -> None:
 
 def test_names_of_metrics_are_read_in_linear_time() -> None:
     require_linear(lambda text: RECALL.fullmatch(f"eval_{text}"))
+
+
+@pytest.mark.parametrize("quotes", [True, False])
+def test_lists_are_read_in_linear_time(quotes: bool, tmp_path: Path) -> None:
+    """Whatever form the letters make of them: a head, lines, an array, an object."""
+
+    def read(text: str) -> None:
+        for begin, end in (("", ""), ("a,b\nx,", ""), ("[", "]"), ('[{"a": "', '"}]'), ("{", "}"), ('{"a": [', "]}")):
+            (tmp_path / "list").write_text(f"{begin}{text}{end}\n", encoding="utf-8")
+            with suppress(ValueError):
+                list(read_records(tmp_path / "list", TextForm(quotes=quotes)))
+
+    require_linear(read)
 
 
 def require_linear(read: Callable[[str], Any]) -> None:

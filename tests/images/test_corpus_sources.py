@@ -14,7 +14,7 @@ from PIL import Image
 from holistic_clip_hf.images.archives import TarShards
 from holistic_clip_hf.images.folders import ImageFolder, ListedImages, official_json_lines
 from holistic_clip_hf.images.sources import CaptionColumns, Item, MalformedRecordError, Skipped, Source
-from holistic_clip_hf.images.tables import TableSource
+from holistic_clip_hf.images.tables import TableSource, load_table
 
 
 def png(level: int = 0) -> bytes:
@@ -81,6 +81,7 @@ def test_a_folder_of_images_with_texts_beside(tmp_path: Path) -> None:
     assert found(source) == {
         "a.webp": {},
         "link": "a link to a folder",
+        "readme.md": "the ending .md is not read",
         "b/cat.JPG": {("web", "mine"): "a cat on a mat"},
         "b/latin.png": "its text is not UTF-8",
         "b/lone.txt": "a text without an image",
@@ -120,7 +121,7 @@ def test_a_list_of_images(tmp_path: Path, ending: str) -> None:
         "three.png": "no such file",
         "../out.png": "its path leaves the folder of the images",
         f"metadata.{ending}:{after}": "no path in 'file_name'",
-        f"metadata.{ending}:{after + 1}": "no record in UTF-8",
+        f"metadata.{ending}:{after + 1}": "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`",
     }
     assert read_all(source) == {"x/one.png": png(1), "two.png": png(2)}
     with pytest.raises(
@@ -145,10 +146,10 @@ def test_the_papers_own_format(tmp_path: Path) -> None:
     source = official_json_lines(listing, ["web", "detail", "short"], root=tmp_path / "images", name="cc3m")
     assert found(source) == {
         "1.jpg": {("web", "cc3m"): "w", ("detail", "cc3m"): "d"},
-        "cc3m.jsonl:2": "no record in UTF-8",
+        "cc3m.jsonl:2": "no record in JSON",
         "cc3m.jsonl:3": "no path in 'image'",
         "cc3m.jsonl:4": "'caption' holds int, not text",
-        "cc3m.jsonl:5": "no record in UTF-8",
+        "cc3m.jsonl:5": "no record in JSON",
     }
     with pytest.raises(ValueError, match="Column 'caption' has 2 captions; expected 1, one for each of web"):
         list(official_json_lines(listing, ["web"], root=tmp_path / "images").items())
@@ -229,7 +230,8 @@ def table(tmp_path: Path) -> Dataset:
 
 def test_tables(tmp_path: Path) -> None:
     captions = {"short": "short", "many": "detail"}
-    source = TableSource(table(tmp_path), captions, name="me/birds", id_column="key", split="test")
+    options = {"name": "me/birds", "id_column": "key", "split": "test"}
+    source = TableSource(table(tmp_path), captions, **options, folders=[tmp_path])
     assert found(source) == {
         "7": {("short", "me/birds"): "a", ("detail", "me/birds-0"): "d", ("detail", "me/birds-1"): "e"},
         "8": {},
@@ -240,11 +242,35 @@ def test_tables(tmp_path: Path) -> None:
     assert {item.split for item in items} == {"test"}
     with pytest.raises(OSError, match="no image"):
         source.read(items[2].place)
+    with pytest.raises(OSError, match="its path is not below an allowed folder"):
+        TableSource(table(tmp_path), captions, **options).read(items[1].place)
     assert list(found(TableSource(table(tmp_path), {}, name="x"))) == ["0", "1", "2"]
     with pytest.raises(ValueError, match=r"\['caption'\] are missing; expected some of image, short, many, key"):
         TableSource(table(tmp_path), {"caption": "web"}, name="x")
     with pytest.raises(ValueError, match="Cast it"):
+        TableSource(table(tmp_path), {}, name="x", image_column="key")
+    with pytest.raises(ValueError, match="Save the rows as CSV or JSON lines, and give them to `list`"):
         TableSource(table(tmp_path), {}, name="x", image_column="short")
+
+
+@pytest.mark.parametrize("options", [{}, {"image_column": "url"}])
+def test_tables_of_addresses_are_refused_with_the_command_that_downloads_them(options: dict[str, str]) -> None:
+    rows = Dataset.from_dict({"url": ["https://example.org/1.jpg"], "vlm_caption": ["A dog."], "key": ["1"]})
+    command = "img2dataset --url_list urls.parquet --input_format parquet --url_col url --caption_col vlm_caption"
+    with pytest.raises(ValueError, match=rf"'url' of Value.*to_parquet.*{command} .* --caption txt=detail`"):
+        TableSource(rows, {}, name="x", **options)
+    with pytest.raises(ValueError, match=r"The columns \['image'\] are missing; expected some of key, caption"):
+        TableSource(Dataset.from_dict({"key": ["1"], "caption": ["x"]}), {}, name="x")
+
+
+def test_tables_say_their_splits(tmp_path: Path) -> None:
+    columns = {"image": [png()] * 3, "caption": ["a", "b", "c"], "split": ["train", "val", "test"]}
+    Dataset.from_dict(columns).to_parquet(str(tmp_path / "rows.parquet"))
+    rows = load_table(str(tmp_path / "rows.parquet"))
+    items = [item for item in TableSource(rows, name="x").items() if isinstance(item, Item)]
+    assert [item.split for item in items] == ["train", "validation", "test"]
+    items = [item for item in TableSource(rows, name="x", split="test").items() if isinstance(item, Item)]
+    assert {item.split for item in items} == {"test"}
 
 
 def test_tables_of_bytes(tmp_path: Path) -> None:
@@ -272,8 +298,8 @@ def test_a_quote_that_closes_far_below_is_told(tmp_path: Path) -> None:
 
 
 def test_captions_of_several_lines_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    items = list(list_of(tmp_path, 'a.png,"a dog\nin ""snow"""', 'a.png,a 12" ruler').items())
-    assert [each.captions[0]["text"] for each in items] == ['a dog\nin "snow"', 'a 12" ruler']
+    (item,) = list_of(tmp_path, 'a.png,"a dog\nin ""snow"""', 'a.png,a 12" ruler').items()
+    assert [each["text"] for each in item.captions] == ['a dog\nin "snow"', 'a 12" ruler']
     assert (
         "metadata.csv: 1 records go over several lines, inside double quotes; the first begins at line 2."
         in caplog.text
@@ -281,7 +307,8 @@ def test_captions_of_several_lines_are_told(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_a_file_without_quotes_tells_of_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert len(list(list_of(tmp_path, "a.png,a dog", "", "a.png,a cat").items())) == 2
+    (item,) = list_of(tmp_path, "a.png,a dog", "", "a.png,a cat").items()
+    assert isinstance(item, Item) and len(item.captions) == 2
     assert caplog.text == ""
 
 

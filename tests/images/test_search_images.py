@@ -136,7 +136,7 @@ def test_no_folder(tmp_path: Path) -> None:
             FolderImages(path)
 
 
-def test_rows_of_a_data_set(corpus: Dataset, tmp_path: Path) -> None:
+def test_rows_of_a_data_set(corpus: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = corpus.add_column("year", list(range(8))).add_column("who", ["ann"] * 8)
     images = DatasetImages(dataset, columns=["year", "who"])
     items, skipped = split(images)
@@ -153,7 +153,11 @@ def test_rows_of_a_data_set(corpus: Dataset, tmp_path: Path) -> None:
     assert [a == b for a, b in zip(stamps(other), same, strict=True)] == [True] * 3 + [False] + [True] * 4
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     paths = Dataset.from_dict({"image_id": ["a", "b", "a", "c"], "image": [str(tmp_path / "x.png")] * 3 + [None]})
-    items, skipped = split(DatasetImages(paths.cast_column("image", corpus.features["image"])))
+    images = DatasetImages(paths.cast_column("image", corpus.features["image"]))
+    items, skipped = split(images)
+    assert not items and "its path is not below an allowed folder" in skipped["b"]
+    monkeypatch.setenv("HOLISTIC_CLIP_IMAGE_ROOTS", str(tmp_path))
+    items, skipped = split(images)
     assert list(items) == ["a", "b"]
     assert skipped == {"a": "row 2 has the image id of row 0", "c": "OSError: the row has no image"}
 

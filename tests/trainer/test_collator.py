@@ -178,6 +178,7 @@ def test_a_damaged_image_leaves_nothing_in_the_batch(
     place: int,
 ) -> None:
     """No caption, and the pixels of the other image; what the readable one brings is as it would be alone."""
+    monkeypatch.setenv("HOLISTIC_CLIP_IMAGE_ROOTS", str(tmp_path))
     collator = HolisticCLIPCollator(processor, ["short", "style"])
     readable = 1 - place
     alone = collator([rows[readable]])
@@ -203,8 +204,9 @@ def test_a_batch_without_a_readable_image_is_refused(
 
 
 def test_a_disk_that_fails_is_not_a_damaged_image(
-    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]], tmp_path: Path
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOLISTIC_CLIP_IMAGE_ROOTS", str(tmp_path))
     rows[1] = {**rows[1], "image": {"path": str(tmp_path), "bytes": None}}
     with pytest.raises(IsADirectoryError):
         HolisticCLIPCollator(processor, ["short"])(rows)
