@@ -8,9 +8,11 @@
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
+from os import PathLike
 from typing import Any, NamedTuple, TypeVar, cast
 
 from huggingface_hub.dataclasses import (
@@ -109,17 +111,24 @@ def _require_tower(kind: type[CLIPTextConfig | CLIPVisionConfig], given: Mapping
         )
 
 
-def _refusing_plainly(kind: type[Config]) -> type[Config]:
+@contextmanager
+def _as_value_error(name: str) -> Iterator[None]:
     """Make a field of another type than declared a ValueError, like all else that is refused, and name the class."""
+    try:
+        yield
+    except (StrictDataclassClassValidationError, StrictDataclassFieldValidationError) as error:
+        reason = str(error.__cause__).rstrip(".")
+        raise ValueError(f"{name}: {reason}. Correct the value.") from error
+
+
+def _refusing_plainly(kind: type[Config]) -> type[Config]:
+    """Construct a class with `_as_value_error`."""
     construct = kind.__init__
 
     @wraps(construct)
     def construct_or_refuse(self: Config, *args: Any, **kwargs: Any) -> None:
-        try:
+        with _as_value_error(kind.__name__):
             construct(self, *args, **kwargs)
-        except (StrictDataclassClassValidationError, StrictDataclassFieldValidationError) as error:
-            reason = str(error.__cause__).rstrip(".")
-            raise ValueError(f"{kind.__name__}: {reason}. Correct the value.") from error
 
     kind.__init__ = construct_or_refuse
     return kind
@@ -190,17 +199,23 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         self.require_valid()
 
     @classmethod
-    def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Refuses the checkpoint of a model that reads the tower in another way."""
-        found, rest = super().get_config_dict(source, **kwargs)
-        _require_architecture(found, source)
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Refuse the checkpoint of a model that reads the tower in another way; merge the tower's name of old ones."""
+        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        _require_architecture(found, pretrained_model_name_or_path)
+        old = found.get("vision_config_dict")
+        if old is not None:
+            found["vision_config"] = {**(found.get("vision_config") or {}), **CLIPVisionConfig(**old).to_dict()}
         return found, rest
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPVisionConfig":
         """Refuse the configuration of another architecture than this tower or CLIP's, and keywords that do not fit."""
         _require_family(config_dict, cls.model_type, CLIPVisionConfig.model_type)
-        return _require_valid(super().from_dict(config_dict, **kwargs))
+        with _as_value_error(cls.__name__):
+            return _require_valid(super().from_dict(config_dict, **kwargs))
 
     def require_valid(self) -> None:
         """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
@@ -340,10 +355,12 @@ class HolisticCLIPConfig(PreTrainedConfig):
         self.require_valid()
 
     @classmethod
-    def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Refuses the checkpoint of a model that reads the tower in another way."""
-        found, rest = super().get_config_dict(source, **kwargs)
-        _require_architecture(found, source)
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Refuse the checkpoint of a model that reads the tower in another way."""
+        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        _require_architecture(found, pretrained_model_name_or_path)
         return found, rest
 
     @classmethod
@@ -356,7 +373,11 @@ class HolisticCLIPConfig(PreTrainedConfig):
             vision = HolisticCLIPVisionConfig.from_dict(config_dict)
             config_dict = {"vision_config": vision, "architectures": config_dict.get("architectures")}
         _require_family(config_dict, cls.model_type, CLIPConfig.model_type)
-        return _require_valid(super().from_dict(config_dict, **kwargs))
+        for name, kind in cls.sub_configs.items():
+            if isinstance(kwargs.get(name), dict) and isinstance(config_dict.get(name), dict):
+                _require_tower(kind, {**config_dict[name], **kwargs[name]}, f"{name}.")
+        with _as_value_error(cls.__name__):
+            return _require_valid(super().from_dict(config_dict, **kwargs))
 
     def _merge_old_names(self, kwargs: dict[str, Any]) -> None:
         """Merge `text_config_dict` and `vision_config_dict`, which old checkpoints have, as `CLIPConfig` does."""

@@ -176,7 +176,7 @@ def test_old_names_keep_our_own_fields() -> None:
         ({"matching": "greedy"}, "`matching` is 'greedy'"),
         ({"diversity_threshold": math.nan}, "`diversity_threshold` is nan"),
         ({"perspectives": ["a"]}, "1 `perspectives` .a. for 3 branches"),
-        ({"vision_config": {"patch_dropout": 2.0}}, "`patch_dropout` is 2.0"),
+        ({"vision_config": {"patch_dropout": 2.0}}, "`vision_config.patch_dropout` is 2.0"),
         ({"text_config": {"vocab_size": 9}}, "`text_config.eos_token_id` is"),
     ],
     ids=str,

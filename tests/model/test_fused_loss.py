@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from test_loss import embeds, gradients, ragged
+from test_streaming import Operations
 
 import reference
 from reference import loss_of
@@ -51,6 +52,19 @@ def test_routed_captions_are_trained_on_all_branches_by_their_shares(duplicate_c
     found, wanted = (gradients(each, *given) for each in (result.fused, expected))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_routed_captions_are_made_one_slot_at_a_time(objective: str) -> None:
+    """Of all slots they are H times as many numbers as the captions themselves."""
+    branches, texts, scale = embeds(3, 4, images=40, width=6)
+    routing = torch.full((40, 4, 3), 1 / 3, dtype=torch.float64).requires_grad_()
+    bias = torch.tensor(-10.0, dtype=torch.float64) if objective == "sigmoid" else None
+    about: dict[str, Any] = {"routing": routing, "logit_bias": bias, "objective": objective}
+    with Operations() as ran:
+        loss_of(branches, texts, scale, fused_weight=1.0, chunk_size=8, **about).total.backward()
+    assert routing.grad is not None and routing.grad.any()
+    assert ran.largest == texts.numel(), "nothing is larger than the captions"
 
 
 def test_routing_of_another_shape_is_refused() -> None:
