@@ -33,16 +33,17 @@ BRANCH_ISOLATIONS = ("isolated", "strict", "anchored", "open", "official")
 PATCH_STEMS = ("linear", "convolutional")
 MATCHINGS = ("aligned", "free", "balanced")
 OBJECTIVES = ("softmax", "sigmoid")
-FUSIONS = ("mean", "weighted", "routed", "max", "softmax")
+FUSIONS = ("centroid", "mean", "weighted", "routed", "max", "softmax")
 DIVERSITIES = ("pairwise", "official")
 LOSS_OPTIONS = (
     *("objective", "matching", "duplicate_captions", "fused_weight"),
-    *("diversity", "diversity_weight", "diversity_threshold"),
+    *("diversity", "diversity_weight", "diversity_threshold", "fusion", "branch_weights"),
 )
 DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 
 
 LOSS_CHOICES = {
+    "fusion": FUSIONS,
     "objective": OBJECTIVES,
     "matching": MATCHINGS,
     "diversity": DIVERSITIES,
@@ -290,15 +291,18 @@ class HolisticCLIPConfig(PreTrainedConfig):
         logit_bias_init_value: initial bias of the logits with `objective="sigmoid"`; -10 in SigLIP. Not used else.
         matching: which branch is held against which caption: `"aligned"` (by name; the paper's main setting),
             `"free"` (the branch that scores the true pair highest) or `"balanced"` (free, but no branch starves).
-        fusion: Way in which the H similarities become one score. `"mean"` is the paper's (its Table 7: above max),
-            `"weighted"` has one weight per branch, `"routed"` lets the text say how much each branch answers,
-            `"softmax"` lets its similarities say so.
+        fusion: Way in which the H similarities become one score. `"centroid"` is the similarity of the branches' mean,
+            made of unit length, which is what libraries that compare by cosine rank by. `"mean"` is the paper's mean
+            similarity (its Table 7: above max), `"weighted"` has one weight per branch, `"routed"` lets the text say
+            how much each branch answers, `"softmax"` lets its similarities say so. Checkpoints say theirs: those of
+            before `"centroid"` stay at `"mean"`.
         branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
         fusion_scale: Multiplier of the similarities within `fusion="softmax"`: 0 is the mean, infinity the maximum.
             Left out: the model's own logit scale.
         fused_weight: Weight of the one-to-many loss of the fused score, beside the loss of each branch; 0 in the
-            paper, whose mean over branches falls behind one vector (training/LOG.md, the study). With
-            `fusion="routed"` it trains the router too; with all others the fused score that is trained is the mean.
+            paper, whose mean over branches falls behind one vector (training/LOG.md, the study). It trains the score
+            that `fusion` names, with `"routed"` the router too. `"max"` and `"softmax"` are chosen for a trained
+            model; with them it trains the centroid.
         diversity: Form of the penalty on branches that are alike. `"pairwise"`, each pair of branches that say the
             same; `"official"`, as the released code, only a high mean over all pairs, which two collapsed branches of
             five do not reach.
@@ -326,7 +330,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
     objective: str = "softmax"
     logit_bias_init_value: float | int = -10.0
     matching: str = "aligned"
-    fusion: str = "mean"
+    fusion: str = "centroid"
     branch_weights: list[float | int] | tuple[float | int, ...] | None = None
     fusion_scale: float | int | None = None
     fused_weight: float | int = 1.0

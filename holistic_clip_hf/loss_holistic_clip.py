@@ -375,6 +375,8 @@ def _push_sigmoid(logits: Tensor) -> tuple[Tensor, Tensor]:
     return -F.logsigmoid(-logits).sum(dim=1), logits.sigmoid()
 
 
+# Fusions whose vector keeps the length that a mean of unit vectors has.
+LINEAR_MEANS = ("mean", "weighted")
 LOSS_PARTS = ("contrastive", "fused", "diversity")
 BRANCHES, TEXTS, ROUTING = 0, 1, 2  # places among the tensors of a rank
 
@@ -431,6 +433,10 @@ class LossOptions:
             shared between them), `"ignore"` (left out) or `"negative"` (the paper).
         fused_weight: Weight of a second contrastive term, the one-to-many loss of the fused score against all
             captions, so that the score used at inference is trained too. Not in the paper. Ignored if H = 1.
+        fusion: Fused score that this term trains: `"centroid"` (the branches' mean, made of unit length), `"mean"` or
+            `"weighted"`, which are not. Captions with `routing` are routed. `"max"` and `"softmax"` train the
+            centroid.
+        branch_weights: H weights of `"weighted"`.
         diversity: `"pairwise"` penalises each pair of branches whose mean cosine is above the threshold;
             `"official"` only the mean over all pairs, which two collapsed branches of five do not move.
         diversity_weight, diversity_threshold: Weight and threshold of that penalty, 1.0 and 0.7 in the paper's
@@ -446,6 +452,8 @@ class LossOptions:
     matching: str = "aligned"
     duplicate_captions: str = "positive"
     fused_weight: float = 0.0
+    fusion: str = "centroid"
+    branch_weights: Sequence[float] | None = None
     diversity: str = "pairwise"
     diversity_weight: float = 1.0
     diversity_threshold: float = 0.7
@@ -488,7 +496,7 @@ def multi_to_multi_loss(
         caption_mask: (N, M) bool. Default: all captions are present.
         caption_ids: (N, M) int64. Default: all captions differ.
         routing: (N, M, H), how much each branch answers for each caption; the fused score is the similarity of
-            branches weighted so. Default: the fused score is that of the branches' mean, made of unit length.
+            branches weighted so. Default: the fused score is the one that `options.fusion` names.
         image_mask: (N,) bool, false for an image that only fills the place of another; it has no captions, and the
             penalty on alike branches leaves it out. Default: all images count.
         gathered: the rows of all ranks (G), in rank order. With them, the mean over ranks of this loss, and of its
@@ -518,8 +526,8 @@ def multi_to_multi_loss(
         contrastive = _contrastive(local, everyone, assignment, terms, options.duplicate_captions, offset)
         fused = contrastive.new_zeros(())
         if options.fused_weight and branch_embeds.shape[1] > 1:
-            alone = _fuse(local)
-            together = alone if everyone is local else _fuse(everyone)
+            alone = _fuse(local, options)
+            together = alone if everyone is local else _fuse(everyone, options)
             first = torch.zeros_like(assignment)  # of the one branch that fusion leaves
             is_routed = local.routing is not None
             fused = _contrastive(alone, together, first, terms, options.duplicate_captions, offset, is_routed)
@@ -531,12 +539,17 @@ def multi_to_multi_loss(
     return MultiToMultiLoss(total, contrastive, fused, penalty, assignment)
 
 
-def _fuse(batch: CaptionBatch) -> CaptionBatch:
-    """Fuse branches to their mean; for routed captions all stay, to be read side by side (`Side`)."""
+def _fuse(batch: CaptionBatch, options: LossOptions) -> CaptionBatch:
+    """Fuse branches to one vector; for routed captions all stay, to be read side by side (`Side`)."""
     if batch.routing is not None:
         return batch
     branches = batch.branch_embeds.to(torch.promote_types(batch.branch_embeds.dtype, torch.float32))
-    return replace(batch, branch_embeds=F.normalize(branches.mean(dim=1, keepdim=True), dim=-1))
+    if options.branch_weights is None:
+        mean = branches.mean(dim=1, keepdim=True)
+    else:
+        weights = branches.new_tensor(options.branch_weights)
+        mean = torch.einsum("nhd,h->nd", branches, weights / weights.sum())[:, None]
+    return replace(batch, branch_embeds=mean if options.fusion in LINEAR_MEANS else F.normalize(mean, dim=-1))
 
 
 def _caption_batch(

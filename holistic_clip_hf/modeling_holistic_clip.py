@@ -77,7 +77,7 @@ class BranchFusion(nn.Module):
     @property
     def is_linear(self) -> bool:
         """Tell whether the score is a dot product of `image_vectors` and `text_vectors`."""
-        return self.config.fusion in ("mean", "weighted", "routed")
+        return self.config.fusion in ("centroid", "mean", "weighted", "routed")
 
     def mean(self, branch_embeds: Tensor) -> Tensor:
         """Average (N, H, ...) over branches to (N, ...), weighted if the configuration has weights."""
@@ -89,10 +89,15 @@ class BranchFusion(nn.Module):
     def image_vectors(self, branch_embeds: Tensor) -> Tensor:
         """Map (N, H, D) to (N, D), or to (N, H * D) if texts are routed.
 
-        Not of unit length: its dot product with a text's vector is the fused similarity. `max` and `softmax` have no
-        vector of their own and take the mean here.
+        Its dot product with a text's vector is the fused similarity. That of `centroid` is of unit length, the others
+        are shorter. `max` and `softmax` have no vector of their own and take the mean here.
         """
-        return branch_embeds.flatten(1) if self.is_routed else self.mean(branch_embeds)
+        return branch_embeds.flatten(1) if self.is_routed else self.single_vectors(branch_embeds)
+
+    def single_vectors(self, branch_embeds: Tensor) -> Tensor:
+        """Map (N, H, D) to (N, D): the mean over branches, of unit length if the fusion is `centroid`."""
+        mean = self.mean(branch_embeds)
+        return F.normalize(mean, dim=-1) if self.config.fusion == "centroid" else mean
 
     def text_vectors(self, text_embeds: Tensor) -> Tensor:
         """Map (T, D) of unit length to the same, or to (T, H * D): the text once for each branch, by its share."""

@@ -12,13 +12,23 @@ from reference import loss_of
 
 
 @pytest.mark.parametrize("duplicate_captions", ["positive", "ignore", "negative"])
-def test_the_fused_term_is_one_to_many_training_of_the_mean(duplicate_captions: str) -> None:
+@pytest.mark.parametrize("fusion", ["centroid", "mean", "weighted", "max", "softmax"])
+def test_the_fused_term_is_one_to_many_training_of_the_served_vector(fusion: str, duplicate_captions: str) -> None:
+    """Of `max` and `softmax`, which have no vector, it trains the centroid."""
     branches, texts, scale = embeds(3, 4)
     mask, ids = ragged(5, 4)
     options: dict[str, Any] = {"caption_mask": mask, "caption_ids": ids, "duplicate_captions": duplicate_captions}
+    given = [0.5, 0.0, 1.5] if fusion == "weighted" else None
+    options |= {"fusion": fusion, "branch_weights": given}
     result = loss_of(branches, texts, scale, fused_weight=0.6, diversity_weight=0.0, **options)
-    mean = [[sum(branch[d] for branch in image) / 3 for d in range(branches.shape[2])] for image in branches]
+    shares = [0.25, 0.0, 0.75] if given else [1 / 3] * 3
+    mean = [
+        [sum(share * branch[d] for share, branch in zip(shares, image, strict=True)) for d in range(branches.shape[2])]
+        for image in branches
+    ]
     length = [sum(value**2 for value in vector) ** 0.5 for vector in mean]
+    if fusion in ("mean", "weighted"):
+        length = [torch.ones(())] * len(mean)
     one = [[[value / norm for value in vector]] for vector, norm in zip(mean, length, strict=True)]
     expected = reference.contrastive(one, texts, scale, [[0] * 4] * 5, mask, ids, duplicate_captions)
     torch.testing.assert_close(result.fused, expected, rtol=1e-9, atol=1e-10)
