@@ -89,6 +89,8 @@ class ChatServer:
         if status in (400, 422) and name == "max_tokens" and "max_completion_tokens" in said:
             self._budget = "max_completion_tokens"  # models that think refuse the older name
             return await self.ask(client, question, budget)
+        if status in (404, 405):  # the path, since it is kept as it is given
+            said = f"{said} ({self.url.path})"
         failure = refusal(status, headers, self._without_token(said))
         is_spent = b"insufficient_quota" in content  # OpenAI's 429 of an account that is empty
         raise RefusedError(failure._replace(kind=Kind.HOPELESS) if is_spent else failure)
@@ -211,4 +213,5 @@ def _is_loopback(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:  # a name
         return False
+    address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified

@@ -12,6 +12,7 @@ from PIL import Image
 
 from caption_server import Asked, CaptionServer, answer, serving
 from holistic_clip_hf.captioning.captioner import Reply, Work
+from holistic_clip_hf.captioning.chat_server import ChatServer
 from holistic_clip_hf.captioning.patience import Patience
 from holistic_clip_hf.captioning.perspectives import Perspective
 from holistic_clip_hf.captioning.remote_backend import RemoteBackend, ServerError
@@ -48,6 +49,24 @@ def test_a_path_is_kept_as_it_is_given(given: str, path: str) -> None:
     with serving(CaptionServer(path=path)) as server:
         [reply] = ask(server.url + given)
     assert reply.text and [asked.path for asked in server.asked] == [path]
+
+
+def test_a_path_that_is_not_there_is_told() -> None:
+    with serving(CaptionServer()) as server, pytest.raises(ServerError, match=r"HTTP 404: .*/api/chat/completions"):
+        ask(f"{server.url}/api?key=hidden")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_here"),
+    [("[::1]", True), ("[::ffff:127.0.0.1]", True), ("127.8.9.1", True), ("me.localhost", True), ("10.0.0.1", False)]
+    + [("localhost.example.org", False), ("[2001:db8::1]", False), ("LOCALHOST", True)],
+)
+def test_addresses_of_this_machine(host: str, is_here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    for scheme in ("http", "https"):
+        server = ChatServer(f"{scheme}://{host}:8000", "m", None, {})
+        client = server.client()
+        assert (client._transport_for_url(server.url) is client._transport) == is_here
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])

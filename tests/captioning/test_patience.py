@@ -141,7 +141,9 @@ def test_a_server_that_answers_nobody_for_long_is_not_waited_for(
 def test_a_server_that_refuses_everybody_ends_the_run(status: str) -> None:
     with (
         serving(CaptionServer([status] * 9, error=b'{"error": "no such key: hf_secret"}')) as server,
-        pytest.raises(ServerError, match=rf"The server refuses 'm': HTTP {status}: no such key: \*\*\*. Correct the"),
+        pytest.raises(
+            ServerError, match=rf"The server refuses 'm': HTTP {status}: no such key: \*\*\*.*\. Correct the"
+        ),
     ):
         list(RemoteBackend(server.url, "m", token="hf_secret", concurrency=1).answer(pictures(9)))
     # 403 may be said of one image, so another picture is asked about.
@@ -178,7 +180,9 @@ def test_a_dead_server_ends_the_run_with_the_reason(caplog: pytest.LogCaptureFix
     with serving(CaptionServer()) as server:
         pass
     begin = time.monotonic()
-    with pytest.raises(ServerError, match=r"the connection failed: ConnectError: .*\(attempts: 3\)\. Correct"):
+    with pytest.raises(
+        ServerError, match=r"does not answer for 'm': the connection failed: ConnectError: .*\(attempts: 3\)\. Correct"
+    ):
         list(RemoteBackend(server.url, "m", patience=Patience(attempts=3, first_pause=0.1)).answer(pictures(120)))
     assert time.monotonic() - begin < 3
     # Told at once, and not after all attempts.
