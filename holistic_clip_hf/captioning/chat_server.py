@@ -136,15 +136,18 @@ def read_answer(content: bytes) -> tuple[str, bool]:
     output = json.loads(content)
     match output:
         case {"choices": [{"message": {**message}} as choice, *_]}:
-            end = choice.get("finish_reason")
-            return _text(message.get("content")), isinstance(end, str) and end.casefold() in GOOD_ENDINGS
+            end, text = choice.get("finish_reason"), _text(message.get("content"))
+            thought = message.get("reasoning_content") or message.get("reasoning")
+            if not text and isinstance(thought, str) and thought:
+                text = f"<think>{thought}"  # taken apart by the server, which found no end of it
+            return text, isinstance(end, str) and end.casefold() in GOOD_ENDINGS
     raise ValueError(f"no text in {str(output)[:100]!r}")
 
 
 def _text(content: Any) -> str:
     """Return a text, or those of its parts that are not thinking."""
     match content:
-        case None:  # nothing but thinking, or a refusal
+        case None:  # nothing but thinking
             return ""
         case str():
             return content

@@ -172,8 +172,10 @@ def test_only_endings_that_are_known_to_be_good_are_finished(end: str | None) ->
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ({"content": None, "reasoning_content": "It is a dog."}, ""),
-        ({"reasoning": "It is a dog."}, ""),
+        ({"content": None, "reasoning_content": "It is a dog."}, "<think>It is a dog."),
+        ({"reasoning": "It is a dog."}, "<think>It is a dog."),
+        ({"content": "A dog.", "reasoning": "It is a dog."}, "A dog."),
+        ({"content": None, "refusal": "No."}, ""),
         ({"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "A dog."}]}, "A dog."),
         ({"content": [{"type": "text", "text": "A "}, {"type": "text", "text": "dog."}]}, "A dog."),
     ],
