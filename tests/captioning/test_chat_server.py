@@ -81,6 +81,14 @@ def test_this_machine_is_never_reached_through_a_proxy(name: str, monkeypatch: p
     assert not proxy.asked and len(server.asked) == 3
 
 
+def test_a_proxy_that_cannot_be_used_does_not_matter_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx does not even start without a package for SOCKS."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with serving(CaptionServer()) as server:
+        [reply] = ask(server.url)
+    assert reply.text
+
+
 def test_another_machine_is_reached_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(CaptionServer(path="http://captions.invalid:8000/v1/chat/completions")) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
