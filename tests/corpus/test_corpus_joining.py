@@ -59,6 +59,17 @@ def test_rows_are_joined_to_their_images(tmp_path: Path) -> None:
     assert (source.name, source.read("place of c")) == ("images", b"place of c")
 
 
+def test_captioners_of_one_name_are_sources_of_their_own(tmp_path: Path) -> None:
+    """In one folder of rows or in two; a corpus keeps one caption of a source from each perspective."""
+    ours, theirs, old = (row("a", "short", text) for text in ("ours", "theirs", "old"))
+    rows = [ours._replace(weights="0123abcdef"), theirs._replace(weights="fedcba9876"), old]
+    assert [each["source"] for _, each in captions_of_rows(rows)] == ["vlm", "vlm@fedcba9", "vlm"]
+    known: dict[str, list[str]] = {}
+    for _ in range(2):
+        for each, source in zip(rows, ["vlm", "vlm@fedcba9", "vlm"], strict=True):
+            assert [caption["source"] for _, caption in captions_of_rows([each], known)] == [source]
+
+
 def test_captions_of_another_source_are_joined() -> None:
     other = Images(Item("c", "", "", [caption("c again", "short")]), Skipped("line 3", "no record"), Item("a", "", ""))
     joined = list(JoinedSource(FOLDER, lambda: captions_of_source(other)).items())
