@@ -315,13 +315,11 @@ def test_folders_with_lists_of_their_own(tmp_path: Path) -> None:
             Image.new("RGB", (16, 16)).save(tmp_path / name / image)
         (tmp_path / name / "metadata.csv").write_text(f"file_name,alt\n1.png,{name}\ngone.png,x\n")
     source = ListedFolder(tmp_path, find_lists(tmp_path), {"alt": "web"})
-    assert captions_of(source) == {"other/1.png": ["other"], "train/1.png": ["train"]}
-    assert left_out(source) == {
-        **dict.fromkeys(("other/gone.png", "train/gone.png"), "no such file"),
-        **dict.fromkeys(("other/unnamed.png", "train/unnamed.png"), "no list names it"),
-    }
+    unnamed: dict[str, list[str]] = {"other/unnamed.png": [], "train/unnamed.png": []}
+    assert captions_of(source) == {"other/1.png": ["other"], "train/1.png": ["train"], **unnamed}
+    assert left_out(source) == dict.fromkeys(("other/gone.png", "train/gone.png"), "no such file")
     splits: dict[str, Any] = {item.image_id: item.split for item in source.items() if isinstance(item, Item)}
-    assert splits == {"other/1.png": "", "train/1.png": "train"}
+    assert splits == {"other/1.png": "", "train/1.png": "train", "other/unnamed.png": "", "train/unnamed.png": "train"}
     assert source.read("train/1.png") == (tmp_path / "train/1.png").read_bytes()
 
 
