@@ -125,6 +125,7 @@ NO_LISTS: dict[str, tuple[bytes | str, str]] = {
     "a cut array": ('[{"image": "a.png"}, {"ima', "element 2 of the JSON array does not parse"),
     "a cut object": ('{"data": [{"image": "a.png"}, {"ima', "is not valid JSON"),
     "detections": ('{"images": [{"id": 1}], "annotations": [{"bbox": []}]}', "has no captions in its annotations"),
+    "a column twice": ("image,caption,caption\na.png,x,y\n", "head of .* names 'caption' twice"),
     "gzip": (b"\x1f\x8b\x08\x00", "is compressed with gzip; expected .* Unpack it"),
     "zip": (b"PK\x03\x04aaaa", "is compressed with zip"),
     "UTF-16 without a mark": ("image,caption\n".encode("utf-16-le"), r"zero bytes; .* `list --encoding utf-16-le`"),
