@@ -35,6 +35,14 @@ _MOST_TEXT = 2**20  # bytes of the text beside an image
 _PAIRS = [(image, text) for image in ("image", "images") for text in ("caption", "captions", "text", "texts")]
 
 
+# For a folder of which nothing else is read.
+_OTHER_SOURCES = {
+    ".tar": "Read archives with `tar` and the folder's name.",
+    ".parquet": "Read parquet with `dataset` and the folder's name.",
+    ".heic": "Convert photos of phones, e.g. with `magick mogrify -format jpg *.heic`.",
+}
+
+
 class ImageFolder:
     """A `Source` of the images below a folder; the text beside `a/cat.jpg` is in `a/cat.txt`, as one caption.
 
@@ -88,6 +96,7 @@ class ImageFolder:
                     yield self._skipped(path, "a text without an image")
             elif _stem(name) not in images:
                 told = f"the ending {ending}" if ending else "a name without an ending"
+                self.hint = _OTHER_SOURCES.get(ending, self.hint)
                 yield self._skipped(path, f"{told} is not read")
 
     def item(self, path: Path, text_path: Path | None = None) -> Item | Skipped:

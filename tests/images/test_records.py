@@ -342,3 +342,12 @@ def test_a_list_without_its_images_says_where_they_were_sought(tmp_path: Path) -
     message = rf"no such file \(1\). The images are looked for below {tmp_path}, the first as 'val2014/1.png'.*--root"
     with pytest.raises(ValueError, match=message), make_plan([ListedImages(tmp_path / "list")], BuildSettings()):
         pass
+
+
+@pytest.mark.parametrize(("name", "advice"), [("0.tar", "`tar`"), ("0.parquet", "`dataset`"), ("0.HEIC", "jpg")])
+def test_a_folder_of_something_else_says_what_reads_it(tmp_path: Path, name: str, advice: str) -> None:
+    (tmp_path / name).touch()
+    ending = Path(name).suffix.casefold()
+    message = rf"left out are the ending {ending} is not read \(1\).*{advice}"
+    with pytest.raises(ValueError, match=message), make_plan([ImageFolder(tmp_path)], BuildSettings()):
+        pass
