@@ -1,6 +1,7 @@
 """Images of one source with captions of others and of captioners, by image id; the tables they lie in meanwhile."""
 
 import errno
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def row(image_id: str, perspective: str, text: str, status: str = "ok", error: s
 FOLDER = Images(
     Item("a", "place of a", "1", [caption("own a")], 7, "test"), Skipped("b", "torn"), Item("c", "place of c", "1")
 )
+
+
+@pytest.mark.parametrize(("stored", "said"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_ids_are_joined_in_either_form_of_unicode(stored: str, said: str) -> None:
+    name, other = (unicodedata.normalize(form, "café.jpg") for form in (stored, said))  # type: ignore[arg-type]
+    source = JoinedSource(Images(Item(name, "place", "1")), lambda: [(other, caption("a coffee"))])
+    (item,) = source.items()
+    assert isinstance(item, Item) and (item.image_id, item.captions) == (name, [caption("a coffee")])
 
 
 def test_rows_are_joined_to_their_images(tmp_path: Path) -> None:
