@@ -87,7 +87,7 @@ _KINDS: dict[str, _Kind] = {
 }
 
 
-def _require_numbers(values: Mapping[str, Any], where: str = "") -> None:
+def require_numbers(values: Mapping[str, Any], where: str = "") -> None:
     """Raise `ValueError` for NaN, infinity and sizes that no model can have; `where` is put before the names."""
     for name, value in values.items():
         kind = _KINDS.get(name)
@@ -97,7 +97,7 @@ def _require_numbers(values: Mapping[str, Any], where: str = "") -> None:
 
 def _require_tower(kind: type[CLIPTextConfig | CLIPVisionConfig], given: Mapping[str, Any], where: str = "") -> None:
     """Raise `ValueError` for fields of a tower that contradict each other; absent ones are the default."""
-    _require_numbers(given, where)
+    require_numbers(given, where)
     width = given.get("hidden_size", kind.hidden_size)
     heads = given.get("num_attention_heads", kind.num_attention_heads)
     if width % heads:
@@ -237,7 +237,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     def validate_patches(self) -> None:
         """Part of the `@strict` validation."""
         require_choice("patch_stem", self.patch_stem, PATCH_STEMS)
-        _require_numbers(vars(self))
+        require_numbers(vars(self))
         size, patch = cast(int, self.image_size), cast(int, self.patch_size)
         if patch > size:
             raise ValueError(f"`patch_size` is {patch}; expected at most `image_size`, which is {size}.")
@@ -411,7 +411,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
     def require_valid(self) -> None:
         """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
-        _require_numbers(vars(self))
+        require_numbers(vars(self))
         self._let_towers_follow()
         self.validate_text()
         cast(HolisticCLIPVisionConfig, self.vision_config).require_valid()
@@ -453,7 +453,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         """Part of the `@strict` validation."""
         for name, valid in LOSS_CHOICES.items():
             require_choice(name, getattr(self, name), valid)
-        _require_numbers(vars(self))
+        require_numbers(vars(self))
 
     def validate_fusion(self) -> None:
         """Part of the `@strict` validation."""

@@ -37,7 +37,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .configuration_holistic_clip import DIVERSITIES, LOSS_CHOICES, MATCHINGS, OBJECTIVES, require_choice
+from .configuration_holistic_clip import (
+    DIVERSITIES,
+    LOSS_CHOICES,
+    MATCHINGS,
+    OBJECTIVES,
+    require_choice,
+    require_numbers,
+)
 
 FREE = -1
 SINKHORN_ITERATIONS, SINKHORN_EPSILON = 3, 0.05  # SwAV's
@@ -445,7 +452,7 @@ class LossOptions:
             make 64 MB.
 
     Raises:
-        ValueError: an unknown option.
+        ValueError: an unknown option, a weight below zero, or a number that is not finite.
     """
 
     objective: str = "softmax"
@@ -462,6 +469,7 @@ class LossOptions:
     def __post_init__(self) -> None:
         for name, valid in LOSS_CHOICES.items():
             require_choice(name, getattr(self, name), valid)
+        require_numbers(vars(self))
 
 
 def multi_to_multi_loss(

@@ -5,6 +5,7 @@ What cannot be right is refused before training begins.
 """
 
 import logging
+import math
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -95,7 +96,7 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
                 "`accelerator_config.dispatch_batches=True` would read and decode all images in the first process. "
                 "Leave it out: each process reads its own share, of a stream too."
             )
-        if self.logit_scale_max < 1:
+        if not self.logit_scale_max >= 1:  # NaN is not
             raise ValueError(f"`logit_scale_max` is {self.logit_scale_max}; expected 1 or more, such as 100 in CLIP.")
         for name in ("captions_per_image", "sentences_per_caption", "gradient_cache_size", "loss_chunk_size"):
             value = getattr(self, name)
@@ -114,9 +115,9 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
                 f"`hub_strategy={self.hub_strategy.value!r}` would put the optimizer's state on the Hub, which is a "
                 "pickle. Leave it out: the result is pushed, once, when training ends."
             )
-        negative = {pattern: factor for pattern, factor in self.multipliers.items() if factor < 0}
-        if negative:
-            raise ValueError(f"`learning_rate_multipliers` {negative} are negative; expected 0 or more.")
+        wrong = {pattern: factor for pattern, factor in self.multipliers.items() if not 0 <= factor < math.inf}
+        if wrong:
+            raise ValueError(f"`learning_rate_multipliers` has {wrong}; expected 0 or more, and finite.")
 
     @property
     def multipliers(self) -> dict[str, float]:
