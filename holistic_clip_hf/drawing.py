@@ -3,12 +3,14 @@
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from .storage import import_extra
+from .storage import import_extra, require_place, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +22,49 @@ LOW, HIGH, LOST = "#dfe7f2", "#1f4e8c", "#a8442f"  # from nothing to much; less 
 DARK_TEXT, LIGHT_TEXT, LIGHT_TEXT_FROM = "#20242a", "#ffffff", 0.55  # contrast of 4.5 and more within a cell
 COLOURS = ("#5b8bc4", "#d9822b", "#8f7cc0", "#3f9a9e", "#c0688a", "#87984f", "#9a8268", "#6f8797")
 DPI = 150
+_SOFTWARE, _OURS = "Software", "holistic-clip-hf"  # text in a PNG, by which a picture of ours is known again
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 LINE_SPACING = 1.35
 BUILT_IN_PUNCTUATION = "“”‘’…·"  # what Pillow's own font has beyond ASCII and is worth keeping
+
+
+def require_picture(path: Path, name: str, apart: Sequence[str | Path] = ()) -> None:
+    """Refuse a picture that would replace a file which is not a picture of ours, or would be taken for an image.
+
+    Args:
+        path: PNG file that is to be written; it need not exist.
+        name: Name of the option, for the message.
+        apart: Folders of images, below which no picture is written.
+
+    Raises:
+        ValueError: it would, or it does not end in .png, or cannot be written.
+    """
+    if path.suffix.casefold() != ".png":
+        raise ValueError(f"`{name}` is {path}; expected a file that ends in .png. Name another.")
+    require_place(path, name)
+    for folder in apart:
+        if path.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"`{name}` is {path}, among the images of {folder}; expected a file elsewhere. Name one.")
+    if path.exists() and not _is_ours(path):
+        raise ValueError(
+            f"`{name}` is {path}, a file that was not drawn by this command; expected a new one. Name another."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell a picture that `save_picture` wrote by the text in it."""
+    with open(path, "rb") as file:
+        head = file.read(1_000)  # Pillow writes texts before pixels
+    return head.startswith(b"\x89PNG") and f"tEXt{_SOFTWARE}\0{_OURS}".encode() in head
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture that `require_picture` knows again as ours, complete or not at all."""
+    told = PngInfo()
+    told.add_text(_SOFTWARE, _OURS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as file:
+        image.save(file, "PNG", pnginfo=told)
 
 
 class Surface:

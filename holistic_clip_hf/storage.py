@@ -210,6 +210,49 @@ def require_apart(directory: Path, source: Path, *, walked: bool) -> None:
         )
 
 
+def require_place(path: Path, name: str) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it.
+
+    Args:
+        path: File that is to be written; it need not exist.
+        name: Name of the option or argument, for the message.
+
+    Raises:
+        ValueError: it is a folder, or below a file, or below a folder in which nothing may be written.
+    """
+    if path.is_dir():
+        raise ValueError(f"`{name}` is {path}, which is a folder; expected a file. Name a file in it.")
+    above = next(each for each in path.absolute().parents if each.exists())
+    if not above.is_dir():
+        raise ValueError(f"`{name}` is {path}, below {above}, which is a file; expected a folder there. Name another.")
+    if not os.access(path if path.exists() else above, os.W_OK) or not os.access(above, os.W_OK):
+        raise ValueError(f"`{name}` is {path}, which may not be written; expected a place of yours. Name another.")
+
+
+def require_count(name: str, value: int | None) -> None:
+    """Refuse a number of things that is below 1; a missing one is a default.
+
+    Raises:
+        ValueError: it is.
+    """
+    if value is not None and value < 1:
+        raise ValueError(f"`{name}` is {value}; expected 1 or more. Raise it.")
+
+
+def require_utf8(path: str | Path, name: str) -> None:
+    """Refuse a path that has bytes which are not UTF-8: it cannot stand in JSON, Arrow or on a terminal.
+
+    Raises:
+        ValueError: it has.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"`{name}` is {ascii(str(path))}, whose name is not UTF-8; expected one that is. Rename the folder."
+        ) from error
+
+
 @contextmanager
 def scratch_database() -> Iterator[sqlite3.Connection]:
     """Provide a database that spills from memory into the folder for temporary files, where it has no name to be left

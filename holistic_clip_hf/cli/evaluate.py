@@ -15,7 +15,7 @@ command keeps the finished tasks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..evaluation.benchmarks import ClassifiedImages
+    from ..evaluation.benchmarks import ClassifiedImages, SegmentationBenchmark
     from ..evaluation.probes import LabelledImages
     from ..evaluation.records import Provenance, Record
     from ..evaluation.retrieval import EmbeddedCorpus
@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 
 Task = Literal["retrieval", "branches", "classification", "probes", "segmentation"]
 TRAIN = "train"
+DRAWN = frozenset({"retrieval", "branches"})  # by which the pictures are drawn
+CLASSIFIED = frozenset({"classification", "probes"})
+SEGMENTED = frozenset({"segmentation"})
+READERS = {  # of an option, the tasks that read it
+    **dict.fromkeys(("corpus", "split_column", "perspectives", "picture", "branch_picture"), DRAWN),
+    **dict.fromkeys(("masks", "readouts", "short_side", "background_threshold"), SEGMENTED),
+    "protocols": frozenset({"retrieval"}),
+    "classes": CLASSIFIED,
+    "templates": frozenset({"classification", "segmentation"}),
+    **dict.fromkeys(("most_train", "neighbours"), frozenset({"probes"})),
+}
 
 
 @dataclass(frozen=True)
@@ -124,48 +135,58 @@ class Command:
             ValueError: an option that a task needs is missing, or names nothing.
         """
         self.require_options()
+        from ..drawing import save_picture
         from ..evaluation.branch_report import branch_picture
-        from ..evaluation.encoding import load_checkpoint
         from ..evaluation.records import save_records
         from ..visualization.result_grid import draw_results
         from .tables import results_table
 
-        model, processor = load_checkpoint(self.model)
-        evaluation, records = Evaluation(model, processor, self), []
-        for task in dict.fromkeys(self.tasks):
+        evaluation, records = Evaluation(self), []
+        evaluation.open_data()
+        todo = list(dict.fromkeys(self.tasks))
+        for number, task in enumerate(todo):
             found = TASKS[task](evaluation)
             save_records(self.output, found)
             records += found
-        names = model.config.perspectives
-        print(results_table(records, names))
-        if self.texts.branch_picture:
-            self.texts.branch_picture.parent.mkdir(parents=True, exist_ok=True)
-            branch_picture(records, names=names).save(self.texts.branch_picture)
-        if self.texts.picture:
-            draw_results(
-                model,
-                processor,
-                evaluation.corpus[1],
-                self.texts.picture,
-                perspectives=evaluation.perspectives,
-                batch_size=self.batch_size,
-                seed=self.seed,
-            )
-        print(f"\n{len(records):,} records are in {self.output}.")
+            print(results_table(found, evaluation.model.config.perspectives), end="\n\n", flush=True)
+            if not DRAWN & {task} or DRAWN & set(todo[number + 1 :]):
+                continue
+            if path := self.texts.branch_picture:
+                save_picture(branch_picture(records, names=evaluation.model.config.perspectives), path)
+            if self.texts.picture:
+                draw_results(
+                    evaluation.model,
+                    evaluation.processor,
+                    evaluation.corpus[1],
+                    self.texts.picture,
+                    perspectives=evaluation.perspectives,
+                    batch_size=self.batch_size,
+                    seed=self.seed,
+                )
+        print(f"{len(records):,} records are in {self.output}.")
 
     def require_options(self) -> None:
-        """Check what the tasks need, before a checkpoint is loaded.
+        """Check the options, before a checkpoint is loaded or anything is computed.
 
         Raises:
-            ValueError: an option is missing.
+            ValueError: an option is missing, is not used, or names a place that cannot be written.
         """
+        for option, given in {"tasks": self.tasks, "protocols": self.texts.protocols}.items():
+            if not given:
+                raise ValueError(f"`--{option}` is empty; expected one or several. Name them, or leave it out.")
+        self._require_needed()
+        self._require_used()
+        self._require_numbers()
+        self._require_places()
+
+    def _require_needed(self) -> None:
         tasks = set(self.tasks)
-        if self.texts.corpus is None and {"retrieval", "branches"} & tasks:
+        if self.texts.corpus is None and DRAWN & tasks:
             raise ValueError(
                 "`--corpus` is missing; retrieval and branches expect the folder of a corpus, or a benchmark as "
                 "coco=DIR."
             )
-        if self.labels.classes is None and {"classification", "probes"} & tasks:
+        if self.labels.classes is None and CLASSIFIED & tasks:
             raise ValueError(
                 "`--classes` is missing; classification and probes expect a perspective or a column of the corpus, or "
                 "a benchmark as imagenet=DIR."
@@ -176,12 +197,59 @@ class Command:
             raise ValueError(
                 f"`--masks` is {self.pixels.masks!r}; segmentation expects a benchmark and its folder, as voc21=DIR."
             )
-        for option in ("picture", "branch_picture"):
-            if getattr(self.texts, option) and not {"retrieval", "branches"} & tasks:
+
+    def _require_used(self) -> None:
+        """Refuse an option that no task reads: its user believes that it counts."""
+        for group in (self.texts, self.labels, self.pixels):
+            for option in fields(group):
+                readers = READERS[option.name]
+                if option.name in ("corpus", "split_column") and "=" not in (self.labels.classes or "="):
+                    readers = readers | CLASSIFIED
+                if getattr(group, option.name) != option.default and not readers & set(self.tasks):
+                    name = f"--{option.name.replace('_', '-')}"
+                    raise ValueError(
+                        f"`{name}` is given without {' or '.join(sorted(readers))}, by which alone it is used. "
+                        f"Add one to `--tasks`, or leave `{name}` out."
+                    )
+
+    def _require_numbers(self) -> None:
+        from ..storage import require_count
+
+        require_count("--batch-size", self.batch_size)
+        require_count("--most-train", self.labels.most_train)
+        require_count("--neighbours", self.labels.neighbours)
+        require_count("--short-side", self.pixels.short_side)
+
+    def _require_places(self) -> None:
+        from ..drawing import require_picture
+        from ..evaluation.records import load_records
+        from ..storage import require_place
+
+        require_place(self.output, "--output")
+        if self.output.is_file():
+            try:
+                load_records(self.output)
+            except ValueError as error:
                 raise ValueError(
-                    f"`--{option.replace('_', '-')}` is given without retrieval or branches, from which it is drawn. "
-                    "Add one to `--tasks`."
-                )
+                    f"`--output` is {self.output}, which does not hold records; expected a new file, or one that this "
+                    f"command wrote. Name another. ({error})"
+                ) from error
+        roots = [root for _, root in map(split_benchmark, self._sources()) if root is not None]
+        for option in ("picture", "branch_picture"):
+            if (path := getattr(self.texts, option)) is not None:
+                require_picture(path, f"--{option.replace('_', '-')}", roots)
+        if self.texts.picture and self.texts.picture == self.texts.branch_picture:
+            raise ValueError(f"`--picture` and `--branch-picture` are both {self.texts.picture}. Name two files.")
+
+    def _sources(self) -> list[str]:
+        """Return the corpus and the benchmarks, each as NAME=FOLDER."""
+        from ..corpus.build import find_corpus
+
+        given = [self.texts.corpus, self.labels.classes, self.pixels.masks]
+        found = [each for each in given if each and "=" in each]
+        if (corpus := self.texts.corpus) and "=" not in corpus:
+            found.append(f"corpus={find_corpus(corpus)}")
+        return found
 
 
 def split_benchmark(text: str) -> tuple[str, Path | None]:
@@ -193,8 +261,42 @@ def split_benchmark(text: str) -> tuple[str, Path | None]:
 class Evaluation:
     """A checkpoint and the options of the command. What two tasks need is encoded once."""
 
-    def __init__(self, model: "HolisticCLIPModel", processor: "HolisticCLIPProcessor", options: Command) -> None:
-        self.model, self.processor, self.options = model, processor, options
+    def __init__(self, options: Command) -> None:
+        self.options = options
+
+    def open_data(self) -> None:
+        """Open all that the tasks read, so that what is wrong with it is told before anything is computed.
+
+        Raises:
+            ValueError: no such corpus, split, perspective, classes, templates or benchmark.
+        """
+        from ..corpus.build import require_perspectives
+        from ..evaluation.classification import load_templates
+
+        tasks = set(self.options.tasks)
+        if DRAWN & tasks:
+            require_perspectives(self.corpus[1], self.perspectives, name=self.options.texts.corpus or "")
+        if CLASSIFIED & tasks:
+            _ = self._classified
+        if SEGMENTED & tasks:
+            _ = self._segmented
+        load_templates(self.options.labels.templates)
+
+    @cached_property
+    def _loaded(self) -> "tuple[HolisticCLIPModel, HolisticCLIPProcessor]":
+        from ..evaluation.encoding import load_checkpoint
+
+        return load_checkpoint(self.options.model)
+
+    @property
+    def model(self) -> "HolisticCLIPModel":
+        """Checkpoint that is measured."""
+        return self._loaded[0]
+
+    @property
+    def processor(self) -> "HolisticCLIPProcessor":
+        """Processor of the checkpoint."""
+        return self._loaded[1]
 
     @cached_property
     def corpus(self) -> tuple[str, "Dataset"]:
@@ -240,6 +342,13 @@ class Evaluation:
         if left_out := {split: each.num_left_out for split, each in found.items() if each.num_left_out}:
             print(f"left out, as they have no {kind}: {left_out}")
         return f"{opened[0][0]}, by {kind}", found
+
+    @cached_property
+    def _segmented(self) -> "tuple[str, SegmentationBenchmark]":
+        from ..evaluation.benchmarks import open_segmentation
+
+        name, root = split_benchmark(self.options.pixels.masks or "")
+        return name, open_segmentation(name, root or Path())
 
     @cached_property
     def _test_images(self) -> "LabelledImages":
@@ -301,13 +410,11 @@ class Evaluation:
 
     def segmentation(self) -> "list[Record]":
         """Measure zero-shot segmentation by each readout."""
-        from ..evaluation.benchmarks import open_segmentation
         from ..evaluation.classification import encode_classes, load_templates
         from ..evaluation.segmentation import PixelClasses, Windows, evaluate_segmentation
 
-        options = self.options.pixels
-        name, root = split_benchmark(options.masks or "")
-        benchmark, records = open_segmentation(name, root or Path()), []
+        options, records = self.options.pixels, []
+        name, benchmark = self._segmented
         templates = load_templates(self.options.labels.templates)
         embeds = encode_classes(self.model, self.processor, benchmark.class_names, templates)
         classes = PixelClasses(benchmark.class_names, embeds, benchmark.background, options.background_threshold)

@@ -23,8 +23,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg, subcommand
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..images.sources import Images
     from ..search import Hit, SearchIndex
+
+FUSED = "fused"  # in place of a perspective: all branches
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Index:
     lookup: Literal["auto", "exact", "ivf", "hnsw"] = "auto"
     columns: tuple[str, ...] = ()
     batch_size: int = 64
+    replace: bool = False
 
     def __call__(self) -> None:
         """Tell the size before, index, and print what was done.
@@ -57,8 +62,12 @@ class Index:
         """
         from ..evaluation.encoding import load_checkpoint
         from ..search import estimate_bytes, index_images
+        from ..search.indexing import require_index_place
+        from ..storage import require_count
 
+        require_count("--batch-size", self.batch_size)
         images = open_images(self.images, list(self.columns))
+        require_index_place(self.index, images)  # before a model is loaded
         model, processor = load_checkpoint(self.model)
         count = sum(hasattr(each, "stamp") for each in images.items())
         size = estimate_bytes(model.config, count, vectors=self.vectors, lookup=self.lookup)
@@ -71,6 +80,7 @@ class Index:
             vectors=self.vectors,
             lookup=self.lookup,
             batch_size=self.batch_size,
+            replace=self.replace,
             progress=True,
         )
         print(report)
@@ -97,7 +107,7 @@ class Find:
     query: Positional[str] = ""
     model: str | None = None
     like: Path | None = None
-    perspective: str = "fused"
+    perspective: str | None = None
     k: Annotated[int, arg(aliases=["-k"])] = 10
     path: str | None = None
     where: tuple[str, ...] = ()
@@ -108,29 +118,73 @@ class Find:
         """Print what is found, best first.
 
         Raises:
-            ValueError: no such index, or a query, column or image that cannot be used.
+            ValueError: no such index, a query, column or image that cannot be used, or no image that matches.
         """
-        from ..images.decoding import decode
+        from ..drawing import save_picture
         from ..search import Filter, Term
         from ..visualization import ResultRow, result_grid
 
-        if self.picture and self.like and self.picture.resolve() == self.like.resolve():
-            raise ValueError(
-                f"`--picture` is {self.picture}, the image of `--like`; expected another. Name a new file."
-            )
-        columns = parse_conditions(self.where)
+        example, columns = self.check(), parse_conditions(self.where)
         index = open_index(self.index, self.model)
         terms = index.parse(self.query) if self.query else []
-        if self.like:
-            terms.append(Term(image=decode(self.like.read_bytes()), perspective=self.perspective))
+        if example is not None:
+            terms.append(Term(image=example, perspective=self.perspective or FUSED))
         hits = index.search(terms, k=self.k, where=Filter(columns, path=self.path))
+        if not hits:
+            told = [f"`--path {self.path}`"] * (self.path is not None) + [f"`--where {each}`" for each in self.where]
+            raise ValueError(f"No image of {self.index} matches {' and '.join(told)}. Correct the filter.")
         for hit in hits:
             print(f"{hit.score:8.3f}  {hit.image_id}")
             if self.why:
                 print("\n".join(reasons(hit)))
         if self.picture:
             row = ResultRow("search", self.query or "like the example", range(len(hits)), ())
-            result_grid([row], [index.image(hit.image_id) for hit in hits]).save(self.picture)
+            save_picture(result_grid([row], [index.image(hit.image_id) for hit in hits]), self.picture)
+
+    def check(self) -> "Image | None":
+        """Check the options before a checkpoint is loaded, and return the example image.
+
+        Raises:
+            ValueError: an option that is missing or does not go with another, or an image that cannot be read.
+        """
+        from ..drawing import require_picture
+        from ..search.store import folder_of, read_index_manifest
+        from ..storage import require_count
+
+        require_count("-k", self.k)
+        if self.perspective is not None and self.like is None:
+            raise ValueError(
+                f"`--perspective` is {self.perspective}, that of an image; expected `--like` beside it. Name the "
+                f"image, or write the perspective into the query, as '{self.perspective}: a dog'."
+            )
+        if not self.query and self.like is None:
+            raise ValueError("The query is missing; expected a text, or an image by `--like`. Give one of them.")
+        if self.picture:
+            if self.like and self.picture.resolve() == self.like.resolve():
+                raise ValueError(
+                    f"`--picture` is {self.picture}, the image of `--like`; expected another. Name a new file."
+                )
+            folder = folder_of(read_index_manifest(self.index).origin)
+            require_picture(self.picture, "--picture", [self.index, *([folder] if folder else [])])
+        return None if self.like is None else read_example(self.like)
+
+
+def read_example(path: Path) -> "Image":
+    """Read the image of `--like`.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from ..images.decoding import UnreadableImageError, decode
+    from ..images.files import read_file
+
+    try:
+        return decode(read_file(path))
+    except (OSError, UnreadableImageError) as error:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+        raise ValueError(
+            f"`--like` is {path}, which cannot be read ({reason}); expected an image. Name another."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -180,7 +234,9 @@ class Export:
             ValueError: a collection with other vectors, or of another checkpoint.
         """
         from ..search.qdrant import export_to_qdrant, open_client
+        from ..storage import require_count
 
+        require_count("--batch-size", self.batch_size)
         with closing(open_client(self.qdrant)) as client:
             index = open_index(self.index, self.model)
             count = export_to_qdrant(index, client, self.collection, batch_size=self.batch_size, progress=True)
@@ -207,7 +263,7 @@ def open_images(name: str, columns: list[str]) -> "Images":
 
     directory = Path(name) if Path(name).is_dir() else find_corpus(name)
     if (directory / MANIFEST).is_file():
-        return DatasetImages(load_corpus(directory), columns=columns, name=str(directory))
+        return DatasetImages(load_corpus(directory), columns=columns, name=str(directory.resolve()))
     if columns:
         raise ValueError(
             f"`--columns` is {' '.join(columns)}; expected none, since {name} is a folder of images. Leave it out, or "
@@ -227,23 +283,34 @@ def open_index(directory: Path, model_name: str | None) -> "SearchIndex":
     from ..search.store import read_index_manifest
 
     manifest = read_index_manifest(directory)
-    model, processor = load_checkpoint(model_name or manifest.model)
+    try:
+        model, processor = load_checkpoint(model_name or manifest.model)
+    except ValueError as error:
+        if model_name:
+            raise
+        raise ValueError(
+            f"{directory} was made by {manifest.model or 'a checkpoint without a name'}, which cannot be loaded; "
+            f"expected that checkpoint where it was. Name it with `--model`. ({error})"
+        ) from error
     images = None
     if manifest.origin["kind"] != "folder":
         images = open_images(manifest.origin["name"], list(manifest.layout.columns))
     return SearchIndex(directory, model, processor, images=images)
 
 
-def parse_conditions(given: tuple[str, ...]) -> dict[str, str]:
-    """Read `COLUMN=VALUE` conditions.
+def parse_conditions(given: tuple[str, ...]) -> dict[str, list[str]]:
+    """Read `COLUMN=VALUE` conditions; of several values of a column, one is enough.
 
     Raises:
         ValueError: one without an equals sign.
     """
+    columns: dict[str, list[str]] = {}
     for condition in given:
-        if "=" not in condition:
+        column, found, value = condition.partition("=")
+        if not found:
             raise ValueError(f"`--where` is {condition!r}; expected COLUMN=VALUE.")
-    return dict(condition.split("=", maxsplit=1) for condition in given)
+        columns.setdefault(column, []).append(value)
+    return columns
 
 
 def reasons(hit: "Hit") -> list[str]:

@@ -268,4 +268,4 @@ def _open_images(images: Path) -> tuple[Images, CaptionsById | None]:
     captions = {
         row["image_id"]: [(caption["perspective"], caption["text"]) for caption in row["captions"]] for row in rows
     }
-    return DatasetImages(corpus, name=images.resolve().name), captions
+    return DatasetImages(corpus, name=str(images.resolve())), captions

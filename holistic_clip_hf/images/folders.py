@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets import Features
 
+from ..storage import require_utf8
 from .files import MOST_BYTES, NamedFiles, fault_of, is_address, is_utf8, read_file, require_folder, walk
 from .layouts import (
     SPLIT_NAMES,
@@ -383,6 +384,7 @@ class FolderImages:
                 f"`root` is {root}, which is not a folder; expected a folder of images. Correct the path."
             )
         self.root = Path(root).resolve()
+        require_utf8(self.root, "images")
         self.origin: Mapping[str, str] = {"kind": "folder", "root": str(self.root)}
         self.features = Features({})
         self.others: Mapping[str, int] = {}

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..evaluation.encoding import DualEncoder
 from ..images.decoding import UnreadableImageError, decode
 from ..images.sources import Images, Item, Skipped
-from ..storage import require_apart, require_free_space
+from ..storage import require_apart, require_count, require_free_space, require_utf8
 from .encoding import embed_each, fingerprint
 from .neighbours import build_neighbours, choose_lookup, estimate_bytes
 from .store import (
@@ -32,6 +32,7 @@ from .store import (
     Manifest,
     Segment,
     describe_file,
+    folder_of,
     lock,
     open_segment,
     read_index_manifest,
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 MOST_SMALL = 16  # segments not half full, before they are merged
 DECODERS = 4  # threads
+EncodedRow = tuple[Item, np.ndarray, Mapping[str, Any]]  # vectors (H, D), and the further columns
 
 
 class SegmentRows(NamedTuple):
@@ -118,17 +120,26 @@ class Writer:
     def encoded(
         self, images: Images, todo: Sequence[Item], batch_size: int, progress: bool
     ) -> Iterator[tuple[SegmentRows, list[LeftOut]]]:
-        """Segment by segment, each written before it is given, with what is left out of it."""
+        """Yield segment by segment, each written before it is given, with what is left out of it.
+
+        An interrupted one is written as far as it was encoded, for the next run to take up.
+        """
         with tqdm(total=len(todo), desc="images", disable=not progress) as bar, ThreadPoolExecutor(DECODERS) as pool:
             for start in range(0, len(todo), self.rows_per_segment):
-                rows, left_out = [], []
+                rows: list[EncodedRow] = []
+                left_out: list[LeftOut] = []
                 chunk = todo[start : start + self.rows_per_segment]
-                for first in range(0, len(chunk), batch_size):
-                    batch = chunk[first : first + batch_size]
-                    done, unread = self._encode(batch, list(pool.map(lambda item: _load(images, item), batch)))
-                    rows += [(item, vectors, images.columns(item.image_id)) for item, vectors in done]
-                    left_out += unread
-                    bar.update(len(batch))
+                try:
+                    for first in range(0, len(chunk), batch_size):
+                        batch = chunk[first : first + batch_size]
+                        done, unread = self._encode(batch, list(pool.map(lambda item: _load(images, item), batch)))
+                        rows += [(item, vectors, images.columns(item.image_id)) for item, vectors in done]
+                        left_out += unread
+                        bar.update(len(batch))
+                except KeyboardInterrupt:
+                    if rows:
+                        self._written(_table(self.layout, rows), left_out)
+                    raise
                 yield self._written(_table(self.layout, rows), left_out), left_out
 
     def merged(self, parts: Sequence[SegmentRows]) -> list[SegmentRows]:
@@ -176,7 +187,7 @@ def _load(images: Images, item: Item) -> Image.Image | LeftOut:
         return LeftOut(item.image_id, item.stamp, f"{type(error).__name__}: {error}", again=True)
 
 
-def _table(layout: Layout, rows: Sequence[tuple[Item, np.ndarray, Mapping[str, Any]]]) -> pa.Table:
+def _table(layout: Layout, rows: Sequence[EncodedRow]) -> pa.Table:
     schema = layout.features.arrow_schema
     columns: dict[str, pa.Array] = {
         "image_id": pa.array([item.image_id for item, _, _ in rows], pa.string()),
@@ -224,8 +235,8 @@ class IndexReport:
         ]
         lines += [f"left out: {each.image_id}: {each.reason}" for each in self.left_out]
         if self.others:
-            named = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in self.others.items())
-            lines.append(f"no images by their names: {named}")
+            told = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in self.others.items())
+            lines.append(f"ignored, not images: {told}")
         return "\n".join(lines)
 
 
@@ -239,6 +250,7 @@ def index_images(
     lookup: str = "auto",
     batch_size: int = 64,
     rows_per_segment: int = ROWS_PER_SEGMENT,
+    replace: bool = False,
     progress: bool = False,
 ) -> IndexReport:
     """Make the index in `directory` one of `images`, or bring it up to date.
@@ -248,12 +260,13 @@ def index_images(
         lookup: Way to look vectors up: `"exact"`, approximate with faiss (`"ivf"`, `"hnsw"`), or `"auto"`, exact up to
             a million images.
         batch_size: Number of images that are encoded together.
-        rows_per_segment: Number of rows that a killed run can lose. Going on with the same number, it ends with the
-            same bytes as a run that was never killed.
+        rows_per_segment: Number of rows that a killed run can lose; one that is interrupted loses a batch. Going on
+            after a kill with the same number, it ends with the same bytes as a run that was never killed.
+        replace: Permission to replace an index of other images, from another folder or corpus.
 
     Raises:
-        ValueError: no image at all; an index of another checkpoint, kind of vectors or columns; a fusion that has no
-            vector of its own.
+        ValueError: no image at all; an index of other images, inside the images, or in a folder with other files; an
+            index of another checkpoint, kind of vectors or columns; a fusion that has no vector of its own.
         TimeoutError: another process is indexing into the directory.
         OSError: a full disk.
         ImportError: an approximate look-up without faiss.
@@ -262,15 +275,32 @@ def index_images(
     """
     directory, layout = Path(directory), make_layout(model, processor, images.features, vectors)
     choose_lookup(lookup, 0)
-    if images.origin["kind"] == "folder":
-        require_apart(directory, Path(images.origin["root"]), walked=False)  # an index holds nothing that is an image
-    require_index_folder(directory)
+    require_count("batch_size", batch_size)
+    require_count("rows_per_segment", rows_per_segment)
+    require_index_place(directory, images)
     writer = Writer(directory, layout, model, processor, rows_per_segment)
     with lock(directory):
         build = _Build(writer, images, lookup)
+        if not replace:
+            build.require_same_images()
         build.plan()
         build.encode(batch_size, progress)
         return build.commit()
+
+
+def require_index_place(directory: Path, images: Images) -> None:
+    """Refuse a folder in which no index of these images may be made.
+
+    Raises:
+        ValueError: it is, holds or lies in that of the images, holds files of somebody else, or is not UTF-8.
+    """
+    require_utf8(directory, "index")
+    if (folder := folder_of(images.origin)) is not None:
+        require_apart(directory, folder, walked=True)
+    require_index_folder(directory)
+
+
+SAME = 0.5  # of the images of an index, found again unchanged elsewhere: their folder was moved, and is no other
 
 
 class _Build:
@@ -287,6 +317,24 @@ class _Build:
         self.parts: list[SegmentRows] = []
         self.left_out: list[LeftOut] = []
         self.todo: list[Item] = []
+
+    def require_same_images(self) -> None:
+        """Refuse to make an index of other images out of one that exists.
+
+        Raises:
+            ValueError: the images come from elsewhere, and few of those that were indexed are among them.
+        """
+        if self.before is None or dict(self.before.origin) == dict(self.images.origin):
+            return
+        if folder_of(self.before.origin) is None and named(self.before.origin) == Path(named(self.images.origin)).name:
+            return  # an index made by 0.1.0 of a corpus knows its name alone
+        old = self._old_stamps()
+        found = sum(name in self.items and self.items[name].stamp == stamp for name, stamp in old.items())
+        if found < SAME * len(old):
+            raise ValueError(
+                f"`index` is {self.directory}, which holds an index of {named(self.before.origin)}; expected a new "
+                f"folder for {named(self.images.origin)}. Name another, or add --replace."
+            )
 
     def plan(self) -> None:
         """Take up what an earlier run encoded, and list the images that it did not."""
@@ -315,7 +363,7 @@ class _Build:
         segments = self._segments()
         manifest = Manifest(
             layout=self.layout,
-            model=str(self.config.name_or_path),
+            model=_found_from_anywhere(self.config.name_or_path),
             origin=dict(self.images.origin),
             lookup=self.lookup,
             segments=segments,
@@ -361,6 +409,16 @@ class _Build:
         return build_neighbours(self.directory, self.layout, self.writer.model, datasets, self.lookup)
 
 
+def _found_from_anywhere(name: str | Path) -> str:
+    """Return a checkpoint's name, or the whole path of its folder."""
+    return str(Path(name).resolve()) if str(name) and Path(name).is_dir() else str(name)
+
+
+def named(origin: Mapping[str, str]) -> str:
+    """Return the folder or the name of what was indexed."""
+    return origin["root"] if origin["kind"] == "folder" else origin["name"]
+
+
 def make_layout(model: DualEncoder, processor: Any, features: Features, vectors: str) -> Layout:
     """Describe what an index of this model has in common with others.
 
@@ -393,10 +451,11 @@ def _list(images: Images) -> tuple[dict[str, Item], list[LeftOut]]:
     items = {each.image_id: each for each in found if isinstance(each, Item)}
     if not items:
         seen = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in images.others.items())
+        first = f", the first {skipped[0].image_id} ({skipped[0].reason})" if skipped else ""
         raise ValueError(
-            f"There are no images in {dict(images.origin)}; {len(skipped)} are left out, other files are "
-            f"{seen or 'none'}. "
-            f"Check the path. An earlier index stays as it is. To empty it, delete its directory."
+            f"There are no images in {named(images.origin)}; {len(skipped)} left out{first}, "
+            f"{'other files are ' + seen if seen else 'no other files'}. Check the path. An earlier index stays as it "
+            "is. To empty it, delete its folder."
         )
     return dict(sorted(items.items())), skipped
 

@@ -318,6 +318,12 @@ def vectors_of(dataset: Dataset, name: str) -> list[np.ndarray]:
     return [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, width) for chunk in chunks]
 
 
+def folder_of(origin: Mapping[str, str]) -> Path | None:
+    """Return the folder of what was indexed, if that is a folder of images or a corpus whose folder is known."""
+    path = Path(origin["root"] if origin["kind"] == "folder" else origin["name"])
+    return path if path.is_absolute() else None
+
+
 def require_index_folder(directory: Path) -> None:
     """Refuse to index into a folder that holds anything but an index, finished or half-built.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from datasets import Dataset
 from PIL import Image
 
-from ..drawing import Surface, line_height, lines_of
+from ..drawing import Surface, line_height, lines_of, save_picture
 from ..evaluation.encoding import FusedVectors, encode_images, encode_texts, fuse
 from ..evaluation.ranking import caption_pairs, dot, swapped, top_candidates
 from ..evaluation.records import FUSED
@@ -207,5 +207,5 @@ def draw_results(
             rows.append(ResultRow(label, texts[index], ranked, correct))
     undrawn = undecoded(dataset)
     shown = {index: decode_image(undrawn[index]["image"]) for row in rows for index in row.ranked}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result_grid(rows, shown, title="Texts of each perspective, drawn at random, and the images found").save(path)
+    title = "Texts of each perspective, drawn at random, and the images found"
+    save_picture(result_grid(rows, shown, title=title), path)

@@ -63,8 +63,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[R
 
     def call(*options: str) -> list[Record]:
         output = tmp_path / "results.json"
-        common = ["--model", tmp_path / "tiny", "--output", output, "--corpus", tmp_path / "corpus"]
-        common += ["--split-column", "part"]
+        common = ["--model", tmp_path / "tiny", "--output", output]
+        if "--corpus" not in options:
+            common += ["--corpus", tmp_path / "corpus", "--split-column", "part"]
         parse("evaluate", [*map(str, common), *options])()
         return load_records(output)
 
@@ -176,6 +177,14 @@ def test_probes_may_be_given_a_part(
         (["--tasks", "segmentation", "--masks", "voc21"], "`--masks` is 'voc21'"),
         (["--tasks", "classification", "--classes", "x", "--branch-picture", "b.png"], "`--branch-picture` is given"),
         (["--tasks", "classification", "--classes", "x", "--picture", "b.png"], "`--picture` is given without"),
+        (["--masks", "voc21=v"], "`--masks` is given without segmentation, by which alone it is used"),
+        (["--classes", "colour"], "`--classes` is given without classification or probes"),
+        (["--tasks", "classification", "--classes", "imagenet=i"], "`--corpus` is given without branches or retr"),
+        (["--tasks", "branches", "--protocols", "paper"], "`--protocols` is given without retrieval"),
+        (["--neighbours", "3"], "`--neighbours` is given without probes"),
+        (["--tasks"], "`--tasks` is empty; expected one or several"),
+        (["--batch-size", "-3"], "`--batch-size` is -3; expected 1 or more"),
+        (["--tasks", "probes", "--classes", "colour", "--most-train", "0"], "`--most-train` is 0"),
     ],
 )
 def test_options_are_refused_before_anything_is_loaded(
@@ -183,6 +192,58 @@ def test_options_are_refused_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(*options)
+
+
+def test_places_are_checked_before_anything_is_loaded(
+    splits: dict[str, Dataset], run: Callable[..., list[Record]], tmp_path: Path
+) -> None:
+    """There is no checkpoint: its absence would be told if it were looked for."""
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (4, 4)).save(photo)
+    before = photo.read_bytes()
+    (tmp_path / "notes.json").write_text("[{}]")
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(ValueError, match=r"`--output` is .*results.json, which is a folder; expected a file"):
+        run()
+    (tmp_path / "results.json").rmdir()
+    for option in ("--picture", "--branch-picture"):
+        for given, message in {
+            photo: "photo.png, a file that was not drawn by this command; expected a new one",
+            tmp_path / "corpus" / "new.png": "new.png, among the images of .*corpus",
+            tmp_path / "new.jpg": "new.jpg; expected a file that ends in .png",
+            photo / "new.png": r"below .*photo.png, which is a file",
+        }.items():
+            with pytest.raises(ValueError, match=f"`{option}` is .*{message}"):
+                run(option, str(given))
+    (tmp_path / "results.json").write_text("no json")
+    with pytest.raises(ValueError, match=r"`--output` is .*results.json, which does not hold records"):
+        run()
+    assert photo.read_bytes() == before and (tmp_path / "results.json").read_text() == "no json"
+
+
+def test_tables_and_records_come_task_by_task(
+    checkpoint: HolisticCLIPModel,
+    splits: dict[str, Dataset],
+    run: Callable[..., list[Record]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tasks = ["--tasks", "retrieval", "classification", "--templates", "plain"]
+    with pytest.raises(ValueError, match="`classes` is 'mood'"):  # before anything is measured
+        run(*tasks, "--classes", "mood")
+    assert "==" not in capsys.readouterr().out and not (tmp_path / "results.json").exists()
+
+    def fail(evaluation: object) -> list[Record]:
+        raise ValueError("late")
+
+    monkeypatch.setitem(TASKS, "classification", fail)
+    with pytest.raises(ValueError, match="late"):
+        run(*tasks, "--classes", "colour", "--picture", str(tmp_path / "grid.png"))
+    assert "== retrieval, per perspective on corpus, test" in capsys.readouterr().out
+    assert {record.task for record in load_records(tmp_path / "results.json")} == {"retrieval"}
+    assert Image.open(tmp_path / "grid.png").width > 100
+    run("--picture", str(tmp_path / "grid.png"))  # ours may be drawn again
 
 
 @pytest.mark.parametrize("options", [["--tasks", "singing"], ["--protocols", "karpathy"], ["--readouts", "x"]])

@@ -60,6 +60,11 @@ MISTAKES = {
     "search index {0}/nothing --model {0}/model --index {0}/i": "`corpus` is .*nothing; expected",
     "search index {0}/photos --model {0}/model --index {0}/photos": "`output` is .*photos, which is the source itself",
     "search index {0}/photos --model {0}/model --index {0}/i --columns artist": "`--columns` is artist; expected none",
+    "search index {0}/photos --model {0}/none --index {0}/photos/ix": "`output` is .*ix, which is inside the source",
+    "search index {0}/photos --model {0}/none --index {0}/a.yaml": "`output` is .*a.yaml, which is a file",
+    "search index {0}/photos --model {0}/none --index {0}/i --batch-size 0": "`--batch-size` is 0; expected 1 or more",
+    "search export --index {0}/i --qdrant {0}/q --collection c --batch-size -1": "`--batch-size` is -1; expected 1",
+    "evaluate --model {0}/none --corpus {0}/corpus --output {0}/photos": "`--output` is .*photos, which is a folder",
     "search find dog --index {0}/none": "holds no index",
     "search check --index {0}/photos": "holds no index",
     "card {0}/photos": "config.json",
@@ -79,6 +84,7 @@ def workplace(
     (folder / "clip").mkdir()
     (folder / "clip" / "config.json").write_text(json.dumps({"model_type": "clip"}))
     (folder / "short.yaml").write_text(RECIPE)
+    (folder / "a.yaml").touch()
     (folder / "broken.yaml").write_text("runs: {a: [")
     return folder
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.cli.main import parse
+from holistic_clip_hf.cli.search import parse_conditions
 from photo_index import NAMES, write_photos
 
 
@@ -40,3 +41,59 @@ def test_from_a_folder_to_answers(
     assert run("check", "--index", index) == [f"{index}: 1 files, all as they were written."]
     with pytest.raises(ValueError, match="no column 'artist'"):
         run("find", "a circle", "--index", index, "--where", "artist=noto")
+
+
+def test_what_a_search_refuses(
+    make_model: Callable[..., HolisticCLIPModel],
+    processor: HolisticCLIPProcessor,
+    corpus: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos, other = write_photos(corpus, tmp_path / "photos"), tmp_path / "elsewhere"
+    for part in (make_model(perspectives=NAMES), processor):
+        part.save_pretrained(tmp_path / "model")
+    other.mkdir()
+    (other / "text.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    parse("search", ["index", "photos", "--model", "model", "--index", "ix"])()
+
+    monkeypatch.chdir(other)  # the index names its checkpoint and its images by their whole paths
+    index = ["--index", str(tmp_path / "ix")]
+    capsys.readouterr()
+    parse("search", ["find", "a square", *index, "-k", "1", "--picture", "found.png"])()
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    parse("search", ["find", "a circle", *index, "--picture", "found.png"])()  # our own picture may be replaced
+
+    photo = photos / "red" / "red-square.png"
+    before, outside = photo.read_bytes(), other / "mine.png"
+    outside.write_bytes(before)
+    (tmp_path / "model").rename(tmp_path / "gone")  # so all of these are told before it is loaded
+    refused = {
+        f"--picture {photo}": "`--picture` is .*red-square.png, among the images of .*photos; expected",
+        f"--picture {photos}/new.png": "new.png, among the images of",
+        f"--picture {tmp_path}/ix/new.png": "new.png, among the images of",
+        f"--picture {outside}": "mine.png, a file that was not drawn by this command; expected a new one",
+        "--picture found.jpg": "`--picture` is found.jpg; expected a file that ends in .png",
+        "--picture text.txt/found.png": "text.txt, which is a file; expected a folder there",
+        "--like nosuch.png": r"`--like` is nosuch.png, which cannot be read \(No such file or directory\)",
+        "--like text.txt": r"`--like` is text.txt, which cannot be read \(.*cannot identify",
+        "--perspective short": "`--perspective` is short, that of an image; expected `--like`",
+        "-k 0": "`-k` is 0; expected 1 or more",
+        "": r"ix was made by .*/model, which cannot be loaded; .*Name it with `--model`",
+    }
+    for options, message in refused.items():
+        with pytest.raises(ValueError, match=message):
+            parse("search", ["find", "a_square", *index, *options.split()])()
+    with pytest.raises(ValueError, match="The query is missing"):
+        parse("search", ["find", *index])()
+    assert photo.read_bytes() == before and outside.read_bytes() == before and not (photos / "new.png").exists()
+
+    model = ["--model", str(tmp_path / "gone")]
+    with pytest.raises(ValueError, match=r"No image of .*ix matches `--path nope/\*`. Correct the filter"):
+        parse("search", ["find", "a square", *index, *model, "--path", "nope/*"])()
+
+
+def test_conditions_on_one_column_add_up() -> None:
+    assert parse_conditions(("split=train", "split=test", "n=1")) == {"split": ["train", "test"], "n": ["1"]}

@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_told(bring: Indexing, photos: Path, monkeypatch:
     assert reasons["text.jpg"] == "UnidentifiedImageError: cannot identify image file"
     assert reasons["thread.png"].startswith("2000 x 1 pixels; one side is over 100 times the other")
     assert report.others == {".txt": 1} and report.num_images == 11
-    for line in ("11 images", "5 left out", "left out: cut.png: ", "no images by their names: 1 .txt"):
+    for line in ("11 images", "5 left out", "left out: cut.png: ", "ignored, not images: 1 .txt"):
         assert line in str(report)
     read = FolderImages.read
     asked: list[str] = []
@@ -128,7 +128,7 @@ def test_images_that_a_model_cannot_see(bring: Indexing, model: HolisticCLIPMode
 def test_an_empty_folder_changes_nothing(bring: Indexing, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "a.txt").touch()
-    with pytest.raises(ValueError, match=r"no images in .*nothing.*other files are 1 \.txt.*Check the path"):
+    with pytest.raises(ValueError, match=r"in /.*nothing; 0 left out, other files are 1 \.txt\. Check the path"):
         bring(images=FolderImages(tmp_path / "nothing"))
     bring()
     before = contents(tmp_path / "index")
@@ -137,6 +137,67 @@ def test_an_empty_folder_changes_nothing(bring: Indexing, photos: Path, tmp_path
     with pytest.raises(ValueError, match="stays as it is"):
         bring()
     assert contents(tmp_path / "index") == before
+
+
+def test_an_index_of_other_images_is_not_replaced_by_mistake(
+    bring: Indexing, photos: Path, corpus: Dataset, tmp_path: Path
+) -> None:
+    bring()
+    before = contents(tmp_path / "index")
+    others = write_photos(corpus, tmp_path / "others")  # the same names, other files
+    for number, path in enumerate(sorted(others.rglob("*.png"))):
+        os.utime(path, (number, number))
+    with pytest.raises(ValueError, match=r"holds an index of .*photos; expected .* for .*others.*add --replace"):
+        bring(images=FolderImages(others))
+    assert contents(tmp_path / "index") == before
+    assert counts(bring(images=FolderImages(others), replace=True)) == (8, 0, 8, 0, 0)
+    others.rename(tmp_path / "moved")  # the same images elsewhere
+    assert counts(bring(images=FolderImages(tmp_path / "moved"))) == (8, 0, 0, 0, 8)
+    assert read_index_manifest(tmp_path / "index").origin["root"] == str(tmp_path / "moved")
+
+
+def test_an_index_lies_apart_from_its_images(bring: Indexing, photos: Path) -> None:
+    for place in ("photos", "photos/red/index", "."):
+        with pytest.raises(ValueError, match="`output` is .*; expected a folder apart from it"):
+            bring(place)
+    assert not (photos / "red" / "index").exists()
+
+
+@pytest.mark.parametrize("option", ["batch_size", "rows_per_segment"])
+def test_numbers_of_images_are_positive(bring: Indexing, tmp_path: Path, option: str) -> None:
+    with pytest.raises(ValueError, match=f"`{option}` is -2; expected 1 or more"):
+        bring(**{option: -2})
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_interrupted_run_keeps_what_it_encoded(
+    bring: Indexing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, asked = FolderImages.read, list[str]()
+
+    def stop(self: FolderImages, image_id: str) -> bytes:
+        asked.append(image_id)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return read(self, image_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderImages, "read", stop)
+        with pytest.raises(KeyboardInterrupt):
+            bring(rows_per_segment=100, batch_size=2)
+    encoded: list[str] = []
+    monkeypatch.setattr(FolderImages, "read", lambda self, image_id: encoded.append(image_id) or read(self, image_id))
+    assert counts(bring(rows_per_segment=100, batch_size=2))[0] == 8
+    assert len(encoded) == 4, "two batches of two were kept"
+
+
+def test_names_that_are_not_utf8_are_told_at_once(bring: Indexing, corpus: Dataset, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    write_photos(corpus, folder)
+    with pytest.raises(ValueError, match=r"`images` is '.*caf\\udce9', whose name is not UTF-8"):
+        FolderImages(folder)
+    with pytest.raises(ValueError, match=r"`index` is '.*caf\\udce9-index', whose name is not UTF-8"):
+        bring(f"{folder.name}-index")
 
 
 def test_sizes_are_told_beforehand(bring: Indexing, model: HolisticCLIPModel, monkeypatch: pytest.MonkeyPatch) -> None:
