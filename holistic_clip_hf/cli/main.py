@@ -131,7 +131,10 @@ def parse(verb: str, given: Sequence[str]) -> Any:
     except SystemExit as ended:
         if ended.code != MISTAKE:
             raise
-        refuse(f"{program}: {sentence_of_usage(told.getvalue())} See `{program} --help`.")
+        sentence = sentence_of_usage(told.getvalue())
+        if verb == "train" and "unknown" in sentence:
+            sentence += " Settings of the training stand in the recipe, under `training`."
+        refuse(f"{program}: {sentence} See `{program} --help`.")
 
 
 def sentence_of_usage(box: str) -> str:

@@ -201,6 +201,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         checks.require_one_device(args)
         checks.require_slots_for_all_branches(model.config, self.slots)
         checks.require_countable(given.get("eval_dataset"), args)
+        checks.require_enough_rows(given.get("train_dataset"), args)
+        checks.warn_of_few_steps(given.get("train_dataset"), args)
         for name in ("train_dataset", "eval_dataset"):
             checks.require_corpus(given.get(name), self.slots, name=name)
         checks.require_end_token(model.config, processor.tokenizer)
