@@ -22,6 +22,7 @@ VERBS = {
     "caption": "ask a vision-language model about images, from several perspectives",
     "corpus": "join images and captions to a corpus, with splits and a card",
     "train": "train a run of a recipe, on one device or many",
+    "finetune": "fine-tune a checkpoint on your own photos, in one command",
     "evaluate": "measure a checkpoint, print tables, keep records",
     "fit": "fit how the branches of a checkpoint become one score",
     "search": "index images and find them by perspective",
