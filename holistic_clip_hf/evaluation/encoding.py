@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from datasets import Dataset
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor
@@ -66,7 +67,12 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
             f"`model` is {name}, a checkpoint of {config.model_type!r}; {expected}. Take other people's weights "
             "over with `holistic_clip_hf.initialization`."
         )
-    model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False).to(device)
+    try:
+        model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False).to(device)
+    except (SafetensorError, EOFError) as error:
+        raise ValueError(
+            f"`model` is {name}, whose weights are damaged ({error}); expected whole ones. Download or save it again."
+        ) from error
     return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
 
 
