@@ -8,9 +8,11 @@
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
+from os import PathLike
 from typing import Any, NamedTuple, TypeVar, cast
 
 from huggingface_hub.dataclasses import (
@@ -31,16 +33,17 @@ BRANCH_ISOLATIONS = ("isolated", "strict", "anchored", "open", "official")
 PATCH_STEMS = ("linear", "convolutional")
 MATCHINGS = ("aligned", "free", "balanced")
 OBJECTIVES = ("softmax", "sigmoid")
-FUSIONS = ("mean", "weighted", "routed", "max", "softmax")
+FUSIONS = ("centroid", "mean", "weighted", "routed", "max", "softmax")
 DIVERSITIES = ("pairwise", "official")
 LOSS_OPTIONS = (
     *("objective", "matching", "duplicate_captions", "fused_weight"),
-    *("diversity", "diversity_weight", "diversity_threshold"),
+    *("diversity", "diversity_weight", "diversity_threshold", "fusion", "branch_weights"),
 )
 DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 
 
 LOSS_CHOICES = {
+    "fusion": FUSIONS,
     "objective": OBJECTIVES,
     "matching": MATCHINGS,
     "diversity": DIVERSITIES,
@@ -84,7 +87,7 @@ _KINDS: dict[str, _Kind] = {
 }
 
 
-def _require_numbers(values: Mapping[str, Any], where: str = "") -> None:
+def require_numbers(values: Mapping[str, Any], where: str = "") -> None:
     """Raise `ValueError` for NaN, infinity and sizes that no model can have; `where` is put before the names."""
     for name, value in values.items():
         kind = _KINDS.get(name)
@@ -94,7 +97,7 @@ def _require_numbers(values: Mapping[str, Any], where: str = "") -> None:
 
 def _require_tower(kind: type[CLIPTextConfig | CLIPVisionConfig], given: Mapping[str, Any], where: str = "") -> None:
     """Raise `ValueError` for fields of a tower that contradict each other; absent ones are the default."""
-    _require_numbers(given, where)
+    require_numbers(given, where)
     width = given.get("hidden_size", kind.hidden_size)
     heads = given.get("num_attention_heads", kind.num_attention_heads)
     if width % heads:
@@ -109,17 +112,24 @@ def _require_tower(kind: type[CLIPTextConfig | CLIPVisionConfig], given: Mapping
         )
 
 
-def _refusing_plainly(kind: type[Config]) -> type[Config]:
+@contextmanager
+def _as_value_error(name: str) -> Iterator[None]:
     """Make a field of another type than declared a ValueError, like all else that is refused, and name the class."""
+    try:
+        yield
+    except (StrictDataclassClassValidationError, StrictDataclassFieldValidationError) as error:
+        reason = str(error.__cause__).rstrip(".")
+        raise ValueError(f"{name}: {reason}. Correct the value.") from error
+
+
+def _refusing_plainly(kind: type[Config]) -> type[Config]:
+    """Construct a class with `_as_value_error`."""
     construct = kind.__init__
 
     @wraps(construct)
     def construct_or_refuse(self: Config, *args: Any, **kwargs: Any) -> None:
-        try:
+        with _as_value_error(kind.__name__):
             construct(self, *args, **kwargs)
-        except (StrictDataclassClassValidationError, StrictDataclassFieldValidationError) as error:
-            reason = str(error.__cause__).rstrip(".")
-            raise ValueError(f"{kind.__name__}: {reason}. Correct the value.") from error
 
     kind.__init__ = construct_or_refuse
     return kind
@@ -190,17 +200,23 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         self.require_valid()
 
     @classmethod
-    def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Refuses the checkpoint of a model that reads the tower in another way."""
-        found, rest = super().get_config_dict(source, **kwargs)
-        _require_architecture(found, source)
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Refuse the checkpoint of a model that reads the tower in another way; merge the tower's name of old ones."""
+        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        _require_architecture(found, pretrained_model_name_or_path)
+        old = found.get("vision_config_dict")
+        if old is not None:
+            found["vision_config"] = {**(found.get("vision_config") or {}), **CLIPVisionConfig(**old).to_dict()}
         return found, rest
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPVisionConfig":
         """Refuse the configuration of another architecture than this tower or CLIP's, and keywords that do not fit."""
         _require_family(config_dict, cls.model_type, CLIPVisionConfig.model_type)
-        return _require_valid(super().from_dict(config_dict, **kwargs))
+        with _as_value_error(cls.__name__):
+            return _require_valid(super().from_dict(config_dict, **kwargs))
 
     def require_valid(self) -> None:
         """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
@@ -221,7 +237,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     def validate_patches(self) -> None:
         """Part of the `@strict` validation."""
         require_choice("patch_stem", self.patch_stem, PATCH_STEMS)
-        _require_numbers(vars(self))
+        require_numbers(vars(self))
         size, patch = cast(int, self.image_size), cast(int, self.patch_size)
         if patch > size:
             raise ValueError(f"`patch_size` is {patch}; expected at most `image_size`, which is {size}.")
@@ -275,15 +291,18 @@ class HolisticCLIPConfig(PreTrainedConfig):
         logit_bias_init_value: initial bias of the logits with `objective="sigmoid"`; -10 in SigLIP. Not used else.
         matching: which branch is held against which caption: `"aligned"` (by name; the paper's main setting),
             `"free"` (the branch that scores the true pair highest) or `"balanced"` (free, but no branch starves).
-        fusion: Way in which the H similarities become one score. `"mean"` is the paper's (its Table 7: above max),
-            `"weighted"` has one weight per branch, `"routed"` lets the text say how much each branch answers,
-            `"softmax"` lets its similarities say so.
+        fusion: Way in which the H similarities become one score. `"centroid"` is the similarity of the branches' mean,
+            made of unit length, which is what libraries that compare by cosine rank by. `"mean"` is the paper's mean
+            similarity (its Table 7: above max), `"weighted"` has one weight per branch, `"routed"` lets the text say
+            how much each branch answers, `"softmax"` lets its similarities say so. Checkpoints say theirs: those of
+            before `"centroid"` stay at `"mean"`.
         branch_weights: H non-negative numbers for `fusion="weighted"`; they are normalised to sum to one.
         fusion_scale: Multiplier of the similarities within `fusion="softmax"`: 0 is the mean, infinity the maximum.
             Left out: the model's own logit scale.
         fused_weight: Weight of the one-to-many loss of the fused score, beside the loss of each branch; 0 in the
-            paper, whose mean over branches falls behind one vector (training/LOG.md, the study). With
-            `fusion="routed"` it trains the router too; with all others the fused score that is trained is the mean.
+            paper, whose mean over branches falls behind one vector (training/LOG.md, the study). It trains the score
+            that `fusion` names, with `"routed"` the router too. `"max"` and `"softmax"` are chosen for a trained
+            model; with them it trains the centroid.
         diversity: Form of the penalty on branches that are alike. `"pairwise"`, each pair of branches that say the
             same; `"official"`, as the released code, only a high mean over all pairs, which two collapsed branches of
             five do not reach.
@@ -311,7 +330,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
     objective: str = "softmax"
     logit_bias_init_value: float | int = -10.0
     matching: str = "aligned"
-    fusion: str = "mean"
+    fusion: str = "centroid"
     branch_weights: list[float | int] | tuple[float | int, ...] | None = None
     fusion_scale: float | int | None = None
     fused_weight: float | int = 1.0
@@ -340,10 +359,12 @@ class HolisticCLIPConfig(PreTrainedConfig):
         self.require_valid()
 
     @classmethod
-    def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Refuses the checkpoint of a model that reads the tower in another way."""
-        found, rest = super().get_config_dict(source, **kwargs)
-        _require_architecture(found, source)
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Refuse the checkpoint of a model that reads the tower in another way."""
+        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        _require_architecture(found, pretrained_model_name_or_path)
         return found, rest
 
     @classmethod
@@ -356,7 +377,11 @@ class HolisticCLIPConfig(PreTrainedConfig):
             vision = HolisticCLIPVisionConfig.from_dict(config_dict)
             config_dict = {"vision_config": vision, "architectures": config_dict.get("architectures")}
         _require_family(config_dict, cls.model_type, CLIPConfig.model_type)
-        return _require_valid(super().from_dict(config_dict, **kwargs))
+        for name, kind in cls.sub_configs.items():
+            if isinstance(kwargs.get(name), dict) and isinstance(config_dict.get(name), dict):
+                _require_tower(kind, {**config_dict[name], **kwargs[name]}, f"{name}.")
+        with _as_value_error(cls.__name__):
+            return _require_valid(super().from_dict(config_dict, **kwargs))
 
     def _merge_old_names(self, kwargs: dict[str, Any]) -> None:
         """Merge `text_config_dict` and `vision_config_dict`, which old checkpoints have, as `CLIPConfig` does."""
@@ -386,7 +411,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
     def require_valid(self) -> None:
         """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
-        _require_numbers(vars(self))
+        require_numbers(vars(self))
         self._let_towers_follow()
         self.validate_text()
         cast(HolisticCLIPVisionConfig, self.vision_config).require_valid()
@@ -428,7 +453,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         """Part of the `@strict` validation."""
         for name, valid in LOSS_CHOICES.items():
             require_choice(name, getattr(self, name), valid)
-        _require_numbers(vars(self))
+        require_numbers(vars(self))
 
     def validate_fusion(self) -> None:
         """Part of the `@strict` validation."""

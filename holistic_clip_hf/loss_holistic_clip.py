@@ -28,7 +28,7 @@ Contrastive objectives of which only some rows of logits exist at any time, forw
 Axes: R queries, of which B are in memory, C candidates, D projection width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -37,7 +37,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .configuration_holistic_clip import DIVERSITIES, LOSS_CHOICES, MATCHINGS, OBJECTIVES, require_choice
+from .configuration_holistic_clip import (
+    DIVERSITIES,
+    LOSS_CHOICES,
+    MATCHINGS,
+    OBJECTIVES,
+    require_choice,
+    require_numbers,
+)
 
 FREE = -1
 SINKHORN_ITERATIONS, SINKHORN_EPSILON = 3, 0.05  # SwAV's
@@ -137,18 +144,46 @@ LOGITS_IN_MEMORY = 2**24
 class Side:
     """Rows of one of the tensors given: `tensors[tensor][rows, place]`, (R, D).
 
+    For routed captions, rows are all branches of an image side by side, or a text once for each branch, (R, H * D).
+    They are made when a contest reads them, so that those of one slot exist at a time.
+
     Args:
-        tensor, place: which tensor, and where on its second axis (a branch, a slot).
-        rows: (R,) int64.
+        tensor, place: which tensor, and where on its second axis (a branch, a slot); None for all branches.
+        rows: (R,) int64, none twice.
         ids: (R,) int64; two rows, here and on the other side, are positives of each other where they are equal.
         ignored_ids: (R,) int64; two rows that are not positives are left out if these are equal. Default: no row is.
+        routing: Position of the tensor (any, any, H) that says how much each branch answers. Default: not routed.
     """
 
     tensor: int
-    place: int
+    place: int | None
     rows: Tensor
     ids: Tensor
     ignored_ids: Tensor | None = None
+    routing: int | None = None
+
+    @property
+    def at(self) -> tuple[Any, ...]:
+        """Index of the rows in their tensor."""
+        return (self.rows,) if self.place is None else (self.rows, self.place)
+
+    def read(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Return the rows, (R, D) or (R, H * D)."""
+        values = tensors[self.tensor][self.at].to(dtype)
+        if self.routing is None:
+            return values.flatten(1)
+        return route(values, tensors[self.routing][self.at].to(dtype))
+
+    def give_back(self, gradients: Sequence[Tensor | None], tensors: Sequence[Tensor], gradient: Tensor) -> None:
+        """Add the gradient of what was read to those of the tensors that it was made of."""
+        if self.routing is None:
+            axes = tensors[self.tensor].shape[len(self.at) :]  # (D,) or (H, D)
+            _accumulate(gradients[self.tensor], self.at, gradient.unflatten(-1, axes))
+            return
+        shares = tensors[self.routing][self.at].to(gradient)
+        texts, by_branch = tensors[self.tensor][self.at].to(gradient), gradient.unflatten(-1, (shares.shape[-1], -1))
+        _accumulate(gradients[self.tensor], self.at, torch.einsum("rhd,rh->rd", by_branch, shares))
+        _accumulate(gradients[self.routing], self.at, torch.einsum("rhd,rd->rh", by_branch, texts))
 
 
 @dataclass
@@ -247,13 +282,13 @@ class _SumOverQueries(torch.autograd.Function):
         value = torch.zeros((), dtype=exact, device=tensors[0].device)
         for contest in contests:
             sides = contest.queries, contest.candidates
-            queries, candidates = (tensors[side.tensor][side.rows, side.place].to(exact) for side in sides)
+            queries, candidates = (side.read(tensors, exact) for side in sides)
             sums = _run(contest, objective, queries, candidates, differentiate=any(wanted))
             value += sums.value
             _accumulate(gradients[0], ..., (sums.of_queries * queries).sum())
             _accumulate(gradients[1], ..., sums.of_bias)
             for side, gradient in zip(sides, (sums.of_queries, sums.of_candidates), strict=True):
-                _accumulate(gradients[2 + side.tensor], (side.rows, side.place), scale * gradient)
+                side.give_back(gradients[2:], tensors, scale * gradient)
         ctx.save_for_backward(*gradients)
         return value
 
@@ -347,8 +382,10 @@ def _push_sigmoid(logits: Tensor) -> tuple[Tensor, Tensor]:
     return -F.logsigmoid(-logits).sum(dim=1), logits.sigmoid()
 
 
+# Fusions whose vector keeps the length that a mean of unit vectors has.
+LINEAR_MEANS = ("mean", "weighted")
 LOSS_PARTS = ("contrastive", "fused", "diversity")
-BRANCHES, TEXTS = 0, 1  # places among the tensors of a rank
+BRANCHES, TEXTS, ROUTING = 0, 1, 2  # places among the tensors of a rank
 
 
 @dataclass
@@ -403,6 +440,10 @@ class LossOptions:
             shared between them), `"ignore"` (left out) or `"negative"` (the paper).
         fused_weight: Weight of a second contrastive term, the one-to-many loss of the fused score against all
             captions, so that the score used at inference is trained too. Not in the paper. Ignored if H = 1.
+        fusion: Fused score that this term trains: `"centroid"` (the branches' mean, made of unit length), `"mean"` or
+            `"weighted"`, which are not. Captions with `routing` are routed. `"max"` and `"softmax"` train the
+            centroid.
+        branch_weights: H weights of `"weighted"`.
         diversity: `"pairwise"` penalises each pair of branches whose mean cosine is above the threshold;
             `"official"` only the mean over all pairs, which two collapsed branches of five do not move.
         diversity_weight, diversity_threshold: Weight and threshold of that penalty, 1.0 and 0.7 in the paper's
@@ -411,13 +452,15 @@ class LossOptions:
             make 64 MB.
 
     Raises:
-        ValueError: an unknown option.
+        ValueError: an unknown option, a weight below zero, or a number that is not finite.
     """
 
     objective: str = "softmax"
     matching: str = "aligned"
     duplicate_captions: str = "positive"
     fused_weight: float = 0.0
+    fusion: str = "centroid"
+    branch_weights: Sequence[float] | None = None
     diversity: str = "pairwise"
     diversity_weight: float = 1.0
     diversity_threshold: float = 0.7
@@ -426,6 +469,7 @@ class LossOptions:
     def __post_init__(self) -> None:
         for name, valid in LOSS_CHOICES.items():
             require_choice(name, getattr(self, name), valid)
+        require_numbers(vars(self))
 
 
 def multi_to_multi_loss(
@@ -460,7 +504,7 @@ def multi_to_multi_loss(
         caption_mask: (N, M) bool. Default: all captions are present.
         caption_ids: (N, M) int64. Default: all captions differ.
         routing: (N, M, H), how much each branch answers for each caption; the fused score is the similarity of
-            branches weighted so. Default: the fused score is that of the branches' mean, made of unit length.
+            branches weighted so. Default: the fused score is the one that `options.fusion` names.
         image_mask: (N,) bool, false for an image that only fills the place of another; it has no captions, and the
             penalty on alike branches leaves it out. Default: all images count.
         gathered: the rows of all ranks (G), in rank order. With them, the mean over ranks of this loss, and of its
@@ -490,10 +534,11 @@ def multi_to_multi_loss(
         contrastive = _contrastive(local, everyone, assignment, terms, options.duplicate_captions, offset)
         fused = contrastive.new_zeros(())
         if options.fused_weight and branch_embeds.shape[1] > 1:
-            alone = _fuse(local)
-            together = alone if everyone is local else _fuse(everyone)
+            alone = _fuse(local, options)
+            together = alone if everyone is local else _fuse(everyone, options)
             first = torch.zeros_like(assignment)  # of the one branch that fusion leaves
-            fused = _contrastive(alone, together, first, terms, options.duplicate_captions, offset)
+            is_routed = local.routing is not None
+            fused = _contrastive(alone, together, first, terms, options.duplicate_captions, offset, is_routed)
         counted = (
             everyone.branch_embeds if everyone.image_mask is None else everyone.branch_embeds[everyone.image_mask]
         )
@@ -502,14 +547,17 @@ def multi_to_multi_loss(
     return MultiToMultiLoss(total, contrastive, fused, penalty, assignment)
 
 
-def _fuse(batch: CaptionBatch) -> CaptionBatch:
-    """Fuse branches for the same captions: the mean of the branches or, for routed captions, all side by side."""
-    exact = torch.promote_types(batch.branch_embeds.dtype, torch.float32)
-    branches = batch.branch_embeds.to(exact)
-    if batch.routing is None:
-        return replace(batch, branch_embeds=F.normalize(branches.mean(dim=1, keepdim=True), dim=-1))
-    texts = route(batch.text_embeds.to(exact), batch.routing.to(exact))
-    return replace(batch, branch_embeds=branches.flatten(1)[:, None], text_embeds=texts)
+def _fuse(batch: CaptionBatch, options: LossOptions) -> CaptionBatch:
+    """Fuse branches to one vector; for routed captions all stay, to be read side by side (`Side`)."""
+    if batch.routing is not None:
+        return batch
+    branches = batch.branch_embeds.to(torch.promote_types(batch.branch_embeds.dtype, torch.float32))
+    if options.branch_weights is None:
+        mean = branches.mean(dim=1, keepdim=True)
+    else:
+        weights = branches.new_tensor(options.branch_weights)
+        mean = torch.einsum("nhd,h->nd", branches, weights / weights.sum())[:, None]
+    return replace(batch, branch_embeds=mean if options.fusion in LINEAR_MEANS else F.normalize(mean, dim=-1))
 
 
 def _caption_batch(
@@ -573,13 +621,18 @@ def _contrastive(
     objective: Objective,
     duplicate_captions: str,
     offset: int,
+    is_routed: bool = False,
 ) -> Tensor:
     num_captions = everyone.caption_mask.sum()
     if num_captions == 0:
         raise ValueError("The batch has no caption in any slot. Check the corpus against the slots trained on.")
     batches = [local] if everyone is local else [local, everyone]
-    tensors = [tensor for batch in batches for tensor in (batch.branch_embeds, batch.text_embeds)]
-    contests = list(_contests(local, everyone, assignment, objective, duplicate_captions, offset))
+    tensors = []
+    for batch in batches:
+        tensors += [batch.branch_embeds, batch.text_embeds]
+        if is_routed and batch.routing is not None:
+            tensors.append(batch.routing)
+    contests = list(_contests(local, everyone, assignment, objective, duplicate_captions, offset, is_routed))
     directions = 2 if objective.name == "softmax" else 1
     # Every rank's loss is scaled so that the mean over ranks (what DDP takes of gradients) is the mean over captions.
     num_ranks = everyone.caption_mask.shape[0] / local.caption_mask.shape[0]
@@ -593,11 +646,12 @@ def _contests(
     objective: Objective,
     duplicate_captions: str,
     offset: int,
+    is_routed: bool,
 ) -> Iterator[Contest]:
     """Per slot and branch, the captions that met it against the images, and their images against the captions."""
     whole, softmax = everyone is local, objective.name == "softmax"
-    shift = 0 if whole else 2  # where the tensors of all ranks begin
-    num_slots, num_branches = local.text_embeds.shape[1], local.branch_embeds.shape[1]
+    shift = 0 if whole else 2 + is_routed  # where the tensors of all ranks begin
+    num_slots, num_branches = local.text_embeds.shape[1], 1 if is_routed else local.branch_embeds.shape[1]
     columns_of_slot = [everyone.caption_mask[:, slot].nonzero().squeeze(1) for slot in range(num_slots)]
     for slot, branch in product(range(num_slots), range(num_branches)):
         rows = (local.caption_mask[:, slot] & (assignment[:, slot] == branch)).nonzero().squeeze(1)
@@ -610,9 +664,11 @@ def _contests(
         ignored = captions if duplicate_captions == "ignore" else (None, None)
         here, there = (rows, ids[0], ignored[0]), (columns, ids[1], ignored[1])
         mutual = whole and softmax and len(rows) == len(columns)
-        yield Contest(Side(TEXTS, slot, *here), Side(shift + BRANCHES, branch, *there), mutual)
+        place, routing, their_routing = (None, ROUTING, shift + ROUTING) if is_routed else (branch, None, None)
+        images_there = Side(shift + BRANCHES, place, *there)
+        yield Contest(Side(TEXTS, slot, *here, routing), images_there, mutual)
         if softmax and not mutual:
-            yield Contest(Side(BRANCHES, branch, *here), Side(shift + TEXTS, slot, *there))
+            yield Contest(Side(BRANCHES, place, *here), Side(shift + TEXTS, slot, *there, their_routing))
 
 
 def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "pairwise") -> Tensor:

@@ -77,7 +77,7 @@ class BranchFusion(nn.Module):
     @property
     def is_linear(self) -> bool:
         """Tell whether the score is a dot product of `image_vectors` and `text_vectors`."""
-        return self.config.fusion in ("mean", "weighted", "routed")
+        return self.config.fusion in ("centroid", "mean", "weighted", "routed")
 
     def mean(self, branch_embeds: Tensor) -> Tensor:
         """Average (N, H, ...) over branches to (N, ...), weighted if the configuration has weights."""
@@ -89,10 +89,15 @@ class BranchFusion(nn.Module):
     def image_vectors(self, branch_embeds: Tensor) -> Tensor:
         """Map (N, H, D) to (N, D), or to (N, H * D) if texts are routed.
 
-        Not of unit length: its dot product with a text's vector is the fused similarity. `max` and `softmax` have no
-        vector of their own and take the mean here.
+        Its dot product with a text's vector is the fused similarity. That of `centroid` is of unit length, the others
+        are shorter. `max` and `softmax` have no vector of their own and take the mean here.
         """
-        return branch_embeds.flatten(1) if self.is_routed else self.mean(branch_embeds)
+        return branch_embeds.flatten(1) if self.is_routed else self.single_vectors(branch_embeds)
+
+    def single_vectors(self, branch_embeds: Tensor) -> Tensor:
+        """Map (N, H, D) to (N, D): the mean over branches, of unit length if the fusion is `centroid`."""
+        mean = self.mean(branch_embeds)
+        return F.normalize(mean, dim=-1) if self.config.fusion == "centroid" else mean
 
     def text_vectors(self, text_embeds: Tensor) -> Tensor:
         """Map (T, D) of unit length to the same, or to (T, H * D): the text once for each branch, by its share."""
@@ -411,14 +416,15 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         # On a GPU an unknown id would end the process. A compiled graph cannot look at values.
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or input_ids.numel() == 0:
             return
-        lowest, highest = (int(bound) for bound in input_ids.aminmax())
+        end = self.text_model.eos_token_id
+        has_end = (input_ids == end).any(dim=-1).all().to(input_ids)
+        lowest, highest, has_end = torch.stack([*input_ids.aminmax(), has_end]).tolist()  # at once: each waits for it
         if lowest < 0 or highest >= known:
             raise ValueError(
                 f"Token ids from {lowest} to {highest} for a vocabulary of {known}. Use this checkpoint's own "
                 f"processor, or `resize_token_embeddings` after adding tokens."
             )
-        end = self.text_model.eos_token_id
-        if end != LEGACY_END and not (input_ids == end).any(dim=-1).all():
+        if end != LEGACY_END and not has_end:
             raise ValueError(
                 f"`input_ids` has texts without the end token {end}, at which they are read; expected it in each. Use "
                 f"this checkpoint's own processor, or set `text_config.eos_token_id` to the tokenizer's."
@@ -473,9 +479,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
 
         CLIP's text tower is causal and reads the end token: what stands behind it changes nothing.
         """
-        config = self.text_model.config
         # The first end token, as CLIP's text tower finds it; its old configurations say 2 and mean the highest id.
-        end = self.text_model.eos_token_id
+        config, end = self.text_model.config, self.text_model.eos_token_id
         lengths = (input_ids if end == LEGACY_END else (input_ids == end).int()).argmax(-1) + 1
         input_ids = input_ids[:, : int(lengths.max())]
         if config._attn_implementation not in ("sdpa", "eager"):  # the others take no such mask

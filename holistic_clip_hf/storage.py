@@ -1,6 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Files that appear whole or not at all, folders that are ours, checksums, keys of what others wrote, extras."""
 
+import difflib
 import errno
 import hashlib
 import importlib
@@ -19,6 +20,7 @@ import yaml
 
 # What a process that was killed while it wrote leaves behind: the name, the process, an ending that nobody else uses.
 PARTIAL = re.compile(r"\..+\.[0-9]+\.partial")
+_MOST_KEYS = 20  # that are all named when one of them is misspelt
 
 
 @contextmanager
@@ -109,17 +111,32 @@ def require_keys(where: str, found: Any, valid: Collection[str], needed: Collect
     Raises:
         ValueError: it is not a mapping, or keys are unknown or missing, each by its name.
     """
-    named = ", ".join(sorted(valid))
     if not isinstance(found, dict):
-        raise ValueError(f"{where}: got {found!r}; expected keys and values, with the keys {named}.")
-    problems = {
-        "unknown keys": sorted(map(str, found.keys() - set(valid))),
-        "missing keys": sorted(set(needed) - found.keys()),
-    }
-    if any(problems.values()):
+        got = "nothing" if found is None else repr(found)
+        raise ValueError(f"{where}: got {got}; expected keys and values, with the keys {_named(valid)}.")
+    unknown, missing = sorted(map(str, found.keys() - set(valid))), sorted(set(needed) - found.keys())
+    if unknown or missing:
+        problems = {"unknown keys": unknown, "missing keys": missing}
         got = "; ".join(f"{what} {', '.join(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{where}: {got}. Valid keys: {named}.")
+        hint = " ".join(filter(None, (did_you_mean(key, valid) for key in unknown)))
+        listed = "" if hint and len(valid) > _MOST_KEYS else f"Valid keys: {_named(valid)}."
+        raise ValueError(" ".join(filter(None, (f"{where}: {got}.", hint, listed))))
     return dict(found)
+
+
+def _named(keys: Collection[str]) -> str:
+    named, rest = sorted(keys)[:_MOST_KEYS], len(keys) - _MOST_KEYS
+    return ", ".join(named) + (f" and {rest} more" if rest > 0 else "")
+
+
+def did_you_mean(given: str, valid: Collection[str]) -> str:
+    """Return a question that names what is spelled most alike, or nothing.
+
+    >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
+    'Did you mean learning_rate?'
+    """
+    close = difflib.get_close_matches(given, valid, n=1)
+    return f"Did you mean {close[0]}?" if close else ""
 
 
 def raise_if_disk_full(error: OSError, path: Path) -> None:
@@ -277,6 +294,18 @@ def scratch_database() -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
+class _YAMLLoader(yaml.SafeLoader):
+    """YAML 1.1, whose numbers need a point, with `1e-5` as the number that YAML 1.2 and everybody takes it for."""
+
+
+_YAMLLoader.yaml_implicit_resolvers = {
+    first: [*resolvers] for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_YAMLLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
@@ -284,7 +313,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file is not UTF-8 or not YAML, with the line.
     """
     try:
-        return yaml.safe_load(path.read_bytes())
+        return yaml.load(path.read_bytes(), Loader=_YAMLLoader)  # a safe one
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}: line {mark.line + 1}" if mark is not None else str(path)

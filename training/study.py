@@ -175,7 +175,7 @@ def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], p
     trained = model.config.fusion
     yield from measure_retrieval(model, encoded["test"], provenance=provenance, protocols=PROTOCOLS)
     if model.config.num_branches > 1:
-        for fusion in sorted({"mean", *FITTED} - {trained}):
+        for fusion in sorted({"centroid", "mean", *FITTED} - {trained}):
             if fusion in FITTED:
                 fit_fusion(model, encoded[FIT_ON[fusion]], fusion)
             else:

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
@@ -51,8 +52,8 @@ class Backend(Protocol):
 
     captioner: str
     revision: str
-    weights: str
-    settings: Mapping[str, Any]
+    weights: str = ""
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def answer(self, work: Iterable[Work]) -> Generator[Reply, None, None]:
         """Yield one reply per image and perspective, in any order; a failure is a reply too, and never ends the

@@ -89,6 +89,8 @@ class ChatServer:
         if status in (400, 422) and name == "max_tokens" and "max_completion_tokens" in said:
             self._budget = "max_completion_tokens"  # models that think refuse the older name
             return await self.ask(client, question, budget)
+        if status in (404, 405):  # the path, since it is kept as it is given
+            said = f"{said} ({self.url.path})"
         failure = refusal(status, headers, self._without_token(said))
         is_spent = b"insufficient_quota" in content  # OpenAI's 429 of an account that is empty
         raise RefusedError(failure._replace(kind=Kind.HOPELESS) if is_spent else failure)
@@ -134,15 +136,18 @@ def read_answer(content: bytes) -> tuple[str, bool]:
     output = json.loads(content)
     match output:
         case {"choices": [{"message": {**message}} as choice, *_]}:
-            end = choice.get("finish_reason")
-            return _text(message.get("content")), isinstance(end, str) and end.casefold() in GOOD_ENDINGS
+            end, text = choice.get("finish_reason"), _text(message.get("content"))
+            thought = message.get("reasoning_content") or message.get("reasoning")
+            if not text and isinstance(thought, str) and thought:
+                text = f"<think>{thought}"  # taken apart by the server, which found no end of it
+            return text, isinstance(end, str) and end.casefold() in GOOD_ENDINGS
     raise ValueError(f"no text in {str(output)[:100]!r}")
 
 
 def _text(content: Any) -> str:
     """Return a text, or those of its parts that are not thinking."""
     match content:
-        case None:  # nothing but thinking, or a refusal
+        case None:  # nothing but thinking
             return ""
         case str():
             return content
@@ -211,4 +216,5 @@ def _is_loopback(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:  # a name
         return False
+    address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified

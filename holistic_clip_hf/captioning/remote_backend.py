@@ -217,8 +217,9 @@ class _Session:
             self._replies.put(None)
 
     def _lost(self, reason: str) -> ServerError:
+        says = "refuses" if reason.startswith(("HTTP 3", "HTTP 4")) else "does not answer for"
         return ServerError(
-            f"The server refuses {self._server.model!r}: {reason}. Correct the model, URL or token, or see to the "
+            f"The server {says} {self._server.model!r}: {reason}. Correct the model, URL or token, or see to the "
             "server, and run again to go on."
         )
 

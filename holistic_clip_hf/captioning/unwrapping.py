@@ -22,17 +22,18 @@ _DO = (
     r"(?:look|see|think|start|begin|check|examine|analy[sz]e|describe|break|try|consider|figure|take|first|carefully"
     r"|write|focus|identify|observe|note|respond|answer|craft|recall|work|go)\b"
 )
-# Said about the task and not about the image. Finished captions do not speak of a user who asks.
+_FILLERS = r"(?:(?:got it|okay|ok|alright|all right|hmm+|so|well|first|now|right|wait)\b[,.! ]+){0,3}"
+# Said about the task and not about the image. In a screenshot a user may ask within a sentence.
 _ABOUT_THE_TASK = re.compile(
-    r"\bthe user (?:wants|asks|asked|is asking|would like|requests|requested|has asked|is requesting)\b"
+    rf"(?:\A|[.!?\n]\s{{0,4}}){_FILLERS}"
+    r"the user (?:wants|asks|asked|is asking|would like|requests|requested|has asked|is requesting)\b"
     r"|\bi (?:should|need to|must|have to)"
     r" (?:describe|write|mention|focus|keep it|answer|respond|avoid|include|list)\b",
     re.IGNORECASE,
 )
 # "Got it, let me look at the image." An announcement ends in a colon: "Let me describe it: a dog."
 _FIRST_THOUGHT = re.compile(
-    r"(?:(?:got it|okay|ok|alright|all right|hmm+|so|well|first|now|right)\b[,.! ]+){0,3}"
-    rf"(?:let me|let's|let us|i will|i'll|i need to|i should|i have to) {_DO}(?![^.!?\n]{{0,80}}:)",
+    rf"{_FILLERS}(?:let me|let's|let us|i will|i'll|i need to|i should|i have to) {_DO}(?![^.!?\n]{{0,80}}:)",
     re.IGNORECASE,
 )
 ANNOUNCEMENT = re.compile(
@@ -68,11 +69,14 @@ def thought_in(text: str, finished: bool) -> str:
     Templates open the block in the prompt, and servers hand on what follows. An answer that ended in time is doubted
     less: it may begin with a remark.
     """
-    said = without_thinking(text).replace("’", "'").strip()
+    said = _without_tags(without_thinking(text).replace("’", "'").strip())
     if not said and ends_within_thinking(text):
         return next(begin for begin, end in THINKING if begin in text.rpartition(end)[2])
-    found = _ABOUT_THE_TASK.search(said) or (None if finished else _FIRST_THOUGHT.match(said))
-    return found[0] if found else ""
+    task, first = _ABOUT_THE_TASK.search(said), _FIRST_THOUGHT.match(said)
+    if finished:
+        return task[0].strip() if task and (first or task.start() == 0) else ""
+    found = task or first
+    return found[0].strip(".!? \n") if found else ""
 
 
 def without_structure(text: str, name: str) -> str:

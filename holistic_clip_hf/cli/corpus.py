@@ -77,11 +77,12 @@ class BuildOptions:
         from ..corpus.from_sources import JoinedSource, build_from_sources
         from ..corpus.plan import BuildSettings
 
+        known: dict[str, list[str]] = {}  # captioners of one name may have rows in several folders
         for folder in self.rows:
             if not folder.is_dir():
                 raise ValueError(f"`--rows` is {folder}; expected a folder of caption rows. Correct the path.")
             store = CaptionStore(folder)
-            source = JoinedSource(source, partial(_usable_captions, store))
+            source = JoinedSource(source, partial(_usable_captions, store, known))
         embed = sentence_embedder(self.embed) if self.embed else None
         settings = BuildSettings(
             perspectives=self.perspectives,
@@ -165,10 +166,10 @@ class Command:
         show(self.output)
 
 
-def _usable_captions(store: "CaptionStore") -> "Iterable[Added | Skipped]":
+def _usable_captions(store: "CaptionStore", known: dict[str, list[str]]) -> "Iterable[Added | Skipped]":
     from ..corpus.from_sources import captions_of_rows
 
-    return captions_of_rows(store.rows())
+    return captions_of_rows(store.rows(), known)
 
 
 def show(directory: Path) -> None:

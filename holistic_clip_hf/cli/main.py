@@ -165,7 +165,10 @@ def parse(verb: str, given: Sequence[str]) -> Any:
             text = retitle(shown.getvalue())
             print(text if place == program else with_examples(text, module.__doc__ or "", place), end="")
             raise
-        refuse(f"{program}: {sentence_of_usage(told.getvalue(), given)} See `{place} --help`.")
+        sentence = sentence_of_usage(told.getvalue(), given)
+        if verb == "train" and "unknown" in sentence:
+            sentence += " Settings of the training stand in the recipe, under `training`."
+        refuse(f"{program}: {sentence} See `{place} --help`.")
 
 
 class Captured(io.StringIO):

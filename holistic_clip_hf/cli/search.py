@@ -262,7 +262,13 @@ def open_images(name: str, columns: list[str]) -> "Images":
     from ..images.folders import FolderImages
     from ..images.tables import DatasetImages
 
-    directory = Path(name) if Path(name).is_dir() else find_corpus(name)
+    try:
+        directory = find_corpus(name)
+    except ValueError as error:
+        raise ValueError(
+            f"`images` is {name}, which is not a folder, nor a corpus of the cache; expected a folder of images or of "
+            "a corpus. Correct the path."
+        ) from error
     if (directory / MANIFEST).is_file():
         return DatasetImages(load_corpus(directory), columns=columns, name=str(directory.resolve()))
     if columns:

@@ -153,6 +153,11 @@ class Tar:
         from ..images.archives import TarShards
 
         found = [sorted(each.glob("*.tar")) if each.is_dir() else [each] for each in self.archives]
+        if empty := [str(given) for given, paths in zip(self.archives, found, strict=True) if not paths]:
+            raise ValueError(
+                f"`archives` has {empty[0]}, a folder without a .tar file; expected archives that are not compressed. "
+                "Correct the path, or unpack them with `gunzip`."
+            )
         return TarShards([path for paths in found for path in paths], parse_columns(self.caption), name=self.name)
 
 

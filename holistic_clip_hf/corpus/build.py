@@ -125,8 +125,12 @@ def find_corpus(name: str | Path) -> Path:
     )
 
 
+class EmptySplitError(ValueError):
+    """A split that a corpus has no row of."""
+
+
 def open_split(
-    directory: Path, split: str, *, split_column: str | None = None, held_out: Mapping[str, str] | None = None
+    directory: str | Path, split: str, *, split_column: str | None = None, held_out: Mapping[str, str] | None = None
 ) -> Dataset:
     """Return the rows of a corpus whose `split_column` says `split`.
 
@@ -138,10 +142,13 @@ def open_split(
     """
     corpus = load_corpus(directory)
     split_column = split_column or _split_column(directory)
+    texts = [name for name, feature in corpus.features.items() if feature in (Value("string"), Value("large_string"))]
     for column in (split_column, *(held_out or {})):
-        if column not in corpus.column_names:
+        if column not in texts:
+            got = "does not hold texts" if column in corpus.column_names else "it does not have"
             raise ValueError(
-                f"{directory} has no column {column!r}; expected one of {', '.join(corpus.column_names)}."
+                f"`split_column` of {directory} is {column!r}, which {got}; expected one of {', '.join(texts)}. "
+                "Name another."
             )
     splits = list(corpus[split_column])
     for column, value in (held_out or {}).items():
@@ -154,8 +161,11 @@ def open_split(
         ]
     rows = [index for index, value in enumerate(splits) if value == split]
     if not rows:
-        valid = ", ".join(sorted(set(splits)))
-        raise ValueError(f"No row of {directory} has {split!r} in {split_column!r}; expected {valid}.")
+        valid = ", ".join(sorted(each for each in set(splits) if each is not None)) or "rows"
+        raise EmptySplitError(
+            f"No row of {directory} has {split!r} in {split_column!r}; expected {valid}. Name another split, as with "
+            f"`--split`, or build the corpus with a larger share, such as `--{split} 0.2`."
+        )
     return corpus.select(rows)
 
 
@@ -174,7 +184,7 @@ MOST_LISTED = 10_000  # skipped items in the manifest, which is read at every lo
 Shard = Callable[[], Iterable[Mapping[str, Any] | Skipped]]
 
 
-def build_corpus(directory: Path, shards: Mapping[str, Shard], features: Features, **options: Any) -> Dataset:
+def build_corpus(directory: str | Path, shards: Mapping[str, Shard], features: Features, **options: Any) -> Dataset:
     """Run `write_corpus`, then load the corpus.
 
     Example: `build_corpus(path, {"part-0": lambda: rows}, corpus_features(), fingerprint="v1")`.
@@ -183,7 +193,7 @@ def build_corpus(directory: Path, shards: Mapping[str, Shard], features: Feature
     return load_corpus(directory)
 
 
-def _split_column(directory: Path) -> str:
+def _split_column(directory: str | Path) -> str:
     """Find the column that says train, validation or test: the first that the build counted."""
     counted = read_manifest(directory)["columns"]
     found = [column for column, counts in counted.items() if counts and counts.keys() <= set(SPLITS)]
@@ -196,7 +206,7 @@ def _split_column(directory: Path) -> str:
 
 
 def write_corpus(
-    directory: Path,
+    directory: str | Path,
     shards: Mapping[str, Shard],
     features: Features,
     *,
@@ -215,6 +225,7 @@ def write_corpus(
     skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Raises `ValueError` for a
     malformed row and for a corpus without rows, `OSError` when the disk is full.
     """
+    directory = Path(directory)
     require_corpus_folder(directory)
     (directory / "data").mkdir(parents=True, exist_ok=True)
     with FileLock(directory / _LOCK):
@@ -229,12 +240,13 @@ def write_corpus(
             _finish(directory, records, {"fingerprint": fingerprint, "about": dict(about or {})}, skipped, card)
 
 
-def require_corpus_folder(directory: Path) -> None:
+def require_corpus_folder(directory: str | Path) -> None:
     """Refuse to build into a folder that holds anything but a corpus, finished or half-built.
 
     Raises:
         ValueError: somebody else's files lie there.
     """
+    directory = Path(directory)
     manifest, is_damaged = directory / MANIFEST, False
     if manifest.is_file():
         try:
@@ -255,11 +267,11 @@ def require_corpus_folder(directory: Path) -> None:
     require_own_folder(directory, is_ours, holds="a corpus")
 
 
-def is_corpus_file(directory: Path, path: str) -> bool:
+def is_corpus_file(directory: str | Path, path: str) -> bool:
     """Tell whether a path below a corpus is of a file that a build writes there, the card apart."""
     folder, _, name = path.rpartition("/")
     if folder == "data":
-        return bool(PARTIAL.fullmatch(name)) or _is_shard(directory / path)
+        return bool(PARTIAL.fullmatch(name)) or _is_shard(Path(directory) / path)
     return not folder and (name in (_LOCK, MANIFEST) or bool(BESIDE.fullmatch(name) or PARTIAL.fullmatch(name)))
 
 
@@ -273,9 +285,9 @@ def _is_shard(path: Path) -> bool:
         return False
 
 
-def load_corpus(directory: Path) -> Dataset:
+def load_corpus(directory: str | Path) -> Dataset:
     """Return the corpus, memory-mapped; `ValueError` for a directory that is not finished or was changed since."""
-    manifest = read_manifest(directory)
+    directory, manifest = Path(directory), read_manifest(directory)
     paths = []
     for name, record in manifest["shards"].items():
         path = directory / record["file"]
@@ -290,24 +302,61 @@ def load_corpus(directory: Path) -> Dataset:
     return Dataset.from_parquet(paths)
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Read what `build_corpus` recorded: fingerprint, shards, perspectives, skipped items, and `about`."""
-    path = directory / MANIFEST
+class DamagedCorpusError(ValueError):
+    """A manifest that no build wrote, or that was cut or changed since."""
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """Read what `build_corpus` recorded: fingerprint, shards, perspectives, skipped items, and `about`.
+
+    Raises:
+        ValueError: a folder without a finished corpus.
+        DamagedCorpusError: a manifest that cannot be read.
+    """
+    path = Path(directory) / MANIFEST
     if not path.is_file():
-        state = "a half-built corpus" if (directory / "data").is_dir() else "no corpus"
-        raise ValueError(
-            f"`directory` is {directory}, which holds {state}; expected {MANIFEST} in it. Build the corpus again."
+        is_begun = any(map(_is_shard, path.parent.glob("data/*.parquet")))
+        state, remedy = (
+            ("a half-built corpus", "Build the corpus again.")
+            if is_begun
+            else ("no corpus", f"Build one: `holistic-clip corpus folder {directory} --output corpus`.")
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise ValueError(f"`corpus` is {directory}, which holds {state}; expected {MANIFEST} in it. {remedy}")
+    try:
+        found = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        found = None
+    if not _is_manifest(found):
+        raise DamagedCorpusError(
+            f"`corpus` is {directory}, whose {MANIFEST} is damaged; expected what a build wrote. Delete {path} and "
+            "build the corpus again."
+        )
+    return found
 
 
-def is_whole(directory: Path, fingerprint: str) -> bool:
+def _is_manifest(found: Any) -> bool:
+    """Tell whether all that is read of a manifest is as a build writes it."""
+    mappings = ("shards", "columns", "perspectives")
+    return (
+        isinstance(found, dict)
+        and all(isinstance(found.get(each), dict) for each in mappings)
+        and isinstance(found.get("rows"), int)
+        and isinstance(found.get("fingerprint"), str)
+        and all(
+            isinstance(shard, dict) and isinstance(shard.get("file"), str) and isinstance(shard.get("bytes"), int)
+            for shard in found["shards"].values()
+        )
+    )
+
+
+def is_whole(directory: str | Path, fingerprint: str) -> bool:
     """Tell whether `directory` holds a finished corpus of this fingerprint with all its shards in place."""
+    directory = Path(directory)
     if not (directory / MANIFEST).is_file():
         return False
     try:
         manifest = read_manifest(directory)
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except DamagedCorpusError:
         logger.warning("%s is damaged and will be written again", directory / MANIFEST)
         return False
     sizes = {directory / record["file"]: record["bytes"] for record in manifest["shards"].values()}

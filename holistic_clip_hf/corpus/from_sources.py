@@ -81,13 +81,31 @@ class JoinedSource:
                 yield Skipped(ascii(image_id), "a caption that is not UTF-8")
 
 
-def captions_of_rows(rows: Iterable[CaptionRow]) -> Iterator[Added | Skipped]:
-    """Yield the usable captions among caption rows, with their captioner as source, and why the others are not."""
+def captions_of_rows(
+    rows: Iterable[CaptionRow], known: dict[str, list[str]] | None = None
+) -> Iterator[Added | Skipped]:
+    """Yield the usable captions among caption rows, with their captioner as source, and why the others are not.
+
+    Of several captioners of one name, the first keeps it, and the others have a part of the hash of their weights
+    behind it, as `checkpoint-1000@0123abc`.
+
+    Args:
+        known: Weights of each captioner so far, by its name, if there are rows in several places.
+    """
+    known = {} if known is None else known
     for row in rows:
         if row.usable:
-            yield row.image_id, {"perspective": row.perspective, "text": row.caption, "source": row.captioner}
+            yield row.image_id, {"perspective": row.perspective, "text": row.caption, "source": _source(row, known)}
         else:
             yield Skipped(f"{row.image_id}, {row.perspective}", f"caption row is {row.status}: {row.error}")
+
+
+def _source(row: CaptionRow, known: dict[str, list[str]]) -> str:
+    weights = known.setdefault(row.captioner, [])
+    if row.weights and row.weights not in weights:
+        weights.append(row.weights)
+    is_first = not row.weights or row.weights == weights[0]
+    return row.captioner if is_first else f"{row.captioner}@{row.weights[:7]}"
 
 
 def captions_of_source(source: Source) -> Iterator[Added | Skipped]:

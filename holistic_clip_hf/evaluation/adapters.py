@@ -88,8 +88,8 @@ def _require_linear(model: Any) -> None:
     if not model.branch_fusion.is_linear:
         raise ValueError(
             f"The model's fusion is {model.config.fusion!r}, which no two vectors stand for; their dot product would "
-            "be that of the mean. Expected is mean, weighted or routed. Set `fusion`, for example "
-            "`from_pretrained(..., fusion='mean')`."
+            "be that of the mean. Expected is centroid, mean, weighted or routed. Set `fusion`, for example "
+            "`from_pretrained(..., fusion='centroid')`."
         )
 
 

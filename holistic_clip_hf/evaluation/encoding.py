@@ -185,17 +185,24 @@ class FusedVectors(NamedTuple):
 
 def fuse(model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
     """Branches (N, H, D) and texts (T, D), as the model's fusion compares them."""
-    return fuse_by(copy.deepcopy(model.branch_fusion), model.logit_scale, branch_embeds, text_embeds)
+    return fuse_by(model.branch_fusion, model.logit_scale, branch_embeds, text_embeds)
 
 
 def fuse_by(fusion: BranchFusion, logit_scale: Tensor, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
-    """Fuse as `fuse` does, by a fusion outside a model; it is moved to the CPU."""
-    fusion = fusion.float().cpu()
+    """Fuse as `fuse` does, by a fusion outside a model; a copy of it on the CPU is asked."""
+    fusion, score = copy.deepcopy(fusion).float().cpu(), score_of(fusion, logit_scale)
+    if not fusion.is_linear:
+        return FusedVectors(branch_embeds, text_embeds, score)
     with torch.inference_mode():
-        if fusion.is_linear:
-            return FusedVectors(fusion.image_vectors(branch_embeds), fusion.text_vectors(text_embeds), dot)
-    scale = logit_scale.detach().double().exp().cpu()
-    return FusedVectors(branch_embeds, text_embeds, lambda images, texts: fusion.similarity(images, texts, scale))
+        return FusedVectors(fusion.image_vectors(branch_embeds), fusion.text_vectors(text_embeds), score)
+
+
+def score_of(fusion: BranchFusion, logit_scale: Tensor) -> Score:
+    """Return the score of what a model answers: of fused vectors if fusion is linear, else of (N, H, D) and (T, D)."""
+    if fusion.is_linear:
+        return dot
+    copied, scale = copy.deepcopy(fusion).float().cpu(), logit_scale.detach().double().exp().cpu()
+    return lambda images, texts: copied.similarity(images, texts, scale)
 
 
 def vectors_by_name(

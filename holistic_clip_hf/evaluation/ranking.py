@@ -322,7 +322,7 @@ def distinct_captions(caption_ids: Array, caption_mask: Array | None = None) -> 
 
 
 def retrieval_recalls(
-    image_embeds: Array, text_embeds: Array, pairs: Array, *, ks: Sequence[int] = PAPER_KS
+    image_embeds: Array, text_embeds: Array, pairs: Array, *, ks: Sequence[int] = PAPER_KS, score: Score = dot
 ) -> dict[str, float]:
     """Recalls of both directions under flat names, as a `Trainer` logs them.
 
@@ -332,7 +332,7 @@ def retrieval_recalls(
     >>> retrieval_recalls(embeds, embeds, torch.tensor([[0, 0], [1, 1]]), ks=(1,))
     {'text_to_image_recall@1': 1.0, 'image_to_text_recall@1': 1.0}
     """
-    both = rank_both_directions(image_embeds, text_embeds, pairs)
+    both = rank_both_directions(image_embeds, text_embeds, pairs, score=score)
     return {f"{name}_recall@{k}": value for name in DIRECTIONS for k, value in recall_at(both[name].ranks, ks).items()}
 
 

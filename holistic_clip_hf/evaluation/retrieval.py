@@ -357,17 +357,24 @@ def _records_of_ranks(
 
 
 def recall_by_slot(
-    slots: Sequence[str], image_embeds: Tensor, text_embeds: Tensor, caption_ids: Tensor, caption_mask: Tensor
+    slots: Sequence[str],
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    caption_ids: Tensor,
+    caption_mask: Tensor,
+    *,
+    score: Score = dot,
 ) -> dict[str, float]:
-    """Recall of one vector per image, in both directions: of each slot by itself, and the mean over slots.
+    """Recall in both directions by one score: of each slot by itself, and the mean over slots.
 
     Images without any caption are not candidates.
 
     Args:
         slots: M names.
-        image_embeds: (N, D), fused.
+        image_embeds: (N, D), fused, or whatever `score` takes, such as (N, H, D).
         text_embeds: (N, M, D).
         caption_ids, caption_mask: (N, M), as the collator makes them.
+        score: Score of images and texts.
 
     Raises:
         ValueError: a slot without any caption.
@@ -381,7 +388,7 @@ def recall_by_slot(
         if not caption_mask[:, index].any():
             raise ValueError(f"No row of the evaluation set has a caption for the slot {slot!r}.")
         rows, pairs = distinct_captions(caption_ids[:, index : index + 1], caption_mask[:, index : index + 1])
-        recalls = retrieval_recalls(image_embeds, text_embeds[rows[:, 0], index], pairs)
+        recalls = retrieval_recalls(image_embeds, text_embeds[rows[:, 0], index], pairs, score=score)
         metrics.update({f"{slot}_{name}": value for name, value in recalls.items()})
     for name in recalls:
         metrics[name] = sum(metrics[f"{slot}_{name}"] for slot in slots) / len(slots)

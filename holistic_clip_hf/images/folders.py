@@ -36,6 +36,14 @@ _MOST_TEXT = 2**20  # bytes of the text beside an image
 _PAIRS = [(image, text) for image in ("image", "images") for text in ("caption", "captions", "text", "texts")]
 
 
+# For a folder of which nothing else is read.
+_OTHER_SOURCES = {
+    ".tar": "Read archives with `tar` and the folder's name.",
+    ".parquet": "Read parquet with `dataset` and the folder's name.",
+    ".heic": "Convert photos of phones, e.g. with `magick mogrify -format jpg *.heic`.",
+}
+
+
 class ImageFolder:
     """A `Source` of the images below a folder; the text beside `a/cat.jpg` is in `a/cat.txt`, as one caption.
 
@@ -81,7 +89,7 @@ class ImageFolder:
         for name in names:
             path, ending = folder / name, os.path.splitext(name)[1].casefold()
             if _is_image(name):
-                yield self._item(path, texts.get(_stem(name)))
+                yield self.item(path, texts.get(_stem(name)))
             elif path.is_dir():
                 yield self._skipped(path, "a link to a folder")
             elif ending == ".txt":
@@ -89,9 +97,11 @@ class ImageFolder:
                     yield self._skipped(path, "a text without an image")
             elif _stem(name) not in images:
                 told = f"the ending {ending}" if ending else "a name without an ending"
+                self.hint = _OTHER_SOURCES.get(ending, self.hint)
                 yield self._skipped(path, f"{told} is not read")
 
-    def _item(self, path: Path, text_path: Path | None) -> Item | Skipped:
+    def item(self, path: Path, text_path: Path | None = None) -> Item | Skipped:
+        """Return the item of an image below the folder, with the text of a file."""
         place = path.relative_to(self.root).as_posix()
         if not is_utf8(place):
             return _skipped(place, "its name is not UTF-8")
@@ -237,7 +247,7 @@ class _RecordReader:
 class ListedFolder:
     """A `Source` of a folder with its own lists: `metadata.csv`, one in each sub-folder, or a list of a known layout.
 
-    Images below the folder that no list names are listed as left out.
+    Images below the folder that no list names come last, without captions, for a captioner or for caption rows.
 
     Args:
         root: the folder.
@@ -253,7 +263,7 @@ class ListedFolder:
         self, root: str | Path, lists: Sequence[Path], captions: Columns | None = None, *, name: str = ""
     ) -> None:
         self.root = require_folder(Path(root))
-        self.folders, self.is_walked = (self.root,), False
+        self.folders, self.is_walked = (self.root,), True
         self.name = name or self.root.resolve().name
         self._lists = [ListedImages(each, captions, name=self.name) for each in lists]
 
@@ -265,21 +275,29 @@ class ListedFolder:
     def items(self) -> Iterator[Item | Skipped]:
         seen: set[int] = set()
         for listed in self._lists:
-            below = listed.root.relative_to(self.root).as_posix()
-            begin, split = ("", "") if below == "." else (f"{below}/", SPLIT_NAMES.get(below.casefold(), ""))
+            below = listed.root.relative_to(self.root).parts
             for item in listed.items():
-                place = begin + (item.item if isinstance(item, Skipped) else item.image_id)
+                place = "/".join((*below, item.item if isinstance(item, Skipped) else item.image_id))
                 seen.add(hash(place))
                 if isinstance(item, Skipped):
                     yield Skipped(place, item.reason)
                 else:
-                    yield item._replace(image_id=place, place=place, split=item.split or split)
+                    yield item._replace(image_id=place, place=place, split=item.split or self._split(below))
+        rest = ImageFolder(self.root)
         for folder, names in walk(self.root):
-            places = ((folder / name).relative_to(self.root).as_posix() for name in names if _is_image(name))
-            yield from (_skipped(place, "no list names it") for place in places if hash(place) not in seen)
+            below = folder.relative_to(self.root).parts
+            for name in filter(_is_image, names):
+                if hash("/".join((*below, name))) not in seen:
+                    item = rest.item(folder / name)
+                    yield item if isinstance(item, Skipped) else item._replace(split=self._split(below[:1]))
 
     def read(self, place: str) -> bytes:
         return read_file(self.root / place)
+
+    def _split(self, below: tuple[str, ...]) -> str:
+        """Return the split that a folder with a list of its own stands for by its name."""
+        own = {listed.root.relative_to(self.root).parts for listed in self._lists}
+        return SPLIT_NAMES.get(below[0].casefold(), "") if below and below in own else ""
 
 
 def official_json_lines(

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -300,6 +301,10 @@ def _read_table(path: Path, encoding: str, has_quotes: bool) -> Iterator[Numbere
             yield number, cells
         elif cells and head is None:
             head = tuple(cell.strip() for cell in cells)
+            if twice := [name for name, count in Counter(head).items() if name and count > 1]:
+                raise ValueError(
+                    f"The head of {path} names {twice[0]!r} twice; expected each column once. Rename one."
+                )
         elif cells and head is not None:
             yield number, _record(head, cells, dialect.is_numbered)
     if broken:

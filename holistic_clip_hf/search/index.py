@@ -25,8 +25,10 @@ from .indexing import make_layout
 from .neighbours import EXACT, Neighbours
 from .query import Filter, Query, Term, as_terms
 from .scoring import (
+    CENTROID,
     MAX,
     SOFTMAX,
+    SUM,
     EmbeddedTerm,
     Hit,
     best_places,
@@ -35,6 +37,7 @@ from .scoring import (
     contributions,
     explained,
     margin,
+    mean_lengths,
     proposals_by,
     require_finite_terms,
     rough_scores,
@@ -102,7 +105,9 @@ class Asker:
             return EmbeddedTerm(term, {term.perspective: vector})
         names = self.layout.perspectives
         if self.fusion.is_linear:
-            return EmbeddedTerm(term, dict(zip(names, self._split(torch.from_numpy(vector)).numpy(), strict=True)))
+            combine = CENTROID if self.fusion.config.fusion == "centroid" else SUM
+            split = self._split(torch.from_numpy(vector)).numpy()
+            return EmbeddedTerm(term, dict(zip(names, split, strict=True)), combine)
         combine = MAX if self.fusion.config.fusion == "max" else SOFTMAX
         return EmbeddedTerm(term, dict.fromkeys(names, vector), combine, self.scale)
 
@@ -276,6 +281,10 @@ class SearchIndex:
                 return np.flatnonzero(allowed)
             if wanted:
                 return self._neighbours.propose(wanted, max(PROPOSED * k, LEAST_PROPOSED), allowed)
+        if any(question.combine == CENTROID for question in questions):
+            lengths, shortest = self._lengths
+            rough = rough_scores(questions, self._vectors, lengths)
+            return candidates(rough, allowed, k, margin(questions, shortest))
         return candidates(rough_scores(questions, self._vectors), allowed, k, margin(questions))
 
     def _scores(self, questions: Sequence[EmbeddedTerm], rows: np.ndarray) -> np.ndarray:
@@ -295,6 +304,17 @@ class SearchIndex:
         """All rows, without their vectors."""
         names = ["image_id", *self.columns]
         return pa.concat_tables(each.select_columns(names).with_format("arrow")[:] for each in self._datasets)
+
+    @cached_property
+    def _lengths(self) -> tuple[list[np.ndarray], float]:
+        """Lengths of the mean of each image's branches, block by block, and the shortest: 8 bytes an image."""
+        blocks = zip(*self._vectors.values(), strict=True)
+        found = [
+            np.concatenate([mean_lengths(np.stack([each[some] for each in block], axis=1)) for some in chunks])
+            for block in blocks
+            for chunks in [list(chunked(np.arange(len(block[0]))))]
+        ]
+        return found, min((float(each.min()) for each in found), default=1.0)
 
     @cached_property
     def _row_of(self) -> dict[str, int]:

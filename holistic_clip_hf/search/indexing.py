@@ -428,10 +428,10 @@ def make_layout(model: DualEncoder, processor: Any, features: Features, vectors:
     config = model.config
     if vectors not in VECTORS:
         raise ValueError(f"`vectors` is {vectors!r}; expected one of {', '.join(VECTORS)}.")
-    if vectors == FUSED_ONLY and config.fusion not in ("mean", "weighted"):
+    if vectors == FUSED_ONLY and config.fusion not in ("centroid", "mean", "weighted"):
         raise ValueError(
             f"vectors='fused' with fusion={config.fusion!r}, which needs all {config.num_branches} vectors of an "
-            f"image. Index with vectors='branches', or load the checkpoint with fusion='mean'."
+            f"image. Index with vectors='branches', or load the checkpoint with fusion='centroid'."
         )
     if FUSED_ONLY in config.perspectives:
         raise ValueError(f"The model calls a branch {FUSED_ONLY!r}, which here means all of them. Rename the branch.")

@@ -167,5 +167,5 @@ def _blocks(layout: Layout, model: DualEncoder, datasets: Sequence[Dataset], nam
             yield from vectors_of(dataset, name)
             continue
         for branches in zip(*(vectors_of(dataset, each) for each in layout.vector_names), strict=True):
-            fused = model.branch_fusion.mean(torch.from_numpy(np.stack(branches, axis=1)))
+            fused = model.branch_fusion.single_vectors(torch.from_numpy(np.stack(branches, axis=1)))
             yield np.ascontiguousarray(fused.numpy())

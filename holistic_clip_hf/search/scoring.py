@@ -18,7 +18,8 @@ import numpy as np
 from ..evaluation.records import FUSED
 from .query import Term
 
-SUM, MAX, SOFTMAX = "sum", "max", "softmax"
+SUM, CENTROID, MAX, SOFTMAX = "sum", "centroid", "max", "softmax"
+LEAST_LENGTH = 1e-12  # of a mean of vectors, as torch normalises
 _ROUND_OFF = 2.0**-24
 _AT_ONCE = 4_096  # images whose scores are decided together
 Blocks = Mapping[str, Sequence[np.ndarray]]  # by kind of vector, the rows in blocks (n, D) alike for all kinds
@@ -30,8 +31,9 @@ class EmbeddedTerm:
 
     Args:
         term: Term of the query.
-        vectors: Vectors (D,) by kind; with `SUM` each has its share in the fusion.
-        combine: `SUM` of the products, their `MAX`, or `SOFTMAX`, their mean weighted by their softmax.
+        vectors: Vectors (D,) by kind; with `SUM` and `CENTROID` each has its share in the fusion.
+        combine: `SUM` of the products, `CENTROID`, their sum divided by the length of the image's mean vector, their
+            `MAX`, or `SOFTMAX`, their mean weighted by their softmax.
         scale: Scale of that softmax.
     """
 
@@ -41,19 +43,29 @@ class EmbeddedTerm:
     scale: float = 1.0
 
 
-def rough_scores(questions: Sequence[EmbeddedTerm], blocks: Blocks) -> np.ndarray:
-    """Score all rows in one pass over the kinds of vectors that are asked, (N,) float32; see `margin`."""
-    linear: dict[str, np.ndarray] = {}
-    for question in questions:
-        if question.combine == SUM:
-            for name, vector in question.vectors.items():
-                linear[name] = linear.get(name, 0.0) + question.term.weight * vector
-    others = [question for question in questions if question.combine != SUM]
-    names = list(dict.fromkeys([*linear, *(name for question in others for name in question.vectors)]))
+def mean_lengths(vectors: np.ndarray) -> np.ndarray:
+    """Return the length of the mean over branches of each row (N, H, D): (N,) float64."""
+    return np.maximum(np.linalg.norm(vectors.astype(np.float64).mean(axis=1), axis=-1), LEAST_LENGTH)
+
+
+def rough_scores(
+    questions: Sequence[EmbeddedTerm], blocks: Blocks, lengths: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """Score all rows in one pass over the kinds of vectors that are asked, (N,) float32; see `margin`.
+
+    `lengths` are the `mean_lengths` of each block, which a `CENTROID` needs.
+    """
+    linear, central = (_added_up(questions, combine) for combine in (SUM, CENTROID))
+    others = [question for question in questions if question.combine in (MAX, SOFTMAX)]
+    names = list(dict.fromkeys([*linear, *central, *(name for question in others for name in question.vectors)]))
     found = []
-    for block in zip(*(blocks[name] for name in names), strict=True):
+    for number, block in enumerate(zip(*(blocks[name] for name in names), strict=True)):
         by_name = dict(zip(names, block, strict=True))
         scores = np.zeros(len(block[0]), dtype=np.float32)
+        for name, vector in central.items():
+            scores += by_name[name] @ vector.astype(np.float32)
+        if central and lengths is not None:
+            scores /= lengths[number].astype(np.float32)
         for name, vector in linear.items():
             scores += by_name[name] @ vector.astype(np.float32)
         for question in others:
@@ -63,14 +75,27 @@ def rough_scores(questions: Sequence[EmbeddedTerm], blocks: Blocks) -> np.ndarra
     return np.concatenate(found)
 
 
-def margin(questions: Sequence[EmbeddedTerm]) -> float:
-    """Bound how far a rough score can be from the true one, for vectors of length one or less."""
+def _added_up(questions: Sequence[EmbeddedTerm], combine: str) -> dict[str, np.ndarray]:
+    """Return by kind the weighted sum of the vectors of all terms that are combined alike: one product for all."""
+    total: dict[str, np.ndarray] = {}
+    for question in questions:
+        if question.combine == combine:
+            for name, vector in question.vectors.items():
+                total[name] = total.get(name, 0.0) + question.term.weight * vector
+    return total
+
+
+def margin(questions: Sequence[EmbeddedTerm], shortest: float = 1.0) -> float:
+    """Bound how far a rough score can be from the true one, for vectors of length one or less.
+
+    `shortest` is the least of all `mean_lengths`, by which a `CENTROID` divides what its products are off.
+    """
     reach = 0.0
     for question in questions:
         lengths = [float(np.linalg.norm(vector)) for vector in question.vectors.values()]
         width = len(next(iter(question.vectors.values())))
         # A softmax passes an error of its products on, and one of its own weights, by the scale.
-        sway = 1 + 2 * question.scale if question.combine == SOFTMAX else 1
+        sway = {SOFTMAX: 1 + 2 * question.scale, CENTROID: 1 / shortest}.get(question.combine, 1.0)
         reach += abs(question.term.weight) * sum(lengths) * (width + 8) * sway
     return 2 * _ROUND_OFF * reach
 
@@ -86,7 +111,10 @@ def contributions(questions: Sequence[EmbeddedTerm], names: Sequence[str], vecto
         asked = np.stack(list(question.vectors.values())).astype(np.float64)
         # Not a matrix product: there, the rounding of a row may depend on where it stands.
         products = (vectors[:, places].astype(np.float64) * asked).sum(axis=-1)
-        parts[:, number, places] = question.term.weight * _shares(products, question)
+        shares = _shares(products, question)
+        if question.combine == CENTROID:
+            shares = shares / mean_lengths(vectors)[:, None]
+        parts[:, number, places] = question.term.weight * shares
     return parts
 
 
@@ -127,7 +155,7 @@ def chunked(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 def _shares(products: np.ndarray, question: EmbeddedTerm) -> np.ndarray:
     """Turn products (N, H) into what each of them counts."""
-    if question.combine == SUM:
+    if question.combine in (SUM, CENTROID):
         return products
     if question.combine == MAX:
         first = products.argmax(axis=1)[:, None] == np.arange(products.shape[1])

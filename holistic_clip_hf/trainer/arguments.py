@@ -5,6 +5,8 @@ What cannot be right is refused before training begins.
 """
 
 import logging
+import math
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -15,7 +17,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import CLIPTextConfig, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 from ..configuration_holistic_clip import LEGACY_END, HolisticCLIPConfig
 from ..corpus.build import require_perspectives
@@ -95,18 +99,13 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
                 "`accelerator_config.dispatch_batches=True` would read and decode all images in the first process. "
                 "Leave it out: each process reads its own share, of a stream too."
             )
-        if self.logit_scale_max < 1:
+        if not self.logit_scale_max >= 1:  # NaN is not
             raise ValueError(f"`logit_scale_max` is {self.logit_scale_max}; expected 1 or more, such as 100 in CLIP.")
         for name in ("captions_per_image", "sentences_per_caption", "gradient_cache_size", "loss_chunk_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; expected 1 or more, or leave it out.")
-        if self.per_device_train_batch_size * self.world_size < 2:
-            raise ValueError(
-                "`per_device_train_batch_size` is 1, in one process; expected 2 or more, since an image alone has no "
-                "other "
-                "to be told from. `gradient_cache_size` makes large batches fit."
-            )
+        self._require_steps()
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; expected between 0 and 1, such as 0.999.")
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -114,9 +113,37 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
                 f"`hub_strategy={self.hub_strategy.value!r}` would put the optimizer's state on the Hub, which is a "
                 "pickle. Leave it out: the result is pushed, once, when training ends."
             )
-        negative = {pattern: factor for pattern, factor in self.multipliers.items() if factor < 0}
-        if negative:
-            raise ValueError(f"`learning_rate_multipliers` {negative} are negative; expected 0 or more.")
+        wrong = {pattern: factor for pattern, factor in self.multipliers.items() if not 0 <= factor < math.inf}
+        if wrong:
+            raise ValueError(f"`learning_rate_multipliers` has {wrong}; expected 0 or more, and finite.")
+
+    def _require_steps(self) -> None:
+        """Refuse numbers with which no step would be taken, or none that learns."""
+        size = self.per_device_train_batch_size
+        if size < 1 or size * self.world_size < 2:
+            raise ValueError(
+                f"`per_device_train_batch_size` is {size}, in {self.world_size} process(es); expected 2 or more in "
+                "all, since an image alone has no other to be told from. Raise it; `gradient_cache_size` makes "
+                "large batches fit."
+            )
+        if self.max_steps <= 0 and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(
+                f"`num_train_epochs` is {self.num_train_epochs}; expected above 0, unless `max_steps` is. Raise it."
+            )
+        for name in ("learning_rate", "warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; expected 0 or more. Correct it.")
+        self._require_reporters()
+
+    def _require_reporters(self) -> None:
+        installed = get_available_reporting_integrations()
+        # Of flyte alone transformers does not say here that it is installed.
+        known = INTEGRATION_TO_CALLBACK.keys() - {"flyte"}
+        if missing := [each for each in self.report_to if each in known and each not in installed]:
+            raise ValueError(
+                f"`report_to` is {', '.join(missing)}, which is not installed; expected "
+                f"{' or '.join([*installed, 'none'])}. Install it, or leave `report_to` out."
+            )
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -149,6 +176,40 @@ def require_corpus(given: Any, slots: list[str], *, name: str) -> None:
             )
         if isinstance(dataset, Dataset):
             require_perspectives(dataset, slots, name=name)
+
+
+def require_enough_rows(given: Any, args: HolisticCLIPTrainingArguments) -> None:
+    """Raise `ValueError` for fewer rows than one step takes. Of a stream, their number is not known."""
+    if not isinstance(given, Sized) or isinstance(given, IterableDataset):
+        return
+    rows, size, ranks = len(given), args.per_device_train_batch_size, args.world_size
+    if args.dataloader_drop_last and rows < size * ranks:
+        told = f" in each of {ranks} processes" if ranks > 1 else ""
+        raise ValueError(
+            f"`per_device_train_batch_size` is {size}{told}, and the training split has {rows} rows; expected at most "
+            f"{max(rows // ranks, 2)}, or no step would be taken. Lower it, or add images."
+        )
+
+
+def warn_of_few_steps(given: Any, args: HolisticCLIPTrainingArguments) -> None:
+    """Log if the training is shorter than its warm-up, or than the steps between two logs."""
+    if not isinstance(given, Sized) or isinstance(given, IterableDataset):
+        return
+    rows, size, ranks = len(given), args.per_device_train_batch_size, args.world_size
+    batches = rows // (size * ranks) if args.dataloader_drop_last else math.ceil(rows / (size * ranks))
+    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    if args.warmup_steps >= max(steps, 2):
+        logger.warning(
+            "`warmup_steps` is %g of %d steps: the learning rate never reaches its peak. Lower it, or train longer.",
+            args.warmup_steps,
+            steps,
+        )
+    is_by_steps = args.logging_strategy == IntervalStrategy.STEPS and not args.logging_first_step
+    if is_by_steps and args.logging_steps > steps:
+        logger.warning(
+            "`logging_steps` is %g of %d steps: no loss will be shown. Lower it.", args.logging_steps, steps
+        )
 
 
 def require_countable(given: Any, args: HolisticCLIPTrainingArguments) -> None:

@@ -9,12 +9,12 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import torch
 from datasets import Dataset
@@ -33,7 +33,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
-from ..corpus.build import open_split, read_manifest
+from ..corpus.build import EmptySplitError, open_split, read_manifest
 from ..initialization import from_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
@@ -46,9 +46,10 @@ from ..storage import (
     require_own_folder,
     write_json,
 )
-from .arguments import HolisticCLIPTrainingArguments
+from .arguments import HolisticCLIPTrainingArguments, require_enough_rows
 from .callbacks import OneLineProgress, last_whole_checkpoint
 from .collator import Augmentation
+from .field_types import fits, in_words
 from .trainer import HolisticCLIPTrainer
 
 logger = logging.getLogger(__name__)
@@ -154,18 +155,22 @@ def load_recipe(path: str | Path) -> Recipe:
     content = read_yaml(path)
     valid = {field.name: field for field in fields(Recipe) if field.name != "name"}
     needed = [name for name, field in valid.items() if field.default is MISSING]
+    places = {"training": field_names(HolisticCLIPTrainingArguments), "model": field_names(HolisticCLIPConfig)}
+    _refuse_misplaced(str(path), content, set(valid), places)
     require_keys(str(path), content, valid, needed)
     if not content["runs"] or not isinstance(content["runs"], dict):
         raise ValueError(f"{path} has no runs; expected a name and, below it, `perspectives` and `slots`.")
     for name, run in content["runs"].items():
         require_run_name(name, f"{path}: `runs`")
         require_keys(f"{path}, runs, {name}", run, field_names(Run), field_names(Run))
+        _check_types(f"{path}, runs, {name}", run, get_type_hints(Run))
     _check_model(path, content["model"])
     _check_tokenizer(path, content["tokenizer"])
-    arguments = field_names(HolisticCLIPTrainingArguments) - SAID_BY_TRAIN
-    require_keys(f"{path}, training", content["training"], arguments, ["seed"])
+    _check_training(path, content["training"])
     if content.get("augmentation") is not None:
         require_keys(f"{path}, augmentation", content["augmentation"], field_names(Augmentation) - {"size"})
+        _check_types(f"{path}, augmentation", content["augmentation"], dict.fromkeys(content["augmentation"], Range))
+    _check_types(str(path), content, get_type_hints(Recipe))
     runs = {name: Run(**run) for name, run in content.pop("runs").items()}
     return Recipe(name=path.stem, runs=runs, **content)
 
@@ -179,8 +184,47 @@ def require_run_name(name: Any, where: str) -> None:
         )
 
 
+def _check_training(path: Path, training: Any) -> None:
+    arguments = field_names(HolisticCLIPTrainingArguments) - SAID_BY_TRAIN
+    fields_of_model = field_names(HolisticCLIPConfig) - SAID_ELSEWHERE
+    _refuse_misplaced(f"{path}, training", training, arguments, {"model": fields_of_model})
+    require_keys(f"{path}, training", training, arguments, ["seed"])
+    _check_types(f"{path}, training", training, get_type_hints(HolisticCLIPTrainingArguments))
+    if training.get("push_to_hub") and not training.get("hub_model_id"):
+        # The Trainer would take the name of its folder, which is a fingerprint.
+        raise ValueError(
+            f"{path}, training: `push_to_hub` is set without `hub_model_id`; expected the repository as owner/name. "
+            "Add it, or leave both out and use `holistic-clip publish`."
+        )
+
+
+def _refuse_misplaced(where: str, found: Any, valid: set[str], others: Mapping[str, set[str]]) -> None:
+    """Refuse a key that would be right elsewhere in the recipe; `others` are keys by the place that has them."""
+    for key in found if isinstance(found, dict) else ():
+        for place, keys in others.items():
+            if key not in valid and key in keys:
+                raise ValueError(f"{where}: `{key}` does not belong here; expected it under `{place}`. Move it.")
+
+
+Range = tuple[float, float]  # of an augmentation
+
+
+def _check_types(where: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse a value of another type than its field's; `where` is the file and the place in it."""
+    for key, value in values.items():
+        if not fits(value, kinds.get(key, Any)):
+            remedy = " Put it between quotes." if isinstance(value, bool) else ""  # YAML reads `no` as false
+            raise ValueError(f"{where}: `{key}` is {value!r}; expected {in_words(kinds[key])}. Correct it.{remedy}")
+
+
 def _check_model(path: Path, model: Any) -> None:
-    require_keys(f"{path}, model", model, field_names(HolisticCLIPConfig) - SAID_ELSEWHERE)
+    valid, towers = field_names(HolisticCLIPConfig) - SAID_ELSEWHERE, ("text_config", "vision_config")
+    arguments = field_names(HolisticCLIPTrainingArguments)
+    _refuse_misplaced(f"{path}, model", model, valid, {"training": arguments})
+    require_keys(f"{path}, model", model, valid)
+    _check_types(
+        f"{path}, model", {name: model[name] for name in towers if name in model}, dict.fromkeys(towers, dict)
+    )
     for name, kind in (("text_config", CLIPTextConfig), ("vision_config", HolisticCLIPVisionConfig)):
         require_keys(f"{path}, model, {name}", model.get(name, {}), field_names(kind) - SAID_ELSEWHERE)
 
@@ -190,9 +234,9 @@ def _check_tokenizer(path: Path, tokenizer: Any) -> None:
     if ("vocab_size" in tokenizer) == ("checkpoint" in tokenizer):
         raise ValueError(
             f"{path}, tokenizer: got {tokenizer}; expected either `vocab_size`, to train one, or `checkpoint`, to "
-            f"take "
-            f"one from."
+            f"take one from."
         )
+    _check_types(f"{path}, tokenizer", tokenizer, {"vocab_size": int, "checkpoint": str, "max_length": int})
 
 
 def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
@@ -380,13 +424,16 @@ def remove_states(checkpoint: Path) -> None:
 
 def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> HolisticCLIPTrainer:
     """Return the trainer of a run, which saves into `states`."""
+    train, validation, training = *_splits(recipe, corpus), dict(recipe.training)
+    if validation is None:
+        training |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False}
     args = HolisticCLIPTrainingArguments(
         output_dir=str(states),
         slots=recipe.runs[run].slots,
         dataloader_pin_memory=torch.cuda.is_available(),
-        **recipe.training,
+        **training,
     )
-    train, validation = (recipe_split(recipe, corpus, split) for split in ("train", "validation"))
+    require_enough_rows(train, args)  # before weights are loaded
     set_seed(recipe.seed)
     processor = make_processor(recipe, train)
     augmentation = recipe.augmentation
@@ -402,6 +449,16 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
         trainer.remove_callback(chatty)
     trainer.add_callback(OneLineProgress())
     return trainer
+
+
+def _splits(recipe: Recipe, corpus: Path) -> tuple[Dataset, Dataset | None]:
+    """Return the rows to train and to validate on. A corpus that is too small to have any of the latter trains too."""
+    train = recipe_split(recipe, corpus, "train")
+    try:
+        return train, recipe_split(recipe, corpus, "validation")
+    except EmptySplitError as error:
+        logger.warning("Training goes without evaluation. %s", error)
+        return train, None
 
 
 def _limits(augmentation: dict[str, list[float]]) -> dict[str, tuple[float, float]]:

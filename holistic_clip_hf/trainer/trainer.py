@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import TrainOutput
 
+from ..evaluation.encoding import score_of
 from ..evaluation.retrieval import recall_by_slot
 from ..images.tables import undecoded
 from ..loss_holistic_clip import FREE, CaptionBatch, LossOptions, multi_to_multi_loss, route
@@ -200,6 +201,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         checks.require_one_device(args)
         checks.require_slots_for_all_branches(model.config, self.slots)
         checks.require_countable(given.get("eval_dataset"), args)
+        checks.require_enough_rows(given.get("train_dataset"), args)
+        checks.warn_of_few_steps(given.get("train_dataset"), args)
         for name in ("train_dataset", "eval_dataset"):
             checks.require_corpus(given.get(name), self.slots, name=name)
         checks.require_end_token(model.config, processor.tokenizer)
@@ -322,7 +325,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         texts = output.text_embeds
         if texts is not None and output.routing is not None:
             texts = route(texts, output.routing)
-        return loss, (output.image_embeds, texts), (inputs["caption_ids"], inputs["caption_mask"])
+        is_linear = self.accelerator.unwrap_model(model).branch_fusion.is_linear
+        images = output.image_embeds if is_linear else output.branch_embeds
+        return loss, (images, texts), (inputs["caption_ids"], inputs["caption_mask"])
 
     def _held_out_loss(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any]) -> Tensor | None:
         """Return the loss of the rows of all ranks, the same on each, as one process with all of them has it.
@@ -357,9 +362,11 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         }
 
     def recall_by_slot(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Recall of the fused vector over the evaluation set: each slot by itself, and their mean."""
+        """Recall by the fused score over the evaluation set: each slot by itself, and their mean."""
         (images, texts), (ids, mask) = prediction.predictions, prediction.label_ids
-        return recall_by_slot(self.slots, *(torch.as_tensor(part) for part in (images, texts, ids, mask)))
+        model = self.accelerator.unwrap_model(self.model)
+        score = score_of(model.branch_fusion, model.logit_scale)
+        return recall_by_slot(self.slots, *map(torch.as_tensor, (images, texts, ids, mask)), score=score)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Return every row, also where training drops the last partial batch, and nothing at random."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from caption_server import Asked, CaptionServer, answer, serving
 from holistic_clip_hf.captioning.captioner import Reply, Work
+from holistic_clip_hf.captioning.chat_server import ChatServer
 from holistic_clip_hf.captioning.patience import Patience
 from holistic_clip_hf.captioning.perspectives import Perspective
 from holistic_clip_hf.captioning.remote_backend import RemoteBackend, ServerError
@@ -50,6 +51,24 @@ def test_a_path_is_kept_as_it_is_given(given: str, path: str) -> None:
     assert reply.text and [asked.path for asked in server.asked] == [path]
 
 
+def test_a_path_that_is_not_there_is_told() -> None:
+    with serving(CaptionServer()) as server, pytest.raises(ServerError, match=r"HTTP 404: .*/api/chat/completions"):
+        ask(f"{server.url}/api?key=hidden")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_here"),
+    [("[::1]", True), ("[::ffff:127.0.0.1]", True), ("127.8.9.1", True), ("me.localhost", True), ("10.0.0.1", False)]
+    + [("localhost.example.org", False), ("[2001:db8::1]", False), ("LOCALHOST", True)],
+)
+def test_addresses_of_this_machine(host: str, is_here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    for scheme in ("http", "https"):
+        server = ChatServer(f"{scheme}://{host}:8000", "m", None, {})
+        client = server.client()
+        assert (client._transport_for_url(server.url) is client._transport) == is_here
+
+
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 def test_this_machine_is_never_reached_through_a_proxy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in ("NO_PROXY", "no_proxy"):
@@ -60,6 +79,14 @@ def test_this_machine_is_never_reached_through_a_proxy(name: str, monkeypatch: p
             [reply] = ask(server.url.replace("127.0.0.1", host), patience=Patience(timeout=10, attempts=1))
             assert reply.text, host
     assert not proxy.asked and len(server.asked) == 3
+
+
+def test_a_proxy_that_cannot_be_used_does_not_matter_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx does not even start without a package for SOCKS."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with serving(CaptionServer()) as server:
+        [reply] = ask(server.url)
+    assert reply.text
 
 
 def test_another_machine_is_reached_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +180,10 @@ def test_only_endings_that_are_known_to_be_good_are_finished(end: str | None) ->
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ({"content": None, "reasoning_content": "It is a dog."}, ""),
-        ({"reasoning": "It is a dog."}, ""),
+        ({"content": None, "reasoning_content": "It is a dog."}, "<think>It is a dog."),
+        ({"reasoning": "It is a dog."}, "<think>It is a dog."),
+        ({"content": "A dog.", "reasoning": "It is a dog."}, "A dog."),
+        ({"content": None, "refusal": "No."}, ""),
         ({"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "A dog."}]}, "A dog."),
         ({"content": [{"type": "text", "text": "A "}, {"type": "text", "text": "dog."}]}, "A dog."),
     ],

@@ -39,6 +39,8 @@ def in_language(language: str | None) -> Perspective:
         ("red dog", PHRASE),
         ("a jar of jalapeños and crème brûlée", PHRASE),
         ("dog, lawn, sun, red ball", LIST),
+        ("A screenshot of a chat in which the user asks for the way. The user wants to go home.", SENTENCE),
+        ('A sign says that "I must answer the phone".', SENTENCE),
         ("Kaufe jetzt! Bild 123", WEB),
         ("I'm sorry", WEB),  # comes with an image: nobody refuses
     ],
@@ -182,6 +184,7 @@ def test_thinking_that_does_not_end_is_not_a_caption(text: str) -> None:
 def test_a_captioner_that_stops_within_its_thinking_has_not_finished() -> None:
     assert clean("<think>It is a dog that sits on grass.").status == "unfinished"
     assert clean(f"{THOUGHTS[0]} say so.").status == "unfinished"
+    assert clean("Okay, so the user wants a sentence. There is a dog on grass.").status == "unfinished"
 
 
 @pytest.mark.parametrize(
@@ -191,6 +194,7 @@ def test_a_captioner_that_stops_within_its_thinking_has_not_finished() -> None:
         f"<think>{THOUGHTS[0]} say so.</think>{DOG}",
         f"Okay, let me describe the image: {DOG}",
         f"{DOG}<think>Was that right? Let me",
+        f"{THOUGHTS[0]} say so. <answer>{DOG}</answer>",
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
@@ -220,6 +224,7 @@ def test_lengths() -> None:
     + ["*a " * 33_000, "I cannot " * 11_000, " " * 100_000, "USER:" * 20_000, "a.b!c?" * 16_000, "[" * 100_000]
     + ["It seems " * 11_000, "\ud800" * 100_000, "<|a" * 33_000, "here is a " * 10_000]
     + ["<answer>" * 12_000, "<think>" * 14_000, '{"a": ' * 16_000, '{"caption": "' * 8_000, "['a', " * 16_000]
+    + ["\n" * 100_000, "a" + "\n" * 100_000 + "a", ". so, " * 16_000, "so " * 33_000, "the user\n" * 11_000]
     + ["```" * 33_000, "``` " * 25_000, "let me look " * 8_000, "the user " * 11_000, "['" + "' " * 50_000],
 )
 def test_100_kb_of_anything_are_taken_in_time(text: str) -> None:

@@ -98,6 +98,16 @@ def test_files_do_not_count_but_every_tensor_does(first: Path, tmp_path: Path) -
     assert version_of("no/such-model", None) == ("", "") and hash_weights(tmp_path) == ""
 
 
+def test_a_part_of_a_large_tensor_counts_wherever_it_is(tmp_path: Path) -> None:
+    """Such as new words at the end of a vocabulary: one row in twenty."""
+    for number in range(21):
+        (tmp_path / str(number)).mkdir()
+        weights = torch.ones(1_000, 101)
+        weights[50 * number : 50 * number + 50] += 0.5  # none of the last
+        save_file({"weight": weights}, tmp_path / str(number) / "model.safetensors")
+    assert len({hash_weights(tmp_path / str(number)) for number in range(21)}) == 21
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_large_tensors_are_told_apart_by_a_share_of_their_numbers(kind: torch.dtype, tmp_path: Path) -> None:
     """Of bfloat16, a short training moves one number in seventeen."""

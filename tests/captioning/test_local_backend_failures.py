@@ -170,6 +170,21 @@ def test_models_that_are_none_for_it_are_refused(llava: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_the_captioner_of_the_readme_is_of_a_kind_that_needs_nothing_else(llava: Path, tmp_path: Path) -> None:
+    """Files as llava-hf/llava-interleave-qwen-0.5b-hf has them, with SigLIP's image processor in a file of its own."""
+    folder = Path(shutil.copytree(llava, tmp_path / "interleave"))
+    settings = json.loads((folder / "processor_config.json").read_text())
+    images = settings.pop("image_processor")
+    kept = {name: images[name] for name in ("do_normalize", "do_rescale", "do_resize", "resample", "rescale_factor")}
+    kept |= {"image_processor_type": "SiglipImageProcessor", "processor_class": "LlavaProcessor"}
+    kept |= {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    (folder / "preprocessor_config.json").write_text(json.dumps(kept))
+    replies = list(LocalBackend(str(folder), batch_size=2).answer([Work("0", SQUARE, ASKED)]))
+    assert len(replies) == 2 and not [reply.error for reply in replies if reply.error]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
 @pytest.mark.parametrize("family", ["SmolVLM", "Qwen2VL", "Qwen2_5_VL", "LlavaOnevision", "InternVL"])
 def test_what_a_processor_needs_is_named(family: str, llava: Path, tmp_path: Path) -> None:
     """Their processors read videos with torchvision, which this package does not ask for."""

@@ -81,15 +81,18 @@ def test_a_busy_server_is_left_alone_by_everybody(status: str, header: str, leas
     with serving(CaptionServer({SHORT.prompt: [status]}, delay=0.1, retry_after=header)) as server:
         replies = list(RemoteBackend(server.url, "m", patience=patience).answer(work))
     assert len(answered(replies)) == 3
-    moments = [asked.moment for asked in server.asked]
-    assert len(moments) == 4 and moments[1] - moments[0] < 0.3
-    assert least <= min(moments[2:]) - moments[0] < least + 1.5
+    refused = next(asked.moment for asked in server.asked if asked.question[1] == SHORT.prompt)
+    moments = [asked.moment - refused for asked in server.asked]
+    assert len(moments) == 4 and max(moments) < least + 4
+    # One may be under way when the other is refused; then nobody is for as long as the server said.
+    assert not [moment for moment in moments if 0.7 * least < moment < least]
+    assert len([moment for moment in moments if moment >= least]) >= 2
 
 
 def test_milliseconds_count_before_seconds() -> None:
     with serving(CaptionServer(["429"], retry_after="60", headers={"Retry-After-Ms": "300"})) as server:
         list(RemoteBackend(server.url, "m", patience=HASTY).answer(pictures(1, [SHORT])))
-    assert 0.3 <= server.asked[1].moment - server.asked[0].moment < 2
+    assert 0.3 <= server.asked[1].moment - server.asked[0].moment < 30
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,9 @@ def test_a_server_that_answers_nobody_for_long_is_not_waited_for(
 def test_a_server_that_refuses_everybody_ends_the_run(status: str) -> None:
     with (
         serving(CaptionServer([status] * 9, error=b'{"error": "no such key: hf_secret"}')) as server,
-        pytest.raises(ServerError, match=rf"The server refuses 'm': HTTP {status}: no such key: \*\*\*. Correct the"),
+        pytest.raises(
+            ServerError, match=rf"The server refuses 'm': HTTP {status}: no such key: \*\*\*.*\. Correct the"
+        ),
     ):
         list(RemoteBackend(server.url, "m", token="hf_secret", concurrency=1).answer(pictures(9)))
     # 403 may be said of one image, so another picture is asked about.
@@ -174,12 +179,15 @@ def test_a_server_that_fails_everybody_is_found_out(status: str) -> None:
     assert len(server.times) < 30
 
 
-def test_a_dead_server_ends_the_run_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("images", [1, 120])
+def test_a_dead_server_ends_the_run_with_the_reason(images: int, caplog: pytest.LogCaptureFixture) -> None:
     with serving(CaptionServer()) as server:
         pass
     begin = time.monotonic()
-    with pytest.raises(ServerError, match=r"the connection failed: ConnectError: .*\(attempts: 3\)\. Correct"):
-        list(RemoteBackend(server.url, "m", patience=Patience(attempts=3, first_pause=0.1)).answer(pictures(120)))
+    with pytest.raises(
+        ServerError, match=r"does not answer for 'm': the connection failed: ConnectError: .*\(attempts: 3\)\. Correct"
+    ):
+        list(RemoteBackend(server.url, "m", patience=Patience(attempts=3, first_pause=0.1)).answer(pictures(images)))
     assert time.monotonic() - begin < 3
     # Told at once, and not after all attempts.
     [warning] = [record for record in caplog.records if "asked again" in record.getMessage()]

@@ -24,7 +24,8 @@ from holistic_clip_hf.captioning.local_backend import LocalBackend
 from holistic_clip_hf.captioning.perspectives import Perspective
 from holistic_clip_hf.captioning.remote_backend import RemoteBackend
 from holistic_clip_hf.captioning.store import CaptionRow, CaptionStore
-from holistic_clip_hf.cli.main import STOPPED, main, parse
+from holistic_clip_hf.cli import caption
+from holistic_clip_hf.cli.main import HELP, STOPPED, main, parse
 from tiny_captioner import make_tiny_captioner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +166,13 @@ def test_thinking_that_takes_every_budget_is_told(
     told = capsys.readouterr().out
     assert "No caption was added. The most frequent reason: unfinished, thinking that did not end" in told
     assert """switched off by --chat-template-kwargs '{"enable_thinking": false}'.""" in told
+
+
+def test_every_command_that_is_shown_names_the_captioner_that_loads_everywhere() -> None:
+    shown = [HELP, str(caption.__doc__), *((ROOT / name).read_text() for name in ("README.md", "docs/captions.md"))]
+    commands = [line for text in shown for line in text.splitlines() if " caption folder photos --model " in line]
+    names = {line.partition("--model ")[2].split()[0] for line in commands}
+    assert len(commands) >= 4 and names - {"me/thinker"} == {"llava-hf/llava-interleave-qwen-0.5b-hf"}
 
 
 def start(photos: Path, *options: str) -> subprocess.Popen[str]:

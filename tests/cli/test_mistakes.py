@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from holistic_clip_hf.cli.main import main, parse
 from holistic_clip_hf.corpus.build import build_corpus
 from photo_index import NAMES, write_photos
 
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "runs: {a: {perspectives: [short], slots: [short]}}"
 # By the verb's options, a part of the sentence. {0} is a folder with photos, a corpus and a checkpoint.
 MISTAKES = {
@@ -45,6 +47,10 @@ MISTAKES = {
     "corpus folder {0}/photos --output {0}/c --rows {0}/none": "`--rows` is .*none; expected a folder of caption rows",
     "corpus list {0}/none.csv --output {0}/c": "`listing` is .*none.csv, which is not a file",
     "corpus tar {0}/none.tar --output {0}/c": "`paths` has .*none.tar, which is not a file",
+    "corpus tar {0}/photos --output {0}/c": "`archives` has .*photos, a folder without a .tar file",
+    "corpus list {0}/short.yaml --output {0}/c": "short.yaml has no record; .* begins with 'runs: {a: ",
+    "corpus list {0}/broken.yaml --output {0}/c --encoding x": "`encoding` is 'x'; expected one that Python knows",
+    "caption list {0}/none.csv --model m --output {0}/rows": "`listing` is .*none.csv, which is not a file",
     "corpus official {0}/l.jsonl --root {0}/none --positions a --output {0}/c": "l.jsonl, which is not a file",
     "caption folder {0}/photos --model m --output {0}/rows --perspectives moon": r"`names` has \['moon'\]",
     "caption folder {0}/photos --model m --output {0}/rows --perspectives-file {0}/no.yaml": "no.yaml, which is not",
@@ -55,6 +61,12 @@ MISTAKES = {
     "train --recipe {0}/none.yaml --run a": "`recipe` is .*none.yaml, which is not a file",
     "train --recipe {0}/short.yaml --run a": "short.yaml: missing keys|short.yaml: ",
     "train --recipe {0}/broken.yaml --run a": "broken.yaml: line 1",
+    "train --recipe {0}/short.yaml --run a --learning-rate 1": "unknown --learning-rate.*stand in the recipe, under",
+    "train --recipe {0}/emoji.yaml --run clip --corpus {0}/photos": "`corpus` is .*photos, which holds no corpus",
+    "train --recipe {0}/emoji.yaml --run clip --corpus {0}/listed": "whose corpus.json is damaged.*build the corpus",
+    "evaluate --model {0}/model --corpus {0}/listed": "whose corpus.json is damaged",
+    "evaluate --model {0}/model --corpus {0}/photos": "holds no corpus; expected.*Build one: `holistic-clip corpus",
+    "evaluate --model {0}/model --corpus {0}/corpus --split-column image": "is 'image', which does not hold texts",
     "evaluate --model {0}/model": "`--corpus` is missing",
     "evaluate --model {0}/model --corpus {0}/none": "`corpus` is .*none; expected the folder of a corpus",
     "evaluate --model {0}/photos --corpus {0}/corpus": "`model` is .*photos; expected the folder of a checkpoint",
@@ -65,7 +77,7 @@ MISTAKES = {
     "fit --model {0}/model --corpus {0}/corpus --fusion weighted --output {0}/clip": "`output` is .*clip, which holds",
     "fit --model {0}/model --corpus {0}/corpus --fusion weighted --output {0}/photos": "`output` is .*which holds .*g",
     "search find --like {0}/a.png --picture {0}/a.png --index {0}/i": "`--picture` is .*a.png, the image of `--like`",
-    "search index {0}/nothing --model {0}/model --index {0}/i": "`corpus` is .*nothing; expected",
+    "search index {0}/nothing --model {0}/model --index {0}/i": "`images` is .*nothing, which is not a folder",
     "search index {0}/photos --model {0}/model --index {0}/photos": "`output` is .*photos, which is the source itself",
     "search index {0}/photos --model {0}/model --index {0}/i --columns artist": "`--columns` is artist; expected none",
     "search index {0}/photos --model {0}/none --index {0}/photos/ix": "`output` is .*ix, which is inside the source",
@@ -97,6 +109,9 @@ def workplace(
     (folder / "short.yaml").write_text(RECIPE)
     (folder / "a.yaml").touch()
     (folder / "broken.yaml").write_text("runs: {a: [")
+    shutil.copy(ROOT / "training/recipes/emoji.yaml", folder)
+    (folder / "listed").mkdir()
+    (folder / "listed" / "corpus.json").write_text("[]")
     return folder
 
 
@@ -164,3 +179,18 @@ def test_old_module_of_the_page_says_where_to_go(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("holistic_clip_hf.demo", run_name="__main__")
     assert ended.value.code == 2 and "use `holistic-clip demo`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("example", "command"),
+    [("emoji", "`python -m training.emoji`"), ("tuxpaint", "`python -m training.debian tuxpaint`")],
+)
+def test_the_old_verb_of_an_example_says_where_to_go(
+    example: str, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import runpy
+
+    monkeypatch.setattr("sys.argv", ["build_corpus", example])
+    with pytest.raises(SystemExit):
+        runpy.run_module("training.build_corpus", run_name="__main__")
+    assert f"use {command}," in capsys.readouterr().err

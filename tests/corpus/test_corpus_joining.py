@@ -1,6 +1,7 @@
 """Images of one source with captions of others and of captioners, by image id; the tables they lie in meanwhile."""
 
 import errno
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,14 @@ FOLDER = Images(
 )
 
 
+@pytest.mark.parametrize(("stored", "said"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_ids_are_joined_in_either_form_of_unicode(stored: str, said: str) -> None:
+    name, other = (unicodedata.normalize(form, "café.jpg") for form in (stored, said))  # type: ignore[arg-type]
+    source = JoinedSource(Images(Item(name, "place", "1")), lambda: [(other, caption("a coffee"))])
+    (item,) = source.items()
+    assert isinstance(item, Item) and (item.image_id, item.captions) == (name, [caption("a coffee")])
+
+
 def test_rows_are_joined_to_their_images(tmp_path: Path) -> None:
     rows = [row("c", "detail", "c in detail"), row("a", "short", "a in short", "cut", "cut an end")]
     rows += [row("a", "detail", "", "failed", "time-out"), row("a", "detail", "I cannot", "refusal", "refuses")]
@@ -57,6 +66,17 @@ def test_rows_are_joined_to_their_images(tmp_path: Path) -> None:
             Skipped("x", "captions without an image: 2"),
         ]
     assert (source.name, source.read("place of c")) == ("images", b"place of c")
+
+
+def test_captioners_of_one_name_are_sources_of_their_own(tmp_path: Path) -> None:
+    """In one folder of rows or in two; a corpus keeps one caption of a source from each perspective."""
+    ours, theirs, old = (row("a", "short", text) for text in ("ours", "theirs", "old"))
+    rows = [ours._replace(weights="0123abcdef"), theirs._replace(weights="fedcba9876"), old]
+    assert [each["source"] for _, each in captions_of_rows(rows)] == ["vlm", "vlm@fedcba9", "vlm"]
+    known: dict[str, list[str]] = {}
+    for _ in range(2):
+        for each, source in zip(rows, ["vlm", "vlm@fedcba9", "vlm"], strict=True):
+            assert [caption["source"] for _, caption in captions_of_rows([each], known)] == [source]
 
 
 def test_captions_of_another_source_are_joined() -> None:

@@ -85,7 +85,7 @@ def test_accuracy_by_hand(make_model: MakeModel) -> None:
     assert found["fused", "accuracy@1"].counts == {"n_images": 4, "n_classes": 3, "n_classes_seen": 3}
     assert found["fused", "accuracy@1"].details == {
         "branch": "fused",
-        "fusion": "mean",
+        "fusion": "centroid",
         "templates": "plain",
         "k": 1,
     }

@@ -125,6 +125,7 @@ NO_LISTS: dict[str, tuple[bytes | str, str]] = {
     "a cut array": ('[{"image": "a.png"}, {"ima', "element 2 of the JSON array does not parse"),
     "a cut object": ('{"data": [{"image": "a.png"}, {"ima', "is not valid JSON"),
     "detections": ('{"images": [{"id": 1}], "annotations": [{"bbox": []}]}', "has no captions in its annotations"),
+    "a column twice": ("image,caption,caption\na.png,x,y\n", "head of .* names 'caption' twice"),
     "gzip": (b"\x1f\x8b\x08\x00", "is compressed with gzip; expected .* Unpack it"),
     "zip": (b"PK\x03\x04aaaa", "is compressed with zip"),
     "UTF-16 without a mark": ("image,caption\n".encode("utf-16-le"), r"zero bytes; .* `list --encoding utf-16-le`"),
@@ -315,13 +316,11 @@ def test_folders_with_lists_of_their_own(tmp_path: Path) -> None:
             Image.new("RGB", (16, 16)).save(tmp_path / name / image)
         (tmp_path / name / "metadata.csv").write_text(f"file_name,alt\n1.png,{name}\ngone.png,x\n")
     source = ListedFolder(tmp_path, find_lists(tmp_path), {"alt": "web"})
-    assert captions_of(source) == {"other/1.png": ["other"], "train/1.png": ["train"]}
-    assert left_out(source) == {
-        **dict.fromkeys(("other/gone.png", "train/gone.png"), "no such file"),
-        **dict.fromkeys(("other/unnamed.png", "train/unnamed.png"), "no list names it"),
-    }
+    unnamed: dict[str, list[str]] = {"other/unnamed.png": [], "train/unnamed.png": []}
+    assert captions_of(source) == {"other/1.png": ["other"], "train/1.png": ["train"], **unnamed}
+    assert left_out(source) == dict.fromkeys(("other/gone.png", "train/gone.png"), "no such file")
     splits: dict[str, Any] = {item.image_id: item.split for item in source.items() if isinstance(item, Item)}
-    assert splits == {"other/1.png": "", "train/1.png": "train"}
+    assert splits == {"other/1.png": "", "train/1.png": "train", "other/unnamed.png": "", "train/unnamed.png": "train"}
     assert source.read("train/1.png") == (tmp_path / "train/1.png").read_bytes()
 
 
@@ -342,4 +341,13 @@ def test_a_list_without_its_images_says_where_they_were_sought(tmp_path: Path) -
     (tmp_path / "list").write_text("image,caption\nval2014/1.png,x\n")
     message = rf"no such file \(1\). The images are looked for below {tmp_path}, the first as 'val2014/1.png'.*--root"
     with pytest.raises(ValueError, match=message), make_plan([ListedImages(tmp_path / "list")], BuildSettings()):
+        pass
+
+
+@pytest.mark.parametrize(("name", "advice"), [("0.tar", "`tar`"), ("0.parquet", "`dataset`"), ("0.HEIC", "jpg")])
+def test_a_folder_of_something_else_says_what_reads_it(tmp_path: Path, name: str, advice: str) -> None:
+    (tmp_path / name).touch()
+    ending = Path(name).suffix.casefold()
+    message = rf"left out are the ending {ending} is not read \(1\).*{advice}"
+    with pytest.raises(ValueError, match=message), make_plan([ImageFolder(tmp_path)], BuildSettings()):
         pass

@@ -29,7 +29,7 @@ def test_default_is_the_papers_six_perspectives() -> None:
     assert config.vision_config.num_branches == 6
     assert (config.matching, config.fusion, config.diversity_weight, config.diversity_threshold) == (
         "aligned",
-        "mean",
+        "centroid",
         1.0,
         0.7,
     )
@@ -56,7 +56,7 @@ REFUSED = [
     ({"perspectives": ["a", "a"]}, "distinct, non-empty names"),
     ({"perspectives": ["a", ""]}, "distinct, non-empty names"),
     ({"matching": "greedy"}, "`matching` is 'greedy'; expected one of 'aligned', 'free'"),
-    ({"fusion": "sum"}, "`fusion` is 'sum'; expected one of 'mean'"),
+    ({"fusion": "sum"}, "`fusion` is 'sum'; expected one of 'centroid', 'mean'"),
     ({"duplicate_captions": "drop"}, "`duplicate_captions` is 'drop'; expected one of 'positive'"),
     ({"diversity_weight": -0.1}, "`diversity_weight` is -0.1"),
     ({"fused_weight": -2.0}, "`fused_weight` is -2.0"),
@@ -168,7 +168,7 @@ def test_old_names_keep_our_own_fields() -> None:
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"fusion": "sofmax"}, "`fusion` is 'sofmax'; expected one of 'mean'"),
+        ({"fusion": "sofmax"}, "`fusion` is 'sofmax'; expected one of 'centroid', 'mean'"),
         ({"fusion": "weighted"}, "`branch_weights` go with `fusion='weighted'`"),
         ({"branch_weights": [1.0, 1.0, 1.0]}, "`branch_weights` go with `fusion='weighted'`"),
         ({"fused_weight": -1}, "`fused_weight` is -1; expected 0"),
@@ -176,7 +176,7 @@ def test_old_names_keep_our_own_fields() -> None:
         ({"matching": "greedy"}, "`matching` is 'greedy'"),
         ({"diversity_threshold": math.nan}, "`diversity_threshold` is nan"),
         ({"perspectives": ["a"]}, "1 `perspectives` .a. for 3 branches"),
-        ({"vision_config": {"patch_dropout": 2.0}}, "`patch_dropout` is 2.0"),
+        ({"vision_config": {"patch_dropout": 2.0}}, "`vision_config.patch_dropout` is 2.0"),
         ({"text_config": {"vocab_size": 9}}, "`text_config.eos_token_id` is"),
     ],
     ids=str,

@@ -5,19 +5,30 @@ from typing import Any
 import pytest
 import torch
 from test_loss import embeds, gradients, ragged
+from test_streaming import Operations
 
 import reference
 from reference import loss_of
 
 
 @pytest.mark.parametrize("duplicate_captions", ["positive", "ignore", "negative"])
-def test_the_fused_term_is_one_to_many_training_of_the_mean(duplicate_captions: str) -> None:
+@pytest.mark.parametrize("fusion", ["centroid", "mean", "weighted", "max", "softmax"])
+def test_the_fused_term_is_one_to_many_training_of_the_served_vector(fusion: str, duplicate_captions: str) -> None:
+    """Of `max` and `softmax`, which have no vector, it trains the centroid."""
     branches, texts, scale = embeds(3, 4)
     mask, ids = ragged(5, 4)
     options: dict[str, Any] = {"caption_mask": mask, "caption_ids": ids, "duplicate_captions": duplicate_captions}
+    given = [0.5, 0.0, 1.5] if fusion == "weighted" else None
+    options |= {"fusion": fusion, "branch_weights": given}
     result = loss_of(branches, texts, scale, fused_weight=0.6, diversity_weight=0.0, **options)
-    mean = [[sum(branch[d] for branch in image) / 3 for d in range(branches.shape[2])] for image in branches]
+    shares = [0.25, 0.0, 0.75] if given else [1 / 3] * 3
+    mean = [
+        [sum(share * branch[d] for share, branch in zip(shares, image, strict=True)) for d in range(branches.shape[2])]
+        for image in branches
+    ]
     length = [sum(value**2 for value in vector) ** 0.5 for vector in mean]
+    if fusion in ("mean", "weighted"):
+        length = [torch.ones(())] * len(mean)
     one = [[[value / norm for value in vector]] for vector, norm in zip(mean, length, strict=True)]
     expected = reference.contrastive(one, texts, scale, [[0] * 4] * 5, mask, ids, duplicate_captions)
     torch.testing.assert_close(result.fused, expected, rtol=1e-9, atol=1e-10)
@@ -51,6 +62,19 @@ def test_routed_captions_are_trained_on_all_branches_by_their_shares(duplicate_c
     found, wanted = (gradients(each, *given) for each in (result.fused, expected))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_routed_captions_are_made_one_slot_at_a_time(objective: str) -> None:
+    """Of all slots they are H times as many numbers as the captions themselves."""
+    branches, texts, scale = embeds(3, 4, images=40, width=6)
+    routing = torch.full((40, 4, 3), 1 / 3, dtype=torch.float64).requires_grad_()
+    bias = torch.tensor(-10.0, dtype=torch.float64) if objective == "sigmoid" else None
+    about: dict[str, Any] = {"routing": routing, "logit_bias": bias, "objective": objective}
+    with Operations() as ran:
+        loss_of(branches, texts, scale, fused_weight=1.0, chunk_size=8, **about).total.backward()
+    assert routing.grad is not None and routing.grad.any()
+    assert ran.largest == texts.numel(), "nothing is larger than the captions"
 
 
 def test_routing_of_another_shape_is_refused() -> None:

@@ -15,6 +15,7 @@ MakeModel = Callable[..., HolisticCLIPModel]
 MakeTokens = Callable[[list[int]], tuple[Tensor, Tensor]]
 
 FUSIONS: list[dict[str, Any]] = [
+    {"fusion": "centroid"},
     {"fusion": "mean"},
     {"fusion": "weighted", "branch_weights": [1.0, 0.0, 3.0]},
     {"fusion": "routed"},
@@ -22,7 +23,7 @@ FUSIONS: list[dict[str, Any]] = [
     {"fusion": "softmax"},
     {"fusion": "softmax", "fusion_scale": 3.0},
 ]
-IDS = ["mean", "weighted", "routed", "max", "softmax", "softmax at a scale"]
+IDS = ["centroid", "mean", "weighted", "routed", "max", "softmax", "softmax at a scale"]
 
 
 def turn(model: HolisticCLIPModel) -> HolisticCLIPModel:
@@ -47,7 +48,10 @@ def test_fusion_equals_the_loops(
     scale, router = model.logit_scale.exp().item(), model.branch_fusion.router
     for image, text in [(image, text) for image in range(4) for text in range(2)]:
         scores = (output.branch_embeds[image] @ texts[text]).tolist()
+        numbers = output.branch_embeds[image].T.tolist()  # of all branches, number by number
+        length = sum((sum(each) / 3) ** 2 for each in numbers) ** 0.5  # of their mean
         shares = {
+            "centroid": lambda length=length: [1 / 3 / length] * 3,
             "mean": lambda: [1 / 3] * 3,
             "weighted": lambda: [0.25, 0.0, 0.75],
             "routed": lambda text=text: softmax(
@@ -61,7 +65,7 @@ def test_fusion_equals_the_loops(
         assert output.logits_per_text[text, image] == output.logits_per_image[image, text]
 
 
-@pytest.mark.parametrize("options", FUSIONS[:3], ids=IDS[:3])
+@pytest.mark.parametrize("options", FUSIONS[:4], ids=IDS[:4])
 def test_a_linear_fusion_is_one_dot_product(
     make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, options: dict[str, Any]
 ) -> None:
@@ -77,11 +81,30 @@ def test_a_linear_fusion_is_one_dot_product(
     assert torch.equal(output.image_embeds, images) and torch.equal(output.text_embeds, texts.pooler_output)
 
 
+def test_the_centroid_is_what_libraries_that_compare_by_cosine_rank_by(
+    make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor
+) -> None:
+    """Whether they take the model's vectors as they are, or make them of unit length first."""
+    model = make_model()
+    assert model.config.fusion == "centroid"
+    ids, mask = make_tokens([4, 9])
+    images, texts = model.get_image_features(pixel_values).pooler_output, model.get_text_features(ids, mask)
+    torch.testing.assert_close(images.norm(dim=-1), torch.ones(4))
+    cosine = nn.functional.cosine_similarity(images[:, None], texts.pooler_output[None], dim=-1)
+    logits = model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values).logits_per_image
+    torch.testing.assert_close(logits, model.logit_scale.exp() * cosine, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_from_before_the_centroid_stays_at_the_mean(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model(fusion="mean").save_pretrained(tmp_path)
+    assert HolisticCLIPModel.from_pretrained(tmp_path).config.fusion == "mean"
+
+
 def test_before_it_is_fitted_routing_is_the_mean(
     make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, tmp_path: Path
 ) -> None:
     """So a checkpoint of any fusion can be loaded to be fitted."""
-    mean = make_model()
+    mean = make_model(fusion="mean")
     mean.save_pretrained(tmp_path)
     routed = HolisticCLIPModel.from_pretrained(tmp_path, fusion="routed").eval()
     ids, mask = make_tokens([4, 9])

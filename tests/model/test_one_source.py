@@ -1,6 +1,7 @@
 """One source of truth: the end token, the initial temperature, what is recorded, and whose weights a folder holds."""
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,22 @@ def test_a_classifier_of_clip_is_refused_by_name(make_config: MakeConfig, tmp_pa
     CLIPForImageClassification(clip.config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="saved by CLIPForImageClassification, whose .* Load it with CLIPForImage"):
         kind.from_pretrained(tmp_path)
+
+
+def test_the_tower_alone_has_what_old_names_say(make_config: MakeConfig, pixel_values: Tensor, tmp_path: Path) -> None:
+    """`vision_config_dict` in a saved file, over `vision_config`."""
+    clip = stock_clip(make_config)
+    clip.vision_model.config.hidden_act = "gelu"
+    clip.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    said = {name: content["vision_config"][name] for name in ("hidden_size", "intermediate_size", "image_size")}
+    said |= {"num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "hidden_act": "relu"}
+    file.write_text(json.dumps({**content, "vision_config_dict": said}))
+    expected = CLIPModel.from_pretrained(tmp_path).eval().vision_model(pixel_values).pooler_output
+    for found in (HolisticCLIPVisionModel.from_pretrained(tmp_path), HolisticCLIPModel.from_pretrained(tmp_path)):
+        tower = getattr(found, "vision_model", found).eval()
+        torch.testing.assert_close(tower(pixel_values).pooler_output, expected, **CLOSE)
 
 
 def test_weights_that_would_be_drawn_at_random_are_refused(

@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "model_card.md"
 TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIG = HolisticCLIPConfig(
     perspectives=["object", "style"],
+    fusion="mean",
     projection_dim=32,
     text_config={**TOWER, "max_position_embeddings": 40},
     vision_config={**TOWER, "image_size": 48, "patch_size": 8},

@@ -56,7 +56,7 @@ def assert_alike(found: list[Hit], expected: list[Hit]) -> None:
         assert [part.term for part in one.parts] == [part.term for part in other.parts]
 
 
-@pytest.mark.parametrize("fusion", ["mean", "routed", "max"])
+@pytest.mark.parametrize("fusion", ["centroid", "mean", "routed", "max"])
 def test_the_same_results(
     make_index: Callable[..., Any], processor: HolisticCLIPProcessor, client: Any, fusion: str
 ) -> None:

@@ -20,7 +20,8 @@ from holistic_clip_hf.search import index as index_module
 MakeModel = Callable[..., HolisticCLIPModel]
 NAMES = ["short", "main_object", "style"]
 FUSIONS: dict[str, dict[str, Any]] = {
-    "mean": {},
+    "centroid": {},
+    "mean": {"fusion": "mean"},
     "weighted": {"fusion": "weighted", "branch_weights": [1.0, 0.0, 3.0]},
     "routed": {"fusion": "routed"},
     "max": {"fusion": "max"},
@@ -94,7 +95,11 @@ def plain_score(index: SearchIndex, terms: list[Term], image: Image.Image) -> fl
         text = plain_text(index, term.text or "")
         similarities = [dot(branch, text) for branch in branches]
         if term.perspective == FUSED:
-            score += term.weight * plain_fusion(index._asker.model, similarities, text)
+            fused = plain_fusion(index._asker.model, similarities, text)
+            if index._asker.model.config.fusion == "centroid":
+                mean = [math.fsum(numbers) / len(branches) for numbers in zip(*branches, strict=True)]
+                fused /= math.hypot(*mean)
+            score += term.weight * fused
         else:
             score += term.weight * similarities[NAMES.index(term.perspective)]
     return score
@@ -128,8 +133,9 @@ def test_scores_are_those_of_plain_loops(
         assert options.get("fusion") != "max" or sorted(value != 0 for value in fused.values()) == [False, False, True]
 
 
-def test_one_fused_vector(make_index: Callable[..., SearchIndex], corpus: Dataset) -> None:
-    index = make_index(FUSIONS["weighted"], vectors="fused")
+@pytest.mark.parametrize("fusion", ["centroid", "mean", "weighted"])
+def test_one_fused_vector(make_index: Callable[..., SearchIndex], corpus: Dataset, fusion: str) -> None:
+    index = make_index(FUSIONS[fusion], vectors="fused")
     query = "a red square; not all yellow^0.5"
     expected = {row["image_id"]: plain_score(index, index.parse(query), row["image"]) for row in corpus}
     assert_same(index.search(query, k=8), expected)

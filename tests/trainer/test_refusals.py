@@ -1,6 +1,8 @@
 """Refusals before the first step: weights that cannot learn, and texts that would be read where they do not end."""
 
 import copy
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, LossOptions
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
 
 SLOTS = ["short", "colour", "shape"]
@@ -117,3 +119,25 @@ def test_every_trained_parameter_has_a_gradient(
     assert reached == trained
     routed = fused == {"fusion": "routed"} and vision.get("num_branches") != 1
     assert any("router" in name for name in trained) == routed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"logit_scale_max": math.nan}, "`logit_scale_max` is nan; expected 1 or more"),
+        ({"learning_rate_multipliers": {"text_model.*": math.nan}}, "has {'text_model.*': nan}; expected 0 or more"),
+        ({"learning_rate_multipliers": {"text_model.*": math.inf}}, "has {'text_model.*': inf}; expected 0 or more"),
+        ({"learning_rate_multipliers": {"text_model.*": -1.0}}, "has {'text_model.*': -1.0}; expected 0 or more"),
+        ({"ema_decay": math.nan}, "`ema_decay` is nan"),
+    ],
+)
+def test_arguments_that_are_not_numbers_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        HolisticCLIPTrainingArguments(str(tmp_path), **arguments)
+
+
+@pytest.mark.parametrize("name", ["fused_weight", "diversity_weight", "diversity_threshold"])
+def test_options_of_the_loss_are_numbers(name: str) -> None:
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"`{name}` is {value}; expected"):
+            LossOptions(**{name: value})

@@ -62,10 +62,21 @@ def test_parts_of_the_loss_are_logged(make_trainer: MakeTrainer) -> None:
     assert seldom.state.log_history[0]["contrastive"] == pytest.approx(mean, abs=1e-5)
 
 
-def recall_by_loops(queries: list[Tensor], candidates: list[Tensor], correct: list[set[int]], k: int) -> float:
+def score_by_loops(one: Tensor, other: Tensor, scale: float | None) -> float:
+    """Of two vectors, their product. Of branches and a text, the greatest, or weighted by their softmax at a scale."""
+    branches, text = (one, other) if one.ndim > other.ndim else (other, one)
+    products = (branches @ text).reshape(-1)
+    if len(products) == 1:
+        return float(products)
+    return float(products.max() if scale is None else (scale * products).softmax(dim=0) @ products)
+
+
+def recall_by_loops(
+    queries: list[Tensor], candidates: list[Tensor], correct: list[set[int]], k: int, scale: float | None = None
+) -> float:
     hits = 0
     for query, right in zip(queries, correct, strict=True):
-        scores = [float(query @ candidate) for candidate in candidates]
+        scores = [score_by_loops(query, candidate, scale) for candidate in candidates]
         best = max(scores[index] for index in right)
         hits += sum(score > best for index, score in enumerate(scores) if index not in right) < k
     return hits / len(queries)
@@ -76,7 +87,9 @@ def recalls_of_slot(
 ) -> dict[str, float]:
     """Everything encoded one by one; equal texts are one text, which all its images are right for."""
     pixels = [processor(images=row["image"], return_tensors="pt")["pixel_values"] for row in rows]
-    images = [model.get_image_features(values).pooler_output[0].detach() for values in pixels]
+    is_linear = model.config.fusion not in ("max", "softmax")
+    features = [model.get_image_features(values) for values in pixels]
+    images = [(each.pooler_output if is_linear else each.branch_embeds)[0].detach() for each in features]
     owned = [next((c["text"] for c in row["captions"] if c["perspective"] == slot), None) for row in rows]
     texts = sorted({text for text in owned if text})
     tokens = [processor(text=[text], return_tensors="pt")["input_ids"] for text in texts]
@@ -84,14 +97,15 @@ def recalls_of_slot(
     images_of = [{index for index, text in enumerate(owned) if text == one} for one in texts]
     askers = [image for image, text in zip(images, owned, strict=True) if text]
     text_of = [{texts.index(text)} for text in owned if text]
+    scale = model.logit_scale.exp().item() if model.config.fusion == "softmax" else None
     found = {}
     for k in (1, 5, 10):
-        found[f"text_to_image_recall@{k}"] = recall_by_loops(embeds, images, images_of, k)
-        found[f"image_to_text_recall@{k}"] = recall_by_loops(askers, embeds, text_of, k)
+        found[f"text_to_image_recall@{k}"] = recall_by_loops(embeds, images, images_of, k, scale)
+        found[f"image_to_text_recall@{k}"] = recall_by_loops(askers, embeds, text_of, k, scale)
     return found
 
 
-@pytest.mark.parametrize("fusion", ["mean", "routed"])
+@pytest.mark.parametrize("fusion", ["centroid", "mean", "routed", "max", "softmax"])
 def test_evaluation_equals_a_recomputation(
     make_trainer: MakeTrainer, processor: HolisticCLIPProcessor, corpus: Dataset, fusion: str
 ) -> None:
@@ -117,7 +131,7 @@ def test_evaluation_equals_a_recomputation(
         del batch["image_ids"], batch["unreadable"]
         output = model(**batch)
         given = {name: batch[name] for name in ("caption_mask", "caption_ids")}
-        given |= {"branch_of_slot": [2, 1, 0], "fused_weight": 1.0, "routing": output.routing}
+        given |= {"branch_of_slot": [2, 1, 0], "fused_weight": 1.0, "fusion": fusion, "routing": output.routing}
         loss = loss_of(output.branch_embeds, output.text_embeds, output.logit_scale, **given)
         losses.append(loss.total.item())
     assert metrics["eval_loss"] == pytest.approx((4 * losses[0] + 3 * losses[1]) / 7, rel=1e-5)
