@@ -184,7 +184,7 @@ class FusedVectors(NamedTuple):
 
 
 def fuse(model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
-    """Branches (N, H, D) and texts (T, D), as the model's fusion compares them."""
+    """Return branches (N, H, D) and texts (T, D), as the model's fusion compares them."""
     return fuse_by(model.branch_fusion, model.logit_scale, branch_embeds, text_embeds)
 
 
@@ -208,7 +208,7 @@ def score_of(fusion: BranchFusion, logit_scale: Tensor) -> Score:
 def vectors_by_name(
     model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor, *, with_branches: bool = True
 ) -> Iterator[tuple[dict[str, Detail], FusedVectors]]:
-    """Fused first, then each branch where there are several; with what a record says of them.
+    """Yield the fused vectors first, then each branch where there are several; with what a record says of them.
 
     Raises `ValueError` for a branch with the name that records keep for the fused vector.
     """
