@@ -5,9 +5,9 @@ Each perspective of each image is asked once, however often the run is killed an
 """
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..images.decoding import ImageLimits, UnreadableImageError, decode_image, verify_image
+from ..images.decoding import ImageLimits, UnreadableImageError, decode_image, map_ahead, verify_image
 from ..images.sources import Item, Skipped, Source
 from ..processing_holistic_clip import on_background
 from ..storage import write_json
@@ -214,17 +214,15 @@ class _Run:
                 yield _Task(each, tuple(p for place, p in enumerate(self.perspectives) if not settled >> place & 1))
 
     def _work(self) -> Generator[Work, None, None]:
+        asked = (task for task in self._tasks() if isinstance(task, _Task) and task.perspectives)
         pool = ThreadPoolExecutor(_READERS)
-        opening: deque[tuple[_Task, Future[Image.Image | str]]] = deque()
         try:
-            for task in self._tasks():
-                if isinstance(task, Skipped) or not task.perspectives:
+            for task, image in map_ahead(pool, _IMAGES_AHEAD, lambda task: (task, self._open(task.item)), asked):
+                if isinstance(image, Image.Image):
+                    yield Work(task.item.image_id, image, task.perspectives)
                     continue
-                opening.append((task, pool.submit(self._open, task.item)))
-                if len(opening) == _IMAGES_AHEAD:
-                    yield from self._opened(*opening.popleft())
-            while opening:
-                yield from self._opened(*opening.popleft())
+                for perspective in task.perspectives:
+                    self._add(Reply(task.item.image_id, perspective, error=image))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -237,14 +235,6 @@ class _Run:
             return " ".join(str(error).split())
         except (OSError, ValueError) as error:  # also of pixels that cannot be made RGB
             return f"{type(error).__name__}: {error}"
-
-    def _opened(self, task: _Task, opening: Future[Image.Image | str]) -> Iterator[Work]:
-        image = opening.result()
-        if isinstance(image, Image.Image):
-            yield Work(task.item.image_id, image, task.perspectives)
-            return
-        for perspective in task.perspectives:
-            self._add(Reply(task.item.image_id, perspective, error=image))
 
     def _add(self, reply: Reply) -> None:
         perspective, captioner = reply.perspective, self.backend.captioner

@@ -7,18 +7,17 @@ Captions may come from elsewhere than the images, and are joined with them by im
 import os
 import sqlite3
 import unicodedata
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from datasets import Value
 from tqdm.auto import tqdm
 
 from ..captioning.store import CaptionRow
-from ..images.decoding import UnreadableImageError, verify_image
+from ..images.decoding import UnreadableImageError, map_ahead, verify_image
 from ..images.sources import Item, Skipped, Source
 from ..storage import import_extra, require_apart, scratch_database
 from .build import corpus_features, require_corpus_folder, write_corpus
@@ -135,9 +134,6 @@ def _extend(item: Item, database: sqlite3.Connection) -> Item:
 
 
 SPLIT_COLUMN = "split"
-Given = TypeVar("Given")
-
-Made = TypeVar("Made")
 
 
 class SimilarCaptions(NamedTuple):
@@ -196,7 +192,7 @@ def build_from_sources(
                 f"expected at most {MOST_SLOTS} for the diversity report. Keep fewer perspectives, or build without "
                 "the report (`diversity=False`, `--no-report`)."
             )
-        decode = partial(_map_ahead, pool, 2 * workers)
+        decode = partial(map_ahead, pool, 2 * workers)
         maker = _RowMaker(plan, sources, settings, similar, decode, bar)
         write_corpus(
             directory,
@@ -265,16 +261,3 @@ class _RowMaker:
             return entry, verify_image(data, self._limits)
         except UnreadableImageError as error:
             return entry, str(error)
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, most: int, make: Callable[[Given], Made], given: Iterable[Given]
-) -> Iterator[Made]:
-    """Map in threads, with at most so many waiting or at work. `given` is read in this thread."""
-    waiting: deque[Future[Made]] = deque()
-    for each in given:
-        waiting.append(pool.submit(make, each))
-        if len(waiting) == most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

@@ -11,11 +11,13 @@ What had to change is stored without loss, photographs (JPEG) at quality 95.
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -216,3 +218,20 @@ def decode(contents: bytes) -> Image.Image:
             f"{image.width} x {image.height} pixels; one side is over {MOST_ELONGATED} times the other"
         )
     return image
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor, most: int, make: Callable[[Given], Made], given: Iterable[Given]
+) -> Iterator[Made]:
+    """Map in threads, in order, with at most `most` waiting or at work; `given` is read in the calling thread."""
+    waiting: deque[Future[Made]] = deque()
+    for each in given:
+        waiting.append(pool.submit(make, each))
+        if len(waiting) == most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

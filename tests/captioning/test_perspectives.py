@@ -87,7 +87,7 @@ def test_the_hash_stands_for_the_question_and_nothing_else() -> None:
         ("- web", "got 'web'; expected keys and values, with the keys answer, captioner"),
         (
             "- {name: a, prompt: b, tokens: 3}",
-            "unknown keys tokens. Valid keys: answer, captioner",
+            "unknown keys tokens. Did you mean max_new_tokens. Valid keys: answer, captioner",
         ),
         ("- {name: a}", "missing keys prompt"),
         ("- {prompt: a}", "missing keys name"),
