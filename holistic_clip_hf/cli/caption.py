@@ -80,7 +80,7 @@ class Command:
     Args:
         source: Images to caption.
         model: Captioner, by its name on the Hub, its folder, or as the server calls it.
-        output: Folder for caption rows.
+        output: Folder for caption rows; those of earlier runs stay.
         perspectives: Names of the perspectives to ask about. Default: all that have a prompt.
         perspectives_file: YAML file with prompts of your own, in the form of captioning/perspectives.yaml.
         shard: Share of the images for this process, as i/n, counted from 0.

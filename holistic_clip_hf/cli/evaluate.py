@@ -171,7 +171,11 @@ class Command:
         Raises:
             ValueError: an option is missing, is not used, or names a place that cannot be written.
         """
-        for option, given in {"tasks": self.tasks, "protocols": self.texts.protocols}.items():
+        for option, given in {
+            "tasks": self.tasks,
+            "protocols": self.texts.protocols,
+            "readouts": self.pixels.readouts,
+        }.items():
             if not given:
                 raise ValueError(f"`--{option}` is empty; expected one or several. Name them, or leave it out.")
         self._require_needed()

@@ -109,8 +109,10 @@ def _annotated(field: "dataclasses.Field[Any]", hint: Any, text: str) -> Any:
     if default is False:
         alone: Any = FlagCreatePairsOff
         hint = alone[hint]
-    says_nothing = default in (None, "", (), dataclasses.MISSING) or default is False or "Default:" in text
+    says_nothing = default in (None, "", ()) or default is False or "Default:" in text
     options: dict[str, Any] = {"help_behavior_hint": ""} if says_nothing else {}
+    if default is dataclasses.MISSING:
+        options["help_behavior_hint"] = "(one or more)"  # the parser says so of one value only, as "(required)"
     if metavar := _metavar(field, hint, text):
         options["metavar"] = metavar
     return Annotated[hint, arg(**options)] if options else hint

@@ -23,6 +23,7 @@ from ..images.decoding import UnreadableImageError, decode_image
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import BranchFusion, HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
+from ..storage import require_count
 from .ranking import Score, dot
 from .records import FUSED, Detail
 
@@ -96,6 +97,7 @@ def encode_images(
 
     Raises `ValueError` for no rows, a row whose image is missing or does not decode, and vectors that are not finite.
     """
+    require_count("batch_size", batch_size)
     images, branches = undecoded(dataset.select_columns("image")), []
     with evaluation_mode(model):
         for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
@@ -121,6 +123,7 @@ def encode_texts(
     """
     if not texts:
         raise ValueError("There are no texts to encode. Pass at least one.")
+    require_count("batch_size", batch_size)
     # Neighbours in length share a batch, so little is padded.
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     found = []
