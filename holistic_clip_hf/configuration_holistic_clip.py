@@ -150,7 +150,7 @@ def _require_architecture(config_dict: Mapping[str, Any], source: Any) -> None:
 
 
 def _require_family(config_dict: dict[str, Any], *families: str) -> None:
-    """transformers would only warn, and start from random weights."""
+    """Refuse another architecture: transformers would only warn, and start from random weights."""
     found = config_dict.get("model_type")
     if found is not None and found not in families:
         raise ValueError(
@@ -225,7 +225,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         self.validate_patches()
 
     def validate_branches(self) -> None:
-        """Part of the `@strict` validation."""
+        """Take part in the `@strict` validation."""
         require_choice("branch_type", self.branch_type, BRANCH_TYPES)
         require_choice("branch_isolation", self.branch_isolation, BRANCH_ISOLATIONS)
         if self.branch_type == "mlp" and not 1 <= self.num_branch_layers <= self.num_hidden_layers:
@@ -235,7 +235,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
             )
 
     def validate_patches(self) -> None:
-        """Part of the `@strict` validation."""
+        """Take part in the `@strict` validation."""
         require_choice("patch_stem", self.patch_stem, PATCH_STEMS)
         require_numbers(vars(self))
         size, patch = cast(int, self.image_size), cast(int, self.patch_size)
@@ -369,7 +369,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPConfig":
-        """Refuses the configuration of another architecture than this one or CLIP's, and keywords that do not fit.
+        """Refuse the configuration of another architecture than this one or CLIP's, and keywords that do not fit.
 
         The configuration of a vision tower is completed.
         """
@@ -428,7 +428,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
                 setattr(self, name, tower)
 
     def validate_text(self) -> None:
-        """Part of the `@strict` validation."""
+        """Take part in the `@strict` validation."""
         text = cast(CLIPTextConfig, self.text_config)
         _require_tower(CLIPTextConfig, vars(text), "text_config.")
         end = text.eos_token_id
@@ -440,7 +440,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
             )
 
     def validate_perspectives(self) -> None:
-        """Part of the `@strict` validation."""
+        """Take part in the `@strict` validation."""
         if len(self.perspectives) != self.num_branches:
             raise ValueError(
                 f"{len(self.perspectives)} `perspectives` ({', '.join(self.perspectives)}) for "
@@ -450,13 +450,13 @@ class HolisticCLIPConfig(PreTrainedConfig):
             raise ValueError(f"`perspectives` must be distinct, non-empty names; got {self.perspectives}.")
 
     def validate_objective(self) -> None:
-        """Part of the `@strict` validation."""
+        """Take part in the `@strict` validation."""
         for name, valid in LOSS_CHOICES.items():
             require_choice(name, getattr(self, name), valid)
         require_numbers(vars(self))
 
     def validate_fusion(self) -> None:
-        """Part of the `@strict` validation."""
+        """Take part in the `@strict` validation."""
         require_choice("fusion", self.fusion, FUSIONS)
         if (self.fusion == "weighted") != (self.branch_weights is not None):
             raise ValueError(

@@ -109,7 +109,9 @@ def _shorten(line: str, width: float, measure: Callable[[str], float]) -> str:
 
 
 def _in_built_in_font(text: str) -> str:
-    """Letters without their accents, which the built-in font lacks; a question mark for what has no such letter."""
+    """Return letters without their accents, which the built-in font lacks; a question mark for what has no such
+    letter.
+    """
     kept = []
     for letter in text:
         plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()

@@ -140,7 +140,9 @@ def _check_fields(given: Iterable[str], kind: type) -> None:
 def _copies(
     state: Mapping[str, Tensor], config: HolisticCLIPConfig, perturbation: float, seed: int
 ) -> dict[str, Tensor]:
-    """Parameters of branches 1 to H - 1, each a copy of branch 0's; none where the weights have branches already."""
+    """Return parameters of branches 1 to H - 1, each a copy of branch 0's; none where the weights have branches
+    already.
+    """
     vision, others = cast(HolisticCLIPVisionConfig, config.vision_config), config.num_branches - 1
     if others == 0 or any(".branch_" in name for name in state):
         return {}
@@ -340,7 +342,7 @@ def from_official(
 
 
 def _read(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by open_clip's plain names; anything that is not a CLIP of two transformers is refused."""
+    """Read the weights by open_clip's plain names; anything that is not a CLIP of two transformers is refused."""
     for name, value in state_dict.items():
         if not isinstance(value, Tensor):
             hint = 'Pass checkpoint["state_dict"].' if "state_dict" in state_dict else "Pass a state dict of tensors."
@@ -383,7 +385,7 @@ def _branch_linears(state: Mapping[str, Tensor]) -> set[tuple[int, int]]:
 def _infer(
     state: Mapping[str, Tensor], vision_heads: int | None, text_heads: int | None, num_class_tokens: int
 ) -> dict[str, Any]:
-    """Fields of `HolisticCLIPConfig`, from the shapes."""
+    """Return the fields of `HolisticCLIPConfig`, from the shapes."""
     width, channels, patch, patch_width = state["visual.conv1.weight"].shape
     patches = len(state["visual.positional_embedding"]) - num_class_tokens
     if math.isqrt(patches) ** 2 != patches or patch_width != patch:
@@ -423,7 +425,7 @@ def _tower(state: Mapping[str, Tensor], tower: str, width: int, heads: int | Non
 
 
 def _convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's names and shapes to ours; what has no place keeps its name."""
+    """Convert open_clip's names and shapes to ours; what has no place keeps its name."""
     positions = state["visual.positional_embedding"]
     class_tokens = state["visual.class_embedding"].reshape(-1, positions.shape[1])
     size = len(class_tokens)

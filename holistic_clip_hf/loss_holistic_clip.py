@@ -241,13 +241,13 @@ class Objective:
         return logits if left_out is None else logits.masked_fill_(left_out, -torch.inf)
 
     def blocks(self, contest: Contest) -> list[slice]:
-        """Slices of the queries."""
+        """Return slices of the queries."""
         size = self.chunk_size or max(1, LOGITS_IN_MEMORY // len(contest.candidates.rows))
         return [slice(start, start + size) for start in range(0, len(contest.queries.rows), size)]
 
 
 def sum_over_queries(contests: list[Contest], objective: Objective, tensors: list[Tensor]) -> Tensor:
-    """Scalar: the loss of every query of every contest, differentiable once.
+    """Return a scalar: the loss of every query of every contest, differentiable once.
 
     Args:
         contests: whose sides are rows of the tensors; each query has a positive among the candidates.
@@ -648,7 +648,7 @@ def _contests(
     offset: int,
     is_routed: bool,
 ) -> Iterator[Contest]:
-    """Per slot and branch, the captions that met it against the images, and their images against the captions."""
+    """Yield, per slot and branch, the captions that met it against the images, and these against the captions."""
     whole, softmax = everyone is local, objective.name == "softmax"
     shift = 0 if whole else 2 + is_routed  # where the tensors of all ranks begin
     num_slots, num_branches = local.text_embeds.shape[1], 1 if is_routed else local.branch_embeds.shape[1]

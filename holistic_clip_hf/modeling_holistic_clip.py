@@ -40,7 +40,8 @@ from .vision_holistic_clip import (
 
 
 class BranchRouter(nn.Module):
-    """Tells from a text how much each branch should answer: a softmax over H of a linear map of its vector.
+    """Router that tells from a text how much each branch should answer: a softmax over H of a linear map of its
+    vector.
 
     The vector is made of length sqrt(D), entries of about 1, which is what a linear layer learns from at the learning
     rate of the others.
@@ -168,7 +169,7 @@ def pack_texts(input_ids: Tensor, lengths: Tensor, row_length: int) -> PackedTex
 
 
 def _places(counts: list[int], row_length: int) -> tuple[list[int], list[int]]:
-    """Row and first place of each text."""
+    """Return the row and first place of each text."""
     rows, starts = [0] * len(counts), [0] * len(counts)
     rows_with_room: list[list[int]] = [[] for _ in range(row_length + 1)]
     num_rows = 0
@@ -275,7 +276,7 @@ class HolisticCLIPTextModel(CLIPTextModel):
 
     @eos_token_id.setter
     def eos_token_id(self, value: int) -> None:
-        """Leave the copy of CLIP's constructor away."""
+        """Copy that CLIP's constructor makes, which is dropped."""
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -143,7 +143,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
-        """Images to `pixel_values` (N, 3, height, width), texts to `input_ids` and `attention_mask` (T, L).
+        """Turn images into `pixel_values` (N, 3, height, width), texts into `input_ids` and `attention_mask` (T, L).
 
         Unless told otherwise, texts are padded to the longest and cut at the tokenizer's `model_max_length`, the end
         token kept.

@@ -13,7 +13,8 @@ _WORD = re.compile(r"\w+")
 
 
 def split_words(text: str) -> list[str]:
-    """Words without the marks around them; each character counts as one in scripts that put no spaces between words.
+    """Return words without the marks around them; each character counts as one in scripts that put no spaces between
+    words.
 
     >>> split_words('A "red" sail-boat, 停泊.')
     ['A', 'red', 'sail-boat', '停', '泊']

@@ -79,7 +79,7 @@ def describe_corpus(corpus: Path) -> None:
 
 
 def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoint: Path) -> list[Record]:
-    """Records of a finished run on the held-out artist: read if all are there, else measured."""
+    """Return the records of a finished run on the held-out artist: read if all are there, else measured."""
     path = checkpoint / RESULTS
     measured = [record for record in load_records(path) if record.model == run] if path.is_file() else []
     if {record.details["protocol"] for record in measured} == set(PROTOCOLS):
@@ -99,7 +99,8 @@ def evaluate_run(recipe: Recipe, run: str, dataset: str, test: Dataset, checkpoi
 
 
 def comparison_table(records: Sequence[Record], slots: Sequence[str]) -> str:
-    """Recall@5 in percent: a line per direction and model, a column per perspective and one for all captions at once.
+    """Return recall@5 in percent: a line per direction and model, a column per perspective and one for all captions at
+    once.
 
     The fused vector of each model, and, where it has one, the branch of the text's own perspective; chance below.
     """

@@ -85,8 +85,8 @@ class Study:
         return self.path.with_suffix("") / RESULTS
 
     def runs(self) -> list[tuple[str, int]]:
-        """Methods and replicates, those with all replicates first; replicate by replicate, so that a study cut short
-        compares the same ones.
+        """Return methods and replicates, those with all replicates first; replicate by replicate, so that a study cut
+        short compares the same ones.
         """
         counts = {name: method.replicates or len(self.held_out) for name, method in self.methods.items()}
         return [
@@ -128,7 +128,7 @@ def method_recipe(study: Study, name: str, replicate: int) -> Recipe:
 
 
 def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int:
-    """Floating-point operations of the first training step, forward and backward."""
+    """Count the floating-point operations of the first training step, forward and backward."""
     trainer = make_trainer(recipe, run, corpus, states)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     with FlopCounterMode(display=False) as counter:

@@ -73,7 +73,9 @@ def scores_of(rows: Sequence[dict[str, Any]], method: str, by: str, direction: s
 
 
 def entries_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Methods and the fusions that each was measured with, in the order of the results; branches by name come last."""
+    """Return methods and the fusions that each was measured with, in the order of the results; branches by name come
+    last.
+    """
     models = list(dict.fromkeys(row["model"] for row in rows))
     pairs = [(row["model"], by) for row in rows for by in row["numbers"] if by.startswith(FUSED)]
     pairs += [(model, BY_NAME) for model in models if scores_of(rows, model, BY_NAME, DIRECTIONS[0])]
@@ -100,7 +102,7 @@ def trained_for(rows: Sequence[dict[str, Any]], method: str) -> str:
 
 
 def summary_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, column: str = MEAN) -> str:
-    """Markdown: a line for each method and way to ask, what it reached, and the difference to `against`."""
+    """Return Markdown: a line for each method and way to ask, what it reached, and the difference to `against`."""
     table = []
     for method in methods:
         for by in (trained_for(rows, method), BY_NAME):
@@ -117,7 +119,7 @@ def summary_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], agains
 
 
 def full_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str) -> str:
-    """Markdown: for each direction, recall of every method and fusion, then differences to `against`."""
+    """Return Markdown: for each direction, recall of every method and fusion, then differences to `against`."""
     columns, sections = [MEAN, *perspectives, CAPTION_SETS], []
     for direction in DIRECTIONS:
         plain, differences = [], []

@@ -45,7 +45,7 @@ class Reply(NamedTuple):
 
 
 class Backend(Protocol):
-    """Answers perspectives of images.
+    """Backend that answers perspectives of images.
 
     For the rows, `captioner`, `revision` and `weights` say who does, and `settings` what it is told beside.
     """

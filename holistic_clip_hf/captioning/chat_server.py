@@ -25,7 +25,7 @@ _REPEATING = (301, 302, 307, 308)  # "at another place"; 303 is for fetching som
 
 
 class ChatServer:
-    """Sends questions to one model of one server.
+    """Client that sends questions to one model of one server.
 
     Args:
         url: Address of the server. A path is kept as it is; without one, `/v1` is meant.

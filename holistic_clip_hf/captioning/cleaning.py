@@ -322,7 +322,7 @@ def _identifier() -> Any:
 
 
 def _segments(caption: str, form: str) -> list[str]:
-    """Sentences, items or the phrase, with what stands between them: joined, they are the caption again."""
+    """Return sentences, items or the phrase, with what stands between them: joined, they are the caption again."""
     if form == "phrase":
         return [caption]
     if form == "list":

@@ -107,7 +107,7 @@ def find_suffixes(
 
 
 def _common_length(ids: Sequence[Tensor]) -> int:
-    """Tokens up to the first difference, and less than any has: from nothing, nothing is generated."""
+    """Count the tokens up to the first difference, and less than any has: from nothing, nothing is generated."""
     most = min(len(row) for row in ids) - 1
     differs = torch.stack([row[:most] != ids[0][:most] for row in ids]).any(dim=0)
     return int(differs.int().argmax()) if differs.any() else most
@@ -136,7 +136,7 @@ FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError,
 
 
 class _CannotShareError(Exception):
-    """Why a model has to read an image once per prompt."""
+    """Reason why a model has to read an image once per prompt."""
 
 
 class AnswerGenerator:
@@ -166,7 +166,7 @@ class AnswerGenerator:
     def generate(
         self, images: Sequence[Image.Image], perspectives: Sequence[Perspective], image_ids: Sequence[str]
     ) -> list[tuple[str, bool]]:
-        """Per perspective and image, in this order, the answer and whether it ended before its tokens ran out.
+        """Return, per perspective and image, in this order, the answer and whether it ended before its tokens ran out.
 
         What is sampled depends on the id of the image and the perspective, and not on what else is in the batch.
         """
@@ -273,7 +273,7 @@ _LONGEST_MARK = 16  # tokens, line ends included
 
 
 class RowSampler(LogitsProcessor):
-    """Draws the next token of each row by random numbers of its own, and leaves no other.
+    """Sampler that draws the next token of each row by random numbers of its own, and leaves no other.
 
     `generate` has one source of random numbers for a batch, so that a caption would depend on its neighbours: after a
     kill they are others.
@@ -410,7 +410,7 @@ class LocalBackend:
 
 
 def _alike(work: Iterable[Work], size: int) -> Iterator[list[Work]]:
-    """Groups of images that are asked the same, of `size` where the images that may wait allow it."""
+    """Yield groups of images that are asked the same, of `size` where the images that may wait allow it."""
     waiting: dict[tuple[Perspective, ...], list[Work]] = {}
     for each in work:
         for perspective in each.perspectives:

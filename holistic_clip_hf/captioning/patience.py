@@ -67,7 +67,7 @@ class Patience:
             )
 
     def pause(self, attempt: int) -> float:
-        """Seconds after a failed `attempt`, of which the first is 0."""
+        """Return the seconds after a failed `attempt`, of which the first is 0."""
         return float(min(_LONGEST_PAUSE, self.first_pause * 2 ** min(attempt, 30)))
 
     @property
@@ -77,7 +77,7 @@ class Patience:
 
 
 class Failure(NamedTuple):
-    """Why there is no answer.
+    """Reason why there is no answer.
 
     Args:
         reason: Reason in words.
@@ -99,7 +99,7 @@ class RefusedError(Exception):
 
 
 class Retries:
-    """Asks one server with patience. If it is busy, every request waits.
+    """Requests to one server, with patience. If it is busy, every request waits.
 
     `answers` counts what it answered so far.
     """

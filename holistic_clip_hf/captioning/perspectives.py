@@ -90,7 +90,7 @@ class Perspective:
 
     @property
     def prompt_hash(self) -> str:
-        """12 hexadecimal digits that stand for prompt, budget and sampling: another question, other captions."""
+        """Hash of prompt, budget and sampling in 12 hexadecimal digits: another question, other captions."""
         asked = [self.prompt, self.max_new_tokens, float(self.temperature), float(self.top_p)]  # YAML has 0 and 0.0
         return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:12]
 

@@ -63,7 +63,7 @@ Replies = SimpleQueue[Reply | Future[None] | None]
 
 
 class ServerError(Exception):
-    """Why a server is asked nothing more."""
+    """Reason why a server is asked nothing more."""
 
 
 class RemoteBackend:

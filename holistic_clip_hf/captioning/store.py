@@ -118,7 +118,7 @@ ALL = Shard()
 
 
 class RowWriter:
-    """Adds rows to a folder, a file at a time; see `CaptionStore.writer`."""
+    """Writer of rows into a folder, a file at a time; see `CaptionStore.writer`."""
 
     def __init__(self, folder: Path, shard: Shard, seconds_per_file: float) -> None:
         self._folder = folder

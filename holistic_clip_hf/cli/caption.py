@@ -2,7 +2,7 @@
 """Caption images from several perspectives: the details, the main object, the background, the style and so on.
 
 Answers, and the failures to get one, are rows of JSON in the folder --output. Stopped or killed, the same command goes
-on and asks nothing twice. Several captioners and files of prompts may share one folder.
+on; it asks again at most what the last minute answered. Several captioners and files of prompts may share one folder.
 
 A model on this machine:
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class NothingAnsweredError(Exception):
-    """Why a run has no caption to show."""
+    """Reason why a run has no caption to show."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Command:
     Args:
         source: Images to caption.
         model: Captioner, by its name on the Hub, its folder, or as the server calls it.
-        output: Folder for caption rows.
+        output: Folder for caption rows; those of earlier runs stay.
         perspectives: Names of the perspectives to ask about. Default: all that have a prompt.
         perspectives_file: YAML file with prompts of your own, in the form of captioning/perspectives.yaml.
-        shard: Part of the images that this process takes, as i/n from 0/n on.
+        shard: Share of the images for this process, as i/n, counted from 0.
         retry_failed: Ask again what failed in earlier runs.
         chat_template_kwargs: JSON object with variables of the chat template; {"enable_thinking": false} switches
             thinking off.

@@ -7,10 +7,13 @@
 Images are indexed first, into IMAGES.index unless --index says otherwise. A second start indexes only what is new.
 """
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
+
+MOST_PORTS = 65_535
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Command:
     Args:
         checkpoint: Folder of a checkpoint, or its name on the Hub.
         images: Folder of images, or a built corpus.
-        index: Folder of the index. Default: IMAGES.index.
+        index: Folder of the index, which is brought up to date. Default: IMAGES.index.
         host: Address to listen on. 0.0.0.0 lets other machines in.
         port: Port to listen on. Default: the first free one from 7860.
     """
@@ -36,9 +39,40 @@ class Command:
 
         Raises:
             ImportError: gradio is not installed.
-            ValueError: no such checkpoint or folder, or an index of another checkpoint.
+            ValueError: no such checkpoint or folder, an index of another checkpoint, or an address that is not free.
         """
+        require_address(self.host, self.port)  # before minutes of indexing
         from ..demo.page import serve
         from ..demo.showcase import open_showcase
 
         serve(open_showcase(self.checkpoint, self.images, index=self.index), host=self.host, port=self.port)
+
+
+def require_address(host: str, port: int | None) -> None:
+    """Refuse an address on which nothing can listen.
+
+    Args:
+        host: Address or name of this machine.
+        port: Port; without one, some port will be free.
+
+    Raises:
+        ValueError: no such port or host, or the port is taken.
+    """
+    if port is not None and not 1 <= port <= MOST_PORTS:
+        raise ValueError(f"`--port` is {port}; expected 1 to {MOST_PORTS}. Choose one from 1024.")
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ValueError(
+            f"`--host` is {host}, which has no address ({error.strerror}); expected one of this machine. Leave it "
+            "out, or give 0.0.0.0 to let other machines in."
+        ) from error
+    try:
+        with socket.socket(kind, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, after one that has just ended
+            tried.bind(address)
+    except OSError as error:
+        raise ValueError(
+            f"`--host` and `--port` are {host} and {port}, where nothing can listen ({error.strerror}); expected a "
+            "free port of this machine. Choose another, or leave --port out."
+        ) from error

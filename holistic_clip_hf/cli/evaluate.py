@@ -54,8 +54,8 @@ class Texts:
         split_column: Column that holds the split's name. Default: the corpus's own.
         perspectives: Perspectives to ask from. Default: all that the split has.
         protocols: Ways to ask.
-        picture: PNG file to draw a grid of results into.
-        branch_picture: PNG file to draw the branch report into.
+        picture: PNG file to draw a grid of results into; one that was drawn before is replaced.
+        branch_picture: PNG file to draw the branch report into, likewise.
     """
 
     corpus: str | None = None
@@ -111,7 +111,7 @@ class Command:
         split: Split to measure on.
         batch_size: Number of images that are encoded together.
         seed: Seed of confidence intervals and of all that is drawn.
-        output: File of records that the new ones are merged into.
+        output: File of records that the new ones are merged into; a measurement that is repeated replaces the old one.
         texts: Options of retrieval and branches.
         labels: Options of classification and probes.
         pixels: Options of segmentation.
@@ -171,7 +171,11 @@ class Command:
         Raises:
             ValueError: an option is missing, is not used, or names a place that cannot be written.
         """
-        for option, given in {"tasks": self.tasks, "protocols": self.texts.protocols}.items():
+        for option, given in {
+            "tasks": self.tasks,
+            "protocols": self.texts.protocols,
+            "readouts": self.pixels.readouts,
+        }.items():
             if not given:
                 raise ValueError(f"`--{option}` is empty; expected one or several. Name them, or leave it out.")
         self._require_needed()

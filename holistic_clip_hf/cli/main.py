@@ -9,13 +9,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn
 
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
 MISTAKE, STOPPED = 2, 130  # exit codes: of a usage error, as argparse has it; of Ctrl-C, as shells have it
-SHELLS = ("bash", "zsh", "tcsh")
+DAMAGED = "SafetensorError"  # of a library that help does not import
+SHELLS = ("bash", "zsh")
 
 # In the order of the road from images to a page. Each is a module of this package.
 VERBS = {
@@ -40,7 +41,7 @@ CLIPs that read several captions per image and answer with several embeddings pe
 {{verbs}}
 
   --debug                     show the traceback of an error
-  --version                   print the version
+  -V, --version               print the version
   --print-completion SHELL    print completion for {", ".join(SHELLS)}
 
 The road, from a folder of photos to a page:
@@ -77,12 +78,11 @@ def end_in_a_sentence(program: str, *, debug: bool = False) -> Iterator[None]:
     Raises:
         SystemExit: a mistake (2), or a signal (130).
     """
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger(PACKAGE).setLevel(logging.INFO)
     # Clusters end jobs with SIGTERM: stop as on Ctrl-C, so that uploads and scratch files are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with log_to_stderr():
+            yield
     except KeyboardInterrupt:
         if debug:
             raise
@@ -96,11 +96,28 @@ def end_in_a_sentence(program: str, *, debug: bool = False) -> Iterator[None]:
         refuse(f"{program}: {sentence_of(error)}")
 
 
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Show what this package logs. Other packages have handlers of their own, so the root gets none: they would say
+    everything twice."""
+    handler, logger = logging.StreamHandler(), logging.getLogger(PACKAGE)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def dispatch(given: Sequence[str]) -> None:
     """Answer what needs no verb, else parse the verb's options and run it."""
-    if not given or given[0] in ("-h", "--help"):
+    if given and given[0] == "help" and len(given) > 1:
+        given = [*given[1:], "--help"]
+    if not given or given[0] in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {verb:10} {summary}" for verb, summary in VERBS.items())))
-    elif given[0] == "--version":
+    elif given[0] in ("-V", "--version"):
         from .. import __version__
 
         print(__version__)
@@ -109,9 +126,12 @@ def dispatch(given: Sequence[str]) -> None:
     elif given[0] in VERBS:
         parse(given[0], given[1:])()
     else:
-        close = difflib.get_close_matches(given[0], VERBS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        refuse(f"{PROGRAM}: the verb is {given[0]!r}; expected one of {', '.join(VERBS)}.{hint}")
+        refuse(f"{PROGRAM}: the verb is {given[0]!r}; expected one of {', '.join(VERBS)}.{_hint(given[0], VERBS)}")
+
+
+def _hint(word: str, valid: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(valid), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def parse(verb: str, given: Sequence[str]) -> Any:
@@ -122,41 +142,93 @@ def parse(verb: str, given: Sequence[str]) -> Any:
     """
     import tyro
 
+    from .help import describe, kinds_of, repeatable, retitle, with_examples
+
     module, program = importlib.import_module(f".{verb}", __package__), f"{PROGRAM} {verb}"
-    told = io.StringIO()
+    kinds = kinds_of(module.Command)
+    require_kind(program, given, kinds)
+    require_once(program, given, repeatable(module.Command))
+    told, shown = Captured(), Captured()
+    shown.encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
     try:
-        with redirect_stderr(told):
+        # Boxes are drawn by the encoding of the output, and a usage error is read by their lines.
+        with redirect_stderr(told), redirect_stdout(told if not {"-h", "--help"} & set(given) else shown):
             return tyro.cli(
-                module.Command, prog=program, description=module.__doc__, args=list(given), config=options_style()
+                describe(module.Command),
+                prog=program,
+                description=module.__doc__,
+                args=list(given),
+                config=options_style(),
             )
     except SystemExit as ended:
+        place = " ".join([program, *given[:1]]) if given[:1] and given[0] in kinds else program
         if ended.code != MISTAKE:
+            text = retitle(shown.getvalue())
+            print(text if place == program else with_examples(text, module.__doc__ or "", place), end="")
             raise
-        sentence = sentence_of_usage(told.getvalue())
+        sentence = sentence_of_usage(told.getvalue(), given)
         if verb == "train" and "unknown" in sentence:
             sentence += " Settings of the training stand in the recipe, under `training`."
-        refuse(f"{program}: {sentence} See `{program} --help`.")
+        refuse(f"{program}: {sentence} See `{place} --help`.")
 
 
-def sentence_of_usage(box: str) -> str:
+class Captured(io.StringIO):
+    """Text that is printed, with the encoding that its printer believes in."""
+
+    encoding = "utf-8"
+
+
+def require_kind(program: str, given: Sequence[str], kinds: Sequence[str]) -> None:
+    """Refuse a command line without one of the words that say what kind of source or action is meant.
+
+    Raises:
+        SystemExit: it has none of them (2).
+    """
+    if not kinds or set(given) & {*kinds, "-h", "--help"}:
+        return
+    words = [word for word in given[:1] if not word.startswith("-")]
+    hint = "".join(_hint(word, kinds) for word in words) or f" Write, for example, `{program} {kinds[0]} ...`."
+    got = f"is {words[0]!r}" if words else "is missing"
+    refuse(f"{program}: the first word {got}; expected one of {', '.join(kinds)}.{hint}")
+
+
+def require_once(program: str, given: Sequence[str], repeated: Collection[str]) -> None:
+    """Refuse an option that is given twice, of which the first would not count.
+
+    Raises:
+        SystemExit: there is one (2).
+    """
+    names = [word.partition("=")[0].replace("_", "-") for word in given if re.match(r"--[a-z]", word)]
+    for name in names:
+        if names.count(name) > 1 and name not in repeated:
+            count = names.count(name)
+            refuse(f"{program}: `{name}` is given {count} times; expected once. Put all values behind one.")
+
+
+def sentence_of_usage(box: str, given: Sequence[str] = ()) -> str:
     """Return what the option parser says in its box as one sentence, without the help of the options it names."""
+    missing: list[str] = []
     told: list[str] = []
     for line in box.splitlines()[1:]:  # the first is a heading
         text = re.sub(r"^[│|] ?", "", line).rstrip("│|╭╮╰╯─-").rstrip()
         if text.startswith(("For full helptext", "Argument helptext")):
             break
-        if text.strip() and not text.startswith(" " * 8):
-            told.append(text.strip())
-    sentence = " ".join(told).rstrip(".")
-    sentence = re.sub(r"Missing from (?:(?!Missing from )[\w -])+: ", "missing ", sentence)
-    return re.sub(r" ?Unrecognized options: ", "; unknown ", sentence).lstrip("; ") + "."
+        is_of_missing = text.startswith("    ") and bool(missing or told) and (told or [""])[-1].startswith("Missing")
+        if text.strip(" ─") and not text.startswith(" " * 8):
+            (missing if is_of_missing else told).append(text.strip())
+    sentence = " ".join(each for each in told if not each.startswith("Missing from")).rstrip(".")
+    sentence = re.sub(r" ?Unrecognized options: ?", "; unknown ", sentence)
+    sentence = re.sub(r" Perhaps you meant: (.*)", r". Perhaps you meant one of \1", sentence)
+    if re.search(r"; unknown [^-]", sentence) and "find" in given:
+        sentence += ", put the whole query in quotes"
+    return f"{'missing ' + ', '.join(missing) if missing else ''}{sentence}".lstrip("; ") + "."
 
 
 def options_style() -> tuple[Any, ...]:
     """Return how options are spelled: short, after subcommands too, with `-` or `_` as the Trainer's are."""
     from tyro import conf
 
-    return (conf.OmitArgPrefixes, conf.OmitSubcommandPrefixes, conf.CascadeSubcommandArgs, conf.FlagCreatePairsOff)
+    return (conf.OmitArgPrefixes, conf.OmitSubcommandPrefixes, conf.CascadeSubcommandArgs)
 
 
 def print_completion(given: Sequence[str]) -> None:
@@ -185,12 +257,14 @@ def is_mistake(error: Exception) -> bool:
     Refusals are ValueErrors, what the system or the Hub refuses is an OSError, and a missing extra an ImportError.
     The package's own exceptions say themselves what to do.
     """
-    return isinstance(error, ValueError | OSError | ImportError) or type(error).__module__.startswith(PACKAGE)
+    is_ours = type(error).__module__.startswith(PACKAGE)
+    return isinstance(error, ValueError | OSError | ImportError) or is_ours or type(error).__name__ == DAMAGED
 
 
 def sentence_of(error: Exception) -> str:
     """Return the error's text on one line, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"A file of weights is damaged ({text}). Get it again." if type(error).__name__ == DAMAGED else text
 
 
 def refuse(sentence: str) -> NoReturn:

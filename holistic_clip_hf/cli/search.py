@@ -38,11 +38,12 @@ class Index:
     Args:
         images: Folder of images, folder of a corpus, or the name of a corpus in the cache, such as emoji.
         model: Folder of a checkpoint, or its name on the Hub.
-        index: Folder of the index.
+        index: Folder of the index. One of the same images is brought up to date; it lies apart from the images.
         vectors: Vectors to keep; `fused` is smaller and knows no perspectives.
-        lookup: Way to look vectors up; `auto` is exact up to a million images.
+        lookup: Nearest-neighbour method; `auto` is exact up to a million images.
         columns: Columns of a corpus to filter by.
         batch_size: Number of images that are encoded together.
+        replace: Permission to replace an index of other images.
     """
 
     images: Positional[str]
@@ -88,19 +89,19 @@ class Index:
 
 @dataclass(frozen=True)
 class Find:
-    """Ask an index.
+    """Search an index.
 
     Args:
         query: Text of the query; see the help of `holistic-clip search`.
         index: Folder of the index.
-        model: Folder of the checkpoint. Default: where the one lay that made the index.
-        like: Image like which others are sought.
-        perspective: Perspective in which they are alike. Default: all branches.
+        model: Folder of the checkpoint. Default: the checkpoint that made the index.
+        like: Example image; find images similar to it.
+        perspective: Perspective in which they are similar. Default: all branches.
         k: Number of images to show.
-        path: Pattern that the path of an image matches, such as `2024/*`.
-        where: Columns and the values that images have, as COLUMN=VALUE.
+        path: Pattern for the paths of images, such as `2024/*`.
+        where: Columns and the values that images have there; of several values of one column, one is enough.
         why: Print what each term and branch added to the score.
-        picture: PNG file to draw what is found into.
+        picture: PNG file to draw what is found into; one that was drawn before is replaced.
     """
 
     index: Path
@@ -216,7 +217,7 @@ class Export:
         index: Folder of the index.
         qdrant: Address of a server, such as http://localhost:6333, or a folder for Qdrant's local mode.
         collection: Name of the collection.
-        model: Folder of the checkpoint. Default: where the one lay that made the index.
+        model: Folder of the checkpoint. Default: the checkpoint that made the index.
         batch_size: Number of points that are sent together.
     """
 

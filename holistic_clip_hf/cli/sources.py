@@ -66,7 +66,7 @@ class Listed:
         listing: List with one record or several for each image. Its form is told from its contents.
         root: Folder of the images, which may lie in its sub-folders. Default: that of the list.
         image_column: Column with the path of the image. Default: one with a known name, such as file_name or image.
-        caption: Column that holds captions, and their perspective; see `folder`.
+        caption: Column that holds captions, and their perspective; see `holistic-clip corpus folder --help`.
         name: Name of the source in its captions. Default: the folder's.
         encoding: Encoding of a text, unless it begins with a byte order mark.
         quotes: Double quotes enclose cells of a table; with --no-quotes they are letters.
@@ -135,7 +135,8 @@ class Tar:
 
     Args:
         archives: Tar archives, not compressed, or folders of them.
-        caption: Ending or JSON field that holds captions, and their perspective; see `folder`. Default: `txt=web`.
+        caption: Ending or JSON field that holds captions, and their perspective; see `holistic-clip corpus folder
+            --help`. Default: `txt=web`.
         name: Name of the source in its captions. Default: the folder's.
     """
 
@@ -170,7 +171,7 @@ class Table:
         from_split: Split of the dataset.
         image_column: Column with the images.
         id_column: Column with image ids; rows with one id are one image. Default: the number of the row.
-        caption: Column that holds captions, and their perspective; see `folder`.
+        caption: Column that holds captions, and their perspective; see `holistic-clip corpus folder --help`.
         name: Name of the source in its captions. Default: the dataset's.
         splits: Take splits from the column `split`, if there is one; with --no-splits a hash of the id decides.
     """

@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Records as tables on a screen: a line for each thing measured, a column for each metric, chance behind a stroke."""
+"""Records as tables on a screen: a line for each thing measured, a column for each metric, chance after a slash."""
 
 from collections.abc import Sequence
 
@@ -39,7 +39,7 @@ def results_table(records: Sequence[Record], names: Sequence[str]) -> str:
 
 
 def _shared(rows: Sequence[Record]) -> list[str]:
-    """Details that all rows have in common, and that a line need not repeat."""
+    """Return the details that all rows have in common, and that a line need not repeat."""
     first = rows[0].details
     return [
         name

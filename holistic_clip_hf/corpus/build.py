@@ -396,7 +396,7 @@ def _take_group(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Tally:
-    """Counts for the manifest of the rows that have passed."""
+    """Tally, for the manifest, of the rows that have passed."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.skipped: list[Skipped] = []

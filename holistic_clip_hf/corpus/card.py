@@ -75,7 +75,7 @@ def render_card(
     report: DiversityReport | None,
     example: Sequence[Mapping[str, str]],
 ) -> str:
-    """Markdown with the front matter by which the Hub and `load_dataset` find the splits."""
+    """Return Markdown with the front matter by which the Hub and `load_dataset` find the splits."""
     settings = manifest["about"]["settings"]
     sections = [
         f"---\n{_front_matter(manifest, facts)}\n---",

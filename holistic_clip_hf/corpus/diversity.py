@@ -28,7 +28,7 @@ _INSTEAD_OF_NONE = 0.1  # matches, where no run of an order matches: "smoothing 
 
 
 def sentence_bleu(words: Words, references: Sequence[Words]) -> float:
-    """BLEU-4, 0 to 1, of a text against one reference or more (https://aclanthology.org/P02-1040), smoothed.
+    """Return BLEU-4, 0 to 1, of a text against one reference or more (https://aclanthology.org/P02-1040), smoothed.
 
     Of a text that is shorter than 4 words only the runs that it has are counted; one without a word has 0.
 
@@ -230,7 +230,7 @@ class DiversityReport:
         return asdict(self)
 
     def table(self) -> str:
-        """Markdown: a row for each slot, then how alike the captions of an image are."""
+        """Return Markdown: a row for each slot, then how alike the captions of an image are."""
         head = ["slot", "captions", "words, mean", "median", "duplicates", "distinct-1", "distinct-2", "distinct-3"]
         rows = [
             [slot.name, f"{slot.count:,}", f"{slot.mean_words:.1f}", f"{slot.median_words:g}"]

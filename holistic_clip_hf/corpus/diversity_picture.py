@@ -23,7 +23,8 @@ TAIL = 0.99  # of the captions; the few longest would squeeze all others togethe
 
 
 def draw_diversity(report: DiversityReport) -> "Figure":
-    """Lengths of each slot, distinct-1 to 3, and similarity between slots, by embeddings where they were measured.
+    """Draw the lengths of each slot, distinct-1 to 3, and similarity between slots, by embeddings where they were
+    measured.
 
     Example: `draw_diversity(report).savefig("diversity.png")`.
 
@@ -95,7 +96,7 @@ def _quantile(lengths: dict[int, int], share: float) -> int:
 
 
 def _short(name: str) -> str:
-    """Long names lose their middle: captioners and perspectives often differ in their ends."""
+    """Shorten the middle of a long name: captioners and perspectives often differ in their ends."""
     name = name.replace("_", " ")
     if len(name) > LONGEST_NAME:
         half = LONGEST_NAME // 2 - 1

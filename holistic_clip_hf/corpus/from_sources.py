@@ -137,7 +137,8 @@ SPLIT_COLUMN = "split"
 
 
 class SimilarCaptions(NamedTuple):
-    """Drops captions with a similarity of `threshold` or more to an earlier one of the image; see `drop_similar`.
+    """Filter that drops captions with a similarity of `threshold` or more to an earlier one of the image; see
+    `drop_similar`.
 
     `name` says what `compare` is: captions dropped by another comparison make another corpus.
     """

@@ -151,16 +151,16 @@ class _Planner:
                 f"{', '.join(sorted(self._perspectives))}. Correct the names."
             )
         if not self._rows:
-            reasons = "; ".join(f"{reason} ({count})" for reason, count in self._reasons.most_common(5))
+            reasons = ", ".join(f"{count} left out: {reason}" for reason, count in self._reasons.most_common(5))
             names = ", ".join(source.name for source in sources)
             hints = " ".join(dict.fromkeys(str(getattr(source, "hint", "")) for source in sources)).strip()
             raise ValueError(
-                f"No image of {names} has a caption; left out are {reasons or 'none, it is empty'}. "
+                f"No image of {names} has a caption; {reasons or 'it is empty'}. "
                 f"{hints or 'Give captions: a text beside each image, a list, or caption rows.'}"
             )
 
     def plan(self) -> Plan:
-        """Shards are numbered within their split, as `datasets` finds them."""
+        """Plan the shards, which are numbered within their split, as `datasets` finds them."""
         totals, numbers, names = Counter(self._splits), Counter[str](), []
         for split in self._splits:
             names.append(f"{split}-{numbers[split]:05}-of-{totals[split]:05}")
@@ -225,5 +225,5 @@ class _Planner:
 
 
 def _is_utf8(text: str) -> bool:
-    """Lone halves of a pair, which JSON can spell, have no bytes in UTF-8."""
+    """Tell whether UTF-8 can spell a text: lone halves of a pair, which JSON can, have no bytes in it."""
     return text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text)

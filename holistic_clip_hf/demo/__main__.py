@@ -3,4 +3,5 @@
 import sys
 
 if __name__ == "__main__":
-    sys.exit("python -m holistic_clip_hf.demo is gone; use `holistic-clip demo`, with the same options.")
+    sys.stderr.write("python -m holistic_clip_hf.demo is gone; use `holistic-clip demo`, with the same options.\n")
+    sys.exit(2)

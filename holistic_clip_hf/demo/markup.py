@@ -103,7 +103,7 @@ def nearest(found: Mapping[str, Sequence[tuple[str, float]]], branches: Sequence
 
 
 def tiles_of(image: Image.Image, title: str, explained: str, maps: Sequence[LabelledMap]) -> str:
-    """Maps of an image, side by side."""
+    """Return maps of an image, side by side."""
     return _tiles(title, explained, image, maps)
 
 
@@ -152,7 +152,7 @@ def _reasons(added: Mapping[str, float], branches: Sequence[str]) -> str:
 
 
 def _matrix(found: Matching) -> str:
-    """Captions down, branches across: captions are long, and phones are narrow."""
+    """Draw captions down, branches across: captions are long, and phones are narrow."""
     low, high = found.similarity.min().item(), found.similarity.max().item()
     head = "".join(f"<th>{_plain(name)}</th>" for name in found.branches)
     rows = []

@@ -37,13 +37,13 @@ class Page:
         self._lock = Lock()
 
     def search(self, text: str, *weights: float) -> str:
-        """Results for a text; without one, images from everywhere."""
+        """Return results for a text; without one, images from everywhere."""
         if not (text or "").strip():
             return self._results(self.showcase.browse())
         return self._asked(text, weights)
 
     def look(self, image: Image.Image | None, *weights: float) -> tuple[str, str, str]:
-        """Similar images, nearest captions, and maps of an uploaded image."""
+        """Return similar images, nearest captions, and maps of an uploaded image."""
         if image is None:
             return markup.message("Upload an image to begin."), "", ""
         captions = self.showcase.nearest_captions(image)
@@ -53,7 +53,7 @@ class Page:
         return self._asked(image, weights), told, f'<div class="hc-maps">{maps}</div>'
 
     def again(self, mode: str, text: str, image: Image.Image | None, *weights: float) -> str:
-        """Results for what was asked last, with other weights."""
+        """Return results for what was asked last, with other weights."""
         if mode == "image" and image is not None:
             return self._asked(image, weights)
         return self.search(text, *weights)

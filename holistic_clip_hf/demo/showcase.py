@@ -146,7 +146,7 @@ class Showcase:
         return self.index.search(terms, k=k, where=where)
 
     def browse(self, k: int = SHOWN) -> list[Hit]:
-        """Images from everywhere, before anything is asked."""
+        """Return images from everywhere, before anything is asked."""
         ids = self.index.image_ids
         places = np.linspace(0, len(ids) - 1, min(k, len(ids))).round().astype(int)
         return [Hit(ids[place], 0.0, [], {}) for place in places]

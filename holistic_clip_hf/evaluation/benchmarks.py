@@ -153,7 +153,7 @@ class ClassifiedImages(NamedTuple):
 
 
 def imagenet_classes() -> dict[str, str]:
-    """Synset and OpenAI's name of each of the 1,000 classes, in order."""
+    """Return the synset and OpenAI's name of each of the 1,000 classes, in order."""
     lines = IMAGENET_CLASSES.read_text(encoding="utf-8").split("\n")
     return dict(line.split("\t") for line in lines if line and not line.startswith("#"))
 
@@ -193,7 +193,8 @@ def open_classification(
 
 
 def classify_by(kind: str, *splits: Dataset) -> list[ClassifiedImages]:
-    """Splits of a corpus, with the classes that a column of strings or a perspective called `kind` tells apart.
+    """Return the splits of a corpus, with the classes that a column of strings or a perspective called `kind` tells
+    apart.
 
     The classes of all splits together are those of each, in the order of the alphabet. Of a perspective, a class is a
     caption; images without one are left out, and counted.

@@ -37,7 +37,7 @@ PAIRS_AT_ONCE = 4_096  # H vectors of each: 50 MB at H = 6 and D = 512
 def report_branches(
     model: DualEncoder, corpus: EmbeddedCorpus, *, provenance: Provenance, ks: Sequence[int] = (1, 5)
 ) -> list[Record]:
-    """Records of `similarity` between two branches, `wins` of each, and the fused `recall` without each.
+    """Make records of `similarity` between two branches, `wins` of each, and the fused `recall` without each.
 
     - `similarity`: mean over images of the cosine of two branches' vectors.
     - `wins`: share of true pairs of image and text for which this branch is the most similar of all, by perspective;
@@ -169,7 +169,8 @@ class Panel(NamedTuple):
 
 
 def branch_picture(records: Sequence[Record], *, names: Sequence[str] | None = None, k: int = 5) -> Image.Image:
-    """Recall@k of each branch on each perspective, similarity between branches, wins, and recall lost without one.
+    """Draw the recall@k of each branch on each perspective, similarity between branches, wins, and recall lost without
+    one.
 
     Recalls are of texts that look for their image, in percent. Of records of other kinds none is used.
 

@@ -94,7 +94,7 @@ def evaluate_classification(
     batch_size: int = 64,
     progress: bool = False,
 ) -> list[Record]:
-    """Accuracy at each of `ks` and mean accuracy per class, fused and by each branch.
+    """Measure accuracy at each of `ks` and mean accuracy per class, fused and by each branch.
 
     Args:
         dataset: N rows of `image` and `label`, a place in `class_names`.
@@ -141,7 +141,7 @@ def accuracy_records(
     counts: Mapping[str, int],
     chance: Mapping[int, float],
 ) -> list[Record]:
-    """Accuracy at each k of `chance`, and mean accuracy per class, of the ranks (N,) of the right classes (N,)."""
+    """Return accuracy at each k of `chance`, and mean accuracy per class, by the ranks (N,) of the right classes."""
     counts = {**counts, "n_classes_seen": len(labels.unique())}
     accuracies = [
         recorder.record(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from datasets import Dataset
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor
@@ -22,6 +23,7 @@ from ..images.decoding import UnreadableImageError, decode_image
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import BranchFusion, HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
+from ..storage import require_count
 from .ranking import Score, dot
 from .records import FUSED, Detail
 
@@ -66,7 +68,12 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
             f"`model` is {name}, a checkpoint of {config.model_type!r}; {expected}. Take other people's weights "
             "over with `holistic_clip_hf.initialization`."
         )
-    model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False).to(device)
+    try:
+        model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False).to(device)
+    except (SafetensorError, EOFError) as error:
+        raise ValueError(
+            f"`model` is {name}, whose weights are damaged ({error}); expected whole ones. Download or save it again."
+        ) from error
     return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
 
 
@@ -90,6 +97,7 @@ def encode_images(
 
     Raises `ValueError` for no rows, a row whose image is missing or does not decode, and vectors that are not finite.
     """
+    require_count("batch_size", batch_size)
     images, branches = undecoded(dataset.select_columns("image")), []
     with evaluation_mode(model):
         for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
@@ -115,6 +123,7 @@ def encode_texts(
     """
     if not texts:
         raise ValueError("There are no texts to encode. Pass at least one.")
+    require_count("batch_size", batch_size)
     # Neighbours in length share a batch, so little is padded.
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     found = []
@@ -178,7 +187,7 @@ class FusedVectors(NamedTuple):
 
 
 def fuse(model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
-    """Branches (N, H, D) and texts (T, D), as the model's fusion compares them."""
+    """Return branches (N, H, D) and texts (T, D), as the model's fusion compares them."""
     return fuse_by(model.branch_fusion, model.logit_scale, branch_embeds, text_embeds)
 
 
@@ -202,7 +211,7 @@ def score_of(fusion: BranchFusion, logit_scale: Tensor) -> Score:
 def vectors_by_name(
     model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor, *, with_branches: bool = True
 ) -> Iterator[tuple[dict[str, Detail], FusedVectors]]:
-    """Fused first, then each branch where there are several; with what a record says of them.
+    """Yield the fused vectors first, then each branch where there are several; with what a record says of them.
 
     Raises `ValueError` for a branch with the name that records keep for the fused vector.
     """

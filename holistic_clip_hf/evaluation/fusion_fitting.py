@@ -48,7 +48,7 @@ def fit_fusion(model: HolisticCLIPModel, corpus: EmbeddedCorpus, fusion: str, *,
 
 
 def fit_branch_weights(similarities: Sequence[Tensor], correct: Sequence[Tensor]) -> list[float]:
-    """H weights of sum one, none negative, for which texts find their images.
+    """Find H weights of sum one, none negative, for which texts find their images.
 
     Shapes, for each perspective: `similarities` (T, N, H); `correct` (T, N), true where an image is right for a text.
     """
@@ -77,7 +77,7 @@ def fit_fusion_scale(similarities: Sequence[Tensor], correct: Sequence[Tensor]) 
 
 
 def fit_router(text_embeds: Tensor, branch_of_text: Tensor, num_branches: int) -> BranchRouter:
-    """Logistic regression with balanced classes: unit vectors of texts (T, D), and the branch of each one (T,)."""
+    """Fit a logistic regression with balanced classes: unit vectors of texts (T, D), and the branch of each (T,)."""
     weight, bias = fit_logistic_regression(
         text_embeds,
         branch_of_text,
@@ -112,7 +112,9 @@ def _fit_router(model: HolisticCLIPModel, corpus: EmbeddedCorpus) -> BranchRoute
 
 
 def _questions(corpus: EmbeddedCorpus, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Similarities (T, N, H) and what is correct (T, N) of each perspective, or of as much of it as is drawn."""
+    """Return the similarities (T, N, H) and what is correct (T, N) of each perspective, or of as much of it as is
+    drawn.
+    """
     corpus.require_images()
     generator = torch.Generator().manual_seed(seed)
     similarities, correct = [], []

@@ -31,7 +31,7 @@ def fit_logistic_regression(
     start: tuple[Tensor, Tensor] | None = None,
     most_steps: int = MOST_STEPS,
 ) -> tuple[Tensor, Tensor]:
-    """Weight (C, D) and bias (C,), in float64, from vectors (N, D) and labels (N,).
+    """Fit the weight (C, D) and bias (C,), in float64, from vectors (N, D) and labels (N,).
 
     The objective is scikit-learn's: cross entropy summed over rows, times `inverse_regularisation`, and half the
     square of the weight, not of the bias. With `balanced`, classes count alike, however many rows each has. A class
@@ -97,7 +97,8 @@ def evaluate_probes(
     batch_size: int = 64,
     progress: bool = False,
 ) -> list[Record]:
-    """Accuracy at 1 and 5 and mean accuracy per class, of the linear probe and of neighbours, for all kinds of vector.
+    """Measure accuracy at 1 and 5 and mean accuracy per class, of the linear probe and of neighbours, for all kinds of
+    vector.
 
     Args:
         train, test: N rows each, of `image` and `label`, a place in `class_names`.

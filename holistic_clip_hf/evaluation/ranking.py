@@ -88,7 +88,8 @@ def retrieval_ranks(
 def average_precision(
     query_embeds: Array, candidate_embeds: Array, pairs: Array, *, score: Score = dot, chunk_size: int = CHUNK_SIZE
 ) -> Tensor:
-    """Mean, over the correct candidates of each query, of the precision at the place where each stands; (Q,) float64.
+    """Return the mean, over the correct candidates of each query, of the precision at the place where each stands;
+    (Q,) float64.
 
     Shapes and ties as in `retrieval_ranks`. Where one candidate is correct it is 1 / (1 + rank); its mean over
     queries is the field's mAP (Manning et al., "Introduction to Information Retrieval", 2008, section 8.4).
@@ -104,7 +105,7 @@ def average_precision(
 def rank_both_directions(
     image_embeds: Array, text_embeds: Array, pairs: Array, *, score: Score = dot, chunk_size: int = CHUNK_SIZE
 ) -> dict[str, DirectionRanks]:
-    """Ranks of texts looking for images and of images looking for texts.
+    """Return the ranks of texts looking for images and of images looking for texts.
 
     Shapes: `image_embeds` (N, D); `text_embeds` (T, D); `pairs` (R, 2), image index and text index. `score` takes
     images and texts, in this order. All images and all texts are candidates; only those that own a counterpart are
@@ -123,7 +124,7 @@ def rank_both_directions(
 def top_candidates(
     query_embeds: Array, candidate_embeds: Array, k: int, *, score: Score = dot, chunk_size: int = CHUNK_SIZE
 ) -> Tensor:
-    """Indices (Q, k) of the candidates with the highest scores, best first; equal scores keep their order."""
+    """Return the indices (Q, k) of the candidates that score highest, best first; equal scores keep their order."""
     queries, candidates = (
         _embeddings(name, embeds, flat=score is dot)
         for name, embeds in (("query_embeds", query_embeds), ("candidate_embeds", candidate_embeds))
@@ -155,7 +156,7 @@ class _Part(NamedTuple):
     tolerance: Tensor
 
     def blocks(self) -> Iterator[Tensor]:
-        """Scores against all candidates, some at a time."""
+        """Yield scores against all candidates, some at a time."""
         for block in self.candidates.split(BLOCK_SIZE):
             yield self.score(self.queries, block.double())
 
@@ -281,7 +282,7 @@ PAPER_KS = (1, 5, 10)  # of the recalls in the paper's Tables 1 and 2
 
 
 def caption_pairs(captions: Sequence[Sequence[Text]]) -> tuple[list[Text], Tensor]:
-    """Distinct texts (T) of N images, and who owns which: pairs (R, 2) of image index and text index.
+    """Return the distinct texts (T) of N images, and who owns which: pairs (R, 2) of image index and text index.
 
     Two captions are one text exactly where they are equal: then both images are correct for it.
 
@@ -324,7 +325,7 @@ def distinct_captions(caption_ids: Array, caption_mask: Array | None = None) -> 
 def retrieval_recalls(
     image_embeds: Array, text_embeds: Array, pairs: Array, *, ks: Sequence[int] = PAPER_KS, score: Score = dot
 ) -> dict[str, float]:
-    """Recalls of both directions under flat names, as a `Trainer` logs them.
+    """Return recalls of both directions under flat names, as a `Trainer` logs them.
 
     Shapes as in `rank_both_directions`.
 
@@ -337,7 +338,7 @@ def retrieval_recalls(
 
 
 def recall_at(ranks: Array, ks: Sequence[int] = PAPER_KS) -> dict[int, float]:
-    """Share of queries with a correct candidate among their first k; `ranks` (Q,) count from 0.
+    """Return the share of queries with a correct candidate among their first k; `ranks` (Q,) count from 0.
 
     Of fewer than k candidates all are among the first k: recall is 1, and so is chance.
 
@@ -349,7 +350,8 @@ def recall_at(ranks: Array, ks: Sequence[int] = PAPER_KS) -> dict[int, float]:
 
 
 def mean_per_class(hits: Array, labels: Array) -> float:
-    """Mean over classes of the share of their rows that are hits, so that frequent classes count no more than rare.
+    """Return the mean over classes of the share of their rows that are hits, so that frequent classes count no more
+    than rare.
 
     Shapes: `hits` (Q,), of zeros and ones; `labels` (Q,). Classes without rows are left out.
 
@@ -362,7 +364,7 @@ def mean_per_class(hits: Array, labels: Array) -> float:
 
 
 def median_rank(ranks: Array) -> float:
-    """Median over queries of the rank *counted from 1*, as papers print it; `ranks` (Q,) count from 0.
+    """Return the median over queries of the rank *counted from 1*, as papers print it; `ranks` (Q,) count from 0.
 
     >>> median_rank(torch.tensor([0, 1, 1, 8]))
     2.0
@@ -371,7 +373,7 @@ def median_rank(ranks: Array) -> float:
 
 
 def chance_recall_at(num_correct: Array, num_candidates: int, ks: Sequence[int] = PAPER_KS) -> dict[int, float]:
-    """Expected recall of a random order of the candidates, in closed form.
+    """Return the expected recall of a random order of the candidates, in closed form.
 
     A query with r correct among K candidates misses with probability C(K - r, k) / C(K, k) (hypergeometric). Shapes:
     `num_correct` (Q,), r of each query.
@@ -396,7 +398,7 @@ def chance_recall_at(num_correct: Array, num_candidates: int, ks: Sequence[int] 
 
 
 def chance_average_precision(num_correct: Array, num_candidates: int) -> float:
-    """Expected mean average precision of a random order of the candidates, in closed form.
+    """Return the expected mean average precision of a random order of the candidates, in closed form.
 
     A candidate at place k is correct with probability r / K, and then one of 1 + (k - 1)(r - 1) / (K - 1) correct ones
     among the first k, on average. Shapes: `num_correct` (Q,), r of each query.
@@ -411,7 +413,9 @@ def chance_average_precision(num_correct: Array, num_candidates: int) -> float:
 
 
 def chance_median_rank(num_correct: Array, num_candidates: int) -> float:
-    """Median rank, counted from 1, of a random order: the smallest k at which the chance recall reaches one half."""
+    """Return the median rank, counted from 1, of a random order: the smallest k at which the chance recall reaches one
+    half.
+    """
     low, high = 1, num_candidates
     while low < high:
         middle = (low + high) // 2
@@ -423,7 +427,7 @@ def chance_median_rank(num_correct: Array, num_candidates: int) -> float:
 def bootstrap_interval(
     values: Array, *, seed: int, confidence: float = 0.95, resamples: int = 1000
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (Q,), one per query, such as hits.
+    """Return the percentile bootstrap interval of the mean of `values` (Q,), one per query, such as hits.
 
     Queries are taken as independent; several captions of one image are not quite, so their interval is somewhat too
     narrow. The default number of resamples is that of Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.

@@ -108,7 +108,7 @@ class Record(Provenance):
 
     @property
     def key(self) -> tuple:
-        """Equal for two runs of the same measurement, whatever they found; orders records in a file."""
+        """Key that is equal for two runs of the same measurement, whatever they found; orders records in a file."""
         # A detail may be a number in one record and a string in another: never compare the two kinds.
         details = tuple((name, isinstance(value, str), value) for name, value in sorted(self.details.items()))
         return (self.model, self.task, self.dataset, self.split, self.metric, details)
@@ -150,7 +150,7 @@ class Recorder:
 
 
 def capture_provenance(*, model: str, dataset: str, split: str, seed: int) -> Provenance:
-    """Provenance of the running process; what cannot be known is `None` or left out."""
+    """Return the provenance of the running process; what cannot be known is `None` or left out."""
     commit = _git("rev-parse", "HEAD") if _is_tracked() else None
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", *ALL_BUT_RESULTS) if commit else None
     return Provenance(

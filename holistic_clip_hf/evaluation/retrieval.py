@@ -258,7 +258,7 @@ def evaluate_retrieval(
     batch_size: int = 64,
     progress: bool = False,
 ) -> list[Record]:
-    """Recall@k, median rank and mean average precision, in both directions, fused and by each branch.
+    """Measure recall@k, median rank and mean average precision, in both directions, fused and by each branch.
 
     `protocols` are those of `protocols.py`, and `caption_sets`: all captions of an image at once, fused and by name.
     A branch is measured on all perspectives, not only on its own: the records hold the whole branch x perspective
@@ -365,7 +365,7 @@ def recall_by_slot(
     *,
     score: Score = dot,
 ) -> dict[str, float]:
-    """Recall in both directions by one score: of each slot by itself, and the mean over slots.
+    """Return recall in both directions by one score: of each slot by itself, and the mean over slots.
 
     Images without any caption are not candidates.
 

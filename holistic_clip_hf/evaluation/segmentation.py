@@ -87,7 +87,7 @@ def evaluate_segmentation(
     readout: str = "class_path",
     progress: bool = False,
 ) -> list[Record]:
-    """Mean intersection over union, mean accuracy of classes, and accuracy of pixels.
+    """Measure mean intersection over union, mean accuracy of classes, and accuracy of pixels.
 
     Means are over the classes that the masks show. A class that is predicted and never there is not among them; its
     pixels count against the classes that they were taken from. (mmsegmentation counts it as 0, which differs where
@@ -203,7 +203,7 @@ def _scale(image: Image.Image, short_side: int) -> Image.Image:
 
 
 def _places(size: tuple[int, int], side: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Left and top of each window; the last of a row and of a column end at the border."""
+    """Return the left and top of each window; the last of a row and of a column end at the border."""
     starts = [
         sorted({min(start, length - side) for start in range(0, length - side + stride, stride)}) for length in size
     ]

@@ -123,7 +123,7 @@ def _members(file: IO[bytes], damage: list[str]) -> Iterator[_Member]:
 
 
 def _require_end(file: IO[bytes], offset: int) -> None:
-    """tarfile takes a damaged head, and the end of the file, for the end of the archive."""
+    """Require an end mark: tarfile takes a damaged head, and the end of the file, for the end of the archive."""
     file.seek(offset)
     if not file.read(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("it has no end mark")

@@ -63,10 +63,10 @@ class ImageLimits:
     """Limits of an image; one beyond them is left out.
 
     Args:
-        min_side: pixels of the shorter side. Below 8, no patch of a vision tower is filled.
-        max_side: pixels of the longer side.
+        min_side: Pixels of the shorter side. Below 8, no patch of a vision tower is filled.
+        max_side: Pixels of the longer side, at most.
         max_pixels: Limit of width times height; Pillow's own limit against decompression bombs is the default.
-        max_bytes: Limit of the file.
+        max_bytes: Bytes of the file, at most.
     """
 
     min_side: int = 8

@@ -172,7 +172,7 @@ _MOST_FOLDERS = 64  # in which a name is looked up; more are not a place for the
 
 
 class NamedFiles:
-    """Looks up files that a list names, as they are spelled on disk.
+    """Finder of files that a list names, as they are spelled on disk.
 
     A name is looked for below the folder, then below its sub-folders and theirs, since lists often leave out the
     folder of the images. Accents may be spelled in either of Unicode's forms, NFC and NFD, of which macOS has the one

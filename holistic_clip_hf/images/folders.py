@@ -407,7 +407,9 @@ class FolderImages:
         yield from closed
 
     def read(self, image_id: str) -> bytes:
-        """Raises `OSError` for a link, for what is not a regular file, and for files above `MOST_BYTES`."""
+        """Return the file of an image. Raises `OSError` for a link, for what is not a regular file, and for files
+        above `MOST_BYTES`.
+        """
         with open(self._open(image_id), "rb") as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
@@ -445,7 +447,7 @@ class FolderImages:
         return Path(os.path.relpath(path, self.root)).as_posix()
 
     def _open(self, image_id: str) -> int:
-        """Folder by folder, each relative to the one before, so that no link is followed on the way."""
+        """Open folder by folder, each relative to the one before, so that no link is followed on the way."""
         parts = image_id.split("/")
         if any(part in ("", ".", "..") or "\0" in part or os.sep in part for part in parts):
             raise OSError(f"{image_id!r} is not a path below the folder")

@@ -15,7 +15,7 @@ from ..storage import scratch_database
 
 
 class Skipped(NamedTuple):
-    """Yielded by a shard in place of a row that could not be made."""
+    """Entry that a shard yields in place of a row that could not be made."""
 
     item: str
     reason: str
@@ -68,7 +68,7 @@ class MalformedRecordError(ValueError):
 
 
 class CaptionColumns:
-    """Reads the captions of records.
+    """Reader of the captions of records.
 
     Args:
         columns: Perspective, for each column that holds captions, of its text or of each text of its list. A list

@@ -82,7 +82,7 @@ class DatasetImages:
         self._rows = {image_id: row for row, image_id in reversed(list(enumerate(ids)))}  # the first of equal ones
 
     def items(self) -> Iterator[Item | Skipped]:
-        """Yield an image's stamp is a hash of its bytes and columns, so all bytes are read."""
+        """Yield the items; an image's stamp is a hash of its bytes and columns, so all bytes are read."""
         for row, image_id in enumerate(self._ids):
             if self._rows[image_id] != row:
                 yield Skipped(image_id, f"row {row} has the image id of row {self._rows[image_id]}")
@@ -96,7 +96,9 @@ class DatasetImages:
             yield Item(image_id, image_id, hashlib.blake2b(contents + facts, digest_size=16).hexdigest())
 
     def read(self, image_id: str) -> bytes:
-        """Raises `OSError` for a row that has neither bytes nor a path that may be read; see `files.read_named`."""
+        """Return the file of an image. Raises `OSError` for a row that has neither bytes nor a path that may be read;
+        see `files.read_named`.
+        """
         return read_image_column(self._images[self._rows[image_id]][self._image_column])
 
     def columns(self, image_id: str) -> dict[str, Any]:

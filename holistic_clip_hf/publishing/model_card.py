@@ -141,7 +141,7 @@ def save_facts(path: str | os.PathLike, facts: CardFacts) -> None:
 
 
 def load_facts(path: str | os.PathLike) -> CardFacts:
-    """Facts as `save_facts` wrote them; what is left out is not known. Raises `ValueError` for anything else."""
+    """Return facts as `save_facts` wrote them; what is left out is unknown. Raises `ValueError` for anything else."""
     try:
         told = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -189,7 +189,7 @@ class Section(NamedTuple):
 
 
 def result_sections(records: Sequence[Record], model: str, names: Sequence[str]) -> list[Section]:
-    """Sections on the data that `model` was measured on; other models appear where they are compared with it.
+    """Return sections on the data that `model` was measured on; other models appear where they are compared with it.
 
     `names` are the branches, whose order the tables keep. Records of the branch report are left to its picture.
     """
@@ -280,7 +280,7 @@ def _headline(records: Sequence[Record]) -> tuple[str, list[Record]]:
 
 
 def _by_cell(records: Iterable[Record], names: Sequence[str]) -> dict[Cell, list[Record]]:
-    """Records of one perspective and direction together, perspectives in the order of the branches."""
+    """Return records of one perspective and direction together, perspectives in the order of the branches."""
     cells: dict[Cell, list[Record]] = {}
     for record in records:
         at_once = record.details["protocol"] == CAPTION_SETS
@@ -418,7 +418,7 @@ def write_model_card(folder: str | Path) -> Path:
 
 
 def _draw_branches(own: Sequence[Record], config: HolisticCLIPConfig, folder: Path) -> dict[str, str]:
-    """Pictures by alternative text, one for each split of a data set on which branches were measured."""
+    """Draw pictures by alternative text, one for each split of a data set on which branches were measured."""
     pictures = {}
     names = config.perspectives
     for dataset, split in dict.fromkeys((record.dataset, record.split) for record in own):

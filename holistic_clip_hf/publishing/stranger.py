@@ -26,7 +26,8 @@ PICTURE_SIZE = 96
 
 
 def measure(name: str, **loading: Any) -> dict[str, Any]:
-    """Numbers of a checkpoint on two pictures and three texts: by model and processor, and by both pipelines.
+    """Measure the numbers of a checkpoint on two pictures and three texts: by model and processor, and by both
+    pipelines.
 
     `loading` goes to every `from_pretrained`. The entry `modules` says where the classes came from, `dtype` in which
     precision the numbers are.
@@ -71,7 +72,7 @@ def _flat(nested: Any) -> list[float]:
 
 
 class _Absent(MetaPathFinder):
-    """Ends the process where something imports the package."""
+    """Importer that ends the process where something imports the package."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

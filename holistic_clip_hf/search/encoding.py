@@ -19,7 +19,7 @@ from ..evaluation.encoding import DualEncoder, evaluation_mode
 
 
 def embed_images(model: DualEncoder, processor: Any, images: Sequence[Image.Image], *, fused: bool) -> np.ndarray:
-    """Images to (N, H, D) of unit length or, `fused`, (N, 1, D); float32.
+    """Embed images as (N, H, D) of unit length or, `fused`, (N, 1, D); float32.
 
     Raises:
         ValueError: as the processor.

@@ -48,7 +48,7 @@ MOST_REMEMBERED = 1_024  # texts; moving a slider asks the same ones again
 
 
 class Asker:
-    """Encodes the terms of queries, those of one thread at a time.
+    """Encoder of the terms of queries, those of one thread at a time.
 
     Args:
         model, processor: Parts of the checkpoint that made the index.
@@ -124,7 +124,7 @@ class Asker:
         return self.fusion.mean(torch.eye(len(self.layout.perspectives))[:, :, None])[:, 0]
 
     def _of_image(self, term: Term) -> EmbeddedTerm:
-        """Branch against branch; fused, the mean of that over branches, however texts are fused."""
+        """Compare branch with branch; fused, the mean of that over branches, however texts are fused."""
         assert term.image is not None
         is_fused_only = self.layout.vectors == FUSED_ONLY
         found = embed_images(self.model, self.processor, [term.image], fused=is_fused_only)[0]
@@ -190,12 +190,12 @@ class SearchIndex:
 
     @property
     def perspectives(self) -> list[str]:
-        """That can be asked one by one; none where the index holds fused vectors only."""
+        """Perspectives that can be queried one by one; none where the index holds fused vectors only."""
         return list(self.layout.perspectives) if self.layout.vectors == BRANCHES else []
 
     @property
     def columns(self) -> list[str]:
-        """To filter by."""
+        """Columns to filter by."""
         return list(self.layout.columns)
 
     @cached_property

@@ -60,7 +60,7 @@ class SegmentRows(NamedTuple):
 
 
 def stamps(dataset: Dataset) -> list[tuple[str, str]]:
-    """Image id and stamp of each row."""
+    """Return image id and stamp of each row."""
     table = dataset.select_columns(["image_id", "stamp"]).with_format("arrow")[:]
     return list(zip(table["image_id"].to_pylist(), table["stamp"].to_pylist(), strict=True))
 
@@ -109,7 +109,7 @@ def _is_sound(directory: Path, before: Manifest | None, path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Writer:
-    """Adds segments, by a model, to an index of one layout."""
+    """Writer of segments, by a model, into an index of one layout."""
 
     directory: Path
     layout: Layout
@@ -376,7 +376,7 @@ class _Build:
         return _report(manifest, old, self.parts, self.images.others)
 
     def _old_stamps(self) -> dict[str, str]:
-        """Stamps by image id of the index as it was."""
+        """Return stamps by image id of the index as it was."""
         found: dict[str, str] = {}
         for segment in self.before.segments if self.before else ():
             path = self.directory / segment.file

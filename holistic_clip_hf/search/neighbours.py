@@ -74,7 +74,7 @@ _SEED = 0
 
 
 def import_faiss() -> Any:
-    """faiss.
+    """Import faiss, or name the extra that brings it.
 
     Raises:
         ImportError: it is not installed.
@@ -85,7 +85,7 @@ def import_faiss() -> Any:
 def build_neighbours(
     directory: Path, layout: Layout, model: DualEncoder, datasets: Sequence[Dataset], lookup: str
 ) -> dict[str, Segment]:
-    """Files of faiss over all rows, dead ones included, so that rows keep their numbers; none for exact look-up."""
+    """Write files of faiss over all rows, also dead ones, so that rows keep their numbers; none for exact look-up."""
     if lookup == EXACT:
         return {}
     faiss, written = import_faiss(), {}
@@ -126,7 +126,9 @@ class Neighbours:
         self._indexes = {name: self._faiss.read_index(str(path), flags) for name, path in paths.items()}
 
     def propose(self, vectors: Mapping[str, np.ndarray], count: int, allowed: np.ndarray) -> np.ndarray:
-        """Row numbers, each once, of about `count` neighbours of each vector (D,) among `allowed` (rows,) bool."""
+        """Return the row numbers, each once, of about `count` neighbours of each vector (D,) among `allowed` (rows,)
+        bool.
+        """
         selector = self._faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         found = []
         for name, vector in vectors.items():
@@ -156,7 +158,7 @@ def _empty_index(faiss: Any, lookup: str, width: int, num_rows: int) -> Any:
 
 
 def _sample(layout: Layout, model: DualEncoder, datasets: Sequence[Dataset], name: str, lists: int) -> np.ndarray:
-    """Rows to place the lists by, evenly spread."""
+    """Return rows to place the lists by, evenly spread."""
     step = max(1, sum(map(len, datasets)) // (lists * _TRAINING_ROWS))
     return np.concatenate([block[::step] for block in _blocks(layout, model, datasets, name)])
 

@@ -119,7 +119,7 @@ def contributions(questions: Sequence[EmbeddedTerm], names: Sequence[str], vecto
 
 
 def candidates(rough: np.ndarray, allowed: np.ndarray, k: int, slack: float) -> np.ndarray:
-    """Row numbers of all images that may be among the best `k` of `allowed` (N,), given rough scores (N,)."""
+    """Return the rows of all images that may be among the best `k` of `allowed` (N,), given rough scores (N,)."""
     rows = np.flatnonzero(allowed)
     if len(rows) <= k:
         return rows

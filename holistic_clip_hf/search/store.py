@@ -122,7 +122,7 @@ class Manifest:
 
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Provide one process at a time changes an index.
+    """Hold the lock by which one process at a time changes an index.
 
     Raises:
         TimeoutError: another one does.
@@ -312,7 +312,7 @@ def verify_index(directory: str | Path) -> int:
 
 
 def vectors_of(dataset: Dataset, name: str) -> list[np.ndarray]:
-    """Blocks (rows, D) of one column of vectors, on the pages of the file itself."""
+    """Return the blocks (rows, D) of one column of vectors, on the pages of the file itself."""
     chunks = dataset.data.column(f"{VECTOR}{name}").chunks
     width = dataset.features[f"{VECTOR}{name}"].length
     return [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, width) for chunk in chunks]

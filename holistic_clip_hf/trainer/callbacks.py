@@ -167,7 +167,7 @@ ENOUGH_IMAGES = 1000
 
 
 class LossLog:
-    """Collects the parts of the loss between two logs.
+    """Callback that collects the parts of the loss between two logs.
 
     Args:
         branches: H names, or none where captions do not choose their branch.
@@ -208,7 +208,7 @@ class LossLog:
         return parts | {f"share_of_{name}": share for name, share in shares.items()}
 
     def warn_of_empty_slots(self) -> None:
-        """Once, if a slot had no caption at all: a stream cannot be asked beforehand what it holds."""
+        """Warn once, if a slot had no caption at all: a stream cannot be asked beforehand what it holds."""
         if self.images < ENOUGH_IMAGES or not self.slots:
             return
         empty = [name for name, count in zip(self.slots, self.captions.tolist(), strict=True) if count == 0]
@@ -226,7 +226,9 @@ EMA_NAME = "ema.safetensors"
 
 
 class ClampLogitScale(TrainerCallback):
-    """Keeps the inverse temperature between 1 and `logit_scale_max`, as CLIP does, after every optimizer step."""
+    """Callback that keeps the inverse temperature between 1 and `logit_scale_max`, as CLIP does, after every optimizer
+    step.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         with torch.no_grad():
@@ -234,7 +236,7 @@ class ClampLogitScale(TrainerCallback):
 
 
 class TellEpoch(TrainerCallback):
-    """Tells the collator which epoch it is: what it draws depends on it."""
+    """Callback that tells the collator which epoch it is: what it draws depends on it."""
 
     def __init__(self, collator: HolisticCLIPCollator) -> None:
         self.collator = collator
@@ -270,7 +272,7 @@ class MovingAverage(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Runs after `ClampLogitScale`, which comes first in the list of callbacks."""
+        """Run after `ClampLogitScale`, which comes first in the list of callbacks."""
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
         for name, weight in self._trained().items():
             self.average[name].lerp_(_exact(weight), 1 - decay)

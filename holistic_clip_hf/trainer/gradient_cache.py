@@ -19,7 +19,9 @@ Embeddings = tuple[list[Tensor], list[Tensor]]
 
 
 def split_batch(batch: Batch, size: int) -> Iterator[Batch]:
-    """Pieces of at most `size` rows: tensors and lists are cut along their first axis, everything else is repeated."""
+    """Split into pieces of at most `size` rows: tensors and lists are cut along their first axis, everything else is
+    repeated.
+    """
     rows = next(len(value) for value in batch.values() if isinstance(value, Tensor))
     for start in range(0, rows, size):
         yield {
@@ -70,7 +72,7 @@ def cached_backward(
 def _encode_without_graph(
     pieces: list[Batch], embed: Callable[[Batch], Embeddings], device: torch.device
 ) -> tuple[list[Embeddings], list[RandomState]]:
-    """First step: all embeddings, and the random numbers that each piece began with."""
+    """Take the first step: all embeddings, and the random numbers that each piece began with."""
     encoded, states = [], []
     with torch.no_grad():
         for piece in pieces:
@@ -82,7 +84,7 @@ def _encode_without_graph(
 def _gradients_of_embeddings(
     encoded: list[Embeddings], backward: Callable[[list[Tensor], list[Tensor]], Tensor]
 ) -> tuple[Tensor, list[list[Tensor | None]], list[Tensor | None]]:
-    """Second step: the loss, its gradients for the rows of each piece, and those for the scalars."""
+    """Take the second step: the loss, its gradients for the rows of each piece, and those for the scalars."""
     rows = [torch.cat(parts).requires_grad_() for parts in zip(*(rows for rows, _ in encoded), strict=True)]
     scalars = [scalar.detach().clone().requires_grad_() for scalar in encoded[-1][1]]
     loss = backward(rows, scalars)
@@ -99,7 +101,7 @@ def _encode_again(
     of_scalars: list[Tensor | None],
     no_sync: Callable[[], AbstractContextManager],
 ) -> None:
-    """Third step: each piece with a graph and the same random draws, and its gradients sent through it."""
+    """Take the third step: each piece with a graph and the same random draws, and its gradients sent through it."""
     for number, (piece, state, gradients) in enumerate(zip(pieces, states, cached, strict=True)):
         is_last = number == len(pieces) - 1
         state.restore()

@@ -14,7 +14,9 @@ UNDECAYED_NAMES = ("class_embedding", "position_embedding")
 
 
 def decayed_names(model: nn.Module) -> list[str]:
-    """Matrices and convolutions; biases, norms, the logit scale and bias, class tokens and positions do not decay."""
+    """Return the names of matrices and convolutions; biases, norms, the logit scale and bias, class tokens and
+    positions do not decay.
+    """
     return [
         name
         for name, parameter in model.named_parameters()

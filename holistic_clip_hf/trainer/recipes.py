@@ -117,7 +117,7 @@ class Recipe:
         return list(dict.fromkeys(slot for run in self.runs.values() for slot in run.slots))
 
     def fingerprint(self, run: str, corpus: str) -> str:
-        """Changes with the recipe of a run and with the fingerprint of its corpus.
+        """Return a hash that changes with the recipe of a run and with the fingerprint of its corpus.
 
         What is left out does not count, so that a recipe keeps its fingerprint when recipes learn a new key.
         """
@@ -241,7 +241,8 @@ def _check_tokenizer(path: Path, tokenizer: Any) -> None:
 
 
 def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
-    """CLIP's image processor at the recipe's size, or the checkpoint's; a tokenizer trained on the corpus, or taken.
+    """Make the processor: CLIP's image processor at the recipe's size, or the checkpoint's, and a tokenizer that is
+    trained on the corpus or taken.
 
     Raises:
         ValueError: the checkpoint's images are of another size than the recipe's.
@@ -261,7 +262,9 @@ def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
 
 
 def make_tokenizer(recipe: Recipe, corpus: Dataset) -> CLIPTokenizer:
-    """Trained on the corpus or, where the recipe names a checkpoint, taken from there, at the recipe's length."""
+    """Train a tokenizer on the corpus or, where the recipe names a checkpoint, take that one's, at the recipe's
+    length.
+    """
     if "checkpoint" not in recipe.tokenizer:
         return train_tokenizer(caption_texts(corpus), **recipe.tokenizer)
     max_length = recipe.tokenizer["max_length"]

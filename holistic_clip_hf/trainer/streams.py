@@ -96,7 +96,7 @@ class EndlessRows(IterableDataset):
 def stream_loader(
     rows: IterableDataset, collator: Callable[..., Any], args: TrainingArguments, *, batch_size: int
 ) -> DataLoader:
-    """Batches without end of this rank's share of a stream.
+    """Return batches without end of this rank's share of a stream.
 
     Raises:
         ValueError: more workers than shards, workers out of order, or a stream that does not say how to share it or

@@ -136,7 +136,7 @@ def _shrink_training(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_tiny_corpus(directory: Path, recipe: Recipe) -> None:
-    """Drawings with captions for every slot of the recipe: of one and of many sentences, a few of them missing."""
+    """Make drawings with captions for every slot of the recipe: of one and of many sentences, a few missing."""
     features = corpus_features(**{recipe.split_column: Value("string")})
     facts = json.dumps([recipe.slots, recipe.split_column, ROWS, MOST_SENTENCES])
     fingerprint = hashlib.sha256(facts.encode()).hexdigest()

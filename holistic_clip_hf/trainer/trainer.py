@@ -46,7 +46,7 @@ from .streams import stream_loader
 
 
 class ResultToHub:
-    """In place of what `Trainer` does with `push_to_hub`, which is to push every checkpoint, pickles, its own card.
+    """Replacement of what `Trainer` does with `push_to_hub`, which is to push every checkpoint, pickles, its own card.
 
     Whether the repository can be pushed to is asked when the trainer is made, and not after hours of training.
     """
@@ -98,7 +98,7 @@ class ResultToHub:
         return publish(folder, destination, facts=facts or self._facts(), message=commit_message)
 
     def save_result(self, folder: Path) -> None:
-        """Model and processor as `from_pretrained` takes them, by the first process; to be called on all ranks."""
+        """Save model and processor as `from_pretrained` takes them, by the first process. Call it on all ranks."""
         weights = self.accelerator.get_state_dict(self.model)  # shards are gathered from all ranks
         if not self.is_world_process_zero():
             return
@@ -125,7 +125,7 @@ ABOUT_ROWS = ("image_ids", "unreadable", "place")
 
 
 class HolisticCLIPTrainer(ResultToHub, Trainer):
-    """Trains a `HolisticCLIPModel` on a corpus.
+    """Trainer of a `HolisticCLIPModel` on a corpus.
 
     Negatives are global: P processes give the loss and the gradients of one process that has the whole batch.
     Evaluation reports, besides `eval_loss`, text-to-image and image-to-text recall over the whole evaluation set,
@@ -314,7 +314,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """Embeddings as predictions, caption ids and mask as labels: recall needs them of the whole set at once."""
+        """Return embeddings as predictions, caption ids and mask as labels: recall needs them of the whole set at
+        once.
+        """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self._encode(model, inputs)
@@ -362,7 +364,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         }
 
     def recall_by_slot(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Recall by the fused score over the evaluation set: each slot by itself, and their mean."""
+        """Return recall by the fused score over the evaluation set: each slot by itself, and their mean."""
         (images, texts), (ids, mask) = prediction.predictions, prediction.label_ids
         model = self.accelerator.unwrap_model(self.model)
         score = score_of(model.branch_fusion, model.logit_scale)
@@ -392,7 +394,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return output
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices and convolutions decay; biases, norms, the logit scale, class tokens and positions do not."""
+        """Return the names of matrices and convolutions; biases, norms, the logit scale, class tokens and positions do
+        not decay.
+        """
         return decayed_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -423,7 +427,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             self.moving_average.load(Path(self.state.best_model_checkpoint))  # it was measured, so it is the best
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what the loss consists of, the mean since the last log over ranks, and the temperature."""
+        """Add what the loss consists of, the mean since the last log over ranks, and the temperature."""
         if "loss" in logs:
             logs |= self.loss_log.take()
             logs["logit_scale"] = self.model.logit_scale.exp().item()

@@ -23,7 +23,7 @@ from ..vision_holistic_clip import HolisticCLIPVisionModel
 
 
 def patch_agreement(patch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-    """Cosine of each text with each patch: (..., P, D) and (T, D) to (..., T, P).
+    """Return the cosine of each text with each patch: (..., P, D) and (T, D) to (..., T, P).
 
     Patches are `get_patch_features`' `patch_embeds` (N, P, D) or, where each branch has its own,
     `branch_patch_embeds` (N, H, P, D).
@@ -32,7 +32,7 @@ def patch_agreement(patch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
 
 
 def part_matching(branch_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-    """Cosine of each branch of one image with each of its captions: (H, D) and (M, D) to (H, M)."""
+    """Return the cosine of each branch of one image with each of its captions: (H, D) and (M, D) to (H, M)."""
     return F.normalize(branch_embeds, dim=-1) @ F.normalize(text_embeds, dim=-1).T
 
 
@@ -75,7 +75,7 @@ def branch_attention(model: HolisticCLIPModel, pixel_values: Tensor, *, rollout:
 
 
 def roll_out(layers: Sequence[Tensor]) -> Tensor:
-    """Attention through all layers: each (N, 1 or H, S, S), first layer first, to (N, 1 or H, S, S).
+    """Multiply attention through all layers: each (N, 1 or H, S, S), first layer first, to (N, 1 or H, S, S).
 
     Half of a token's state comes past the attention, by the residual: so each layer counts as the mean of its
     attention and the identity.
@@ -122,7 +122,7 @@ def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds
 
 
 def patch_grid(model: HolisticCLIPModel, pixel_values: Tensor) -> tuple[int, int]:
-    """Rows and columns of patches: what (…, P) unflattens to."""
+    """Return rows and columns of patches: what (…, P) unflattens to."""
     side = model.vision_model.config.patch_size
     return pixel_values.shape[-2] // side, pixel_values.shape[-1] // side
 

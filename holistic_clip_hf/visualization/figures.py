@@ -112,7 +112,7 @@ def matching_figure(
 
 
 def training_figure(curves: Mapping[str, Curve], *, recall: str = "recall@5", title: str = "") -> "Figure":
-    """Loss at the left, recall of texts that look for their image at the right, as far as they were logged.
+    """Draw the loss at the left, recall of texts that look for their image at the right, as far as they were logged.
 
     Args:
         curves: `training_curves` of a checkpoint.

@@ -124,7 +124,7 @@ class _Sheet:
             self.surface.text((MARGIN, y + 2), name.replace("_", " "), NAME_SIZE, INK, ROW_NAME_WIDTH - GAP, 3)
 
     def add(self, row: int, column: int, picture: Image.Image, note: str) -> None:
-        """Place a picture, below it the column's name and the note."""
+        """Put a picture, below it the column's name and the note."""
         x, y = self.left + (1 + column) * (self.cell + GAP), self.top + row * self.step
         self.page.paste(picture, (x, y))
         self.surface.text((x, y + self.cell + 3), self.columns[column].replace("_", " "), NAME_SIZE, INK, self.cell)
@@ -165,7 +165,7 @@ def strength(maps: Tensor) -> Tensor:
 
 
 def _ramp(value: float) -> tuple[int, int, int, int]:
-    """Red, green, blue, and how much of the image is covered, between the nearest two stops."""
+    """Return red, green, blue, and how much of the image is covered, between the nearest two stops."""
     for (low, low_colour, low_cover), (high, colour, cover) in zip(RAMP, RAMP[1:], strict=False):
         if value <= high:
             share = (value - low) / (high - low)
@@ -175,5 +175,5 @@ def _ramp(value: float) -> tuple[int, int, int, int]:
 
 
 def _fitted(image: Image.Image, cell: int) -> Image.Image:
-    """Square and of the cell's size: what the model sees is square too."""
+    """Fit a picture into a square of the cell's size: what the model sees is square too."""
     return on_background(image).convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)

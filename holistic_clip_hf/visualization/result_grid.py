@@ -49,7 +49,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Measures in pixels that follow from what is drawn."""
+    """Sizes in pixels that follow from what is drawn."""
 
     columns: int
     thumbnail: int

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from datasets import Dataset
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.cli.main import main
+from holistic_clip_hf.cli.main import main, parse
 from holistic_clip_hf.corpus.build import build_corpus
 from photo_index import NAMES, write_photos
 
@@ -21,9 +22,20 @@ RECIPE = "runs: {a: {perspectives: [short], slots: [short]}}"
 MISTAKES = {
     "trian": "the verb is 'trian'; expected one of caption, corpus, train.*Did you mean 'train'",
     "--verbose": "the verb is '--verbose'",
-    "--print-completion fish": "--print-completion is 'fish'; expected one of bash, zsh, tcsh",
-    "corpus": "missing .*--output PATH.*See `holistic-clip corpus --help`",
-    "corpus folder {0}/photos --outptu x": "missing --output PATH; unknown --outptu x",
+    "--print-completion fish": "--print-completion is 'fish'; expected one of bash, zsh",
+    "corpus": "the first word is missing; expected one of folder, list, .*Write, for example, `holistic-clip corpus f",
+    "caption photos": "the first word is 'photos'; expected one of folder, list, official, tar, dataset. Write",
+    "search fnd dog": "the first word is 'fnd'; expected one of index, find, check, export. Did you mean 'find'",
+    "search find a dog --index {0}/i": "unknown dog, put the whole query in quotes. See `holistic-clip search find --",
+    "search index": "missing IMAGES, --model CHECKPOINT, --index FOLDER. See `holistic-clip search index --help`.$",
+    "corpus folder {0}/photos --outptu x": "missing --output FOLDER; unknown --outptu x. See `holistic-clip corpus f",
+    "evaluate --model m --tasks retrieval --tasks branches": "`--tasks` is given 2 times; expected once. Put all",
+    "search find a --index {0}/i --where a=b --where c=d": "`--where` is given 2 times; expected once",
+    "demo {0}/model {0}/photos --port 99999": "`--port` is 99999; expected 1 to 65535",
+    "demo {0}/model {0}/photos --port -1": "`--port` is -1; expected 1 to 65535",
+    "demo {0}/model {0}/photos --host nosuchhost.invalid": "`--host` is nosuchhost.invalid, which has no address",
+    "search index {0}/photos --model {0}/damaged --index {0}/i": "`model` is .*damaged, whose weights are damaged",
+    "evaluate --model {0}/damaged --corpus {0}/corpus": "`model` is .*damaged, whose weights are damaged",
     "corpus folder {0}/nothing --output {0}/c": "`root` is .*nothing, which is not a folder",
     "corpus folder {0}/photos --output {0}/photos": "`output` is .*photos, which is the source itself",
     "corpus folder {0}/photos --output {0}": "`output` is .*, which is around the source",
@@ -89,6 +101,9 @@ def workplace(
 ) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
     make_model(perspectives=NAMES).save_pretrained(folder / "model")
+    make_model(perspectives=NAMES).save_pretrained(folder / "damaged")
+    weights = folder / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
     (folder / "clip").mkdir()
     (folder / "clip" / "config.json").write_text(json.dumps({"model_type": "clip"}))
     (folder / "short.yaml").write_text(RECIPE)
@@ -126,9 +141,18 @@ def test_a_mistake_is_one_sentence(
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert re.search(message, " ".join(said.split())), said
-    assert "Traceback" not in said
+    assert "Traceback" not in said and "───" not in said
     assert said.count("\n") == 1 and said.startswith("holistic-clip")
     assert sorted(path for path in filled.rglob("*") if path.is_file()) == files
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"are 127.0.0.1 and {port}, where nothing can listen "):
+            parse("demo", [str(tmp_path / "model"), str(tmp_path), "--port", str(port)])()
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -147,6 +171,14 @@ def test_old_verbs_say_where_to_go(old: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"training.{old}", run_name="__main__")
     assert ended.value.code == 2 and "use `holistic-clip " in capsys.readouterr().err
+
+
+def test_old_module_of_the_page_says_where_to_go(capsys: pytest.CaptureFixture[str]) -> None:
+    import runpy
+
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("holistic_clip_hf.demo", run_name="__main__")
+    assert ended.value.code == 2 and "use `holistic-clip demo`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -188,9 +188,9 @@ def test_captions_are_chosen_checked_and_compared(tmp_path: Path) -> None:
 
 
 def test_nothing_to_build_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"No image of squares has a caption; left out are no caption \(2\). Give"):
+    with pytest.raises(ValueError, match=r"No image of squares has a caption; 2 left out: no caption. Give"):
         construct(tmp_path, Squares(2, {n: Item(f"s{n}", "0", "1") for n in range(2)}))
-    with pytest.raises(ValueError, match="left out are none, it is empty"):
+    with pytest.raises(ValueError, match="has a caption; it is empty"):
         construct(tmp_path, Squares(0))
     for wrong in ({"validation": 0.5, "test": 0.5}, {"test": -0.1}, {"rows_per_shard": 0}):
         with pytest.raises(ValueError, match="expected"):

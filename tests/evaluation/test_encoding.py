@@ -94,3 +94,11 @@ def test_nothing_to_encode_is_refused():
         encode_images(KeywordModel(), processor, corpus().select([]), batch_size=1)
     with pytest.raises(ValueError, match="no texts"):
         encode_texts(KeywordModel(), processor, [], batch_size=1)
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_a_batch_has_at_least_one_row(batch_size):
+    with pytest.raises(ValueError, match=f"`batch_size` is {batch_size}; expected 1 or more"):
+        encode_images(KeywordModel(), processor, corpus((2, 0)), batch_size=batch_size)
+    with pytest.raises(ValueError, match=f"`batch_size` is {batch_size}; expected 1 or more"):
+        encode_texts(KeywordModel(), processor, ["owl"], batch_size=batch_size)

@@ -339,7 +339,7 @@ def test_texts_and_images_in_folders_of_their_own(tmp_path: Path) -> None:
 
 def test_a_list_without_its_images_says_where_they_were_sought(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("image,caption\nval2014/1.png,x\n")
-    message = rf"no such file \(1\). The images are looked for below {tmp_path}, the first as 'val2014/1.png'.*--root"
+    message = rf"1 left out: no such file. The images .* below {tmp_path}, the first as 'val2014/1.png'.*--root"
     with pytest.raises(ValueError, match=message), make_plan([ListedImages(tmp_path / "list")], BuildSettings()):
         pass
 
@@ -348,6 +348,6 @@ def test_a_list_without_its_images_says_where_they_were_sought(tmp_path: Path) -
 def test_a_folder_of_something_else_says_what_reads_it(tmp_path: Path, name: str, advice: str) -> None:
     (tmp_path / name).touch()
     ending = Path(name).suffix.casefold()
-    message = rf"left out are the ending {ending} is not read \(1\).*{advice}"
+    message = rf"1 left out: the ending {ending} is not read.*{advice}"
     with pytest.raises(ValueError, match=message), make_plan([ImageFolder(tmp_path)], BuildSettings()):
         pass

@@ -110,7 +110,7 @@ def _features() -> Features:
 
 
 def _fingerprint(packages: Mapping[str, Package], image_size: int) -> str:
-    """Stands for the pinned packages, this recipe's own source, the renderer and the size."""
+    """Return a hash of the pinned packages, this recipe's own source, the renderer and the size."""
     digest = hashlib.sha256(f"{image_size} {version('resvg_py')} ".encode())
     digest.update(" ".join(f"{name}:{package.sha512}" for name, package in packages.items()).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):

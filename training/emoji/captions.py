@@ -100,7 +100,7 @@ def _term_table() -> np.ndarray:
 
 
 def _oklab(srgb: np.ndarray) -> np.ndarray:
-    """sRGB in 0..255 to OKLab (https://bottosson.github.io/posts/oklab/), in which equal steps look equal."""
+    """Convert sRGB in 0..255 to OKLab (https://bottosson.github.io/posts/oklab/), in which equal steps look equal."""
     value = np.asarray(srgb, dtype=np.float64) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     to_lms = np.array(

@@ -10,7 +10,7 @@ from training.emoji.captions import PERSPECTIVES
 
 
 def render_card(manifest: Mapping[str, Any]) -> str:
-    """Markdown with the real counts, splits, examples, skips and licences of a built corpus."""
+    """Return Markdown with the real counts, splits, examples, skips and licences of a built corpus."""
     about, shards = manifest["about"], manifest["shards"]
     sections = [
         "---\nlicense: other\nlicense_name: see-the-licences-of-the-artists\nlanguage: en\n"

@@ -64,7 +64,9 @@ def slugify(text: str) -> str:
 
 
 def normalize_code_point(code_point: str) -> str:
-    """Upper case without the emoji-presentation selector, which the sets write or leave out as they please."""
+    """Return a code point in upper case, without the emoji-presentation selector, which the sets write or leave out as
+    they please.
+    """
     return re.sub(r"-?\bFE0F\b", "", code_point.upper())
 
 
@@ -88,7 +90,7 @@ def read_unicode_names(emojibase: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def match_code_points(artist: str, characters: Mapping[str, str], concepts: Iterable[str]) -> dict[str, str]:
-    """Code point to drawing for a set that comes with a map of characters (`characters`: code point to drawing)."""
+    """Map code point to drawing for a set that comes with its own map (`characters`: code point to drawing)."""
     known = set(concepts)
     refused = _NAMES_BY_HAND.get(artist, {})
     matched: dict[str, str] = {}
@@ -104,7 +106,7 @@ def match_names(
     concepts: Mapping[str, Concept],
     vocabularies: Iterable[Mapping[str, set[str]]],
 ) -> dict[str, str]:
-    """Code point to drawing for a set known by names only (`names`: name to drawing).
+    """Map code point to drawing for a set known by names only (`names`: name to drawing).
 
     A vocabulary maps the key of a name (see `name_key`) to code points. The first vocabulary that knows a name
     decides; a name that it gives several code points is not used. Each drawing serves one concept, by its own name
