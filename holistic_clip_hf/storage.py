@@ -158,6 +158,26 @@ def require_free_space(directory: Path, num_bytes: int, purpose: str, remedy: st
         )
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether no byte had to be escaped to read it as text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_utf8(path: Path, name: str) -> Path:
+    """Return a path that may be written into JSON and cards; `name` is what to call it.
+
+    Raises:
+        ValueError: its bytes are not UTF-8.
+    """
+    if not is_utf8(str(path)):
+        raise ValueError(f"`{name}` is {ascii(str(path))}; expected a path in UTF-8. Rename it.")
+    return path
+
+
 def require_own_folder(directory: Path, is_ours: Callable[[str], bool], *, holds: str) -> None:
     """Refuse a folder in which somebody else's files lie, before anything is written into it or removed from it.
 
@@ -167,8 +187,9 @@ def require_own_folder(directory: Path, is_ours: Callable[[str], bool], *, holds
         holds: Name of what the folder is for, for the message: "a corpus".
 
     Raises:
-        ValueError: a file is not ours, or `directory` is a file.
+        ValueError: a file is not ours, or `directory` is a file or has a name that is not UTF-8.
     """
+    require_utf8(directory, "output")
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"`output` is {directory}, which is a file; expected a folder for {holds}. Name another.")
     for folder, folders, names in os.walk(directory):
