@@ -49,7 +49,7 @@ MISTAKES = {
     "caption folder {0}/photos --model m --output {0}/rows --perspectives-file {0}/no.yaml": "no.yaml, which is not",
     "caption folder {0}/photos --model m --output {0}/rows --shard 8/8": "`--shard` is '8/8'; expected i/n",
     "caption folder {0}/photos --model {0}/photos --output {0}/rows": "`--model` is .*photos.*be loaded",
-    "caption folder {0}/photos --model m --server http://[::1]:9 --output {0}/photos": "`--output` is .*holds .*g",
+    "caption folder {0}/photos --model m --server http://[::1]:9 --output {0}/photos": "`--output` is .*source itself",
     "caption folder {0}/photos --model m --server nowhere --output {0}/rows": "`--server` is 'nowhere'; expected",
     "train --recipe {0}/none.yaml --run a": "`--recipe` is .*none.yaml, which is not a file",
     "train --recipe {0}/short.yaml --run a": "short.yaml: missing keys|short.yaml: ",
