@@ -67,7 +67,7 @@ class Command:
         settings: Settings of the training.
     """
 
-    photos: Positional[Path]
+    photos: Annotated[Positional[Path], arg(metavar="PHOTOS")]
     base: Annotated[str, arg(metavar="CHECKPOINT")]
     output: Path
     captions: Path | None = None
@@ -92,9 +92,10 @@ class Command:
 
         disable_progress_bars()
         logging.disable_progress_bar()
-        base, corpus, checkpoint = read_base(self.base), self.output / "corpus", self.output / RUN
+        source, corpus, checkpoint = self._source(), self.output / "corpus", self.output / RUN
         require_own_run(checkpoint)
-        self._build(corpus)
+        base = read_base(self.base)
+        self._build(source, corpus)
         perspectives = list(read_manifest(corpus)["perspectives"])
         branches = order_of_branches(base, perspectives)
         asked = {name: getattr(self.settings, name) for name in ("batch_size", "epochs", "learning_rate")}
@@ -106,12 +107,12 @@ class Command:
         train_run(recipe, RUN, corpus, checkpoint)
         self._measure(base, corpus, checkpoint)
 
-    def _build(self, corpus: Path) -> None:
+    def _build(self, source: "Source", corpus: Path) -> None:
         from ..corpus.card import CorpusFacts
 
         options = BuildOptions(rows=self.rows, validation=self.validation, test=self.test, report=False)
         name = self.output.resolve().name
-        options.build(self._source(), corpus, CorpusFacts(title=name, command="holistic-clip finetune"))
+        options.build(source, corpus, CorpusFacts(title=name, command="holistic-clip finetune"))
 
     def _source(self) -> "Source":
         if self.captions is None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 _OTHERS = {
     "caption": {"url": "--server", "names": "--perspectives", "path": "--perspectives-file", "folder": "--output"},
     "corpus": {"threshold": "--drop-similar", "columns": "--caption"},
+    "finetune": {"columns": "--caption", "listing": "--captions", "root": "PHOTOS"},
     "card": {"checkpoint": "PATH", "path": "PATH"},
     "publish": {"checkpoint": "PATH", "corpus": "PATH", "repo_id": "STR"},
 }
@@ -22,6 +23,7 @@ _SAME = {
         "output rows perspectives max_caption_bytes drop_similar embed validation test report replace rows_per_shard "
         "workers min_side max_side max_pixels max_bytes image_column id_column from_split encoding"
     ),
+    "finetune": "base output captions caption rows validation test",
     "train": "recipe run corpus output_dir",
     "fit": "model corpus split_column split output replace",
     "card": "",

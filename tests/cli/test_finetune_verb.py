@@ -137,8 +137,8 @@ def test_settings_fit_the_number_of_images(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"base": "nowhere"}, "`base` is .*nowhere; expected a CLIP or a checkpoint of this package"),
-        ({"base": "photos"}, "`base` is .*photos; expected a CLIP or a checkpoint of this package"),
+        ({"base": "nowhere"}, "`--base` is .*nowhere; expected a CLIP or a checkpoint of this package"),
+        ({"base": "photos"}, "`--base` is .*photos; expected a CLIP or a checkpoint of this package"),
         ({"columns": ("--caption", "heading=short")}, "'heading'"),
         ({"options": ("--validation", "0.5", "--test", "0.5")}, "expected shares from 0, below 1 together"),
     ],
