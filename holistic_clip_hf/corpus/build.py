@@ -158,9 +158,10 @@ def open_split(
     texts = [name for name, feature in corpus.features.items() if feature in (Value("string"), Value("large_string"))]
     for column in (split_column, *(held_out or {})):
         if column not in texts:
+            name = "split_column" if column == split_column else "held_out"
             got = "does not hold texts" if column in corpus.column_names else "it does not have"
             raise ValueError(
-                f"`split_column` of {directory} is {column!r}, which {got}; expected one of {', '.join(texts)}. "
+                f"`{name}` of {directory} is {column!r}, which {got}; expected one of {', '.join(texts)}. "
                 "Name another."
             )
     splits = list(corpus[split_column])
