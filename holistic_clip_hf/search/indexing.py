@@ -333,7 +333,7 @@ class _Build:
         if found < SAME * len(old):
             raise ValueError(
                 f"`index` is {self.directory}, which holds an index of {named(self.before.origin)}; expected a new "
-                f"folder for {named(self.images.origin)}. Name another, or add --replace."
+                f"folder for {named(self.images.origin)}. Name another, or add --replace (`replace=True` in Python)."
             )
 
     def plan(self) -> None:
