@@ -158,6 +158,28 @@ def require_free_space(directory: Path, num_bytes: int, purpose: str, remedy: st
         )
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether no byte had to be escaped to read it as text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_utf8(path: str | Path, name: str) -> Path:
+    """Return a path whose name can stand in JSON, Arrow, cards and on a terminal; `name` is what to call it.
+
+    Raises:
+        ValueError: it has bytes that are not UTF-8.
+    """
+    if not is_utf8(str(path)):
+        raise ValueError(
+            f"`{name}` is {ascii(str(path))}, whose name is not UTF-8; expected one that is. Rename the folder."
+        )
+    return Path(path)
+
+
 def require_own_folder(directory: Path, is_ours: Callable[[str], bool], *, holds: str) -> None:
     """Refuse a folder in which somebody else's files lie, before anything is written into it or removed from it.
 
@@ -167,8 +189,9 @@ def require_own_folder(directory: Path, is_ours: Callable[[str], bool], *, holds
         holds: Name of what the folder is for, for the message: "a corpus".
 
     Raises:
-        ValueError: a file is not ours, or `directory` is a file.
+        ValueError: a file is not ours, or `directory` is a file or has a name that is not UTF-8.
     """
+    require_utf8(directory, "output")
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"`output` is {directory}, which is a file; expected a folder for {holds}. Name another.")
     for folder, folders, names in os.walk(directory):
@@ -254,20 +277,6 @@ def require_count(name: str, value: int | None) -> None:
     """
     if value is not None and value < 1:
         raise ValueError(f"`{name}` is {value}; expected 1 or more. Raise it.")
-
-
-def require_utf8(path: str | Path, name: str) -> None:
-    """Refuse a path that has bytes which are not UTF-8: it cannot stand in JSON, Arrow or on a terminal.
-
-    Raises:
-        ValueError: it has.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"`{name}` is {ascii(str(path))}, whose name is not UTF-8; expected one that is. Rename the folder."
-        ) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..images.decoding import ImageLimits, UnreadableImageError, decode_image, map_ahead, verify_image
 from ..images.sources import Item, Skipped, Source
 from ..processing_holistic_clip import on_background
-from ..storage import write_json
+from ..storage import require_apart, write_json
 from .cleaning import clean_answer
 from .perspectives import Perspective, question_hash
 from .store import ALL, FAILED, SECONDS_PER_FILE, USABLE, CaptionRow, CaptionStore, RowWriter, Shard
@@ -129,13 +129,15 @@ def caption_images(
     again with `retry_failed` only. Killed at any moment and called again, it ends with the same rows.
 
     Raises:
-        ValueError: no perspectives, two of one name, one without a prompt, or a shard that another process works on.
+        ValueError: no perspectives, two of one name, one without a prompt, a shard that another process works on, or a
+            folder among the images.
         OSError: rows cannot be written; what was written stays.
 
     Example: `caption_images(ImageFolder("photos"), asked(load_perspectives()), backend, "captions", progress=True)`.
     """
-    _require_askable(perspectives)
+    require_askable(perspectives)
     store = CaptionStore(folder)
+    require_apart_from_images(store.folder, source)
     with store.writer(shard, seconds_per_file) as writer:
         run = _Run(source, perspectives, backend, shard, writer)
         run.look_up(store, retry_failed)
@@ -275,12 +277,44 @@ def _difference(row: CaptionRow, backend: Backend) -> str:
     return _UNKNOWN if backend.weights else ""
 
 
-def _require_askable(perspectives: Sequence[Perspective]) -> None:
+def require_apart_from_images(folder: Path, source: Source) -> None:
+    """Refuse to write rows where the images lie, or around them.
+
+    Raises:
+        ValueError: as `require_apart`.
+    """
+    for place in getattr(source, "folders", ()):
+        require_apart(folder, place, walked=bool(getattr(source, "is_walked", False)))
+
+
+def require_images(source: Source) -> None:
+    """Refuse a source of which nothing can be captioned, before minutes of loading a model.
+
+    Raises:
+        ValueError: there is no image, or the source itself cannot be read.
+    """
+    reasons: Counter[str] = Counter()
+    for each in source.items():
+        if isinstance(each, Item):
+            return
+        reasons[each.reason.partition(":")[0]] += 1
+    told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
+    raise ValueError(
+        f"`source` is {source.name}, which has no image; expected one or more. Correct the path."
+        + (f" Left out are {told}." if told else "")
+    )
+
+
+def require_askable(perspectives: Sequence[Perspective]) -> None:
+    """Refuse what a captioner cannot be asked.
+
+    Raises:
+        ValueError: no perspectives, two of one name, or one without a prompt.
+    """
     names = [perspective.name for perspective in perspectives]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"`perspectives` is {names}; expected one or more, each name once. Correct the list.")
     if mute := [perspective.name for perspective in perspectives if perspective.prompt is None]:
         raise ValueError(
-            f"`perspectives` has {mute}, which have no prompt; expected what a captioner can be asked. Leave them "
-            f"out, as `asked` does."
+            f"`perspectives` has {mute}, which have no prompt; expected what a captioner can be asked. Leave them out."
         )

@@ -36,6 +36,7 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .captioner import Reply, Work
+from .patience import short
 from .perspectives import Perspective, prompt_of, seed_of
 from .unwrapping import THINKING
 from .weights import version_of
@@ -370,8 +371,8 @@ class LocalBackend:
         except FAULTS as error:
             raise ValueError(
                 f"`model` is {self.captioner!r}, which cannot answer about an image ({type(error).__name__}: "
-                f"{error}); expected a model that is asked in a conversation, or by a text alone. Choose the "
-                "instruction-tuned variant, or another model."
+                f"{short(str(error))}); expected a model that is asked in a conversation, or by a text alone. Choose "
+                "the instruction-tuned variant, or another model."
             ) from error
 
     def _answer_group(self, group: list[Work]) -> Iterator[Reply]:
@@ -437,8 +438,10 @@ def _load(name: str, revision: str | None, dtype: str | torch.dtype) -> tuple[Pr
                 f"works without. Install the {package} that fits torch {torch.__version__}, choose another model, or "
                 "have a server run this one and give its address as `--server`."
             ) from error
+        # Which models there are takes transformers a page.
+        reason = short(str(error).partition("Model type should be one of")[0]).rstrip(". ")
         raise ValueError(
-            f"`model` is {name!r}, which cannot be loaded ({error}); expected a model for image-text-to-text "
+            f"`model` is {name!r}, which cannot be loaded ({reason}); expected a model for image-text-to-text "
             "whose weights are safetensors and whose code is in transformers. Code that comes with it is not run. "
             "Correct the name or revision, or have a server run it and ask that."
         ) from error

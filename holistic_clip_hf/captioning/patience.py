@@ -60,11 +60,9 @@ class Patience:
     longest_silence: float = 600.0
 
     def __post_init__(self) -> None:
-        if not (self.timeout > 0 and self.attempts >= 1 and self.first_pause > 0 and self.longest_silence > 0):
-            raise ValueError(
-                f"The limits are {self}; expected a timeout, a pause and a silence above 0, and 1 attempt or more. "
-                "Correct them."
-            )
+        for name, value in vars(self).items():
+            if not value > 0:  # NaN is not either
+                raise ValueError(f"`{name}` is {value}; expected a number above 0. Raise it.")
 
     def pause(self, attempt: int) -> float:
         """Return the seconds after a failed `attempt`, of which the first is 0."""

@@ -44,7 +44,7 @@ class Answer:
         )
         checks = {
             f"form: one of {', '.join(FORMS)}": self.form in FORMS,
-            "1 <= min_words <= max_words": all(map(_is_whole, counts)) and 1 <= self.min_words <= self.max_words,
+            "min_words: from 1 to `max_words`": all(map(_is_whole, counts)) and 1 <= self.min_words <= self.max_words,
             "language: two small letters, between quotes if they are `no`, or null": is_language,
         }
         _require(self, checks)
@@ -131,7 +131,8 @@ def load_perspectives(path: str | Path | None = None, names: Sequence[str] = ())
         )
     entries = read_yaml(path)
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: got {type(entries).__name__}; expected a list of perspectives, `- name: ...`.")
+        got = "nothing" if not entries else "no list"
+        raise ValueError(f"{path} holds {got}; expected a list of perspectives, `- name: ...`. Correct the file.")
     read = [_read_perspective(entry, f"Perspective {place} of {path}") for place, entry in enumerate(entries)]
     known = {perspective.name: perspective for perspective in read}
     if len(known) < len(read):
@@ -171,8 +172,10 @@ def _read_perspective(entry: Any, where: str) -> Perspective:
 
 
 def _require(thing: Answer | Perspective, checks: dict[str, bool]) -> None:
-    if broken := [rule for rule, holds in checks.items() if not holds]:
-        raise ValueError(f"The value is {thing}; expected {', '.join(broken)}. Correct it.")
+    for rule, holds in checks.items():
+        if not holds:
+            name, _, expected = rule.partition(": ")
+            raise ValueError(f"`{name}` is {getattr(thing, name)!r}; expected {expected}. Correct it.")
 
 
 def _is_text(value: Any) -> bool:
@@ -196,6 +199,6 @@ def prompt_of(perspective: Perspective) -> str:
     if perspective.prompt is None:
         raise ValueError(
             f"`perspective` is {perspective.name!r}, which has no prompt; expected what a captioner can be asked. "
-            "Leave it out, as `asked` does."
+            "Leave it out."
         )
     return perspective.prompt

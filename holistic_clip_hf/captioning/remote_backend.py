@@ -105,10 +105,13 @@ class RemoteBackend:
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         self._server = ChatServer(url, model, token, extra_body or {})
-        if not model.strip() or concurrency < 1 or image_format not in IMAGE_FORMATS:
+        if not model.strip():
+            raise ValueError(f"`model` is {model!r}; expected the name of a model on the server. Correct it.")
+        if concurrency < 1:
+            raise ValueError(f"`concurrency` is {concurrency}; expected 1 or more. Raise it.")
+        if image_format not in IMAGE_FORMATS:
             raise ValueError(
-                f"`model` is {model!r}, `concurrency` {concurrency}, `image_format` {image_format!r}; expected the "
-                f"name of a model on the server, 1 or more, and one of {', '.join(IMAGE_FORMATS)}. Correct them."
+                f"`image_format` is {image_format!r}; expected one of {', '.join(IMAGE_FORMATS)}. Correct it."
             )
         self.captioner = model
         self.revision = self.weights = ""  # servers do not tell

@@ -34,10 +34,9 @@ class SentLimits:
     max_bytes: int = 4_000_000
 
     def __post_init__(self) -> None:
-        if self.max_side < 1 or self.max_bytes < 10_000:
-            raise ValueError(
-                f"The limits are {self}; expected 1 pixel or more, and 10,000 bytes or more. Correct them."
-            )
+        for name, least in (("max_side", 1), ("max_bytes", 10_000)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; expected {least:,} or more. Raise it.")
 
 
 def data_url(image: Image.Image, image_format: str, limits: SentLimits) -> str:

@@ -106,17 +106,22 @@ class Command:
         """Ask about every image what was not asked yet, and print what came of it.
 
         Raises:
-            ValueError: a perspective, shard or variable that does not exist.
+            ValueError: a perspective, shard or variable that does not exist, a source without images, or an option
+                that nothing would heed.
             ServerError: the server answers nothing any more.
             NothingAnsweredError: everything that was asked failed, in this run and before.
         """
-        from ..captioning.captioner import caption_images
+        from ..captioning.captioner import caption_images, require_apart_from_images, require_askable, require_images
         from ..captioning.perspectives import asked, load_perspectives
         from ..captioning.store import CaptionStore, Shard
 
         perspectives = load_perspectives(self.perspectives_file, self.perspectives)
+        require_askable(perspectives if self.perspectives else asked(perspectives))
+        self._require_no_unused_options()
         source, shard = self.source.open(), Shard.parse(self.shard)
+        require_apart_from_images(self.output, source)
         CaptionStore(self.output).require_own()  # before minutes of loading a model
+        require_images(source)
         backend = self._backend()
         if not self.perspectives:
             perspectives = asked(perspectives, backend.captioner)
@@ -135,6 +140,29 @@ class Command:
                 f"{self.model!r} answered nothing, and the most frequent reason is: {_most_frequent(report)} Mend "
                 "that, and add --retry-failed."
             )
+
+    def _require_no_unused_options(self) -> None:
+        """Refuse options that would be taken for heeded."""
+        reasons: list[tuple[Any, Any, str]] = []
+        if self.remote.server is None:
+            reasons.append((self.remote, Server(), "only a server heeds it. Add --server"))
+        else:
+            reasons.append((self.local, Local(), "a server does not heed it. Leave out --server"))
+        for given, usual, why in reasons:
+            for name, value in vars(given).items():
+                if value != vars(usual)[name]:
+                    raise ValueError(f"`{name}` is {value}; expected none, since {why}, or leave it out.")
+        if self.local.revision is not None and Path(self.model).is_dir():
+            raise ValueError(
+                f"`revision` is {self.local.revision}; expected none, since {self.model} is a folder. Leave it out."
+            )
+        for name in ("caption", "perspective"):
+            if value := vars(self.source).get(name):
+                told = value if isinstance(value, str) else " ".join(value)
+                raise ValueError(
+                    f"`--{name}` is {told}; expected none, since captions that images have are not looked at. Leave "
+                    "it out; --perspectives says what is asked."
+                )
 
     def _backend(self) -> "Backend":
         template = read_object(self.chat_template_kwargs, "--chat-template-kwargs")

@@ -49,6 +49,7 @@ class BuildOptions:
         validation: Share of the images for validation, drawn by a hash of their ids.
         test: Share of the images for testing, drawn likewise.
         report: Put the diversity report on the card.
+        replace: Replace a corpus of other sources in --output, too. One of the same sources needs no leave.
         rows_per_shard: Largest number of rows of a shard.
         workers: Number of threads that decode images. Default: one for each processor.
         limits: Limits on images.
@@ -62,6 +63,7 @@ class BuildOptions:
     validation: float = 0.05
     test: float = 0.05
     report: bool = True
+    replace: bool = False
     rows_per_shard: int = 5_000
     workers: int | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
@@ -79,10 +81,13 @@ class BuildOptions:
 
         known: dict[str, list[str]] = {}  # captioners of one name may have rows in several folders
         for folder in self.rows:
-            if not folder.is_dir():
-                raise ValueError(f"`--rows` is {folder}; expected a folder of caption rows. Correct the path.")
             store = CaptionStore(folder)
-            source = JoinedSource(source, partial(_usable_captions, store, known))
+            if not folder.is_dir() or next(store.rows(), None) is None:
+                raise ValueError(
+                    f"`--rows` is {folder}; expected a folder of caption rows, as `holistic-clip caption` writes "
+                    "them. Correct the path."
+                )
+            source = JoinedSource(source, partial(_usable_captions, store, known), folders=[folder])
         embed = sentence_embedder(self.embed) if self.embed else None
         settings = BuildSettings(
             perspectives=self.perspectives,
@@ -102,6 +107,7 @@ class BuildOptions:
             embed=embed,
             workers=self.workers,
             progress=True,
+            replace=self.replace,
         )
 
     def _similar(self, embed: Any) -> "SimilarCaptions | None":
@@ -137,7 +143,7 @@ class Command:
 
     Args:
         source: Images and their captions.
-        output: Folder of the corpus.
+        output: Folder of the corpus. One of the same sources in it is brought up to date; see --replace.
         options: Options of the build.
         card: Facts for the card.
     """

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn
 
+from .option_names import as_options
+
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
 MISTAKE, STOPPED = 2, 130  # exit codes: of a usage error, as argparse has it; of Ctrl-C, as shells have it
 DAMAGED = "SafetensorError"  # of a library that help does not import
@@ -23,6 +25,7 @@ VERBS = {
     "caption": "ask a vision-language model about images, from several perspectives",
     "corpus": "join images and captions to a corpus, with splits and a card",
     "train": "train a run of a recipe, on one device or many",
+    "finetune": "fine-tune a checkpoint on your own photos, in one command",
     "evaluate": "measure a checkpoint, print tables, keep records",
     "fit": "fit how the branches of a checkpoint become one score",
     "search": "index images and find them by perspective",
@@ -62,16 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [each for each in given if each != "--debug"]
-    with end_in_a_sentence(" ".join([PROGRAM, *given[:1]]), debug=debug):
+    with end_in_a_sentence(" ".join([PROGRAM, *given[:1]]), given, debug=debug):
         dispatch(given)
 
 
 @contextmanager
-def end_in_a_sentence(program: str, *, debug: bool = False) -> Iterator[None]:
+def end_in_a_sentence(program: str, given: Sequence[str] = (), *, debug: bool = False) -> Iterator[None]:
     """Run a command so that a user's mistake, a signal or a closed pipe ends it in one sentence.
 
     Args:
         program: Name of the command in the sentence.
+        given: Command line, by whose verb the sentence names options.
         debug: Show the traceback instead.
 
     Raises:
@@ -92,7 +96,7 @@ def end_in_a_sentence(program: str, *, debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug or not is_mistake(error):
             raise
-        refuse(f"{program}: {sentence_of(error)}")
+        refuse(f"{program}: {as_options(sentence_of(error), given)}")
 
 
 @contextmanager
@@ -165,7 +169,9 @@ def parse(verb: str, given: Sequence[str]) -> Any:
             text = retitle(shown.getvalue())
             print(text if place == program else with_examples(text, module.__doc__ or "", place), end="")
             raise
-        sentence = sentence_of_usage(told.getvalue(), given)
+        sentence = as_options(sentence_of_usage(told.getvalue(), given), [verb, *given])
+        # A refusal of ours, made while the options became a dataclass, names its own.
+        sentence = re.sub(r"Error parsing [\w.]+: (?=`)", "", sentence)
         if verb == "train" and "unknown" in sentence:
             sentence += " Settings of the training stand in the recipe, under `training`."
         refuse(f"{program}: {sentence} See `{place} --help`.")

@@ -24,13 +24,13 @@ class Folder:
         caption: Column that holds captions, and their perspective, as `alt=web`. Say `texts=short` if the column has
             a list of them, `texts=web,detail` if their position tells the perspective, `detail` if both names are
             the same. Default: the columns of a known layout.
-        perspective: Perspective of the .txt files, used without a list.
+        perspective: Perspective of the .txt files; a list names its own by --caption. Default: short.
         name: Name of the source in its captions. Default: the folder's.
     """
 
     root: Positional[Path]
     caption: CaptionOptions = ()
-    perspective: str = "short"
+    perspective: str | None = None
     name: str = ""
 
     def open(self) -> "Source":
@@ -49,13 +49,18 @@ class Folder:
                 f"it with `list {lists[0]} --root {self.root}`."
             )
         if lists:
+            if self.perspective is not None:
+                raise ValueError(
+                    f"`--perspective` is {self.perspective}; expected none, since {lists[0]} has the captions. Use "
+                    f"--caption COLUMN={self.perspective}."
+                )
             return ListedFolder(self.root, lists, parse_columns(self.caption), name=self.name)
         if self.caption:
             raise ValueError(
                 f"`--caption` is {' '.join(self.caption)}; expected none, since {self.root} has neither "
                 f"{' nor '.join(LISTINGS)}. Leave it out, or use `list` and name the file."
             )
-        return ImageFolder(self.root, perspective=self.perspective, name=self.name)
+        return ImageFolder(self.root, perspective=self.perspective or "short", name=self.name)
 
 
 @dataclass(frozen=True)
@@ -218,11 +223,16 @@ def parse_columns(given: Sequence[str]) -> dict[str, str | list[str]]:
     """Read `["alt=web", "captions=short,detail", "style"]` as columns and perspectives.
 
     Raises:
-        ValueError: a column is named twice.
+        ValueError: a column is named twice, or has no name, or two equals signs behind it.
     """
     columns: dict[str, str | list[str]] = {}
     for each in given:
         column, _, names = each.partition("=")
+        if not column or "=" in names:
+            raise ValueError(
+                f"`--caption` is {each}; expected COLUMN=PERSPECTIVE, such as alt=web, with one equals sign. "
+                "Correct it."
+            )
         if column in columns:
             raise ValueError(
                 f"`--caption` names the column {column!r} twice; expected each column once. Join them: "

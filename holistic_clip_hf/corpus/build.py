@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,15 @@ from filelock import FileLock
 
 from ..images.files import read_named
 from ..images.sources import SPLITS, Skipped
-from ..storage import PARTIAL, checksum, require_free_space, require_own_folder, write_atomically, write_json
+from ..storage import (
+    PARTIAL,
+    checksum,
+    remove_own_files,
+    require_free_space,
+    require_own_folder,
+    write_atomically,
+    write_json,
+)
 
 CAPTION_FIELDS = ("perspective", "text", "source")
 
@@ -123,6 +132,10 @@ def find_corpus(name: str | Path) -> Path:
         f"`corpus` is {name}; expected the folder of a corpus, or the name of one in {cache_root() / 'corpora'}. "
         "Build it with `holistic-clip corpus`, or, for an example, with `python -m training.emoji` in a checkout."
     )
+
+
+class EmptyCorpusError(ValueError):
+    """A corpus of which no image can be a row."""
 
 
 class EmptySplitError(ValueError):
@@ -225,19 +238,25 @@ def write_corpus(
     skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Raises `ValueError` for a
     malformed row and for a corpus without rows, `OSError` when the disk is full.
     """
-    directory = Path(directory)
+    directory, is_new = Path(directory), not Path(directory).exists()
     require_corpus_folder(directory)
     (directory / "data").mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / _LOCK):
-        if not is_whole(directory, fingerprint):
-            require_free_space(directory, required_bytes, "the corpus", "choose a directory on another disk")
-            records = {}
-            for name, shard in shards.items():
-                path = directory / "data" / f"{name}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:8]}.parquet"
-                if _read_shard_facts(path, fingerprint) is None:
-                    _write_shard(path, shard, features, fingerprint, counted)
-                records[name] = _describe_shard(path, fingerprint)
-            _finish(directory, records, {"fingerprint": fingerprint, "about": dict(about or {})}, skipped, card)
+    try:
+        with FileLock(directory / _LOCK):
+            if not is_whole(directory, fingerprint):
+                require_free_space(directory, required_bytes, "the corpus", "choose a directory on another disk")
+                records = {}
+                for name, shard in shards.items():
+                    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:8]
+                    path = directory / "data" / f"{name}-{digest}.parquet"
+                    if _read_shard_facts(path, fingerprint) is None:
+                        _write_shard(path, shard, features, fingerprint, counted)
+                    records[name] = _describe_shard(path, fingerprint)
+                _finish(directory, records, {"fingerprint": fingerprint, "about": dict(about or {})}, skipped, card)
+    except EmptyCorpusError:
+        if is_new:  # nothing in it is worth to go on from
+            remove_own_files(directory, partial(is_corpus_file, directory))
+        raise
 
 
 def require_corpus_folder(directory: str | Path) -> None:
@@ -468,7 +487,7 @@ def _finish(
     }
     if not manifest["rows"]:
         told = "; ".join(f"{reason} ({count})" for reason, count in list(manifest["reasons"].items())[:5])
-        raise ValueError(
+        raise EmptyCorpusError(
             f"The corpus in {directory} would have no rows; expected at least one image that can be read. Left out "
             f"are {told or 'none, there was nothing to build'}. Correct the source."
         )

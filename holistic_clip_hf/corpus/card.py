@@ -4,16 +4,16 @@
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
-from ..images.sources import SPLITS, Source
-from ..storage import write_atomically, write_json
+from ..images.sources import SPLITS, Source, origins_of
+from ..storage import stable_number, write_atomically, write_json
 from ..words import markdown_table
-from .build import MANIFEST, SKIPPED
+from .build import MANIFEST, SKIPPED, DamagedCorpusError, is_whole, read_manifest
 from .diversity import DiversityReport, Embed, measure_diversity
 from .diversity_picture import draw_diversity
 from .plan import BuildSettings
@@ -46,7 +46,41 @@ class CorpusFacts:
     def about(self, sources: Sequence[Source], settings: BuildSettings, similar: str) -> dict[str, Any]:
         """Return these facts for the manifest, with what the corpus was built from and how."""
         built = {"sources": [source.name for source in sources], "settings": asdict(settings), "similar": similar}
-        return {**asdict(self), **built}
+        return {**asdict(self), **built, "origins": hashed_origins(sources)}
+
+
+def hashed_origins(sources: Sequence[Source]) -> dict[str, str]:
+    """Return the names of what sources read, by hashes: a corpus is published, and paths are nobody's business."""
+    known = [each for source in sources for each in origins_of(source)]
+    return {f"{stable_number(each):016x}": PurePath(each).name or each for each in known}
+
+
+def require_same_origins(directory: Path, fingerprint: str, sources: Sequence[Source]) -> None:
+    """Refuse to replace a corpus by one that lacks something that it was built from. More may be added.
+
+    Args:
+        directory: Folder of the corpus; it need not exist.
+        fingerprint: Fingerprint of the new corpus.
+        sources: Sources of the new corpus.
+
+    Raises:
+        ValueError: the corpus has images or captions from elsewhere.
+    """
+    if not (directory / MANIFEST).is_file() or is_whole(directory, fingerprint):
+        return
+    try:
+        about = read_manifest(directory).get("about") or {}
+    except DamagedCorpusError:
+        return
+    if "origins" in about:
+        lost = [name for key, name in about["origins"].items() if key not in hashed_origins(sources)]
+    else:  # of before origins were kept
+        lost = [name for name in about.get("sources", ["unknown sources"]) if name not in [s.name for s in sources]]
+    if lost:
+        raise ValueError(
+            f"`output` is {directory}, which holds a corpus built from {', '.join(lost)}; expected one of the same "
+            "sources, to which you may add. Name another folder, or give `replace`."
+        )
 
 
 def write_card(

@@ -74,6 +74,15 @@ class Dropped(NamedTuple):
     reason: str
 
 
+def require_threshold(threshold: float) -> None:
+    """Raise `ValueError` for a similarity that no two captions have, or all."""
+    if not 0 < threshold <= 1:
+        raise ValueError(
+            f"`threshold` is {threshold}; expected a number above 0, at most 1. Correct it; 1 drops only what is the "
+            "same."
+        )
+
+
 def drop_similar(
     captions: Sequence[Mapping[str, str]], compare: Compare, threshold: float
 ) -> tuple[list[Mapping[str, str]], list[Dropped]]:
@@ -85,10 +94,7 @@ def drop_similar(
     Raises:
         ValueError: `threshold` is not above 0 and at most 1, or `compare` gives something else than (M, M) numbers.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(
-            f"`threshold` is {threshold}; expected a number above 0, at most 1. 1 drops only what is the same."
-        )
+    require_threshold(threshold)
     matrix = np.asarray(compare([caption["text"] for caption in captions]))
     if matrix.shape != (len(captions),) * 2 or not np.isfinite(matrix).all():
         raise ValueError(

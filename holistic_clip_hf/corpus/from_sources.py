@@ -4,6 +4,7 @@
 Captions may come from elsewhere than the images, and are joined with them by image id.
 """
 
+import logging
 import os
 import sqlite3
 import unicodedata
@@ -18,12 +19,14 @@ from tqdm.auto import tqdm
 
 from ..captioning.store import CaptionRow
 from ..images.decoding import UnreadableImageError, map_ahead, verify_image
-from ..images.sources import Item, Skipped, Source
+from ..images.sources import Item, Skipped, Source, origins_of
 from ..storage import import_extra, require_apart, scratch_database
-from .build import corpus_features, require_corpus_folder, write_corpus
-from .card import CorpusFacts, write_card
-from .diversity import MOST_SLOTS, Compare, Embed, drop_similar
+from .build import corpus_features, read_manifest, require_corpus_folder, write_corpus
+from .card import CorpusFacts, require_same_origins, write_card
+from .diversity import MOST_SLOTS, Compare, Embed, drop_similar, require_threshold
 from .plan import BuildSettings, Entry, Plan, make_plan
+
+logger = logging.getLogger(__name__)
 
 Added = tuple[str, Mapping[str, str]]  # image id, and a caption of it
 
@@ -37,13 +40,17 @@ class JoinedSource:
         images: the source of the images.
         added: Function that gives, at each call the same, captions by image id and what could not become one, such as
             `captions_of_rows` and `captions_of_source`.
+        folders: Files and folders that these are read from.
 
     Example: `JoinedSource(folder, lambda: captions_of_rows(CaptionStore("captions").rows()))`.
     """
 
-    def __init__(self, images: Source, added: Callable[[], Iterable[Added | Skipped]]) -> None:
+    def __init__(
+        self, images: Source, added: Callable[[], Iterable[Added | Skipped]], *, folders: Sequence[Path] = ()
+    ) -> None:
         self.name = images.name
-        self.folders = getattr(images, "folders", ())
+        self.folders = (*getattr(images, "folders", ()), *folders)
+        self.origins = (*origins_of(images), *(str(each.resolve()) for each in folders))
         self.is_walked = bool(getattr(images, "is_walked", False))
         self._images = images
         self._added = added
@@ -149,7 +156,7 @@ class SimilarCaptions(NamedTuple):
 
 
 def build_from_sources(
-    directory: Path,
+    directory: str | Path,
     sources: Sequence[Source],
     settings: BuildSettings | None = None,
     *,
@@ -159,26 +166,25 @@ def build_from_sources(
     embed: Embed | None = None,
     workers: int | None = None,
     progress: bool = False,
+    replace: bool = False,
 ) -> None:
     """Build the corpus of all images of `sources` that have a caption and are readable; read it with `load_corpus`.
 
     A row has `image_id`, `image`, `captions` and `split`; the shards of a split are `data/<split>-*.parquet`. What is
     left out is listed with its reason. A killed build goes on after the last finished shard, to the same bytes;
     memory holds a few images at a time. With `diversity`, the card has the diversity report, measured with `embed` too
-    if it is given. `workers` threads decode images (default: one for each processor).
+    if it is given. `workers` threads decode images (default: one for each processor). Only with `replace` does a
+    corpus of other sources give way.
 
     Raises:
-        ValueError: no image with a caption, or a perspective asked for that no caption has.
+        ValueError: no image with a caption, a perspective asked for that no caption has, or a corpus of other sources.
         OSError: a disk is full, or a file is there and cannot be read.
         ImportError: the diversity report needs packages that are not installed.
     """
     if diversity:
         import_extra("matplotlib", "captions", "Or build without the report (`diversity=False`, `--no-report`).")
-    settings = settings or BuildSettings()
-    for source in sources:
-        for folder in getattr(source, "folders", ()):  # a source from elsewhere need not say where it lies
-            require_apart(directory, folder, walked=bool(getattr(source, "is_walked", False)))
-    require_corpus_folder(directory)
+    directory, settings = Path(directory), settings or BuildSettings()
+    _require_buildable(directory, sources, similar, workers)
     workers = workers or os.cpu_count() or 1
     options = f"{similar.name} {similar.threshold}" if similar else ""
     with (
@@ -186,12 +192,10 @@ def build_from_sources(
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=sum(plan.rows), unit=" images", disable=not progress) as bar,
     ):
-        if diversity and len(plan.slots) > MOST_SLOTS:
-            raise ValueError(
-                f"The captions have {len(plan.slots)} pairs of perspective and source, such as {plan.slots[-1]}; "
-                f"expected at most {MOST_SLOTS} for the diversity report. Keep fewer perspectives, or build without "
-                "the report (`diversity=False`, `--no-report`)."
-            )
+        if diversity:
+            _require_few_slots(plan)
+        if not replace:
+            require_same_origins(directory, plan.fingerprint, sources)
         decode = partial(map_ahead, pool, 2 * workers)
         maker = _RowMaker(plan, sources, settings, similar, decode, bar)
         write_corpus(
@@ -204,6 +208,43 @@ def build_from_sources(
             counted=(SPLIT_COLUMN,),
             skipped=plan.skipped,
         )
+    _warn_of_empty_splits(directory, settings)
+
+
+def _require_buildable(
+    directory: Path, sources: Sequence[Source], similar: SimilarCaptions | None, workers: int | None
+) -> None:
+    """Refuse what needs no look at the images."""
+    for source in sources:
+        for folder in getattr(source, "folders", ()):  # a source from elsewhere need not say where it lies
+            require_apart(directory, folder, walked=bool(getattr(source, "is_walked", False)))
+    require_corpus_folder(directory)
+    if similar is not None:
+        require_threshold(similar.threshold)
+    if workers is not None and workers < 1:
+        raise ValueError(f"`workers` is {workers}; expected 1 or more. Correct it, or leave it out.")
+
+
+def _require_few_slots(plan: Plan) -> None:
+    if len(plan.slots) > MOST_SLOTS:
+        raise ValueError(
+            f"The captions have {len(plan.slots)} pairs of perspective and source, such as {plan.slots[-1]}; "
+            f"expected at most {MOST_SLOTS} for the diversity report. Keep fewer perspectives, or build without "
+            "the report (`diversity=False`, `--no-report`)."
+        )
+
+
+def _warn_of_empty_splits(directory: Path, settings: BuildSettings) -> None:
+    """Tell at once what training, fitting or evaluation would miss later."""
+    counts = read_manifest(directory)["columns"][SPLIT_COLUMN]
+    for split, share in (("validation", settings.validation), ("test", settings.test)):
+        if share and not counts.get(split):
+            logger.warning(
+                "No row is in the split %s, by its share of %g. Raise `--%s`, such as to 0.2, to have some.",
+                split,
+                share,
+                split,
+            )
 
 
 class _RowMaker:

@@ -45,12 +45,15 @@ class BuildSettings:
     bytes_per_shard: int = 500_000_000
 
     def __post_init__(self) -> None:
-        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
+        # NaN is neither.
+        if not (self.validation >= 0 and self.test >= 0 and self.validation + self.test < 1):
             raise ValueError(
-                f"`validation` is {self.validation} and `test` {self.test}; expected shares from 0, below 1 together."
+                f"`validation` is {self.validation} and `test` is {self.test}; expected shares from 0, below 1 "
+                "together. Correct them."
             )
-        if min(self.max_caption_bytes, self.rows_per_shard, self.bytes_per_shard) < 1:
-            raise ValueError(f"The settings are {self}; expected sizes of 1 or more.")
+        for name in ("max_caption_bytes", "rows_per_shard", "bytes_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; expected 1 or more. Correct it.")
 
 
 def split_of(image_id: str, *, validation: float, test: float) -> str:

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+from ..storage import require_utf8
 from .files import MOST_BYTES
 from .records import IMAGE_ENDINGS
 from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped
@@ -50,7 +51,7 @@ class TarShards:
                 f"own name."
             )
         for path in self.paths.values():
-            _require_plain_tar(path)
+            _require_plain_tar(require_utf8(path, "paths"))
         self.folders, self.is_walked = tuple(self.paths.values()), False
         self.name = name or next(iter(self.paths.values())).resolve().parent.name
         self.captions = captions or {"txt": "web"}

@@ -75,9 +75,12 @@ class ImageLimits:
     max_bytes: int = 100_000_000
 
     def __post_init__(self) -> None:
-        if min(self.min_side, self.max_side, self.max_pixels, self.max_bytes) < 1 or self.max_side < self.min_side:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"`{name}` is {value}; expected 1 or more. Correct it.")
+        if self.max_side < self.min_side:
             raise ValueError(
-                f"The limits are {self}; expected limits of 1 or more, and `max_side` not below `min_side`."
+                f"`max_side` is {self.max_side}; expected `min_side`, {self.min_side}, or more. Raise it."
             )
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import fsspec
 
+from ..storage import require_utf8
+
 MOST_BYTES = 256 * 2**20  # of one file, which is read whole
 ROOTS = "HOLISTIC_CLIP_IMAGE_ROOTS"  # environment variable: folders and addresses, with a semicolon between them
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,30}://")
@@ -124,15 +126,6 @@ def read_image_column(value: Any, roots: Sequence[str | Path] = ()) -> bytes:
     return value
 
 
-def is_utf8(text: str) -> bool:
-    """Tell whether no byte had to be escaped to read it as text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def inside(root: Path, place: str) -> str | None:
     """Return `place` relative to `root`, or nothing if it leaves it.
 
@@ -159,8 +152,9 @@ def require_folder(root: Path) -> Path:
     """Return the folder of the images.
 
     Raises:
-        ValueError: no such folder.
+        ValueError: no such folder, or one whose name is not UTF-8.
     """
+    require_utf8(root, "root")
     if not root.is_dir():
         raise ValueError(
             f"`root` is {root}, which is not a folder; expected the folder of the images. Correct the path."

@@ -12,8 +12,8 @@ from typing import Any
 
 from datasets import Features
 
-from ..storage import require_utf8
-from .files import MOST_BYTES, NamedFiles, fault_of, is_address, is_utf8, read_file, require_folder, walk
+from ..storage import is_utf8, require_utf8
+from .files import MOST_BYTES, NamedFiles, fault_of, is_address, read_file, require_folder, walk
 from .layouts import (
     SPLIT_NAMES,
     caption_values,
@@ -155,7 +155,7 @@ class ListedImages:
         form: TextForm = PLAIN,
         has_splits: bool = True,
     ) -> None:
-        self.listing = Path(listing)
+        self.listing = require_utf8(Path(listing), "listing")
         if not self.listing.is_file():
             raise ValueError(
                 f"`listing` is {self.listing}, which is not a file; expected a list of images. Correct the path."

@@ -22,7 +22,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .files import is_address, is_utf8, read_file
+from ..storage import is_utf8
+from .files import is_address, read_file
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from datasets import Features
@@ -45,7 +46,8 @@ class Source(Protocol):
     """Images in a fixed order, listed without reading them; `name` is for people.
 
     A source may say in `folders` which files and folders it reads, and in `is_walked` whether everything below them is
-    an item: no corpus is built into these. In `hint` it may say, once its items were listed, how to name captions.
+    an item: no corpus is built into these. In `origins` it may say by what it is known again, in place of its folders.
+    In `hint` it may say, once its items were listed, how to name captions.
     """
 
     name: str
@@ -57,6 +59,12 @@ class Source(Protocol):
     def read(self, place: str) -> bytes:
         """Return the bytes of an image, as they were stored. Raises `OSError` where they cannot be read."""
         ...
+
+
+def origins_of(source: Source) -> list[str]:
+    """Return by what a source is known again: what it says, or its files and folders, or its name."""
+    folders = [str(Path(each).resolve()) for each in getattr(source, "folders", ())]
+    return [*getattr(source, "origins", ())] or folders or [source.name]
 
 
 SPLITS = ("train", "validation", "test")

@@ -158,6 +158,7 @@ class TableSource:
         self._roots = tuple(folders)
         # Of rows that `datasets` maps into memory it says itself where they lie.
         self.folders, self.is_walked = (*folders, *(Path(each["filename"]) for each in dataset.cache_files)), False
+        self.origins = (*map(str, folders), *([] if folders else [name]))  # a cache lies now here, now there
         self._images = dataset.select_columns(image_column).with_format(None)
         read = [*captions, *([id_column] if id_column else []), SPLIT_COLUMN]
         self._texts = dataset.select_columns([name for name in dict.fromkeys(read) if name in dataset.column_names])

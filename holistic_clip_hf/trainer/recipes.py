@@ -25,6 +25,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTokenizer,
+    PreTrainedConfig,
     PrinterCallback,
     ProgressCallback,
     set_seed,
@@ -34,7 +35,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
 from ..corpus.build import EmptySplitError, open_split, read_manifest
-from ..initialization import from_clip
+from ..initialization import from_clip, from_holistic_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
@@ -321,7 +322,7 @@ def make_model(recipe: Recipe, run: str, tokenizer: CLIPTokenizer) -> HolisticCL
     fields = recipe.model_fields(run)
     fields["text_config"]["max_position_embeddings"] = tokenizer.model_max_length
     if recipe.start_from is not None:
-        model = from_clip(recipe.start_from, seed=recipe.seed, **fields)
+        model = _started(recipe, fields)
         known = cast(CLIPTextConfig, model.config.text_config).vocab_size
         if len(tokenizer) > known:
             raise ValueError(
@@ -336,6 +337,21 @@ def make_model(recipe: Recipe, run: str, tokenizer: CLIPTokenizer) -> HolisticCL
         "pad_token_id": tokenizer.pad_token_id,
     }
     return HolisticCLIPModel(HolisticCLIPConfig(**fields))
+
+
+def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
+    """Return the checkpoint that a recipe starts from: CLIP's with branches, or one of ours with branches by name."""
+    start = cast(str, recipe.start_from)
+    if PreTrainedConfig.get_config_dict(start)[0].get("model_type") != HolisticCLIPConfig.model_type:
+        return from_clip(start, seed=recipe.seed, **fields)
+    if recipe.model:
+        raise ValueError(
+            f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has "
+            f"{', '.join(recipe.model)} under `model`; expected nothing there, since the checkpoint says it all. "
+            "Leave them out."
+        )
+    length = fields["text_config"]["max_position_embeddings"]
+    return from_holistic_clip(start, perspectives=fields["perspectives"], max_position_embeddings=length)
 
 
 FINISHED = "finished.json"

@@ -18,7 +18,7 @@ COMMANDS = {
     "holistic-clip --help": ["--help"],
     **{
         f"holistic-clip {verb} --help": [verb, "--help"]
-        for verb in ("caption", "corpus", "train", "evaluate", "fit", "search", "card", "publish", "demo")
+        for verb in ("caption", "corpus", "train", "finetune", "evaluate", "fit", "search", "card", "publish", "demo")
     },
     "import holistic_clip_hf": None,
 }

@@ -255,7 +255,7 @@ def test_large_pictures_are_made_smaller_and_small_ones_stay(size: tuple[int, in
 
 def test_limits_of_pictures_have_bounds() -> None:
     for limits in ({"max_side": 0}, {"max_bytes": 5}):
-        with pytest.raises(ValueError, match="expected 1 pixel or more, and 10,000 bytes or more"):
+        with pytest.raises(ValueError, match="expected (1|10,000) or more"):
             SentLimits(**limits)
     with serving(CaptionServer()) as server:
         ask(server.url, noise(500, 500), limits=SentLimits(max_bytes=10_000))

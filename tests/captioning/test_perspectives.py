@@ -79,34 +79,37 @@ def test_the_hash_stands_for_the_question_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "got NoneType; expected a list of perspectives"),
-        ("name: web", "got dict; expected a list"),
+        ("", "holds nothing; expected a list of perspectives"),
+        ("name: web", "holds no list; expected a list"),
         ("- [a", "is not valid YAML"),
         (b"- {name: \xff, prompt: b}", "is not valid YAML"),
         ("- !!python/object/apply:os.getcwd []", "is not valid YAML"),
         ("- web", "got 'web'; expected keys and values, with the keys answer, captioner"),
         (
             "- {name: a, prompt: b, tokens: 3}",
-            "unknown keys tokens. Did you mean max_new_tokens. Valid keys: answer, captioner",
+            r"unknown keys tokens. Did you mean max_new_tokens\? Valid keys: answer, captioner",
         ),
         ("- {name: a}", "missing keys prompt"),
         ("- {prompt: a}", "missing keys name"),
         ("- {name: a, prompt: b, answer: {shape: list}}", "`answer` of Perspective 0 .* unknown keys shape"),
         ("- {name: a, prompt: b, answer: list}", "`answer` of Perspective 0 .* got 'list'"),
         ("- {name: a, prompt: b}\n- {name: a, prompt: c}", r"got \['a'\] twice"),
-        ("- {name: a, prompt: ' '}", "Perspective 0 .*; expected prompt: a text or null"),
-        ("- {name: 5, prompt: b}", "expected name: a word"),
-        ("- {name: a, prompt: b, captioner: ''}", "expected captioner: a name or null"),
-        ("- {name: a, prompt: b, max_new_tokens: 0}", "expected max_new_tokens: at least 1"),
-        ("- {name: a, prompt: b, max_new_tokens: true}", "expected max_new_tokens: at least 1"),
-        ("- {name: a, prompt: b, temperature: -1}", "expected temperature: 0 or more"),
-        ("- {name: a, prompt: b, temperature: .nan}", "expected temperature: 0 or more"),
-        ("- {name: a, prompt: b, top_p: 0}", "expected top_p: above 0, at most 1"),
-        ("- {name: a, prompt: b, top_p: '1'}", "expected top_p: above 0, at most 1"),
-        ("- {name: a, prompt: b, answer: {form: poem}}", "expected form: one of sentences, phrase, list"),
-        ("- {name: a, prompt: b, answer: {min_words: 0}}", "expected 1 <= min_words <= max_words"),
-        ("- {name: a, prompt: b, answer: {min_words: 9, max_words: 8}}", "expected 1 <= min_words <= max_words"),
-        ("- {name: a, prompt: b, answer: {language: english}}", "expected language: two small letters"),
+        ("- {name: a, prompt: ' '}", "Perspective 0 .*: `prompt` is .*; expected a text or null"),
+        ("- {name: 5, prompt: b}", "`name` is .*; expected a word"),
+        ("- {name: a, prompt: b, captioner: ''}", "`captioner` is .*; expected a name or null"),
+        ("- {name: a, prompt: b, max_new_tokens: 0}", "`max_new_tokens` is .*; expected at least 1"),
+        ("- {name: a, prompt: b, max_new_tokens: true}", "`max_new_tokens` is .*; expected at least 1"),
+        ("- {name: a, prompt: b, temperature: -1}", "`temperature` is .*; expected 0 or more"),
+        ("- {name: a, prompt: b, temperature: .nan}", "`temperature` is .*; expected 0 or more"),
+        ("- {name: a, prompt: b, top_p: 0}", "`top_p` is .*; expected above 0, at most 1"),
+        ("- {name: a, prompt: b, top_p: '1'}", "`top_p` is .*; expected above 0, at most 1"),
+        ("- {name: a, prompt: b, answer: {form: poem}}", "`form` is .*; expected one of sentences, phrase, list"),
+        ("- {name: a, prompt: b, answer: {min_words: 0}}", "`min_words` is .; expected from 1 to `max_words`"),
+        (
+            "- {name: a, prompt: b, answer: {min_words: 9, max_words: 8}}",
+            "`min_words` is .; expected from 1 to `max_words`",
+        ),
+        ("- {name: a, prompt: b, answer: {language: english}}", "`language` is .*; expected two small letters"),
         ("- {name: a, prompt: b, answer: {language: no}}", "between quotes if they are `no`"),
     ],
 )
@@ -125,5 +128,5 @@ def test_a_missing_file_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fields", [{"max_new_tokens": 1.5}, {"temperature": float("inf")}, {"answer": {}}])
 def test_what_is_made_in_code_is_checked_too(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"expected {next(iter(fields))}"):
+    with pytest.raises(ValueError, match=f"`{next(iter(fields))}` is"):
         Perspective("a", "b", **fields)

@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> Build:
     def build(*options: object) -> dict[str, list[tuple[str, str, str]]]:
         """The corpus: by image id, the perspective, text and source of its captions."""
         given = [str(option) for option in options]
-        output = ["--output", str(tmp_path / "corpus"), "--no-report", "--validation", "0", "--test", "0"]
+        output = ["--output", str(tmp_path / "corpus"), "--no-report", "--validation", "0", "--test", "0", "--replace"]
         parse("corpus", [*given, *output])()
         rows = load_corpus(tmp_path / "corpus").remove_columns("image")
         return {row["image_id"]: [tuple(caption.values()) for caption in row["captions"]] for row in rows}

@@ -93,13 +93,19 @@ def test_a_folder_of_images(run: Callable[..., None], photos: Path, capsys: pyte
     [
         (["--perspectives", "moon"], r"`names` has \['moon'\]; expected some of scene, nouns, web"),
         (["--perspectives", "web"], "no prompt"),
+        (["--perspectives", "scene", "scene"], r"`perspectives` is \['scene', 'scene'\]; .* each name once"),
         (["--shard", "4/4"], "expected i/n"),
+        (["--batch-size", "2"], "`batch_size` is 2; expected none, since a server does not heed it"),
+        (["--revision", "v1"], "`revision` is v1; expected none, since a server does not heed it"),
+        (["--perspective", "scene"], "`--perspective` is scene; expected none, .*; --perspectives says what is asked"),
+        (["--caption", "a=b"], "`--caption` is a=b; expected none"),
+        (["--concurrency", "0"], "`concurrency` is 0; expected 1 or more"),
         (["--token-variable", "NO_SUCH_TOKEN"], "NO_SUCH_TOKEN, which is not set"),
         (["--extra-body", "[1]"], r"`--extra-body` is '\[1\]'; expected a JSON object"),
         (["--extra-body", '{"stream": true}'], "`extra_body` has stream"),
         (["--chat-template-kwargs", "{"], "`--chat-template-kwargs` is '{'; expected a JSON object"),
-        (["--max-bytes", "9"], "10,000 bytes or more"),
-        (["--timeout", "0"], "a timeout, a pause and a silence above 0"),
+        (["--max-bytes", "9"], "`max_bytes` is 9; expected 10,000 or more"),
+        (["--timeout", "0"], "`timeout` is 0.0; expected a number above 0"),
     ],
 )
 def test_what_is_misspelt_is_told_before_anything_is_asked(

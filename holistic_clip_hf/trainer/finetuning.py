@@ -1,0 +1,185 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Fine-tuning of a checkpoint on a corpus of one's own: settings that fit its size, as a recipe like any other.
+
+The branches of a warm start begin as copies, so that the model gives the checkpoint's answer before its first step.
+They part because what is a branch's own learns faster than the rest.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from transformers import AutoConfig, CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer
+
+from ..configuration_holistic_clip import HolisticCLIPConfig
+from ..storage import write_atomically
+
+RUN = "model"  # the only run of such a recipe, and the name of its folder
+# As CLIP is fine-tuned contrastively (FLYP, https://arxiv.org/abs/2212.00638, section 4: 1e-5 for ViT-B/16). Towers of
+# the quickstart's size take ten times that: training/LOG.md.
+LEARNING_RATE, SMALL_LEARNING_RATE, SMALL_WIDTH = 1e-5, 1e-4, 256
+# Adam moves a number by the rate, whatever its gradient: at one rate, copies stay copies. Branched MLPs at ten times
+# the rate were best by name in a trial, single class tokens need more.
+BRANCH_RATES = {"mlp": 10.0, "cls": 30.0}
+BRANCH_LAYERS = 3  # at the end of a CLIP, as in the paper
+STEPS = 300  # that a few hundred images are given at least, so that branches have time to part
+LEAST_EPOCHS, MOST_EPOCHS = 5, 30
+LARGEST_BATCH = {"cpu": 32, "cuda": 256}
+LEAST_BATCHES = 4  # of an epoch
+WARMUP = 0.1  # of all steps
+LOGS_PER_EPOCH = 4
+
+
+@dataclass(frozen=True)
+class Base:
+    """Facts of the checkpoint that is fine-tuned.
+
+    Args:
+        name: Name on the Hub, or folder.
+        branches: Names of its branches; none if it is a CLIP.
+        branch_type: Kind of its branches; `mlp` for those that a CLIP is given.
+        width: E, of the vision tower.
+        layers: Layers of the vision tower.
+        image_size: Side of the square that it sees.
+        max_length: Tokens of a text.
+    """
+
+    name: str
+    branches: Sequence[str]
+    branch_type: str
+    width: int
+    layers: int
+    image_size: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen, and why."""
+
+    name: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}: {self.reason}"
+
+
+def read_base(name: str) -> Base:
+    """Read what has to be known of a checkpoint, without its weights.
+
+    Raises:
+        ValueError: neither a CLIP nor a checkpoint of this package.
+    """
+    expected = "expected a CLIP or a checkpoint of this package, by its folder or its name on the Hub"
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        processor = CLIPImageProcessorPil.from_pretrained(name)
+        tokenizer = CLIPTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"`base` is {name}; {expected}. transformers says: {reason}.") from error
+    if not isinstance(config, CLIPConfig | HolisticCLIPConfig):
+        raise ValueError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {expected}.")
+    vision, is_ours = cast(Any, config.vision_config), isinstance(config, HolisticCLIPConfig)
+    positions = cast(Any, config.text_config).max_position_embeddings
+    return Base(
+        name=name,
+        branches=list(config.perspectives) if is_ours else [],
+        branch_type=vision.branch_type if is_ours else "mlp",
+        width=vision.hidden_size,
+        layers=vision.num_hidden_layers,
+        image_size=dict(processor.crop_size)["height"],
+        max_length=min(tokenizer.model_max_length, positions),
+    )
+
+
+def order_of_branches(base: Base, perspectives: Sequence[str]) -> list[str]:
+    """Return the branches of the result: those of the base that there are captions for, then the new ones."""
+    kept = [name for name in base.branches if name in perspectives]
+    return [*kept, *(name for name in perspectives if name not in kept)]
+
+
+def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list[Choice]:
+    """Choose the settings of training by the number of images, the device and the base; `given` ones stand.
+
+    Args:
+        num_rows: Number of training images.
+        base: Checkpoint that is fine-tuned.
+        given: Values by name of `batch_size`, `epochs`, `learning_rate`; `None` where nothing is asked for.
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    if num_rows < 2:
+        raise ValueError(
+            f"The corpus has {num_rows} image(s) to train on; expected two or more, since an image is told from "
+            "others. Add images, or lower the shares of validation and test."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    room = 2 ** int(math.log2(max(2, num_rows / LEAST_BATCHES)))
+    batch = given.get("batch_size") or min(LARGEST_BATCH[device], room)
+    batches = max(1, num_rows // batch)
+    epochs = given.get("epochs") or min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(STEPS / batches)))
+    most = f"{MOST_EPOCHS} epochs"
+    is_small = base.width <= SMALL_WIDTH
+    rate = given.get("learning_rate") or (SMALL_LEARNING_RATE if is_small else LEARNING_RATE)
+    of_branches = BRANCH_RATES[base.branch_type]
+    why = {name: "as asked for" for name, value in given.items() if value}
+    return [
+        Choice("batch size", batch, why.get("batch_size", f"{num_rows:,} images on {device}, {batches} batches")),
+        Choice("epochs", epochs, why.get("epochs", f"{epochs * batches:,} steps; {most} or {STEPS} steps are enough")),
+        Choice("learning rate", rate, why.get("learning_rate", f"towers of width {base.width}")),
+        Choice(
+            "rate of branches", f"{of_branches:g} x", f"copies of {base.branch_type} part only if they learn faster"
+        ),
+        Choice("warm-up steps", max(1, round(WARMUP * epochs * batches)), f"{WARMUP:.0%} of the training"),
+        Choice("a line of loss every", max(1, batches // LOGS_PER_EPOCH), "steps"),
+    ]
+
+
+def make_recipe(
+    base: Base, branches: Sequence[str], choices: Sequence[Choice], corpus: Path, seed: int
+) -> dict[str, Any]:
+    """Return the content of a recipe file that `load_recipe` reads."""
+    chosen = {choice.name: choice.value for choice in choices}
+    branched = {"branch_type": base.branch_type, "num_branch_layers": min(BRANCH_LAYERS, base.layers)}
+    model: dict[str, Any] = {} if base.branches else {"vision_config": branched}
+    rates = {"*.branch_*": BRANCH_RATES[base.branch_type]} if len(branches) > 1 else {}
+    return {
+        "corpus": str(corpus),
+        "split_column": "split",
+        "image_size": base.image_size,
+        "start_from": base.name,
+        "tokenizer": {"checkpoint": base.name, "max_length": base.max_length},
+        "model": model,
+        "training": {
+            "seed": seed,
+            "num_train_epochs": chosen["epochs"],
+            "per_device_train_batch_size": chosen["batch size"],
+            "per_device_eval_batch_size": chosen["batch size"],
+            "learning_rate": chosen["learning rate"],
+            **({"learning_rate_multipliers": rates} if rates else {}),
+            "warmup_steps": chosen["warm-up steps"],
+            "logging_steps": chosen["a line of loss every"],
+            "logging_first_step": True,
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "save_total_limit": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "text_to_image_recall@5",
+            "greater_is_better": True,
+        },
+        "runs": {RUN: {"perspectives": list(branches), "slots": list(branches)}},
+    }
+
+
+def write_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
+    """Write a recipe that `holistic-clip train --recipe` takes, too."""
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    with write_atomically(path) as file:
+        file.write(b"# Written by `holistic-clip finetune`; `holistic-clip train` takes it as well.\n" + text.encode())

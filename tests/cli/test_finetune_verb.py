@@ -1,0 +1,159 @@
+"""The road from photos and a list of captions to a checkpoint, in one command, on drawn photos and tiny towers."""
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel
+
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.cli.main import main
+from holistic_clip_hf.corpus.build import load_corpus
+from holistic_clip_hf.evaluation.records import load_records
+from holistic_clip_hf.initialization import from_holistic_clip
+from holistic_clip_hf.trainer.finetuning import choose_settings, order_of_branches, read_base
+from holistic_clip_hf.trainer.recipes import load_recipe, make_model, make_tokenizer
+
+NUM_PHOTOS = 40
+
+
+@pytest.fixture
+def clip(make_config: Callable[..., Any], processor: HolisticCLIPProcessor, tmp_path: Path) -> Path:
+    """A stock CLIP with its processor, of two layers a tower, as a folder."""
+    config = make_config(perspectives=["all"], vision={"num_branches": 1})
+    vision = {name: value for name, value in config.vision_config.to_dict().items() if "branch" not in name}
+    stock = CLIPConfig(
+        projection_dim=config.projection_dim, text_config=config.text_config.to_dict(), vision_config=vision
+    )
+    torch.manual_seed(3)
+    CLIPModel(stock).save_pretrained(tmp_path / "clip")
+    processor.image_processor.save_pretrained(tmp_path / "clip")
+    processor.tokenizer.save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+@pytest.fixture
+def photos(corpus: Dataset, tmp_path: Path) -> Path:
+    """Forty photos in a folder, and beside it a list with a column for each of two perspectives."""
+    folder, rows = tmp_path / "photos", [["file_name", "title", "colour"]]
+    folder.mkdir()
+    for number in range(NUM_PHOTOS):
+        row = corpus[number % len(corpus)]
+        captions = {caption["perspective"]: caption["text"] for caption in row["captions"]}
+        row["image"].rotate(number, fillcolor="white").save(folder / f"{number}.png")
+        rows.append([f"{number}.png", f"{captions['short']}, number {number}", captions["colour"]])
+    with open(tmp_path / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def finetune(photos: Path, base: Path, output: Path, *options: str) -> None:
+    captions = ["--captions", str(photos.parent / "captions.csv")]
+    main(["finetune", str(photos), *captions, "--base", str(base), "--output", str(output), *options])
+
+
+COLUMNS = ("--caption", "title=short", "--caption", "colour=palette")
+
+
+def test_from_photos_to_a_checkpoint_that_knows_its_base(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pixel_values: torch.Tensor
+) -> None:
+    output = tmp_path / "mine"
+    finetune(photos, clip, output, *COLUMNS, "--epochs", "2", "--batch-size", "8")
+    said = capsys.readouterr().out
+    assert "branches palette, short" in said and "batch size 8: as asked for" in said
+    assert "base -> mine: text to image" in said
+    assert len(load_corpus(output / "corpus")) == NUM_PHOTOS
+    model = HolisticCLIPModel.from_pretrained(output / "model")
+    assert model.config.perspectives == ["palette", "short"] and model.config.vision_config.branch_type == "mlp"
+    assert {record.model for record in load_records(output / "model" / "results.json")} == {"mine", "base"}
+    assert "# mine" in (output / "model" / "README.md").read_text()
+    trained = (output / "model" / "model.safetensors").stat().st_mtime_ns
+    finetune(photos, clip, output, *COLUMNS, "--epochs", "2", "--batch-size", "8")
+    assert (output / "model" / "model.safetensors").stat().st_mtime_ns == trained, "what is finished stays"
+
+    recipe = load_recipe(output / "recipe.yaml")
+    begun = make_model(recipe, "model", make_tokenizer(recipe, load_corpus(output / "corpus")))
+    stock = CLIPModel.from_pretrained(clip).eval()
+    with torch.no_grad():
+        expected = F.normalize(stock.get_image_features(pixel_values).pooler_output, dim=-1)
+        found = begun.eval().get_image_features(pixel_values)
+    torch.testing.assert_close(found.pooler_output, expected, rtol=0, atol=1e-6)
+    again = HolisticCLIPModel.from_pretrained(output / "model").eval().get_image_features(pixel_values).branch_embeds
+    alike = F.cosine_similarity(again[:, 0], again[:, 1], dim=-1)
+    assert alike.mean() < 0.9999, "copies have begun to part"
+
+
+def test_a_checkpoint_of_ours_keeps_its_branches_by_name(
+    photos: Path, make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, tmp_path: Path
+) -> None:
+    base = make_model(
+        perspectives=["style", "short"], vision={"branch_type": "mlp", "num_branch_layers": 1, "num_branches": 2}
+    )
+    for part in (base, processor):
+        part.save_pretrained(tmp_path / "base")
+    assert order_of_branches(read_base(str(tmp_path / "base")), ["palette", "short"]) == ["short", "palette"]
+    finetune(photos, tmp_path / "base", tmp_path / "finer", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert HolisticCLIPModel.from_pretrained(tmp_path / "finer" / "model").config.perspectives == ["short", "palette"]
+
+
+@pytest.mark.parametrize("kind", [{"branch_type": "mlp", "num_branch_layers": 1}, {"branch_isolation": "strict"}])
+def test_branches_are_kept_by_name_and_new_ones_are_copies(
+    make_model: Callable[..., HolisticCLIPModel], pixel_values: torch.Tensor, tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    old = make_model(perspectives=["style", "short", "web"], vision=kind, fusion="routed")
+    old.save_pretrained(tmp_path)
+    expected = old.get_image_features(pixel_values).branch_embeds.unbind(dim=1)
+    for names, sources in (
+        (["short", "palette", "style", "web"], [1, 1, 0, 2]),
+        *([(["web"], [2])] if "branch_type" in kind else []),  # patches see a class token that is alone
+        (["mine", "yours"], [0, 0]),
+        (["style", "short", "web"], [0, 1, 2]),
+    ):
+        made = from_holistic_clip(tmp_path, perspectives=names)
+        assert made.config.perspectives == names
+        assert made.config.fusion == ("routed" if names == old.config.perspectives else "centroid")
+        found = made.get_image_features(pixel_values).branch_embeds
+        for branch, source in enumerate(sources):
+            torch.testing.assert_close(found[:, branch], expected[source], rtol=0, atol=1e-6)
+
+
+def test_settings_fit_the_number_of_images(clip: Path) -> None:
+    base = read_base(str(clip))
+    for rows, batch in ((2, 2), (40, 8), (100, 16), (1_000, 32), (100_000, 32)):
+        chosen = {choice.name: choice.value for choice in choose_settings(rows, base, {})}
+        steps = chosen["epochs"] * max(1, rows // chosen["batch size"])
+        assert chosen["batch size"] == batch, "no more than a quarter of the images, nor than the device's"
+        assert chosen["epochs"] == 30 or steps >= 300
+        assert 1 <= chosen["warm-up steps"] <= steps
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": "nowhere"}, "`--base` is .*nowhere; expected a CLIP or a checkpoint of this package"),
+        ({"base": "photos"}, "`--base` is .*photos; expected a CLIP or a checkpoint of this package"),
+        ({"columns": ("--caption", "heading=short")}, "'heading'"),
+        ({"options": ("--validation", "0.5", "--test", "0.5")}, "expected shares from 0, below 1 together"),
+    ],
+)
+def test_mistakes_end_in_a_sentence_before_anything_is_trained(
+    photos: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    base = tmp_path / change["base"] if "base" in change else clip
+    with pytest.raises(SystemExit) as ended:
+        finetune(photos, base, tmp_path / "mine", *change.get("columns", COLUMNS), *change.get("options", ()))
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and re.search(message, said), said
+    assert not (tmp_path / "mine" / "model").exists()
