@@ -24,6 +24,7 @@ class Command:
         checkpoint: Folder of a checkpoint, or its name on the Hub.
         images: Folder of images, or a built corpus.
         index: Folder of the index, which is brought up to date. Default: IMAGES.index.
+        replace: Permission to replace an index of other images.
         host: Address to listen on. 0.0.0.0 lets other machines in.
         port: Port to listen on. Default: the first free one from 7860.
     """
@@ -31,6 +32,7 @@ class Command:
     checkpoint: Positional[str]
     images: Positional[Path]
     index: Path | None = None
+    replace: bool = False
     host: str = "127.0.0.1"
     port: int | None = None
 
@@ -45,7 +47,8 @@ class Command:
         from ..demo.page import serve
         from ..demo.showcase import open_showcase
 
-        serve(open_showcase(self.checkpoint, self.images, index=self.index), host=self.host, port=self.port)
+        showcase = open_showcase(self.checkpoint, self.images, index=self.index, replace=self.replace)
+        serve(showcase, host=self.host, port=self.port)
 
 
 def require_address(host: str, port: int | None) -> None:

@@ -62,17 +62,20 @@ class Index:
             ValueError: no such images or checkpoint, or an index of another checkpoint.
         """
         from ..evaluation.encoding import load_checkpoint
+        from ..images.sources import Item
         from ..search import estimate_bytes, index_images
-        from ..search.indexing import require_index_place
+        from ..search.indexing import require_index_place, require_same_images
         from ..storage import require_count
 
         require_count("--batch-size", self.batch_size)
         images = open_images(self.images, list(self.columns))
         require_index_place(self.index, images)  # before a model is loaded
+        items = {each.image_id: each for each in images.items() if isinstance(each, Item)}
+        if not self.replace:
+            require_same_images(self.index, images, items)
         model, processor = load_checkpoint(self.model)
-        count = sum(hasattr(each, "stamp") for each in images.items())
-        size = estimate_bytes(model.config, count, vectors=self.vectors, lookup=self.lookup)
-        print(f"{count:,} images: the index will take about {size / 1e6:,.1f} MB at {self.index}.")
+        size = estimate_bytes(model.config, len(items), vectors=self.vectors, lookup=self.lookup)
+        print(f"{len(items):,} images: the index will take about {size / 1e6:,.1f} MB at {self.index}.")
         report = index_images(
             self.index,
             images,

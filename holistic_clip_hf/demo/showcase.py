@@ -25,6 +25,7 @@ from ..images.sources import Images
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..search import FUSED, DatasetImages, Filter, FolderImages, Hit, SearchIndex, Term, index_images
 from ..search.encoding import embed_images
+from ..search.indexing import require_index_place
 from ..visualization import (
     branch_attention,
     branch_relevance,
@@ -228,7 +229,9 @@ def _chosen(captions: CaptionsById) -> list[str]:
     return [texts[place] for place in np.linspace(0, len(texts) - 1, MOST_CAPTIONS).round().astype(int)]
 
 
-def open_showcase(checkpoint: str, images: str | Path, *, index: str | Path | None = None) -> Showcase:
+def open_showcase(
+    checkpoint: str, images: str | Path, *, index: str | Path | None = None, replace: bool = False
+) -> Showcase:
     """Load, index what is not indexed yet, and open.
 
     Args:
@@ -236,15 +239,17 @@ def open_showcase(checkpoint: str, images: str | Path, *, index: str | Path | No
         images: a folder of images, or a built corpus, whose captions are taken too. Where there are no captions, the
             names of the files are.
         index: its directory. Default: beside the images, with `.index` behind their name.
+        replace: Permission to replace an index of other images.
 
     Raises:
-        ValueError: no such folder; no images in it; an index of another checkpoint.
+        ValueError: no such folder; no images in it; an index of another checkpoint or of other images.
     """
-    model, processor = load_checkpoint(checkpoint)
     images = Path(images)
     source, captions = _open_images(images)
     directory = images.resolve().with_name(images.resolve().name + INDEX_ENDING) if index is None else Path(index)
-    report = index_images(directory, source, model, processor, progress=True)
+    require_index_place(directory, source)  # before a model is loaded
+    model, processor = load_checkpoint(checkpoint)
+    report = index_images(directory, source, model, processor, replace=replace, progress=True)
     logger.info("%s", report)
     opened = SearchIndex(directory, model, processor, images=source)
     if captions is None:

@@ -282,7 +282,7 @@ def index_images(
     with lock(directory):
         build = _Build(writer, images, lookup)
         if not replace:
-            build.require_same_images()
+            require_same_images(directory, images, build.items)
         build.plan()
         build.encode(batch_size, progress)
         return build.commit()
@@ -303,6 +303,43 @@ def require_index_place(directory: Path, images: Images) -> None:
 SAME = 0.5  # of the images of an index, found again unchanged elsewhere: their folder was moved, and is no other
 
 
+def require_same_images(directory: Path, images: Images, items: Mapping[str, Item]) -> None:
+    """Refuse to make an index of other images out of one that exists.
+
+    Args:
+        directory: Folder of the index; it need not exist.
+        images: Images that are to be indexed.
+        items: All of them, by their ids.
+
+    Raises:
+        ValueError: the images come from elsewhere, and few of those that were indexed are among them.
+    """
+    before = read_index_manifest(directory) if (directory / MANIFEST).is_file() else None
+    if before is None or dict(before.origin) == dict(images.origin):
+        return
+    if folder_of(before.origin) is None and named(before.origin) == Path(named(images.origin)).name:
+        return  # an index made by 0.1.0 of a corpus knows its name alone
+    old = _stamps_of(directory, before)
+    found = sum(name in items and items[name].stamp == stamp for name, stamp in old.items())
+    if found < SAME * len(old):
+        raise ValueError(
+            f"`index` is {directory}, which holds an index of {named(before.origin)}; expected a new folder for "
+            f"{named(images.origin)}. Name another, or add --replace (`replace=True` in Python)."
+        )
+
+
+def _stamps_of(directory: Path, manifest: Manifest | None) -> dict[str, str]:
+    """Return the stamps by image id of an index as it is."""
+    found: dict[str, str] = {}
+    for segment in manifest.segments if manifest else ():
+        path = directory / segment.file
+        opened = open_segment(path, manifest.layout) if manifest and path.is_file() else None
+        dead = set(segment.dead)
+        if opened is not None:
+            found |= dict(pair for row, pair in enumerate(stamps(opened[0])) if row not in dead)
+    return found
+
+
 class _Build:
     """One run of indexing, under the lock: what is present and what is missing, encoding it, and the manifest."""
 
@@ -317,24 +354,6 @@ class _Build:
         self.parts: list[SegmentRows] = []
         self.left_out: list[LeftOut] = []
         self.todo: list[Item] = []
-
-    def require_same_images(self) -> None:
-        """Refuse to make an index of other images out of one that exists.
-
-        Raises:
-            ValueError: the images come from elsewhere, and few of those that were indexed are among them.
-        """
-        if self.before is None or dict(self.before.origin) == dict(self.images.origin):
-            return
-        if folder_of(self.before.origin) is None and named(self.before.origin) == Path(named(self.images.origin)).name:
-            return  # an index made by 0.1.0 of a corpus knows its name alone
-        old = self._old_stamps()
-        found = sum(name in self.items and self.items[name].stamp == stamp for name, stamp in old.items())
-        if found < SAME * len(old):
-            raise ValueError(
-                f"`index` is {self.directory}, which holds an index of {named(self.before.origin)}; expected a new "
-                f"folder for {named(self.images.origin)}. Name another, or add --replace."
-            )
 
     def plan(self) -> None:
         """Take up what an earlier run encoded, and list the images that it did not."""
@@ -359,7 +378,7 @@ class _Build:
 
     def commit(self) -> IndexReport:
         """Make the index what was encoded, in one step, remove what it no longer needs, and report."""
-        old = self._old_stamps()  # read before their segments are removed
+        old = _stamps_of(self.directory, self.before)  # read before their segments are removed
         segments = self._segments()
         manifest = Manifest(
             layout=self.layout,
@@ -374,17 +393,6 @@ class _Build:
             write_index_manifest(self.directory, manifest)
         remove_unlisted(self.directory, manifest)
         return _report(manifest, old, self.parts, self.images.others)
-
-    def _old_stamps(self) -> dict[str, str]:
-        """Return stamps by image id of the index as it was."""
-        found: dict[str, str] = {}
-        for segment in self.before.segments if self.before else ():
-            path = self.directory / segment.file
-            opened = open_segment(path, self.layout) if path.is_file() else None
-            dead = set(segment.dead)
-            if opened is not None:
-                found |= dict(pair for row, pair in enumerate(stamps(opened[0])) if row not in dead)
-        return found
 
     def _segments(self) -> list[Segment]:
         written = {self.directory / each.file: each for each in self.before.segments} if self.before else {}

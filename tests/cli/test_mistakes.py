@@ -31,6 +31,7 @@ MISTAKES = {
     "corpus folder {0}/photos --outptu x": "missing --output FOLDER; unknown --outptu x. See `holistic-clip corpus f",
     "evaluate --model m --tasks retrieval --tasks branches": "`--tasks` is given 2 times; expected once. Put all",
     "search find a --index {0}/i --where a=b --where c=d": "`--where` is given 2 times; expected once",
+    "demo {0}/none {0}/photos --index {0}/photos/ix": "`output` is .*ix, which is inside the source",
     "demo {0}/model {0}/photos --port 99999": "`--port` is 99999; expected 1 to 65535",
     "demo {0}/model {0}/photos --port -1": "`--port` is -1; expected 1 to 65535",
     "demo {0}/model {0}/photos --host nosuchhost.invalid": "`--host` is nosuchhost.invalid, which has no address",

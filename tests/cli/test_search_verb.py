@@ -1,5 +1,6 @@
 """The verb: from a folder to answers on the screen."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,11 @@ def test_what_a_search_refuses(
     for options, message in refused.items():
         with pytest.raises(ValueError, match=message):
             parse("search", ["find", "a_square", *index, *options.split()])()
+    with pytest.raises(ValueError, match=r"holds an index of .*photos; expected a new folder for .*others. Name"):
+        write_photos(corpus, tmp_path / "others")
+        for path in (tmp_path / "others").rglob("*.png"):
+            os.utime(path, (1, 1))
+        parse("search", ["index", str(tmp_path / "others"), "--model", "none", *index])()
     with pytest.raises(ValueError, match="The query is missing"):
         parse("search", ["find", *index])()
     assert photo.read_bytes() == before and outside.read_bytes() == before and not (photos / "new.png").exists()
