@@ -301,8 +301,9 @@ _MOST_LISTS = 20  # files of a folder that are looked into for a list; more are 
 _LIST_ENDINGS = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".jsonlines", ".parquet")
 
 
-def find_lists(root: Path) -> list[Path]:
+def find_lists(root: str | Path) -> list[Path]:
     """Return a folder's lists of images: its metadata file, those of its sub-folders, or any of a known layout."""
+    root = Path(root)
     if listing := _metadata_of(root):
         return [listing]
     with os.scandir(root) as entries:
