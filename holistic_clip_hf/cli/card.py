@@ -4,8 +4,8 @@
   holistic-clip card model_cards/holistic-clip-emoji
   holistic-clip card runs/photos/holistic runs/photos/clip
 
-README.md and the pictures of the branches are written from config.json, card_facts.json and results.json. No card is
-edited by hand.
+README.md and the pictures of the branches are written from config.json, card_facts.json and results.json. Without
+facts, a card has names alone, and card_facts.json is made for you to fill in. No card is edited by hand.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,11 @@ class Command:
         """Render each card and print its path.
 
         Raises:
-            ValueError: a folder without a configuration.
+            ValueError: no folder, or one without a configuration.
         """
         from ..publishing.model_card import write_model_card
 
+        if not self.folders:
+            raise ValueError("`PATH` is missing; expected the folder of a checkpoint or of a card. Name one or more.")
         for folder in self.folders:
             print(write_model_card(folder))

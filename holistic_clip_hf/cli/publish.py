@@ -30,7 +30,8 @@ class Command:
         revision: Branch; a new one starts from main.
         tag: Tag that is set on the new commit.
         pull_request: Open a pull request instead of committing to main.
-        license: Licence of the weights, such as apache-2.0. Default: as card_facts.json says.
+        license: Licence of the weights, such as apache-2.0. Default: as card_facts.json says. That of a corpus is on
+            its card since it was built.
         language: Language of the texts, such as en. Default: likewise.
         max_shard_size: Size from which weights are saved in several files.
         dry_run: Show what would be sent.
@@ -60,6 +61,8 @@ class Command:
         from ..publishing.push import Destination
 
         is_corpus = (self.folder / MANIFEST).is_file()
+        if is_corpus:
+            self._require_no_unused_options()
         destination = Destination(
             self.repo_id,
             kind="dataset" if is_corpus else "model",
@@ -77,6 +80,16 @@ class Command:
             self.folder, destination, facts=facts, max_shard_size=self.max_shard_size, dry_run=self.dry_run
         )
         print(describe(published))
+
+    def _require_no_unused_options(self) -> None:
+        """Refuse, of a corpus, what would be taken for said on its card."""
+        for name, usual in (("license", ""), ("language", ""), ("max_shard_size", "5GB")):
+            if (value := getattr(self, name)) != usual:
+                remedy = "" if name == "max_shard_size" else f"Build it with `holistic-clip corpus --{name}`, or leave"
+                raise ValueError(
+                    f"`{name}` is {value}; expected none, since {self.folder} is a corpus and its card is as it was "
+                    f"built. {remedy or 'Leave'} it out."
+                )
 
 
 def describe(published: "Publication") -> str:

@@ -203,9 +203,11 @@ def load_records(path: str | os.PathLike) -> list[Record]:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}). Expected a file written by `save_records`.") from error
+        raise ValueError(
+            f"{path} is not JSON ({error}). Expected a file that `holistic-clip evaluate` wrote."
+        ) from error
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a {type(rows).__name__}. Expected a list of records.")
+        raise ValueError(f"{path} is not a list. Expected a file that `holistic-clip evaluate` wrote.")
     return [_record_from_row(row, f"Record {number} of {path}") for number, row in enumerate(rows)]
 
 

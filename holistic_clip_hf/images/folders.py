@@ -60,13 +60,18 @@ class ImageFolder:
         ValueError: no such folder.
     """
 
-    hint = "Put a text beside each image, such as cat.txt beside cat.jpg."
-
     def __init__(self, root: str | Path, *, perspective: str = "short", name: str = "") -> None:
         self.root = require_folder(Path(root))
         self.folders, self.is_walked = (self.root,), True
         self.perspective = perspective
         self.name = name or self.root.resolve().name
+
+    @property
+    def hint(self) -> str:
+        """Advice on how to give captions."""
+        if listing := _metadata_of(self.root):
+            return f"{listing} is not read here. Open it as `ListedImages`, or with `holistic-clip corpus folder`."
+        return "Put a text beside each image, such as cat.txt beside cat.jpg."
 
     def items(self) -> Iterator[Item | Skipped]:
         pair = next(((a, b) for a, b in _PAIRS if (self.root / a).is_dir() and (self.root / b).is_dir()), ())
@@ -314,8 +319,9 @@ _MOST_LISTS = 20  # files of a folder that are looked into for a list; more are 
 _LIST_ENDINGS = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".jsonlines", ".parquet")
 
 
-def find_lists(root: Path) -> list[Path]:
+def find_lists(root: str | Path) -> list[Path]:
     """Return a folder's lists of images: its metadata file, those of its sub-folders, or any of a known layout."""
+    root = Path(root)
     if listing := _metadata_of(root):
         return [listing]
     with os.scandir(root) as entries:

@@ -24,7 +24,7 @@ from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import raise_if_disk_full, require_apart, require_free_space, require_own_folder
 from . import stranger
 from .inventory import TRAVELLING_FILES, require_own_code, require_safe_folder
-from .model_card import FACTS_FILE, CardFacts, load_facts, render_model_card, save_facts
+from .model_card import FACTS_FILE, CardFacts, known_facts, render_model_card, save_facts
 
 CARD = "README.md"
 RECORDS = "results.json"
@@ -66,9 +66,7 @@ def require_checkpoint_folder(directory: Path) -> None:
 
 def facts_of(checkpoint: Path, repo_id: str) -> CardFacts:
     """Read `card_facts.json` beside a checkpoint; without it, names alone."""
-    path = checkpoint / FACTS_FILE
-    known = load_facts(path) if path.is_file() else CardFacts(repo_id, model_name=checkpoint.absolute().name)
-    return replace(known, repo_id=repo_id)
+    return replace(known_facts(checkpoint), repo_id=repo_id)
 
 
 def stage(

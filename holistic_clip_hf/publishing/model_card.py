@@ -145,7 +145,9 @@ def load_facts(path: str | os.PathLike) -> CardFacts:
     try:
         told = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}). Expected a file written by `save_facts`.") from error
+        raise ValueError(
+            f"{path} is not JSON ({error}). Correct it, or delete it: it is then made of names alone."
+        ) from error
     told = require_keys(str(path), told, field_names(CardFacts), ["repo_id", "model_name"])
     data = [
         require_keys(f"{path}, training_data", one, field_names(TrainingData), ["name", "license"])
@@ -154,6 +156,12 @@ def load_facts(path: str | os.PathLike) -> CardFacts:
     cost = require_keys(f"{path}, cost", told.pop("cost", {}), field_names(EnvironmentalCost))
     sources = tuple(TrainingData(**one) for one in data)
     return CardFacts(**told, training_data=sources, cost=EnvironmentalCost(**cost))
+
+
+def known_facts(checkpoint: Path) -> CardFacts:
+    """Read `card_facts.json` beside a checkpoint; without it, the name of its folder is all that is known."""
+    path, name = checkpoint / FACTS_FILE, checkpoint.absolute().name
+    return load_facts(path) if path.is_file() else CardFacts(name, model_name=name)
 
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Fact]:
@@ -393,7 +401,7 @@ def render_model_card(
 
 
 def write_model_card(folder: str | Path) -> Path:
-    """Render a folder's `README.md` from its `config.json`, `card_facts.json` and, if there, `results.json`.
+    """Render a folder's `README.md` from its `config.json` and, if there, `card_facts.json` and `results.json`.
 
     Draws the branch report of each data set as a picture beside it, and enters the pictures in the facts.
 
@@ -402,11 +410,13 @@ def write_model_card(folder: str | Path) -> Path:
         ImportError: there is a branch report to draw, and matplotlib is not installed.
     """
     folder = Path(folder)
-    missing = [name for name in (CONFIG_NAME, FACTS_FILE) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder} lacks {' and '.join(missing)}; a card is rendered from both. See `save_facts`.")
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(
+            f"`checkpoint` is {folder}, which has no {CONFIG_NAME}; expected the folder of a checkpoint or of a card. "
+            "Correct the path."
+        )
     config = HolisticCLIPConfig.from_pretrained(folder)
-    facts = load_facts(folder / FACTS_FILE)
+    facts = known_facts(folder)
     records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
     pictures = _draw_branches([record for record in records if record.model == facts.model_name], config, folder)
     facts = replace(facts, pictures={**facts.pictures, **pictures})

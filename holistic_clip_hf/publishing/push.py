@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..storage import checksum
 
@@ -47,6 +48,12 @@ class Destination:
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise ValueError(
+                f"`repo_id` is {self.repo_id!r}; expected owner/name of letters, digits, '-', '_' and '.'. Correct it."
+            ) from error
         if self.create_pr and (self.revision != MAIN or self.tag is not None):
             raise ValueError(
                 "A pull request goes to `main` and gets its tag when it is merged: got `create_pr` with "

@@ -137,15 +137,15 @@ def lock(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def read_index_manifest(directory: Path) -> Manifest:
+def read_index_manifest(directory: str | Path) -> Manifest:
     """Read what the index holds.
 
     Raises:
         ValueError: no index, a damaged one, or one of another format.
     """
-    path = directory / MANIFEST
+    path = Path(directory) / MANIFEST
     if not path.is_file():
-        state = "a half-built index" if (directory / SEGMENTS).is_dir() else "no index"
+        state = "a half-built index" if (path.parent / SEGMENTS).is_dir() else "no index"
         raise ValueError(f"{directory} holds {state}. Run the indexing (again): it goes on where it stopped.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

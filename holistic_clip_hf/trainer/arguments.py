@@ -184,10 +184,11 @@ def require_enough_rows(given: Any, args: HolisticCLIPTrainingArguments) -> None
         return
     rows, size, ranks = len(given), args.per_device_train_batch_size, args.world_size
     if args.dataloader_drop_last and rows < size * ranks:
-        told = f" in each of {ranks} processes" if ranks > 1 else ""
+        told, most = f" in each of {ranks} processes" if ranks > 1 else "", rows // ranks
+        expected = f"at most {most}" if most * ranks >= 2 else "more rows"
         raise ValueError(
-            f"`per_device_train_batch_size` is {size}{told}, and the training split has {rows} rows; expected at most "
-            f"{max(rows // ranks, 2)}, or no step would be taken. Lower it, or add images."
+            f"`per_device_train_batch_size` is {size}{told}, and the training split has {rows} rows; expected "
+            f"{expected}, or no step would be taken. {'Lower it, or add' if most * ranks >= 2 else 'Add'} images."
         )
 
 

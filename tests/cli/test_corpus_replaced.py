@@ -140,3 +140,16 @@ def test_a_folder_whose_name_is_not_utf_8_is_told_at_the_start(tmp_path: Path) -
     with pytest.raises(ValueError, match="`output` is .*, whose name is not UTF-8"):
         source = [ImageFolder(photos(tmp_path / "mine", "a"))]
         build_from_sources(folder / "corpus", source, facts=CorpusFacts("My"), diversity=False)
+
+
+def test_a_list_that_is_not_read_is_named(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "mine", "a")
+    (folder / "a.txt").unlink()
+    for name, advice in (
+        ("", "Put a text beside each image"),
+        ("metadata.csv", "metadata.csv is not read here"),
+    ):
+        if name:
+            (folder / name).write_text("file_name,title\na.png,an a\n")
+        with pytest.raises(ValueError, match=advice):
+            build_from_sources(tmp_path / "c", [ImageFolder(folder)], facts=CorpusFacts("My"), diversity=False)

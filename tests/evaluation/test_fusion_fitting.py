@@ -163,19 +163,49 @@ def test_misuse_is_refused(make_model: MakeModel) -> None:
         recall(make_model(perspectives=NAMES), without_images)
 
 
-def test_the_verb_fits_a_checkpoint_in_place(
-    make_model: MakeModel, processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
+def test_the_verb_fits_a_checkpoint_in_place_if_told(
+    make_model: MakeModel,
+    processor: HolisticCLIPProcessor,
+    corpus: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = ["short", "colour"]
     make_model(perspectives=names, vision={"num_branches": 2}).save_pretrained(tmp_path / "checkpoint")
     processor.save_pretrained(tmp_path / "checkpoint")
     features = Features({**corpus.features, "part": Value("string")})
-    rows = [{**row, "part": "train" if index % 2 else "validation"} for index, row in enumerate(corpus)]
+    few = [(corpus[index % 8], "train" if index % 2 else "validation") for index in range(21)]
+    rows = [{**row, "image_id": f"{place}", "part": part} for place, (row, part) in enumerate(few)]
     build_corpus(tmp_path / "corpus", {"all": lambda: rows}, features, fingerprint="1")
     for fusion in ("weighted", "routed"):
         arguments = ["--model", str(tmp_path / "checkpoint"), "--fusion", fusion, "--split-column", "part"]
-        parse("fit", [*arguments, "--corpus", str(tmp_path / "corpus")])()
+        arguments += ["--corpus", str(tmp_path / "corpus")]
+        with pytest.raises(ValueError, match="`output` is missing; .* or change .*checkpoint itself with `replace`"):
+            parse("fit", arguments)()
+        parse("fit", [*arguments, "--replace"])()
         loaded = HolisticCLIPModel.from_pretrained(tmp_path / "checkpoint")
         assert loaded.config.fusion == fusion
         assert (loaded.config.branch_weights is None) == (fusion == "routed")
     assert loaded.branch_fusion.router.weight.any()
+    told = capsys.readouterr().out
+    assert "had fusion='mean', branch_weights=None" in told and "had fusion='weighted', branch_weights=[" in told
+    with pytest.raises(ValueError, match="which holds a checkpoint; expected a new folder. .*, or give `replace`"):
+        parse("fit", [*arguments, "--output", str(tmp_path / "checkpoint")])()
+
+
+def test_a_fit_on_a_handful_of_rows_is_refused(make_model: MakeModel, corpus: Dataset, tmp_path: Path) -> None:
+    make_model(perspectives=["short", "colour"], vision={"num_branches": 2}).save_pretrained(tmp_path / "checkpoint")
+    rows = [{**row, "part": "validation"} for row in corpus]
+    features = Features({**corpus.features, "part": Value("string")})
+    build_corpus(tmp_path / "corpus", {"all": lambda: rows}, features, fingerprint="1")
+    arguments = [
+        "--model",
+        str(tmp_path / "checkpoint"),
+        "--corpus",
+        str(tmp_path / "corpus"),
+        "--split-column",
+        "part",
+    ]
+    with pytest.raises(ValueError, match="`split` is validation, .* has 8 rows; expected 10 or more"):
+        parse("fit", [*arguments, "--fusion", "weighted", "--output", str(tmp_path / "new")])()
+    assert not (tmp_path / "new").exists()

@@ -150,7 +150,7 @@ def row(**changes) -> dict:
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("{}", "holds a dict"),
+        ("{}", "is not a list. Expected a file that `holistic-clip evaluate`"),
         (json.dumps([row(), {"metric": "recall"}]), "Record 1 .*missing keys chance"),
         (json.dumps([row(colour="red")]), "Record 0 .*unknown keys colour"),
         (json.dumps([3]), "Record 0 .*got 3; expected keys and values"),

@@ -91,11 +91,15 @@ def test_a_folder_is_rendered_with_its_picture_and_again_to_the_same(folder: Pat
     require_safe_folder(folder)
 
 
-def test_without_records_nothing_is_drawn_and_without_facts_nothing_rendered(folder: Path) -> None:
+def test_without_records_nothing_is_drawn_and_without_facts_names_are_rendered(folder: Path) -> None:
     (folder / "results.json").unlink()
     assert "branches-" not in write_model_card(folder).read_text(encoding="utf-8")
     (folder / "card_facts.json").unlink()
-    with pytest.raises(ValueError, match=r"lacks card_facts\.json; a card is rendered from both"):
+    assert "# card" in write_model_card(folder).read_text(encoding="utf-8")
+    facts = load_facts(folder / "card_facts.json")
+    assert (facts.repo_id, facts.model_name, facts.license) == ("card", "card", "")
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"card, which has no config\.json; expected the folder"):
         write_model_card(folder)
 
 

@@ -2,15 +2,20 @@
 
 import logging
 import re
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, Value
+from torch.utils.data import BatchSampler
 
 from holistic_clip_hf.cli.main import main
 from holistic_clip_hf.corpus.build import build_corpus
+from holistic_clip_hf.trainer.arguments import require_enough_rows
 from holistic_clip_hf.trainer.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -132,3 +137,24 @@ def test_warm_up_and_logs_that_outlast_the_training_are_told(
         train(few_photos, write(few_photos, max_steps=-1, num_train_epochs=3, warmup_steps=3, logging_steps=4))
     assert "`warmup_steps` is 3 of 3 steps" in caplog.text  # 5 rows make one batch of 4 in each of 3 epochs
     assert "`logging_steps` is 4 of 3 steps" in caplog.text
+
+
+def test_a_batch_on_every_rank_is_what_accelerate_deals() -> None:
+    for rows, size, ranks, drop in product(range(1, 13), (2, 3), (1, 2, 3), (True, False)):
+        args: Any = SimpleNamespace(dataloader_drop_last=drop, per_device_train_batch_size=size, world_size=ranks)
+        dealt = list(BatchSamplerShard(BatchSampler(range(rows), size, drop_last=drop), ranks, ranks - 1))
+        try:
+            require_enough_rows([None] * rows, args)
+        except ValueError as error:
+            assert not dealt and f" has {rows} rows" in str(error)
+        else:
+            assert dealt, (rows, size, ranks)
+
+
+def test_rows_of_a_stream_are_not_counted(corpus: Dataset) -> None:
+    args: Any = SimpleNamespace(dataloader_drop_last=True, per_device_train_batch_size=99, world_size=2)
+    require_enough_rows(corpus.to_iterable_dataset(), args)
+    with pytest.raises(ValueError, match="is 99 in each of 2 processes, .* 8 rows; expected at most 4, or no step"):
+        require_enough_rows(corpus, args)
+    with pytest.raises(ValueError, match="has 1 rows; expected more rows, or no step would be taken. Add images."):
+        require_enough_rows(corpus.select([0]), args)
