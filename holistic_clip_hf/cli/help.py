@@ -28,6 +28,7 @@ HEADINGS = {
     "pixels": "options of segmentation",
     "local": "options of a model on this machine",
     "remote": "options of a model behind a server",
+    "settings": "settings of the training",
 }
 # By how their text begins, what the values of an option are.
 KINDS = {
@@ -49,6 +50,10 @@ KINDS = {
 }
 
 
+def _extras(hint: Any) -> tuple[Any, ...]:
+    return tuple(getattr(hint, "__metadata__", ()))
+
+
 @cache
 def describe(command: Any) -> Any:
     """Annotate the options of a verb, once, with the names of their values and without defaults that say nothing."""
@@ -61,14 +66,16 @@ def describe(command: Any) -> Any:
     return command
 
 
+APPENDED = _extras(UseAppendAction[tuple[str, ...]])[0]  # marker of options that are given once for each value
+
+
 def repeatable(command: Any) -> set[str]:
     """Return the options that may be given several times, as `--rows`."""
-    marker = _extras(UseAppendAction[tuple[str, ...]])[0]
     return {
         f"--{field.name.replace('_', '-')}"
         for kind in _dataclasses_in(command)
         for field in dataclasses.fields(kind)
-        if marker in _extras(typing.get_type_hints(kind, include_extras=True)[field.name])
+        if APPENDED in _extras(typing.get_type_hints(kind, include_extras=True)[field.name])
     }
 
 
@@ -111,7 +118,9 @@ def _annotated(field: "dataclasses.Field[Any]", hint: Any, text: str) -> Any:
         hint = alone[hint]
     says_nothing = default in (None, "", ()) or default is False or "Default:" in text
     options: dict[str, Any] = {"help_behavior_hint": ""} if says_nothing else {}
-    if default is dataclasses.MISSING:
+    if APPENDED in _extras(hint):
+        options["help_behavior_hint"] = "(repeatable)"
+    elif default is dataclasses.MISSING:
         options["help_behavior_hint"] = "(one or more)"  # the parser says so of one value only, as "(required)"
     if metavar := _metavar(field, hint, text):
         options["metavar"] = metavar
@@ -131,7 +140,7 @@ def _metavar(field: "dataclasses.Field[Any]", hint: Any, text: str) -> str:
     if not name:
         word = field.name.removesuffix("s" if several else "").upper().rpartition("_")[2]
         name = word if kind in (str, Path) else kind.__name__.upper()
-    return f"{name} ..." if several else name
+    return f"{name} ..." if several and APPENDED not in _extras(hint) else name
 
 
 def _dataclasses_in(hint: Any) -> Iterator[Any]:
@@ -143,10 +152,6 @@ def _dataclasses_in(hint: Any) -> Iterator[Any]:
             yield from _dataclasses_in(hints[field.name])
     for part in typing.get_args(hint):
         yield from _dataclasses_in(part)
-
-
-def _extras(hint: Any) -> tuple[Any, ...]:
-    return tuple(getattr(hint, "__metadata__", ()))
 
 
 def _entries(kind: type) -> dict[str, str]:

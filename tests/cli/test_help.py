@@ -35,6 +35,7 @@ def test_a_page_of_help(page: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert text.rstrip().endswith(LAST_LINE) and "--debug" in LAST_LINE
     for word in ("{None}", "STR", "default: None", "default: )", "default: ''", "options options", "limits options"):
         assert word not in flat
+    assert not re.search(r"╭─ (?!positional)\w+(?:\.\w+)? options ─", text), "a heading is the name of a field"
     for told in re.findall(r"Default: .*?(?= --[a-z]|╰)", flat):
         assert "(default:" not in told, "two defaults"
     for sentence in re.findall(r"^│ {2,}([a-z]\w+) ", text, re.MULTILINE):
@@ -53,6 +54,7 @@ def test_names_of_values(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_flag_that_is_on_has_a_pair(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, "corpus", "folder", "--help")
+    assert re.search(r"--rows FOLDER +│?[^╰]*?\(repeatable\)", text) and "--rows FOLDER ..." not in text
     assert "--report, --no-report" in text
     assert "--no-quotes" in shown(capsys, "corpus", "list", "--help")
     assert "--no-why" not in shown(capsys, "search", "find", "--help")
