@@ -322,7 +322,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file is not UTF-8 or not YAML, with the line.
     """
     try:
-        return yaml.load(path.read_bytes(), Loader=_YAMLLoader)  # a safe one
+        return _YAMLLoader(path.read_bytes()).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}: line {mark.line + 1}" if mark is not None else str(path)

@@ -65,10 +65,13 @@ class ImageFolder:
         self.folders, self.is_walked = (self.root,), True
         self.perspective = perspective
         self.name = name or self.root.resolve().name
+        self._unread = ""  # what reads the files that were met and not read
 
     @property
     def hint(self) -> str:
         """Advice on how to give captions."""
+        if self._unread:
+            return self._unread
         if listing := _metadata_of(self.root):
             return f"{listing} is not read here. Open it as `ListedImages`, or with `holistic-clip corpus folder`."
         return "Put a text beside each image, such as cat.txt beside cat.jpg."
@@ -102,7 +105,7 @@ class ImageFolder:
                     yield self._skipped(path, "a text without an image")
             elif _stem(name) not in images:
                 told = f"the ending {ending}" if ending else "a name without an ending"
-                self.hint = _OTHER_SOURCES.get(ending, self.hint)
+                self._unread = _OTHER_SOURCES.get(ending, self._unread)
                 yield self._skipped(path, f"{told} is not read")
 
     def item(self, path: Path, text_path: Path | None = None) -> Item | Skipped:
