@@ -57,8 +57,10 @@ class Index:
         """
         from ..evaluation.encoding import load_checkpoint
         from ..search import estimate_bytes, index_images
+        from ..search.indexing import require_index_place
 
         images = open_images(self.images, list(self.columns))
+        require_index_place(self.index, images)  # before a checkpoint is loaded, and a size told
         model, processor = load_checkpoint(self.model)
         count = sum(hasattr(each, "stamp") for each in images.items())
         size = estimate_bytes(model.config, count, vectors=self.vectors, lookup=self.lookup)

@@ -262,15 +262,24 @@ def index_images(
     """
     directory, layout = Path(directory), make_layout(model, processor, images.features, vectors)
     choose_lookup(lookup, 0)
-    if images.origin["kind"] == "folder":
-        require_apart(directory, Path(images.origin["root"]), walked=False)  # an index holds nothing that is an image
-    require_index_folder(directory)
+    require_index_place(directory, images)
     writer = Writer(directory, layout, model, processor, rows_per_segment)
     with lock(directory):
         build = _Build(writer, images, lookup)
         build.plan()
         build.encode(batch_size, progress)
         return build.commit()
+
+
+def require_index_place(directory: Path, images: Images) -> None:
+    """Refuse a folder into which no index of these images may be written.
+
+    Raises:
+        ValueError: it is or holds the images, or holds somebody else's files.
+    """
+    if images.origin["kind"] == "folder":
+        require_apart(directory, Path(images.origin["root"]), walked=False)  # an index holds nothing that is an image
+    require_index_folder(directory)
 
 
 class _Build:

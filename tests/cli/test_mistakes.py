@@ -73,6 +73,7 @@ MISTAKES = {
     "search index {0}/nothing --model {0}/model --index {0}/i": "`images` is .*nothing, which is not a folder",
     "search index {0}/photos --model {0}/model --index {0}/photos": "`output` is .*photos, which is the source itself",
     "search index {0}/photos --model {0}/model --index {0}/i --columns artist": "`--columns` is artist; expected none",
+    "search index {0}/photos --model {0}/none --index {0}/short.yaml": "`output` is .*short.yaml, which is a file",
     "search find dog --index {0}/none": "holds no index",
     "search check --index {0}/photos": "holds no index",
     "card {0}/photos": "`PATH` is .*photos, which has no config.json",
