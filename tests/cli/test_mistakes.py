@@ -95,6 +95,7 @@ MISTAKES = {
     "search index {0}/photos --model {0}/none --index {0}/i --batch-size 0": "`--batch-size` is 0; expected 1 or more",
     "search export --index {0}/i --qdrant {0}/q --collection c --batch-size -1": "`--batch-size` is -1; expected 1",
     "evaluate --model {0}/none --corpus {0}/corpus --output {0}/photos": "`--output` is .*photos, which is a folder",
+    "search index {0}/photos --model {0}/none --index {0}/short.yaml": "`output` is .*short.yaml, which is a file",
     "search find dog --index {0}/none": "holds no index",
     "search check --index {0}/photos": "holds no index",
     "card {0}/photos": "`PATH` is .*photos, which has no config.json",
