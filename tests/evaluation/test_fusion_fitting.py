@@ -188,7 +188,7 @@ def test_the_verb_fits_a_checkpoint_in_place_if_told(
         assert (loaded.config.branch_weights is None) == (fusion == "routed")
     assert loaded.branch_fusion.router.weight.any()
     told = capsys.readouterr().out
-    assert "had fusion='mean', branch_weights=None" in told and "had fusion='weighted', branch_weights=[" in told
+    assert "had fusion='centroid', branch_weights=None" in told and "had fusion='weighted', branch_weights=[" in told
     with pytest.raises(ValueError, match="which holds a checkpoint; expected a new folder. .*, or give `replace`"):
         parse("fit", [*arguments, "--output", str(tmp_path / "checkpoint")])()
 

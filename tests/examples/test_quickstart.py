@@ -116,7 +116,7 @@ def test_bad_input_says_what_is_valid(recipe_path: Path, corpus: Path, tmp_path:
     (tmp_path / "bad.yaml").write_text(recipe_path.read_text() + "\nlearning_rate: 3\n")
     with pytest.raises(ValueError, match="`learning_rate` does not belong here; expected it under `training`"):
         load_recipe(tmp_path / "bad.yaml")
-    with pytest.raises(ValueError, match="no column 'painter'; expected one of image_id"):
+    with pytest.raises(ValueError, match="is 'painter', which it does not have; expected one of image_id"):
         open_split(corpus, "test", split_column="painter")
     with pytest.raises(ValueError, match="expected test, train, validation"):
         open_split(corpus, "holdout", split_column="artist_split")
