@@ -268,7 +268,7 @@ def evaluate_retrieval(
     >>> provenance = capture_provenance(model="tiny", dataset="squares", split="test", seed=0)
     >>> records = evaluate_retrieval(model, processor, corpus, provenance=provenance, perspectives=["style"])
     >>> records[0].label, dict(records[0].details)
-    ('recall@1', {'protocol': 'per_perspective', 'perspective': 'style', 'direction': 'text_to_image', ...})
+    ('recall@1', {'protocol': 'per_perspective', 'perspective': 'style', 'branch': 'fused', ...})
     """
     corpus = embed_corpus(
         model, processor, dataset, perspectives=perspectives, batch_size=batch_size, progress=progress
