@@ -4,6 +4,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -15,7 +16,6 @@ from ..search import FUSED, Hit
 from . import markup
 from .guard import MOST_BYTES, RequestGuard, upload_field
 from .showcase import Showcase
-from .style import CLOSE_PANEL, CSS, OPEN_CARD
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,11 @@ MOST_THUMBNAILS = 4_096
 STRONGEST = 2.0  # a weight
 OVERHEAD = 2**20  # bytes of a request besides the file in it
 KEPT_SECONDS = 3600  # uploads
+
+
+def _asset(name: str) -> str:
+    """Read a style or a script that lies beside this file."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 class Page:
@@ -131,7 +136,7 @@ def build(showcase: Showcase) -> gradio.Blocks:
             with gradio.Row(elem_id="hc-weights"):
                 weights = [_slider(name) for name in page.weighted]
             gradio.HTML(_hint(page.weighted))
-        results = gradio.HTML(js_on_load=OPEN_CARD, elem_id="hc-results")
+        results = gradio.HTML(js_on_load=_asset("open_card.js"), elem_id="hc-results")
         _wire_queries(page, text, button, image, weights, results, told)
         _wire_panel(page, text, weights, results)
         blocks.load(page.search, [text, *weights], results, api_visibility="private")
@@ -165,7 +170,7 @@ def serve(
         footer_links=["api", "gradio"],
         _frontend=False,  # spares a check that gives the page 3 seconds, and else demands a public link
         theme=gradio.themes.Soft(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        css=CSS,
+        css=_asset("page.css"),
     )
     logger.info("The page is at %s", blocks.local_url)
     if block:
@@ -199,7 +204,7 @@ def _wire_queries(
 
 def _wire_panel(page: Page, text: Any, weights: list[Any], results: Any) -> None:
     """Make a click on an image open a panel above the page."""
-    panel = gradio.HTML(js_on_load=CLOSE_PANEL, elem_id="hc-panel")
+    panel = gradio.HTML(js_on_load=_asset("close_panel.js"), elem_id="hc-panel")
 
     def opened(event: gradio.EventData, *given: Any) -> str:
         return page.inspect(str(event.image_id), *given)

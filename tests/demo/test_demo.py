@@ -264,4 +264,4 @@ def test_the_page_is_on_loopback_and_talks_to_nobody(
 
 def test_nothing_is_written_beside_the_code(page: gradio.Blocks) -> None:
     folder = Path(holistic_clip_hf.demo.__file__).parent
-    assert {path.suffix for path in folder.iterdir() if path.is_file()} == {".py"}
+    assert {path.suffix for path in folder.iterdir() if path.is_file()} == {".py", ".css", ".js"}

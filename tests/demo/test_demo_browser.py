@@ -137,4 +137,4 @@ def test_upload(visit: Any, tmp_path: Path) -> None:
     visit.get_by_label("Remove Image").or_(visit.get_by_label("Clear")).first.click()
     visit.locator(".hc-branch").first.wait_for(state="detached")
     visit.set_input_files("input[type=file]", tmp_path / "evil.png")
-    visit.get_by_text("no image that can be read here").wait_for()
+    visit.get_by_text("not an image that can be read here").wait_for()
