@@ -70,7 +70,7 @@ def test_a_task_without_texts_or_images_is_refused(
     make_model: MakeModel, processor: HolisticCLIPProcessor, tmp_path: Path
 ) -> None:
     encoder = mteb_encoder(make_model(), processor, name="me/tiny")
-    with pytest.raises(ValueError, match=r"fusion is 'max'.*expected mean, weighted, routed"):
+    with pytest.raises(ValueError, match=r"fusion is 'max'.*Expected is centroid, mean, weighted or routed"):
         mteb_encoder(make_model(fusion="max"), processor, name="me/tiny")
     with pytest.raises(ValueError, match=r"a batch of \['audio'\]; expected `text`, `image` or both"):
         encoder.encode([{"audio": [0]}])
