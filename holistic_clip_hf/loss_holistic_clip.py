@@ -125,7 +125,7 @@ def route(text_embeds: Tensor, routing: Tensor) -> Tensor:
 
 
 def branch_shares(assignment: Tensor, caption_mask: Tensor, num_branches: int) -> Tensor:
-    """Return the share of the present captions that each branch met: (H,) float32, zeros if there are none.
+    """Return the share of the present captions that each branch met: (H,) float32, zeros without any.
 
     Args:
         assignment: (N, M) int64, from `MultiToMultiLoss`.
@@ -547,16 +547,20 @@ def multi_to_multi_loss(
     return MultiToMultiLoss(total, contrastive, fused, penalty, assignment)
 
 
+def branch_mean(branch_embeds: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """Average (N, H, ...) over branches to (N, ...), by H weights if they are given."""
+    if weights is None:
+        return branch_embeds.mean(dim=1)
+    shares = branch_embeds.new_tensor(weights)
+    return torch.einsum("nh...,h->n...", branch_embeds, shares / shares.sum())
+
+
 def _fuse(batch: CaptionBatch, options: LossOptions) -> CaptionBatch:
     """Fuse branches to one vector; for routed captions all stay, to be read side by side (`Side`)."""
     if batch.routing is not None:
         return batch
     branches = batch.branch_embeds.to(torch.promote_types(batch.branch_embeds.dtype, torch.float32))
-    if options.branch_weights is None:
-        mean = branches.mean(dim=1, keepdim=True)
-    else:
-        weights = branches.new_tensor(options.branch_weights)
-        mean = torch.einsum("nhd,h->nd", branches, weights / weights.sum())[:, None]
+    mean = branch_mean(branches, options.branch_weights)[:, None]
     return replace(batch, branch_embeds=mean if options.fusion in LINEAR_MEANS else F.normalize(mean, dim=-1))
 
 

@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_holistic_clip import FUSIONS, LEGACY_END, HolisticCLIPConfig, end_token_id, require_choice
-from .loss_holistic_clip import LOSS_PARTS, LossOptions, MultiToMultiLoss, multi_to_multi_loss, route
+from .loss_holistic_clip import LOSS_PARTS, LossOptions, MultiToMultiLoss, branch_mean, multi_to_multi_loss, route
 from .vision_holistic_clip import (
     HolisticCLIPPreTrainedModel,
     HolisticCLIPVisionModel,
@@ -82,10 +82,7 @@ class BranchFusion(nn.Module):
 
     def mean(self, branch_embeds: Tensor) -> Tensor:
         """Average (N, H, ...) over branches to (N, ...), weighted if the configuration has weights."""
-        if self.config.branch_weights is None:
-            return branch_embeds.mean(dim=1)
-        weights = branch_embeds.new_tensor(self.config.branch_weights)
-        return torch.einsum("nh...,h->n...", branch_embeds, weights / weights.sum())
+        return branch_mean(branch_embeds, self.config.branch_weights)
 
     def image_vectors(self, branch_embeds: Tensor) -> Tensor:
         """Map (N, H, D) to (N, D), or to (N, H * D) if texts are routed.

@@ -1,7 +1,6 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Files that appear whole or not at all, folders that are ours, checksums, keys of what others wrote, extras."""
 
-import difflib
 import errno
 import hashlib
 import importlib
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+
+from .words import closest
 
 # What a process that was killed while it wrote leaves behind: the name, the process, an ending that nobody else uses.
 PARTIAL = re.compile(r"\..+\.[0-9]+\.partial")
@@ -118,7 +119,7 @@ def require_keys(where: str, found: Any, valid: Collection[str], needed: Collect
     if unknown or missing:
         problems = {"unknown keys": unknown, "missing keys": missing}
         got = "; ".join(f"{what} {', '.join(keys)}" for what, keys in problems.items() if keys)
-        hint = " ".join(filter(None, (did_you_mean(key, valid) for key in unknown)))
+        hint = " ".join(f"Did you mean {near}?" for key in unknown if (near := closest(key, valid)))
         listed = "" if hint and len(valid) > _MOST_KEYS else f"Valid keys: {_named(valid)}."
         raise ValueError(" ".join(filter(None, (f"{where}: {got}.", hint, listed))))
     return dict(found)
@@ -127,16 +128,6 @@ def require_keys(where: str, found: Any, valid: Collection[str], needed: Collect
 def _named(keys: Collection[str]) -> str:
     named, rest = sorted(keys)[:_MOST_KEYS], len(keys) - _MOST_KEYS
     return ", ".join(named) + (f" and {rest} more" if rest > 0 else "")
-
-
-def did_you_mean(given: str, valid: Collection[str]) -> str:
-    """Return a question that names what is spelled most alike, or nothing.
-
-    >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
-    'Did you mean learning_rate?'
-    """
-    close = difflib.get_close_matches(given, valid, n=1)
-    return f"Did you mean {close[0]}?" if close else ""
 
 
 def raise_if_disk_full(error: OSError, path: Path) -> None:

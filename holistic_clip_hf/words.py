@@ -1,6 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Words and sentences of captions, in scripts with and without spaces; tables of words."""
 
+import difflib
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,15 @@ def words_of(caption: str) -> list[str]:
     """
     words = re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", caption.lower())
     return [word for word in dict.fromkeys(words) if word not in FUNCTION_WORDS]
+
+
+def closest(word: str, valid: Iterable[str]) -> str:
+    """Return the valid word that is spelled most alike, or nothing.
+
+    >>> closest("learning_rat", ["learning_rate", "seed"])
+    'learning_rate'
+    """
+    return next(iter(difflib.get_close_matches(word, list(valid), n=1)), "")
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, align: str = "") -> str:

@@ -18,9 +18,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..images.decoding import ImageLimits, UnreadableImageError, decode_image, map_ahead, verify_image
-from ..images.sources import Item, Skipped, Source
+from ..images.sources import Item, Skipped, Source, require_apart_from
 from ..processing_holistic_clip import on_background
-from ..storage import require_apart, write_json
+from ..storage import write_json
 from .cleaning import clean_answer
 from .perspectives import Perspective, question_hash
 from .store import ALL, FAILED, SECONDS_PER_FILE, USABLE, CaptionRow, CaptionStore, RowWriter, Shard
@@ -137,7 +137,7 @@ def caption_images(
     """
     require_askable(perspectives)
     store = CaptionStore(folder)
-    require_apart_from_images(store.folder, source)
+    require_apart_from(source, store.folder)
     with store.writer(shard, seconds_per_file) as writer:
         run = _Run(source, perspectives, backend, shard, writer)
         run.look_up(store, retry_failed)
@@ -277,21 +277,11 @@ def _difference(row: CaptionRow, backend: Backend) -> str:
     return _UNKNOWN if backend.weights else ""
 
 
-def require_apart_from_images(folder: Path, source: Source) -> None:
-    """Refuse to write rows where the images lie, or around them.
-
-    Raises:
-        ValueError: as `require_apart`.
-    """
-    for place in getattr(source, "folders", ()):
-        require_apart(folder, place, walked=bool(getattr(source, "is_walked", False)))
-
-
 def require_images(source: Source) -> None:
     """Refuse a source of which nothing can be captioned, before minutes of loading a model.
 
     Raises:
-        ValueError: there is no image, or the source itself cannot be read.
+        ValueError: no image, or the source itself cannot be read.
     """
     reasons: Counter[str] = Counter()
     for each in source.items():

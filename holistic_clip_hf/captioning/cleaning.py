@@ -68,7 +68,7 @@ _MOST_WRAPPINGS = 8  # one of each and some to spare; each costs a copy of the t
 
 
 def repair(text: str, perspective: Perspective) -> str:
-    """Return the caption in an answer, on one line; empty if there is none. A text that came with its image is only
+    """Return the caption in an answer, on one line; empty without any. A text that came with its image is only
     tidied.
 
     >>> repair("Sure! Here is a short caption:\\n\\n**\\"A dog on grass\\"**", Perspective("short", "Describe it."))

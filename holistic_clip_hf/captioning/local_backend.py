@@ -312,7 +312,7 @@ class LocalBackend:
             two folders of one name, the weights tell which answered. No code that comes with it is run.
         revision: branch, tag or commit.
         batch_size: images at a time; halved when memory runs out.
-        device: default: the GPU if there is one.
+        device: Device of the model. Default: the GPU, or the CPU without any.
         dtype: Precision of weights and activations. Default: the checkpoint's on a GPU, float32 elsewhere.
         share_prefix: read an image once for all that is asked about it, if the model can.
         chat_template_kwargs: Variables of the chat template, such as `{"enable_thinking": False}`.

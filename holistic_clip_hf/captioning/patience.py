@@ -75,7 +75,7 @@ class Patience:
 
 
 class Failure(NamedTuple):
-    """Reason why there is no answer.
+    """Reason why a question was not answered.
 
     Args:
         reason: Reason in words.

@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..storage import require_count
 from .captioner import Reply, Work
 from .chat_server import ChatServer
 from .patience import Failure, Kind, Patience, Retries
@@ -107,8 +108,7 @@ class RemoteBackend:
         self._server = ChatServer(url, model, token, extra_body or {})
         if not model.strip():
             raise ValueError(f"`model` is {model!r}; expected the name of a model on the server. Correct it.")
-        if concurrency < 1:
-            raise ValueError(f"`concurrency` is {concurrency}; expected 1 or more. Raise it.")
+        require_count("concurrency", concurrency)
         if image_format not in IMAGE_FORMATS:
             raise ValueError(
                 f"`image_format` is {image_format!r}; expected one of {', '.join(IMAGE_FORMATS)}. Correct it."

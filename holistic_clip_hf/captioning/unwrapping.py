@@ -151,7 +151,7 @@ def _torn_text(text: str) -> str:
 
 
 def _torn_string(text: str, begin: int) -> tuple[str, int]:
-    """Return the string whose quote is at `begin`, or what there is of it, with the place where it ends."""
+    """Return the string whose quote is at `begin`, or as much of it as was written, with the place where it ends."""
     if text[begin] == '"':
         for closed in (text, text.rstrip("\\") + '"'):
             try:

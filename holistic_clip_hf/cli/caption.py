@@ -111,15 +111,16 @@ class Command:
             ServerError: the server answers nothing any more.
             NothingAnsweredError: everything that was asked failed, in this run and before.
         """
-        from ..captioning.captioner import caption_images, require_apart_from_images, require_askable, require_images
+        from ..captioning.captioner import caption_images, require_askable, require_images
         from ..captioning.perspectives import asked, load_perspectives
         from ..captioning.store import CaptionStore, Shard
+        from ..images.sources import require_apart_from
 
         perspectives = load_perspectives(self.perspectives_file, self.perspectives)
         require_askable(perspectives if self.perspectives else asked(perspectives))
         self._require_no_unused_options()
         source, shard = self.source.open(), Shard.parse(self.shard)
-        require_apart_from_images(self.output, source)
+        require_apart_from(source, self.output)
         CaptionStore(self.output).require_own()  # before minutes of loading a model
         require_images(source)
         backend = self._backend()

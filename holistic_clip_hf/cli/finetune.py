@@ -8,12 +8,12 @@
 
 OUTPUT holds the corpus, the recipe with the settings that were chosen, and the checkpoint with its card, in `model`.
 Each is as the single verbs make it, and what is finished is not made again: an interrupted command goes on when it is
-given again. Captions are written by `holistic-clip caption` where there are none.
+given again. For photos without captions, `holistic-clip caption` writes them.
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..evaluation.records import Provenance, Record
     from ..images.sources import Source
+    from ..processing_holistic_clip import HolisticCLIPProcessor
     from ..trainer.finetuning import Base, Choice
 
 MOST_ALIKE = 0.95  # mean cosine between branches, from which they say the same
@@ -142,7 +143,7 @@ class Command:
         records = measure_retrieval(model, embedded, provenance=run, protocols=protocols, ks=KS)
         if len(names) > 1:
             records += report_branches(model, embedded, provenance=run)
-        records += _zero_shot(base, rows, names, replace(run, model=BASE))
+        records += _zero_shot(base, processor, rows, names, replace(run, model=BASE))
         save_records(checkpoint / "results.json", records)
         own = [record for record in records if record.model == name]
         print(results_table(own, names))
@@ -167,22 +168,18 @@ def _tell(base: "Base", branches: list[str], choices: "list[Choice]") -> None:
         print(choice)
 
 
-def _zero_shot(base: "Base", rows: "Dataset", names: list[str], run: "Provenance") -> "list[Record]":
-    """Measure the base as it is, with one vector if it is a CLIP."""
-    from transformers import CLIPImageProcessorPil, CLIPTokenizer
-
+def _zero_shot(
+    base: "Base", processor: "HolisticCLIPProcessor", rows: "Dataset", names: list[str], run: "Provenance"
+) -> "list[Record]":
+    """Measure the base as it is; a CLIP has one vector, and the processor of what was made of it."""
     from ..evaluation.encoding import load_checkpoint
     from ..evaluation.retrieval import embed_corpus, measure_retrieval
     from ..initialization import from_clip
-    from ..processing_holistic_clip import HolisticCLIPProcessor
 
     if base.branches:
         model, processor = load_checkpoint(base.name)
     else:
         model = from_clip(base.name, perspectives=["all"])
-        image_processor = CLIPImageProcessorPil.from_pretrained(base.name)
-        tokenizer = CLIPTokenizer.from_pretrained(base.name, model_max_length=base.max_length)
-        processor = HolisticCLIPProcessor(image_processor, tokenizer)
     embedded = embed_corpus(model, processor, rows, perspectives=_asked(rows, names))
     return measure_retrieval(model, embedded, provenance=run, ks=KS, with_branches=False)
 
@@ -217,16 +214,14 @@ def _warn_of_copies(records: "list[Record]") -> None:
     if alike and sum(alike) / len(alike) > MOST_ALIKE:
         print(
             f"The branches are alike (mean cosine {sum(alike) / len(alike):.3f}), so that naming one changes little. "
-            "Train longer (`--epochs`), or raise `learning_rate_multipliers` in recipe.yaml and train by it."
+            "Train longer (`--epochs`), or raise `learning_rate_multipliers` in a copy of recipe.yaml and train by it."
         )
 
 
 def _write_card(checkpoint: Path, base: "Base", name: str) -> None:
     from ..publishing.model_card import FACTS_FILE, CardFacts, save_facts, write_model_card
 
-    facts: dict[str, Any] = {"repo_id": f"me/{name}", "model_name": name}
-    if not Path(base.name).exists():
-        facts["base_model"] = base.name
     if not (checkpoint / FACTS_FILE).is_file():
-        save_facts(checkpoint / FACTS_FILE, CardFacts(**facts))
+        on_hub = "" if Path(base.name).exists() else base.name
+        save_facts(checkpoint / FACTS_FILE, CardFacts(f"me/{name}", model_name=name, base_model=on_hub))
     print(f"{write_model_card(checkpoint)}\n{checkpoint}")

@@ -1,7 +1,6 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """From a command line to the verb that it names. A user's mistake becomes one sentence and exit code 2."""
 
-import difflib
 import importlib
 import io
 import logging
@@ -13,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn
 
+from ..words import closest
 from .option_names import as_options
 
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
@@ -133,8 +133,8 @@ def dispatch(given: Sequence[str]) -> None:
 
 
 def _hint(word: str, valid: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(valid), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    near = closest(word, valid)
+    return f" Did you mean {near!r}?" if near else ""
 
 
 def parse(verb: str, given: Sequence[str]) -> Any:
@@ -201,7 +201,7 @@ def require_once(program: str, given: Sequence[str], repeated: Collection[str]) 
     """Refuse an option that is given twice, of which the first would not count.
 
     Raises:
-        SystemExit: there is one (2).
+        SystemExit: one is (2).
     """
     names = [word.partition("=")[0].replace("_", "-") for word in given if re.match(r"--[a-z]", word)]
     for name in names:

@@ -75,7 +75,7 @@ class Listed:
         name: Name of the source in its captions. Default: the folder's.
         encoding: Encoding of a text, unless it begins with a byte order mark.
         quotes: Double quotes enclose cells of a table; with --no-quotes they are letters.
-        splits: Take splits from the column `split`, if there is one; with --no-splits a hash of the id decides.
+        splits: Take splits from the column `split`, if it exists; with --no-splits a hash of the id decides.
     """
 
     listing: Positional[Path]
@@ -178,7 +178,7 @@ class Table:
         id_column: Column with image ids; rows with one id are one image. Default: the number of the row.
         caption: Column that holds captions, and their perspective; see `holistic-clip corpus folder --help`.
         name: Name of the source in its captions. Default: the dataset's.
-        splits: Take splits from the column `split`, if there is one; with --no-splits a hash of the id decides.
+        splits: Take splits from the column `split`, if it exists; with --no-splits a hash of the id decides.
     """
 
     dataset: Positional[str]

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from ..captioning.store import CaptionRow
 from ..images.decoding import UnreadableImageError, map_ahead, verify_image
-from ..images.sources import Item, Skipped, Source, origins_of
-from ..storage import import_extra, require_apart, scratch_database
+from ..images.sources import Item, Skipped, Source, origins_of, require_apart_from
+from ..storage import import_extra, require_count, scratch_database
 from .build import corpus_features, read_manifest, require_corpus_folder, write_corpus
 from .card import CorpusFacts, require_same_origins, write_card
 from .diversity import MOST_SLOTS, Compare, Embed, drop_similar, require_threshold
@@ -96,7 +96,7 @@ def captions_of_rows(
     behind it, as `checkpoint-1000@0123abc`.
 
     Args:
-        known: Weights of each captioner so far, by its name, if there are rows in several places.
+        known: Weights of each captioner so far, by its name. Give one dict for rows in several places.
     """
     known = {} if known is None else known
     for row in rows:
@@ -216,13 +216,11 @@ def _require_buildable(
 ) -> None:
     """Refuse what needs no look at the images."""
     for source in sources:
-        for folder in getattr(source, "folders", ()):  # a source from elsewhere need not say where it lies
-            require_apart(directory, folder, walked=bool(getattr(source, "is_walked", False)))
+        require_apart_from(source, directory)
     require_corpus_folder(directory)
     if similar is not None:
         require_threshold(similar.threshold)
-    if workers is not None and workers < 1:
-        raise ValueError(f"`workers` is {workers}; expected 1 or more. Correct it, or leave it out.")
+    require_count("workers", workers)
 
 
 def _require_few_slots(plan: Plan) -> None:
@@ -284,7 +282,7 @@ class _RowMaker:
             yield {"image_id": entry.image_id, "image": image, "captions": captions, SPLIT_COLUMN: entry.split}
 
     def _read(self, entry: Entry) -> bytes | str:
-        """Return the bytes, or the reason why there are none and never will be."""
+        """Return the bytes, or the reason why they never can be read."""
         try:
             return self._sources[entry.source].read(entry.place)
         except FileNotFoundError:

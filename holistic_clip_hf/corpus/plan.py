@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..images.decoding import ImageLimits
 from ..images.sources import SPLITS, Item, Skipped, Source
-from ..storage import scratch_database, stable_number
+from ..storage import require_count, scratch_database, stable_number
 
 _RULES = 1  # to be raised when the same sources and settings are to give other rows
 _TABLE = """CREATE TABLE entries (
@@ -52,8 +52,7 @@ class BuildSettings:
                 "together. Correct them."
             )
         for name in ("max_caption_bytes", "rows_per_shard", "bytes_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; expected 1 or more. Correct it.")
+            require_count(name, getattr(self, name))
 
 
 def split_of(image_id: str, *, validation: float, test: float) -> str:

@@ -193,11 +193,12 @@ def fuse(model: DualEncoder, branch_embeds: Tensor, text_embeds: Tensor) -> Fuse
 
 def fuse_by(fusion: BranchFusion, logit_scale: Tensor, branch_embeds: Tensor, text_embeds: Tensor) -> FusedVectors:
     """Fuse as `fuse` does, by a fusion outside a model; a copy of it on the CPU is asked."""
-    fusion, score = copy.deepcopy(fusion).float().cpu(), score_of(fusion, logit_scale)
+    score = score_of(fusion, logit_scale)
     if not fusion.is_linear:
         return FusedVectors(branch_embeds, text_embeds, score)
+    copied = copy.deepcopy(fusion).float().cpu()
     with torch.inference_mode():
-        return FusedVectors(fusion.image_vectors(branch_embeds), fusion.text_vectors(text_embeds), score)
+        return FusedVectors(copied.image_vectors(branch_embeds), copied.text_vectors(text_embeds), score)
 
 
 def score_of(fusion: BranchFusion, logit_scale: Tensor) -> Score:

@@ -21,6 +21,7 @@ from typing import IO, Any, TypeVar
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from ..storage import require_count
 from .files import read_named
 
 # What pictures come in; not what makes Pillow start other programs (EPS), nor formats that hardly anything reads.
@@ -76,8 +77,7 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"`{name}` is {value}; expected 1 or more. Correct it.")
+            require_count(name, value)
         if self.max_side < self.min_side:
             raise ValueError(
                 f"`max_side` is {self.max_side}; expected `min_side`, {self.min_side}, or more. Raise it."

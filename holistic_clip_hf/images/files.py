@@ -27,11 +27,11 @@ def is_address(place: str) -> bool:
     return bool(_ADDRESS.match(place))
 
 
-def fault_of(facts: os.stat_result) -> str:
-    """Return why a file is not to be read whole, or nothing if it may be."""
+def fault_of(facts: os.stat_result, most: int = MOST_BYTES) -> str:
+    """Return why a file is not to be read whole, or nothing if it may be; `most` are bytes."""
     if not stat.S_ISREG(facts.st_mode):
         return "not a regular file"
-    if facts.st_size > MOST_BYTES:
+    if facts.st_size > most:
         return f"file too large: {facts.st_size:,} bytes"
     return ""
 
@@ -43,8 +43,7 @@ def read_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
         OSError: the file cannot be read, is not a regular one, or has more than `most` bytes.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        facts = os.fstat(file.fileno())
-        if fault := fault_of(facts) or (f"file too large: {facts.st_size:,} bytes" if facts.st_size > most else ""):
+        if fault := fault_of(os.fstat(file.fileno()), most):
             raise OSError(f"{path}: {fault}")
         return file.read(most)
 
@@ -115,7 +114,7 @@ def read_image_column(value: Any, roots: Sequence[str | Path] = ()) -> bytes:
     """Return the file of an image as a `datasets` column gives it undecoded: bytes, or `bytes` and a `path`.
 
     Raises:
-        OSError: there is no image, or as `read_named`.
+        OSError: no image, or as `read_named`.
     """
     if isinstance(value, Mapping):
         if value["bytes"] is None and value["path"] is not None:
@@ -181,7 +180,7 @@ class NamedFiles:
         self._below: list[str] | None = None
 
     def find(self, place: str) -> tuple[str, os.stat_result] | str:
-        """Return the path below the folder with the facts of the file, or why there is no such file to read."""
+        """Return the path below the folder with the facts of the file, or why no file can be read."""
         if "\0" in place:
             return "no such file"
         within = inside(self.root, place)

@@ -145,7 +145,7 @@ class ListedImages:
         image_column: Column that has the path of the image. Default: one with a known name.
         name: Name of the source, and of the captions' source.
         form: Encoding and quoting of the list.
-        has_splits: Take an image's split from the column `split`, if there is one.
+        has_splits: Take an image's split from the column `split`, if the list has it.
 
     Raises:
         ValueError: no such list or folder; by `items`, a list that cannot be read, a column that no record has, or

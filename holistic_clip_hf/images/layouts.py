@@ -117,7 +117,7 @@ def path_value(record: Record, image_column: str) -> str:
     """Return the path of a record's image.
 
     Raises:
-        MalformedRecordError: there is no path, or it is not a text.
+        MalformedRecordError: no path, or one that is not a text.
     """
     place = record.get(image_column)
     if not isinstance(place, str) or not place.strip():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from datasets import Features
 
-from ..storage import scratch_database
+from ..storage import require_apart, scratch_database
 
 
 class Skipped(NamedTuple):
@@ -214,6 +214,16 @@ def _told_apart(captions: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]
         else:
             told.append(each)
     return told
+
+
+def require_apart_from(source: Source, directory: Path) -> None:
+    """Refuse an output where what a source reads lies, or around it; a source from elsewhere need not say where.
+
+    Raises:
+        ValueError: as `require_apart`.
+    """
+    for folder in getattr(source, "folders", ()):
+        require_apart(directory, folder, walked=bool(getattr(source, "is_walked", False)))
 
 
 class Images(Protocol):

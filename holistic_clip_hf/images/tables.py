@@ -118,7 +118,7 @@ class TableSource:
         name: Name of the source, and of the captions' source, such as the dataset's name on the Hub.
         image_column, id_column: Columns of images and their ids. Without ids, the number of the row is the id.
         split: Split that all its rows belong to (`train`, `validation` or `test`). Default: what the column `split`
-            says, or, if there is none, the builder.
+            says, or else the builder.
         folders: Folders that hold the data set, into which no corpus is built.
 
     Raises:

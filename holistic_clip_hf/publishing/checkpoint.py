@@ -79,7 +79,7 @@ def stage(
     """Fill `folder` with what will be published of a checkpoint; the files there, with their sizes in bytes.
 
     Model and processor are saved anew, so that the code beside them is this package's; the card is rendered from
-    configuration, `facts`, and the records in the checkpoint's `results.json`, if there are any. Of the checkpoint's
+    configuration, `facts`, and the records in the checkpoint's `results.json`, if it exists. Of the checkpoint's
     other files only the card's pictures come along.
 
     Raises:

@@ -308,12 +308,11 @@ class SearchIndex:
     @cached_property
     def _lengths(self) -> tuple[list[np.ndarray], float]:
         """Lengths of the mean of each image's branches, block by block, and the shortest: 8 bytes an image."""
-        blocks = zip(*self._vectors.values(), strict=True)
-        found = [
-            np.concatenate([mean_lengths(np.stack([each[some] for each in block], axis=1)) for some in chunks])
-            for block in blocks
-            for chunks in [list(chunked(np.arange(len(block[0]))))]
-        ]
+        found = []
+        for block in zip(*self._vectors.values(), strict=True):
+            chunks = chunked(np.arange(len(block[0])))
+            lengths = [mean_lengths(np.stack([each[some] for each in block], axis=1)) for some in chunks]
+            found.append(np.concatenate(lengths))
         return found, min((float(each.min()) for each in found), default=1.0)
 
     @cached_property

@@ -8,7 +8,6 @@ perspective with a colon, to ask one branch alone. Behind it may stand `^` and a
 quotes is taken as it stands.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from PIL import Image
 
 # In place of a perspective: all branches, as the model fuses them.
 from ..evaluation.records import FUSED
+from ..words import closest
 
 Value = str | int | float | bool
 
@@ -168,14 +168,14 @@ def find_perspective(name: str, perspectives: Sequence[str]) -> str:
     """Return the perspective that is meant.
 
     Raises:
-        ValueError: there is no such one.
+        ValueError: no such perspective.
     """
     known = {_plain(perspective): perspective for perspective in (*perspectives, FUSED)}
     found = known.get(_plain(name))
     if found is not None:
         return found
-    close = difflib.get_close_matches(_plain(name), known, n=1)
-    hint = f" Did you mean {known[close[0]]!r}?" if close else ""
+    near = closest(_plain(name), known)
+    hint = f" Did you mean {known[near]!r}?" if near else ""
     raise ValueError(
         f"The perspective is {name!r}; expected one of {', '.join(known.values())}.{hint} A text that has a colon "
         f"itself "

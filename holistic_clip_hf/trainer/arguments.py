@@ -180,9 +180,9 @@ def require_corpus(given: Any, slots: list[str], *, name: str) -> None:
 
 def require_enough_rows(given: Any, args: HolisticCLIPTrainingArguments) -> None:
     """Raise `ValueError` for fewer rows than one step takes. Of a stream, their number is not known."""
-    if not isinstance(given, Sized) or isinstance(given, IterableDataset):
+    rows, size, ranks = _num_rows(given), args.per_device_train_batch_size, args.world_size
+    if rows is None:
         return
-    rows, size, ranks = len(given), args.per_device_train_batch_size, args.world_size
     if args.dataloader_drop_last and rows < size * ranks:
         told, most = f" in each of {ranks} processes" if ranks > 1 else "", rows // ranks
         expected = f"at most {most}" if most * ranks >= 2 else "more rows"
@@ -192,11 +192,16 @@ def require_enough_rows(given: Any, args: HolisticCLIPTrainingArguments) -> None
         )
 
 
+def _num_rows(given: Any) -> int | None:
+    """Return the number of rows, or `None` of a stream, whose number is not known."""
+    return None if isinstance(given, IterableDataset) or not isinstance(given, Sized) else len(given)
+
+
 def warn_of_few_steps(given: Any, args: HolisticCLIPTrainingArguments) -> None:
     """Log if the training is shorter than its warm-up, or than the steps between two logs."""
-    if not isinstance(given, Sized) or isinstance(given, IterableDataset):
+    rows, size, ranks = _num_rows(given), args.per_device_train_batch_size, args.world_size
+    if rows is None:
         return
-    rows, size, ranks = len(given), args.per_device_train_batch_size, args.world_size
     batches = rows // (size * ranks) if args.dataloader_drop_last else math.ceil(rows / (size * ranks))
     per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)

@@ -30,6 +30,8 @@ STEPS = 300  # that a few hundred images are given at least, so that branches ha
 LEAST_EPOCHS, MOST_EPOCHS = 5, 30
 LARGEST_BATCH = {"cpu": 32, "cuda": 256}
 LEAST_BATCHES = 4  # of an epoch
+RECIPE_HEAD = """# Written anew by each `holistic-clip finetune`. To change it, run `holistic-clip train` by a copy.
+"""
 WARMUP = 0.1  # of all steps
 LOGS_PER_EPOCH = 4
 
@@ -99,7 +101,7 @@ def read_base(name: str) -> Base:
 
 
 def order_of_branches(base: Base, perspectives: Sequence[str]) -> list[str]:
-    """Return the branches of the result: those of the base that there are captions for, then the new ones."""
+    """Return the branches of the result: those of the base that have captions, then the new ones."""
     kept = [name for name in base.branches if name in perspectives]
     return [*kept, *(name for name in perspectives if name not in kept)]
 
@@ -182,4 +184,4 @@ def write_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
     """Write a recipe that `holistic-clip train --recipe` takes, too."""
     text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     with write_atomically(path) as file:
-        file.write(b"# Written by `holistic-clip finetune`; `holistic-clip train` takes it as well.\n" + text.encode())
+        file.write(RECIPE_HEAD.encode() + text.encode())

@@ -45,7 +45,7 @@ def ask(url: str, image: Image.Image = SMALL, count: int = 1, **options: Any) ->
     ],
 )
 def test_a_path_is_kept_as_it_is_given(given: str, path: str) -> None:
-    """As OpenAI's own client does; where there is none, servers have `/v1`."""
+    """As OpenAI's own client does; an address without a path means `/v1`."""
     with serving(CaptionServer(path=path)) as server:
         [reply] = ask(server.url + given)
     assert reply.text and [asked.path for asked in server.asked] == [path]
