@@ -62,6 +62,7 @@ class Command:
         captions: File with the captions. Default: the list in the folder, or a .txt file beside each photo.
         caption: Column that holds captions, and their perspective, as `title=short`. Default: the columns of a known
             layout.
+        encoding: Encoding of that file, unless it begins with a byte order mark.
         rows: Folder of caption rows, as `holistic-clip caption` writes them.
         validation: Share of the photos that choose the best epoch.
         test: Share of the photos that the result is measured on.
@@ -73,6 +74,7 @@ class Command:
     output: Path
     captions: Path | None = None
     caption: CaptionOptions = ()
+    encoding: str = "utf-8"
     rows: UseAppendAction[tuple[Path, ...]] = ()
     validation: float = VALIDATION
     test: float = TEST
@@ -118,7 +120,7 @@ class Command:
     def _source(self) -> "Source":
         if self.captions is None:
             return Folder(self.photos, caption=self.caption).open()
-        return Listed(self.captions, root=self.photos, caption=self.caption).open()
+        return Listed(self.captions, root=self.photos, caption=self.caption, encoding=self.encoding).open()
 
     def _measure(self, base: "Base", corpus: Path, checkpoint: Path) -> None:
         """Measure base and result on photos that neither was trained on, print a table, and render the card."""

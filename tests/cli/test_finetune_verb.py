@@ -90,6 +90,19 @@ def test_from_photos_to_a_checkpoint_that_knows_its_base(
     assert alike.mean() < 0.9999, "copies have begun to part"
 
 
+def test_a_list_as_spreadsheets_write_it(photos: Path, clip: Path, tmp_path: Path) -> None:
+    """With semicolons, in the encoding of Western Europe; the option that its refusal names is one of this verb."""
+    listing = tmp_path / "captions.csv"
+    listing.write_bytes(listing.read_text().replace(",", ";").replace("a red", "a café-red").encode("cp1252"))
+    options = (*COLUMNS, "--epochs", "1", "--batch-size", "8")
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *options)
+    assert not (tmp_path / "mine" / "model").exists()
+    finetune(photos, clip, tmp_path / "mine", *options, "--encoding", "cp1252")
+    texts = {each["text"] for row in load_corpus(tmp_path / "mine" / "corpus") for each in row["captions"]}
+    assert any("café" in text for text in texts)
+
+
 def test_a_checkpoint_of_ours_keeps_its_branches_by_name(
     photos: Path, make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, tmp_path: Path
 ) -> None:
