@@ -62,6 +62,7 @@ class Command:
         captions: File with the captions. Default: the list in the folder, or a .txt file beside each photo.
         caption: Column that holds captions, and their perspective, as `title=short`. Default: the columns of a known
             layout.
+        image_column: Column of that file with the path of the photo. Default: one with a known name, such as image.
         encoding: Encoding of that file, unless it begins with a byte order mark.
         rows: Folder of caption rows, as `holistic-clip caption` writes them.
         validation: Share of the photos that choose the best epoch.
@@ -74,6 +75,7 @@ class Command:
     output: Path
     captions: Path | None = None
     caption: CaptionOptions = ()
+    image_column: str | None = None
     encoding: str = "utf-8"
     rows: UseAppendAction[tuple[Path, ...]] = ()
     validation: float = VALIDATION
@@ -120,7 +122,14 @@ class Command:
     def _source(self) -> "Source":
         if self.captions is None:
             return Folder(self.photos, caption=self.caption).open()
-        return Listed(self.captions, root=self.photos, caption=self.caption, encoding=self.encoding).open()
+        listed = Listed(
+            self.captions,
+            root=self.photos,
+            image_column=self.image_column,
+            caption=self.caption,
+            encoding=self.encoding,
+        )
+        return listed.open()
 
     def _measure(self, base: "Base", corpus: Path, checkpoint: Path) -> None:
         """Measure base and result on photos that neither was trained on, print a table, and render the card."""

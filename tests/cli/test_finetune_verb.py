@@ -91,16 +91,17 @@ def test_from_photos_to_a_checkpoint_that_knows_its_base(
 
 
 def test_a_list_as_spreadsheets_write_it(photos: Path, clip: Path, tmp_path: Path) -> None:
-    """With semicolons, in the encoding of Western Europe; the option that its refusal names is one of this verb."""
-    listing = tmp_path / "captions.csv"
-    listing.write_bytes(listing.read_text().replace(",", ";").replace("a red", "a café-red").encode("cp1252"))
-    options = (*COLUMNS, "--epochs", "1", "--batch-size", "8")
-    with pytest.raises(SystemExit):
-        finetune(photos, clip, tmp_path / "mine", *options)
-    assert not (tmp_path / "mine" / "model").exists()
-    finetune(photos, clip, tmp_path / "mine", *options, "--encoding", "cp1252")
+    """With semicolons, in the encoding of Western Europe; the options that its refusals name are this verb's too."""
+    listing, options = tmp_path / "captions.csv", (*COLUMNS, "--epochs", "1", "--batch-size", "8")
+    written = "\n".join(f"{number}.png;café {number};all red" for number in range(NUM_PHOTOS))
+    listing.write_bytes(f"snap;title;colour\n{written}\n".encode("cp1252"))
+    for more in ((), ("--encoding", "cp1252")):
+        with pytest.raises(SystemExit):
+            finetune(photos, clip, tmp_path / "mine", *options, *more)
+        assert not (tmp_path / "mine").exists()
+    finetune(photos, clip, tmp_path / "mine", *options, "--encoding", "cp1252", "--image-column", "snap")
     texts = {each["text"] for row in load_corpus(tmp_path / "mine" / "corpus") for each in row["captions"]}
-    assert any("café" in text for text in texts)
+    assert texts == {"all red", *(f"café {number}" for number in range(NUM_PHOTOS))}
 
 
 def test_a_checkpoint_of_ours_keeps_its_branches_by_name(
