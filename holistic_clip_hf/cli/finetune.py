@@ -11,6 +11,7 @@ Each is as the single verbs make it, and what is finished is not made again: an 
 given again. For photos without captions, `holistic-clip caption` writes them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,14 +24,14 @@ from .sources import CaptionOptions, Folder, Listed
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..evaluation.records import Provenance, Record
+    from ..evaluation.records import Record
     from ..images.sources import Source
-    from ..processing_holistic_clip import HolisticCLIPProcessor
+    from ..modeling_holistic_clip import HolisticCLIPModel
     from ..trainer.finetuning import Base, Choice
 
-MOST_ALIKE = 0.95  # mean cosine between branches, from which they say the same
 VALIDATION, TEST = 0.1, 0.1  # shares; of a few hundred photos less would say nothing
 KS = (1, 5, 10)
+GAIN_K = 5
 BASE = "base"  # in records
 
 
@@ -61,7 +62,7 @@ class Command:
         output: Folder of the corpus, the recipe and the checkpoint.
         captions: File with the captions. Default: the list in the folder, or a .txt file beside each photo.
         caption: Column that holds captions, and their perspective, as `title=short`. Default: the columns of a known
-            layout.
+            layout, or else every column of texts, as the perspective of its own name.
         image_column: Column of that file with the path of the photo. Default: one with a known name, such as image.
         encoding: Encoding of that file, unless it begins with a byte order mark.
         rows: Folder of caption rows, as `holistic-clip caption` writes them.
@@ -120,13 +121,23 @@ class Command:
         options.build(source, corpus, CorpusFacts(title=name, command="holistic-clip finetune"))
 
     def _source(self) -> "Source":
+        """Open the photos and their captions; columns that nobody named are proposed, and said."""
+        source = self._open(self.caption)
+        proposed: dict[str, str] = {} if self.caption or self.rows else getattr(source, "propose", dict)()
+        if not proposed:
+            return source
+        said = ", ".join(f"{column} as {name}" for column, name in proposed.items())
+        print(f"captions are taken from the columns {said}; name others with --caption COLUMN=PERSPECTIVE")
+        return self._open([f"{column}={name}" for column, name in proposed.items()])
+
+    def _open(self, caption: Sequence[str]) -> "Source":
         if self.captions is None:
-            return Folder(self.photos, caption=self.caption).open()
+            return Folder(self.photos, caption=tuple(caption)).open()
         listed = Listed(
             self.captions,
             root=self.photos,
             image_column=self.image_column,
-            caption=self.caption,
+            caption=tuple(caption),
             encoding=self.encoding,
         )
         return listed.open()
@@ -136,6 +147,7 @@ class Command:
         from ..corpus.build import EmptySplitError, open_split
         from ..evaluation.branch_report import report_branches
         from ..evaluation.encoding import load_checkpoint
+        from ..evaluation.gain import measure_gain
         from ..evaluation.records import capture_provenance, save_records
         from ..evaluation.retrieval import RETRIEVAL_PROTOCOLS, embed_corpus, measure_retrieval
         from .tables import results_table
@@ -154,11 +166,15 @@ class Command:
         records = measure_retrieval(model, embedded, provenance=run, protocols=protocols, ks=KS)
         if len(names) > 1:
             records += report_branches(model, embedded, provenance=run)
-        records += _zero_shot(base, processor, rows, names, replace(run, model=BASE))
+        starting = _load_base(base)
+        before = embed_corpus(starting, processor, rows, perspectives=_asked(rows, names))
+        records += measure_retrieval(starting, before, provenance=replace(run, model=BASE), ks=KS, with_branches=False)
+        gained = measure_gain((starting, before), (model, embedded), provenance=run, k=GAIN_K)
+        records += gained
         save_records(checkpoint / "results.json", records)
-        own = [record for record in records if record.model == name]
+        own = [record for record in records if record.model == name and record not in gained]
         print(results_table(own, names))
-        print(_against_base(records, name, len(rows)))
+        print(_against_base(gained, name, len(rows)))
         _warn_of_copies(own)
         _write_card(checkpoint, base, name)
 
@@ -179,48 +195,34 @@ def _tell(base: "Base", branches: list[str], choices: "list[Choice]") -> None:
         print(choice)
 
 
-def _zero_shot(
-    base: "Base", processor: "HolisticCLIPProcessor", rows: "Dataset", names: list[str], run: "Provenance"
-) -> "list[Record]":
-    """Measure the base as it is; a CLIP has one vector, and the processor of what was made of it."""
+def _load_base(base: "Base") -> "HolisticCLIPModel":
+    """Load the base as it is; a CLIP has one vector."""
     from ..evaluation.encoding import load_checkpoint
-    from ..evaluation.retrieval import embed_corpus, measure_retrieval
     from ..initialization import from_clip
 
-    if base.branches:
-        model, processor = load_checkpoint(base.name)
-    else:
-        model = from_clip(base.name, perspectives=["all"])
-    embedded = embed_corpus(model, processor, rows, perspectives=_asked(rows, names))
-    return measure_retrieval(model, embedded, provenance=run, ks=KS, with_branches=False)
+    return load_checkpoint(base.name)[0] if base.branches else from_clip(base.name, perspectives=["all"])
 
 
-def _against_base(records: "list[Record]", name: str, num_rows: int) -> str:
-    """Say how recall changed from the base to the result, mean over perspectives, by the fused score."""
+def _against_base(gained: "list[Record]", name: str, num_rows: int) -> str:
+    """Say how recall changed from the base to the result, by the fused score."""
     from ..evaluation.ranking import DIRECTIONS
-    from ..evaluation.records import FUSED, PER_PERSPECTIVE
 
-    def mean(model: str, direction: str) -> float:
-        found = [
-            record.value
-            for record in records
-            if record.model == model
-            and record.label == "recall@5"
-            and record.details.get("protocol") == PER_PERSPECTIVE
-            and record.details.get("branch") == FUSED
-            and "without" not in record.details
-            and record.details.get("direction") == direction
-        ]
-        return 100 * sum(found) / len(found)
-
-    said = "; ".join(
-        f"{direction.replace('_', ' ')} {mean(BASE, direction):.1f} -> {mean(name, direction):.1f}"
-        for direction in DIRECTIONS
-    )
-    return f"recall@5 in % on {num_rows:,} photos not trained on, base -> {name}: {said}"
+    told = {(record.metric, record.details["direction"]): record for record in gained}
+    lines = [f"recall@{GAIN_K} in %, base -> {name}, on {num_rows:,} photos not trained on:"]
+    for direction in DIRECTIONS:
+        before, after, gain = (told[f"recall_{metric}", direction] for metric in ("before", "after", "gain"))
+        low, high = gain.confidence_interval or (0.0, 0.0)
+        lines.append(
+            f"  {direction.replace('_', ' ')}  {100 * before.value:.1f} -> {100 * after.value:.1f}, gained "
+            f"{100 * gain.value:+.1f} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
+            f"{gain.counts['n_queries']} queries"
+        )
+    return "\n".join(lines)
 
 
 def _warn_of_copies(records: "list[Record]") -> None:
+    from ..trainer.callbacks import MOST_ALIKE
+
     alike = [record.value for record in records if record.metric == "similarity"]
     if alike and sum(alike) / len(alike) > MOST_ALIKE:
         print(
@@ -231,8 +233,11 @@ def _warn_of_copies(records: "list[Record]") -> None:
 
 def _write_card(checkpoint: Path, base: "Base", name: str) -> None:
     from ..publishing.model_card import FACTS_FILE, CardFacts, save_facts, write_model_card
+    from ..trainer.recipes import CURVES
 
     if not (checkpoint / FACTS_FILE).is_file():
         on_hub = "" if Path(base.name).exists() else base.name
-        save_facts(checkpoint / FACTS_FILE, CardFacts(f"me/{name}", model_name=name, base_model=on_hub))
+        pictures = {"Loss and recall during training": CURVES} if (checkpoint / CURVES).is_file() else {}
+        facts = CardFacts(f"me/{name}", model_name=name, base_model=on_hub, pictures=pictures)
+        save_facts(checkpoint / FACTS_FILE, facts)
     print(f"{write_model_card(checkpoint)}\n{checkpoint}")

@@ -7,6 +7,7 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .layouts import (
     find_image_column,
     name_columns,
     path_value,
+    propose_captions,
     recognise,
     refuse_addresses,
     refuse_unknown,
@@ -184,6 +186,18 @@ class ListedImages:
     def read(self, place: str) -> bytes:
         return read_file(self.root / place)
 
+    def propose(self) -> dict[str, str]:
+        """Return columns that may hold captions, with a perspective for each, if no layout says which do.
+
+        See `layouts.propose_captions`.
+        """
+        records = (record for _, record in read_records(self.listing, self.form) if not isinstance(record, str))
+        first = next(records, {})
+        image_column = self.image_column or find_image_column(first)
+        if self.captions or image_column is None or recognise(first, self.image_column):
+            return {}
+        return propose_captions(chain([first], records), image_column)
+
     def _rows(self) -> Iterator[Item | Skipped]:
         reader, fault = None, ""
         for number, record in read_records(self.listing, self.form):
@@ -301,6 +315,10 @@ class ListedFolder:
 
     def read(self, place: str) -> bytes:
         return read_file(self.root / place)
+
+    def propose(self) -> dict[str, str]:
+        """Return columns of its first list that may hold captions; see `ListedImages.propose`."""
+        return self._lists[0].propose()
 
     def _split(self, below: tuple[str, ...]) -> str:
         """Return the split that a folder with a list of its own stands for by its name."""

@@ -391,6 +391,7 @@ def render_model_card(
         template_path=str(template_path),
         facts=facts,
         perspectives=names,
+        fusion=config.fusion if len(names) > 1 else "",
         architecture=_architecture(config),
         settings=_settings(config),
         text_length=_text_length(config),

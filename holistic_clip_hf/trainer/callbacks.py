@@ -1,5 +1,6 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Callbacks of training: temperature, epoch, moving average, logs, unreadable images, the place in a stream.
+"""Callbacks of training: temperature, epoch, moving average, logs, branches that stay alike, unreadable images and
+streams.
 
 Ranks log what one process with the whole batch would.
 
@@ -9,6 +10,8 @@ Axes: N images of this rank, H branches, M caption slots.
 import json
 import logging
 import math
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, TrainerCallback, TrainingArguments
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -32,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE_NAME = "unreadable_images.json"
 MOST_WARNINGS = 20
+MOST_ALIKE = 0.95  # mean cosine between branches, from which they say the same
 
 
 class UnreadableImages(TrainerCallback):
@@ -319,6 +324,49 @@ def _exact(weight: Tensor) -> Tensor:
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
+class BranchSimilarity(TrainerCallback):
+    """Mean similarity between the branches of evaluated images, with a warning if they stay copies of each other.
+
+    A warm start begins with copies. If they do not part, naming a perspective changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.is_warned = False
+
+    def note(self, branch_embeds: Tensor) -> None:
+        """Take up images of all ranks, (N, H, D) of unit length."""
+        num_branches = branch_embeds.shape[1]
+        if num_branches > 1:
+            # The squared length of the sum is that of all pairs, of which H are a branch with itself.
+            pairs = branch_embeds.float().sum(dim=1).square().sum(dim=1) - num_branches
+            self.rows.append(pairs / (num_branches * (num_branches - 1)))
+
+    def take(self) -> dict[str, float]:
+        """Return the mean cosine of two different branches since the last call; nothing where nothing was noted."""
+        if not self.rows:
+            return {}
+        mean = torch.cat(self.rows).mean().item()
+        self.rows.clear()
+        return {"branch_similarity": mean}
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Warn once, after half of the training, if the branches are still copies; at first they have to be."""
+        similarity = (metrics or {}).get("eval_branch_similarity", 0.0)
+        if self.is_warned or similarity <= MOST_ALIKE or 2 * state.global_step < state.max_steps:
+            return
+        self.is_warned = True
+        logger.warning(
+            "The branches are alike after step %d (mean cosine %.3f), so that naming one changes little. Train longer "
+            "or raise `learning_rate_multipliers` of `*.branch_*`, such as to 10 for branched MLPs or 30 for class "
+            "tokens.",
+            state.global_step,
+            similarity,
+        )
+
+
 SHOWN = {
     "loss": "loss {:.3f}",
     "logit_scale": "scale {:.1f}",
@@ -326,15 +374,48 @@ SHOWN = {
     "eval_loss": "held-out loss {:.3f}",
     "eval_text_to_image_recall@5": "text-to-image recall@5 {:.1%}",
     "eval_image_to_text_recall@5": "image-to-text recall@5 {:.1%}",
+    "eval_branch_similarity": "branches alike {:.2f}",
 }
 
 
+def one_line(logs: Mapping[str, float]) -> str:
+    """Return what people look at in a log, or nothing; the whole logs are in `trainer_state.json`.
+
+    >>> one_line({"loss": 2.5, "grad_norm": 1.0, "learning_rate": 1e-4, "epoch": 1.0})
+    'loss 2.500, lr 1.0e-04'
+    """
+    return ", ".join(form.format(logs[name]) for name, form in SHOWN.items() if name in logs)
+
+
 class OneLineProgress(ProgressCallback):
-    """`ProgressCallback` with short logs; the whole ones are in `trainer_state.json`."""
+    """`ProgressCallback` with a line for each log, for terminals."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is None or not logs:
+        if self.training_bar is not None and (line := one_line(logs or {})):
+            self.training_bar.write(f"step {state.global_step:5}  {line}")
+
+
+class OneLinePrinter(TrainerCallback):
+    """The same lines with the time that is left, where there is no terminal for a bar."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not (line := one_line(logs or {})):
             return
-        shown = [form.format(logs[name]) for name, form in SHOWN.items() if name in logs]
-        if shown:
-            self.training_bar.write(f"step {state.global_step:5}  " + ", ".join(shown))
+        done, left = state.global_step - self.first_step, state.max_steps - state.global_step
+        seconds = (time.monotonic() - self.started) * left / done if done else 0
+        told = f", {tqdm.format_interval(seconds)} left" if done and left else ""
+        tqdm.write(f"step {state.global_step:5} of {state.max_steps}  {line}{told}", file=sys.stderr)
+
+
+def with_one_line(callbacks: Sequence[TrainerCallback], *, has_bar: bool) -> list[TrainerCallback]:
+    """Return the callbacks with one line for each log in place of transformers' own, if those are the default.
+
+    Args:
+        callbacks: Callbacks of a trainer.
+        has_bar: Show a bar of progress.
+    """
+    ours = OneLineProgress() if has_bar else OneLinePrinter()
+    return [ours if type(each) in (PrinterCallback, ProgressCallback) else each for each in callbacks]

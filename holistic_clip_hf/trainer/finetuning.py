@@ -33,7 +33,7 @@ LEAST_BATCHES = 4  # of an epoch
 RECIPE_HEAD = """# Written anew by each `holistic-clip finetune`. To change it, run `holistic-clip train` by a copy.
 """
 WARMUP = 0.1  # of all steps
-LOGS_PER_EPOCH = 4
+LOGS = 50  # lines of loss in all
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def read_base(name: str) -> Base:
         ValueError: neither a CLIP nor a checkpoint of this package.
     """
     expected = "expected a CLIP or a checkpoint of this package, by its folder or its name on the Hub"
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise ValueError(f"`base` is {name}, which is not a folder; {expected}. Correct the path.")
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         processor = CLIPImageProcessorPil.from_pretrained(name)
@@ -140,7 +142,7 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
             "rate of branches", f"{of_branches:g} x", f"copies of {base.branch_type} part only if they learn faster"
         ),
         Choice("warm-up steps", max(1, round(WARMUP * epochs * batches)), f"{WARMUP:.0%} of the training"),
-        Choice("a line of loss every", max(1, batches // LOGS_PER_EPOCH), "steps"),
+        Choice("steps between lines of loss", max(1, round(epochs * batches / LOGS)), f"about {LOGS} lines"),
     ]
 
 
@@ -167,7 +169,7 @@ def make_recipe(
             "learning_rate": chosen["learning rate"],
             **({"learning_rate_multipliers": rates} if rates else {}),
             "warmup_steps": chosen["warm-up steps"],
-            "logging_steps": chosen["a line of loss every"],
+            "logging_steps": chosen["steps between lines of loss"],
             "logging_first_step": True,
             "eval_strategy": "epoch",
             "save_strategy": "epoch",

@@ -26,8 +26,6 @@ from transformers import (
     CLIPTextConfig,
     CLIPTokenizer,
     PreTrainedConfig,
-    PrinterCallback,
-    ProgressCallback,
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME
@@ -45,10 +43,12 @@ from ..storage import (
     remove_own_files,
     require_keys,
     require_own_folder,
+    write_atomically,
     write_json,
 )
+from ..visualization.figures import training_curves, training_figure
 from .arguments import HolisticCLIPTrainingArguments, require_enough_rows
-from .callbacks import OneLineProgress, last_whole_checkpoint
+from .callbacks import last_whole_checkpoint
 from .collator import Augmentation
 from .field_types import fits, in_words
 from .trainer import HolisticCLIPTrainer
@@ -355,13 +355,14 @@ def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
 
 
 FINISHED = "finished.json"
+CURVES = "training.png"
 UNFINISHED = ""  # in place of a run's fingerprint, while its result is being saved
 TINY = "tiny"
 # What a run leaves in its folder. Training again removes these names alone.
 OWN_FILES = re.compile(
     r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|processor_config"
     r"|preprocessor_config|trainer_state|finished|results|card_facts|unreadable_images|model\.safetensors\.index)\.json"
-    r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|(?:results|branches-[A-Za-z0-9-]*)\.png"
+    r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|(?:results|training|branches-[A-Za-z0-9-]*)\.png"
     rf"|\.gitattributes|{PARTIAL.pattern}"
 )
 STATE = re.compile(r"[0-9a-f]{16}")  # a fingerprint, the name of a folder in which the Trainer saves
@@ -456,7 +457,7 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
     set_seed(recipe.seed)
     processor = make_processor(recipe, train)
     augmentation = recipe.augmentation
-    trainer = HolisticCLIPTrainer(
+    return HolisticCLIPTrainer(
         model=make_model(recipe, run, processor.tokenizer),
         args=args,
         processing_class=processor,
@@ -464,10 +465,6 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
         train_dataset=train,
         eval_dataset=validation,
     )
-    for chatty in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(chatty)
-    trainer.add_callback(OneLineProgress())
-    return trainer
 
 
 def _splits(recipe: Recipe, corpus: Path) -> tuple[Dataset, Dataset | None]:
@@ -497,7 +494,19 @@ def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: di
     if not trainer.is_world_process_zero():
         return
     trainer.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
+    draw_training(checkpoint)
     _write_marker(checkpoint, facts)
+
+
+def draw_training(checkpoint: Path) -> None:
+    """Draw loss and recall beside the weights, if matplotlib is installed and anything was logged."""
+    try:
+        figure = training_figure(training_curves(checkpoint))
+    except (ImportError, ValueError) as error:
+        logger.info("%s is not drawn: %s", CURVES, error)
+        return
+    with write_atomically(checkpoint / CURVES) as file:
+        figure.savefig(file, format="png")
 
 
 def _write_marker(checkpoint: Path, facts: dict[str, str]) -> None:

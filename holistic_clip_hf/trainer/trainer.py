@@ -6,6 +6,7 @@ With `push_to_hub=True` the result of a training is published once, as `holistic
 Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -30,6 +31,7 @@ from ..publishing.push import MAIN, Destination
 from . import arguments as checks
 from .arguments import HolisticCLIPTrainingArguments
 from .callbacks import (
+    BranchSimilarity,
     ClampLogitScale,
     LossLog,
     MovingAverage,
@@ -37,6 +39,7 @@ from .callbacks import (
     TellEpoch,
     UnreadableImages,
     last_whole_checkpoint,
+    with_one_line,
 )
 from .collator import Augmentation, HolisticCLIPCollator
 from .distributed import gather_rows, rank_offset
@@ -130,7 +133,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     Negatives are global: P processes give the loss and the gradients of one process that has the whole batch.
     Evaluation reports, besides `eval_loss`, text-to-image and image-to-text recall over the whole evaluation set,
     `eval_text_to_image_recall@5` for all slots together and `eval_<slot>_text_to_image_recall@5` for each. P processes
-    give the numbers of one whose evaluation batch is P times as large.
+    give the numbers of one whose evaluation batch is P times as large. `eval_branch_similarity` is the mean cosine of
+    two branches; a warning tells if they are alike after half of the training.
 
     Args:
         processing_class: the model's `HolisticCLIPProcessor`; it is saved with every checkpoint.
@@ -213,10 +217,14 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         self.unreadable = UnreadableImages(Path(args.output_dir))
         self.moving_average = None if args.ema_decay is None else MovingAverage(model, args.ema_decay)
         self.stream_place = StreamPlace()
-        for callback in (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.unreadable):
+        self.similarity = BranchSimilarity()
+        own = (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.unreadable, self.similarity)
+        for callback in own:
             self.add_callback(callback)
         if self.moving_average is not None:
             self.add_callback(self.moving_average)
+        has_bar = not args.disable_tqdm and sys.stderr.isatty()
+        self.callback_handler.callbacks = with_one_line(self.callback_handler.callbacks, has_bar=has_bar)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end.
@@ -345,6 +353,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         branches, texts, mask, ids, *routing = (
             gather_rows(part)[counts] for part in (*rows[:2], mask, ids, *rows[2:])
         )
+        self.similarity.note(branches)
         if not mask.any():
             return None
         captions: dict[str, Any] = {
@@ -390,6 +399,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         averaged = nullcontext() if average is None or not average.average else average.in_place()
         with averaged, torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in self.similarity.take().items()})
         self.unreadable.save()
         return output
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
@@ -68,12 +69,18 @@ def test_from_photos_to_a_checkpoint_that_knows_its_base(
     finetune(photos, clip, output, *COLUMNS, "--epochs", "2", "--batch-size", "8")
     said = capsys.readouterr().out
     assert "branches palette, short" in said and "batch size 8: as asked for" in said
-    assert "base -> mine: text to image" in said
+    gained = re.search(
+        r"text to image +[\d.]+ -> [\d.]+, gained ([+-][\d.]+) \(95 % interval ([^ ]+) to ([^)]+)\)", said
+    )
+    assert gained and float(gained[2]) <= float(gained[1]) <= float(gained[3])
     assert len(load_corpus(output / "corpus")) == NUM_PHOTOS
     model = HolisticCLIPModel.from_pretrained(output / "model")
     assert model.config.perspectives == ["palette", "short"] and model.config.vision_config.branch_type == "mlp"
     assert {record.model for record in load_records(output / "model" / "results.json")} == {"mine", "base"}
-    assert "# mine" in (output / "model" / "README.md").read_text()
+    card = (output / "model" / "README.md").read_text()
+    assert "# mine" in card and "![Loss and recall during training](training.png)" in card
+    with Image.open(output / "model" / "training.png") as curves:
+        assert curves.width > curves.height > 100
     trained = (output / "model" / "model.safetensors").stat().st_mtime_ns
     finetune(photos, clip, output, *COLUMNS, "--epochs", "2", "--batch-size", "8")
     assert (output / "model" / "model.safetensors").stat().st_mtime_ns == trained, "what is finished stays"
@@ -88,6 +95,25 @@ def test_from_photos_to_a_checkpoint_that_knows_its_base(
     again = HolisticCLIPModel.from_pretrained(output / "model").eval().get_image_features(pixel_values).branch_embeds
     alike = F.cosine_similarity(again[:, 0], again[:, 1], dim=-1)
     assert alike.mean() < 0.9999, "copies have begun to part"
+
+
+def test_columns_of_texts_become_perspectives_and_are_said(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --caption: each column of words that differ, and none of names, numbers, addresses or one licence."""
+    listing = tmp_path / "captions.csv"
+    rows = list(csv.reader(listing.open(newline="")))
+    more = [["Main Object", "stars", "page", "terms", "author"]]
+    more += [
+        [f"a thing {number}", "5", f"https://e.org/{number}", "free", f"Ada {number}"] for number in range(NUM_PHOTOS)
+    ]
+    with listing.open("w", newline="") as file:
+        csv.writer(file).writerows([*row, *cells] for row, cells in zip(rows, more, strict=True))
+    finetune(photos, clip, tmp_path / "mine", "--epochs", "1", "--batch-size", "8")
+    said = capsys.readouterr().out
+    assert "taken from the columns title as title, colour as colour, Main Object as main_object; name others" in said
+    kept = {each["perspective"] for row in load_corpus(tmp_path / "mine" / "corpus") for each in row["captions"]}
+    assert kept == {"title", "colour", "main_object"}
 
 
 def test_a_list_as_spreadsheets_write_it(photos: Path, clip: Path, tmp_path: Path) -> None:
@@ -151,7 +177,7 @@ def test_settings_fit_the_number_of_images(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"base": "nowhere"}, "`--base` is .*nowhere; expected a CLIP or a checkpoint of this package"),
+        ({"base": "nowhere"}, "`--base` is .*nowhere, which is not a folder; expected a CLIP or a checkpoint"),
         ({"base": "photos"}, "`--base` is .*photos; expected a CLIP or a checkpoint of this package"),
         ({"columns": ("--caption", "heading=short")}, "'heading'"),
         ({"options": ("--validation", "0.5", "--test", "0.5")}, "expected shares from 0, below 1 together"),
