@@ -46,6 +46,9 @@ FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000"
 _MOST_ESCAPES = 16
 # Printable ASCII and line breaks are what ftfy never changes; an entity it resolves as often as it is escaped.
 _MAY_CHANGE = re.compile(r"[^\t\n\r -~]|&#?[0-9A-Za-z]{1,24};")
+_LETTER = re.compile(r"[0-9A-Za-z]")
+_MAY_VANISH = re.compile(r"[&\x1b]")  # letters of an entity or of a terminal's escape sequence
+_UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # categories: controls, formats (no width), spaces, line and paragraph ends
 _TERMINAL_ESCAPE = re.compile(r"\x1b\[[\d;]*[a-zA-Z]")
 # The character tables of ftfy: https://github.com/rspeer/python-ftfy/blob/main/ftfy/chardata.py
 _WIDE_OR_LIGATURE = [*"ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌ", *map(chr, range(0xFB00, 0xFB07)), "\u3000", *map(chr, range(0xFF01, 0xFFEF))]
@@ -86,6 +89,18 @@ def clean_caption(text: str) -> str:
             )
         text = _fixed_without_ftfy(text) if ftfy is None or _is_escaped_without_end(text) else ftfy.fix_text(text)
     return " ".join(html.unescape(html.unescape(text)).split())
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether a text says nothing once it is cleaned: it is empty, or all spaces, controls and characters without
+    width.
+
+    >>> is_blank(" &nbsp; "), is_blank("\\u200b"), is_blank("?")
+    (True, True, False)
+    """
+    if _LETTER.search(text) and not _MAY_VANISH.search(text):
+        return False  # nearly all captions, of which none need be cleaned to know
+    return all(unicodedata.category(character) in _UNSEEN for character in clean_caption(text))
 
 
 def _is_escaped_without_end(text: str) -> bool:
@@ -290,7 +305,7 @@ def _checked_texts(text: Any) -> str | list[str]:
             "use `nested_captions`."
         )
     cleaned = [clean_caption(one) for one in texts]
-    empty = [position for position, one in enumerate(cleaned) if not one]
+    empty = [position for position, one in enumerate(cleaned) if is_blank(one)]
     if empty or not cleaned:
         raise ValueError(f"`text` is empty{f' at {empty}' if empty else ''}. Leave empty texts out.")
     return cleaned[0] if isinstance(text, str) else cleaned
@@ -311,7 +326,7 @@ def _checked_captions(captions: Any) -> dict[tuple[int, int], str]:
         for slot, text in enumerate(row)
         if text is not None
     }
-    empty = [place for place, text in present.items() if not text]
+    empty = [place for place, text in present.items() if is_blank(text)]
     if empty or not present:
         what = f"Captions are empty at (image, slot) {reprlib.repr(empty)}" if empty else "No image has a caption"
         raise ValueError(f"{what}. Put None where a caption is missing, and at least one caption in all.")
@@ -346,4 +361,4 @@ def _lowered(texts: str | list[str]) -> str | list[str]:
     return _lowered([texts])[0]
 
 
-__all__ = ["HolisticCLIPProcessor", "caption_id", "clean_caption", "on_background"]
+__all__ = ["HolisticCLIPProcessor", "caption_id", "clean_caption", "is_blank", "on_background"]

@@ -31,11 +31,11 @@ from . import arguments as checks
 from .arguments import HolisticCLIPTrainingArguments
 from .callbacks import (
     ClampLogitScale,
+    LeftOutRows,
     LossLog,
     MovingAverage,
     StreamPlace,
     TellEpoch,
-    UnreadableImages,
     last_whole_checkpoint,
 )
 from .collator import Augmentation, HolisticCLIPCollator
@@ -121,7 +121,7 @@ class ResultToHub:
 
 
 # Entries of a batch that are for the trainer and not for the model.
-ABOUT_ROWS = ("image_ids", "unreadable", "place")
+ABOUT_ROWS = ("image_ids", "image_mask", "left_out", "place")
 
 
 class HolisticCLIPTrainer(ResultToHub, Trainer):
@@ -137,8 +137,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         augmentation: random changes to training images.
 
     Datasets are those of `datasets`, with random access or streams; a stream needs `max_steps`. Each rank decodes its
-    own share in the data loader's workers; images that do not decode are left out (`collator`), counted over all ranks
-    in the logs, and listed in `unreadable_images.json`. Resuming gives the same weights, bit for bit.
+    own share in the data loader's workers; images that do not decode and captions that are blank are left out
+    (`collator`), counted over all ranks in the logs, and listed in `left_out.json`. Resuming gives the same weights,
+    bit for bit.
 
     Raises:
         ValueError: a branch that no slot would train, a slot without captions, weights in half precision, a tokenizer
@@ -176,6 +177,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
                 captions_per_image=args.captions_per_image,
                 sentences_per_caption=args.sentences_per_caption,
                 seed=args.seed,
+                takes_empty=args.world_size > 1,
             ),
             compute_metrics=kwargs.pop("compute_metrics", self.recall_by_slot),
             **kwargs,
@@ -210,10 +212,10 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     def _add_own_callbacks(self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments) -> None:
         choose = model.config.matching != "aligned" or FREE in self.branch_of_slot
         self.loss_log = LossLog(model.config.perspectives if choose else [], self.slots)
-        self.unreadable = UnreadableImages(Path(args.output_dir))
+        self.left_out = LeftOutRows(Path(args.output_dir))
         self.moving_average = None if args.ema_decay is None else MovingAverage(model, args.ema_decay)
         self.stream_place = StreamPlace()
-        for callback in (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.unreadable):
+        for callback in (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.left_out):
             self.add_callback(callback)
         if self.moving_average is not None:
             self.add_callback(self.moving_average)
@@ -255,7 +257,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return model(**{name: value for name, value in inputs.items() if name not in ABOUT_ROWS})
 
     def _loss_of(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any], is_training: bool) -> Tensor:
-        mask, ids, readable = inputs["caption_mask"], inputs["caption_ids"], _readable(inputs)
+        mask, ids, readable = inputs["caption_mask"], inputs["caption_ids"], inputs["image_mask"]
         branches, texts, all_masks, all_ids, *routing = map(gather_rows, (*rows[:2], mask, ids, *rows[2:]))
         everyone = CaptionBatch(branches, texts, all_masks, all_ids, *routing)
         everyone.image_mask = gather_rows(readable)
@@ -273,7 +275,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if is_training:
             checks.require_finite_loss(loss.total, inputs["image_ids"], step=self.state.global_step)
             self.loss_log.note(loss, mask)
-        self.unreadable.note(inputs["unreadable"])
+        self.left_out.note(inputs["left_out"])
         return loss.total
 
     def training_step(
@@ -286,7 +288,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
-        captions = {name: inputs[name] for name in ("caption_mask", "caption_ids", "image_ids", "unreadable")}
+        read = ("caption_mask", "caption_ids", "image_ids", "image_mask", "left_out")
+        captions = {name: inputs[name] for name in read}
 
         def embed(piece: dict[str, Any]) -> Embeddings:
             with self.compute_loss_context_manager():
@@ -321,7 +324,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self._encode(model, inputs)
             loss = self._held_out_loss(*_embeddings(output), inputs)
-        self.unreadable.note(inputs["unreadable"])
+        self.left_out.note(inputs["left_out"])
         if prediction_loss_only:
             return loss, None, None
         texts = output.text_embeds
@@ -337,7 +340,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         A last batch is filled up with rows that have been seen, so that all ranks have equally many: these are neither
         queries nor candidates. None if no caption is left, so that the batch is left out of the mean.
         """
-        counts = gather_rows(_readable(inputs))
+        counts = gather_rows(inputs["image_mask"])
         progress = self.accelerator.gradient_state
         if progress.end_of_dataloader and progress.remainder > 0:
             counts[progress.remainder :] = False
@@ -390,7 +393,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         averaged = nullcontext() if average is None or not average.average else average.in_place()
         with averaged, torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(*args, **kwargs)
-        self.unreadable.save()
+        self.left_out.save()
         return output
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -431,15 +434,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if "loss" in logs:
             logs |= self.loss_log.take()
             logs["logit_scale"] = self.model.logit_scale.exp().item()
-            logs["unreadable_images"] = self.unreadable.count()
+            logs["left_out"] = self.left_out.count()
             self.loss_log.warn_of_empty_slots()
         super().log(logs, start_time)
-
-
-def _readable(inputs: dict[str, Any]) -> Tensor:
-    """Mark the rows whose image is their own, (N,) bool; the collator fills the place of one that does not decode."""
-    readable = [image_id not in inputs["unreadable"] for image_id in inputs["image_ids"]]
-    return torch.tensor(readable, device=inputs["caption_mask"].device)
 
 
 def _embeddings(output: HolisticCLIPOutput) -> Embeddings:

@@ -107,7 +107,7 @@ def test_ranks_log_what_one_process_would(results: dict[str, list[dict[str, Any]
     expected, found, same = (numbers(run["logs"]) for run in (one, first, second))
     assert len(expected) == STEPS
     assert ("share_of_short" in expected[0]) == (case == "cached")
-    assert [entry["unreadable_images"] for entry in found] == ([1, 2, 3] if case == "broken" else [0, 0, 0])
+    assert [entry["left_out"] for entry in found] == ([1, 2, 3] if case == "broken" else [0, 0, 0])
     assert same == found
     for entry, other in zip(found, expected, strict=True):
         assert entry == pytest.approx(other, abs=2e-4)
@@ -137,9 +137,9 @@ def test_held_out_loss_is_that_of_one_process(results: dict[str, list[dict[str, 
 
 
 def test_unreadable_images_of_all_ranks_are_listed(results: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    listed = json.loads((folder / "broken_2" / "unreadable_images.json").read_text())
+    listed = json.loads((folder / "broken_2" / "left_out.json").read_text())
     assert listed.keys() == {str(index) for index in BROKEN}
-    assert not (folder / "plain_2" / "unreadable_images.json").exists()
+    assert not (folder / "plain_2" / "left_out.json").exists()
 
 
 def test_a_loss_that_is_no_number_stops_all_ranks(results: dict[str, list[dict[str, Any]]]) -> None:
