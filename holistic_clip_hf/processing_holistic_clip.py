@@ -22,7 +22,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchEncoding, BatchFeature, ProcessorMixin, image_utils, logging
+from transformers import (
+    BatchEncoding,
+    BatchFeature,
+    CLIPTextConfig,
+    PretrainedConfig,
+    ProcessorMixin,
+    image_utils,
+    logging,
+)
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import (
     ChannelDimension,
@@ -31,6 +39,7 @@ from transformers.image_utils import (
     load_image,
     make_flat_list_of_images,
 )
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 try:
     import ftfy
@@ -40,6 +49,8 @@ except ImportError:
 logger = logging.get_logger(__name__)
 
 WHITE = (255, 255, 255)  # the page that an image stands on in a browser
+CLIP_POSITIONS = CLIPTextConfig.max_position_embeddings  # 77, which a configuration may leave out
+_OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
 # What an image given by its path or address may be, as in `images/decoding.py`, which does not travel with this file.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # Text is escaped once or twice by what wrote the web page; an end keeps `&amp;amp;amp;…` linear.
@@ -142,7 +153,8 @@ class HolisticCLIPProcessor(ProcessorMixin):
             [ True,  True]])
     """
 
-    text_kwargs = {"padding": True, "truncation": True, "split_special_tokens": True}
+    # A tokenizer may have been made for a decoder, which pads in front; the model refuses that.
+    text_kwargs = {"padding": True, "padding_side": "right", "truncation": True, "split_special_tokens": True}
 
     def __init__(
         self,
@@ -156,6 +168,23 @@ class HolisticCLIPProcessor(ProcessorMixin):
         self.background = [int(channel) for channel in background]
         self.num_truncated = 0
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "HolisticCLIPProcessor":
+        """Load as inherited; a tokenizer that knows no limit takes that of the checkpoint's text tower."""
+        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        processor = found[0] if isinstance(found, tuple) else found
+        if processor.tokenizer.model_max_length > LARGE_INTEGER:
+            given = {name: kwargs[name] for name in _OF_THE_HUB if name in kwargs}
+            config, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **given)
+            if config:  # else a processor alone
+                tower = config.get("text_config") or {}
+                processor.limit_texts(tower.get("max_position_embeddings", CLIP_POSITIONS))
+        return found
+
+    def limit_texts(self, num_positions: int) -> None:
+        """Cut texts at the positions of a text tower, if the tokenizer does not cut them before."""
+        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, num_positions)
 
     def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Turn images into `pixel_values` (N, 3, height, width), texts into `input_ids` and `attention_mask` (T, L).

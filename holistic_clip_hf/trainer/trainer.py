@@ -161,6 +161,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     ) -> None:
         self.slots = args.slots or list(model.config.perspectives)
         self._check_before(model, args, processing_class, kwargs)
+        processing_class.limit_texts(model.text_model.config.max_position_embeddings)
         for name in ("train_dataset", "eval_dataset"):
             kwargs[name] = undecoded(kwargs.get(name))
         if not model.config.fused_weight or model.config.num_branches == 1:
