@@ -308,8 +308,9 @@ class HolisticCLIPConfig(PreTrainedConfig):
             five do not reach.
         diversity_weight, diversity_threshold: Weight and threshold of the penalty on branches that say the same; 1.0
             and 0.7 in the paper's released code.
-        duplicate_captions: Relation of two images with the same caption: `"positive"`, `"ignore"` or
-            `"negative"` (the paper).
+        duplicate_captions: Relation of two images with the same caption: `"positive"` (the target is shared),
+            `"ignore"` (left out) or `"negative"` (the paper). With softmax and matching by name, `"positive"` and
+            `"negative"` are the same loss. They differ in free slots and with sigmoid.
 
     Example:
 

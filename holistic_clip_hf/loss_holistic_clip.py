@@ -4,7 +4,7 @@
 - Pure functions of tensors: no model, no process group, no training step. Gathering happens at the edge.
 - Negatives come only from the *same slot* of other images, as in the paper.
 - The logits themselves, and their gradients: `streaming_holistic_clip`. Which branch: `matching_holistic_clip`.
-- A missing caption is neither query nor candidate; images with the same caption are not each other's negatives.
+- A missing caption is neither query nor candidate. What images with the same caption are to each other is an option.
 
 Axes: N images in the batch, G images after gathering over ranks (G = N without), H branches, M caption slots,
 D projection width.
@@ -437,7 +437,10 @@ class LossOptions:
             most similar branch (`"free"`, in all slots). `"balanced"` frees all slots too, but shares their captions,
             of the whole batch, out evenly between the branches.
         duplicate_captions: Relation of images whose caption in a slot has the same id: `"positive"` (the target is
-            shared between them), `"ignore"` (left out) or `"negative"` (the paper).
+            shared between them), `"ignore"` (left out) or `"negative"` (the paper). With softmax and aligned slots,
+            `"positive"` and `"negative"` are the same loss, to the last digit, if captions of one id have one vector:
+            over such a group, the means of their logits add up to what their own logits add up to. They differ in
+            free slots, where each caption may meet another branch, and with sigmoid.
         fused_weight: Weight of a second contrastive term, the one-to-many loss of the fused score against all
             captions, so that the score used at inference is trained too. Not in the paper. Ignored if H = 1.
         fusion: Fused score that this term trains: `"centroid"` (the branches' mean, made of unit length), `"mean"` or

@@ -22,7 +22,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchEncoding, BatchFeature, ProcessorMixin, image_utils, logging
+from transformers import (
+    BatchEncoding,
+    BatchFeature,
+    CLIPTextConfig,
+    PretrainedConfig,
+    ProcessorMixin,
+    image_utils,
+    logging,
+)
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import (
     ChannelDimension,
@@ -31,6 +39,7 @@ from transformers.image_utils import (
     load_image,
     make_flat_list_of_images,
 )
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 try:
     import ftfy
@@ -40,12 +49,17 @@ except ImportError:
 logger = logging.get_logger(__name__)
 
 WHITE = (255, 255, 255)  # the page that an image stands on in a browser
+CLIP_POSITIONS = CLIPTextConfig.max_position_embeddings  # 77, which a configuration may leave out
+_OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
 # What an image given by its path or address may be, as in `images/decoding.py`, which does not travel with this file.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # Text is escaped once or twice by what wrote the web page; an end keeps `&amp;amp;amp;…` linear.
 _MOST_ESCAPES = 16
 # Printable ASCII and line breaks are what ftfy never changes; an entity it resolves as often as it is escaped.
 _MAY_CHANGE = re.compile(r"[^\t\n\r -~]|&#?[0-9A-Za-z]{1,24};")
+_LETTER = re.compile(r"[0-9A-Za-z]")
+_MAY_VANISH = re.compile(r"[&\x1b]")  # letters of an entity or of a terminal's escape sequence
+_UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # categories: controls, formats (no width), spaces, line and paragraph ends
 _TERMINAL_ESCAPE = re.compile(r"\x1b\[[\d;]*[a-zA-Z]")
 # The character tables of ftfy: https://github.com/rspeer/python-ftfy/blob/main/ftfy/chardata.py
 _WIDE_OR_LIGATURE = [*"ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌ", *map(chr, range(0xFB00, 0xFB07)), "\u3000", *map(chr, range(0xFF01, 0xFFEF))]
@@ -88,6 +102,18 @@ def clean_caption(text: str) -> str:
     return " ".join(html.unescape(html.unescape(text)).split())
 
 
+def is_blank(text: str) -> bool:
+    """Tell whether a text says nothing once it is cleaned: it is empty, or all spaces, controls and characters without
+    width.
+
+    >>> is_blank(" &nbsp; "), is_blank("\\u200b"), is_blank("?")
+    (True, True, False)
+    """
+    if _LETTER.search(text) and not _MAY_VANISH.search(text):
+        return False  # nearly all captions, of which none need be cleaned to know
+    return all(unicodedata.category(character) in _UNSEEN for character in clean_caption(text))
+
+
 def _is_escaped_without_end(text: str) -> bool:
     """Tell whether entities stand in entities more than `_MOST_ESCAPES` deep; ftfy would go over the text for each."""
     text = _TERMINAL_ESCAPE.sub("", text).translate(_REPLACED)
@@ -127,7 +153,8 @@ class HolisticCLIPProcessor(ProcessorMixin):
             [ True,  True]])
     """
 
-    text_kwargs = {"padding": True, "truncation": True, "split_special_tokens": True}
+    # A tokenizer may have been made for a decoder, which pads in front; the model refuses that.
+    text_kwargs = {"padding": True, "padding_side": "right", "truncation": True, "split_special_tokens": True}
 
     def __init__(
         self,
@@ -141,6 +168,23 @@ class HolisticCLIPProcessor(ProcessorMixin):
         self.background = [int(channel) for channel in background]
         self.num_truncated = 0
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "HolisticCLIPProcessor":
+        """Load as inherited; a tokenizer that knows no limit takes that of the checkpoint's text tower."""
+        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        processor = found[0] if isinstance(found, tuple) else found
+        if processor.tokenizer.model_max_length > LARGE_INTEGER:
+            given = {name: kwargs[name] for name in _OF_THE_HUB if name in kwargs}
+            config, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **given)
+            if config:  # else a processor alone
+                tower = config.get("text_config") or {}
+                processor.limit_texts(tower.get("max_position_embeddings", CLIP_POSITIONS))
+        return found
+
+    def limit_texts(self, num_positions: int) -> None:
+        """Cut texts at the positions of a text tower, if the tokenizer does not cut them before."""
+        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, num_positions)
 
     def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Turn images into `pixel_values` (N, 3, height, width), texts into `input_ids` and `attention_mask` (T, L).
@@ -290,7 +334,7 @@ def _checked_texts(text: Any) -> str | list[str]:
             "use `nested_captions`."
         )
     cleaned = [clean_caption(one) for one in texts]
-    empty = [position for position, one in enumerate(cleaned) if not one]
+    empty = [position for position, one in enumerate(cleaned) if is_blank(one)]
     if empty or not cleaned:
         raise ValueError(f"`text` is empty{f' at {empty}' if empty else ''}. Leave empty texts out.")
     return cleaned[0] if isinstance(text, str) else cleaned
@@ -311,7 +355,7 @@ def _checked_captions(captions: Any) -> dict[tuple[int, int], str]:
         for slot, text in enumerate(row)
         if text is not None
     }
-    empty = [place for place, text in present.items() if not text]
+    empty = [place for place, text in present.items() if is_blank(text)]
     if empty or not present:
         what = f"Captions are empty at (image, slot) {reprlib.repr(empty)}" if empty else "No image has a caption"
         raise ValueError(f"{what}. Put None where a caption is missing, and at least one caption in all.")
@@ -346,4 +390,4 @@ def _lowered(texts: str | list[str]) -> str | list[str]:
     return _lowered([texts])[0]
 
 
-__all__ = ["HolisticCLIPProcessor", "caption_id", "clean_caption", "on_background"]
+__all__ = ["HolisticCLIPProcessor", "caption_id", "clean_caption", "is_blank", "on_background"]

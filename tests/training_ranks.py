@@ -91,6 +91,10 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
         eval_dataset=corpus.select(range(9)),
     )
     trainer.add_callback(Watch())
+    if job.get("eval_rows"):
+        measured = {rows: trainer.evaluate(corpus.select(range(rows))) for rows in job["eval_rows"]}
+        torch.save(measured, folder / f"{name}-{rank}.pt")
+        return
     trainer.train(resume_from_checkpoint=job.get("resume"))
     left = {"weights": trainer.model.state_dict(), "logs": trainer.state.log_history, "syncs": syncs, "images": images}
     if job.get("evaluate"):

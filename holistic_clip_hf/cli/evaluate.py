@@ -388,6 +388,7 @@ class Evaluation:
             classes,
             provenance=self._provenance(name),
             templates=templates.name,
+            num_unusable=self._test_images.num_unusable,
         )
 
     def probes(self) -> "list[Record]":
@@ -441,10 +442,10 @@ class Evaluation:
         from ..evaluation.probes import LabelledImages
 
         labels = checked_labels(images.dataset, images.class_names)
-        branches = encode_images(
+        encoded = encode_images(
             self.model, self.processor, images.dataset, batch_size=self.options.batch_size, progress=True
         )
-        return LabelledImages(branches, labels)
+        return LabelledImages.of(encoded, labels)
 
     def _split_of_corpus(self, split: str) -> tuple[str, "Dataset"]:
         from ..corpus.build import find_corpus, open_split

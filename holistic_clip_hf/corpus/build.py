@@ -90,7 +90,7 @@ def count_perspectives(dataset: Dataset) -> dict[str, int]:
     """Return the number of captions of each perspective, most frequent first; images are not read."""
     counts: Counter[str] = Counter()
     for table in dataset.select_columns("captions").with_format("arrow").iter(batch_size=10_000):
-        perspectives = table["captions"].combine_chunks().flatten().field("perspective")
+        perspectives = table["captions"].combine_chunks().flatten().field("perspective").drop_null()
         counts.update({pair["values"]: pair["counts"] for pair in pc.value_counts(perspectives).to_pylist()})
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 

@@ -44,6 +44,7 @@ from PIL import Image
 from ..corpus.build import corpus_features, count_perspectives, validate_row
 from ..images.decoding import open_image
 from ..images.files import allow_folder
+from ..images.left_out import LeftOutLog, row_names, usable_captions
 from .segmentation import IGNORED
 
 CAPTIONS_OF_KARPATHY = 5
@@ -226,11 +227,13 @@ def _classes_of(kind: str, split: Dataset) -> Sequence[str | None]:
             f"strings ({', '.join(columns)})."
         )
     found: list[str | None] = []
-    for row, captions in enumerate(split["captions"]):
-        texts = {caption["text"] for caption in captions if caption["perspective"] == kind}
+    faults: dict[str, str] = {}
+    for name, captions in zip(row_names(split), split["captions"], strict=True):
+        texts = {text for perspective, text in usable_captions(name, captions, faults) if perspective == kind}
         if len(texts) > 1:
-            raise ValueError(f"Row {row} has {len(texts)} different captions of {kind!r}; expected one, its class.")
+            raise ValueError(f"{name} has {len(texts)} different captions of {kind!r}; expected one, its class.")
         found.append(texts.pop() if texts else None)
+    LeftOutLog().note(faults)
     return found
 
 

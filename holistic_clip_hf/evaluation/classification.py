@@ -105,9 +105,16 @@ def evaluate_classification(
     """
     labels = checked_labels(dataset, class_names)
     classes = encode_classes(model, processor, class_names, templates, batch_size=batch_size, progress=progress)
-    branches = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
+    images = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
     return measure_classification(
-        model, branches, labels, classes, provenance=provenance, templates=templates.name, ks=ks
+        model,
+        images.branch_embeds,
+        labels[images.rows],
+        classes,
+        provenance=provenance,
+        templates=templates.name,
+        num_unusable=len(images.left_out),
+        ks=ks,
     )
 
 
@@ -119,11 +126,15 @@ def measure_classification(
     *,
     provenance: Provenance,
     templates: str,
+    num_unusable: int = 0,
     ks: Sequence[int] = ACCURACY_KS,
 ) -> list[Record]:
-    """Return the same of images (N, H, D) and classes (C, D) that are encoded already; `labels` (N,)."""
+    """Return the same of images (N, H, D) and classes (C, D) that are encoded already; `labels` (N,).
+
+    `num_unusable` counts the rows that were left out, as their image cannot be used.
+    """
     pairs = torch.stack([torch.arange(len(labels)), labels], dim=1)
-    recorder, records = Recorder(provenance, TASK), []
+    recorder, records = Recorder(provenance, TASK, num_unusable), []
     for told, vectors in vectors_by_name(model, branch_embeds, class_embeds):
         ranks = retrieval_ranks(vectors.images, vectors.texts, pairs, score=vectors.score)
         details = {**told, "templates": templates}

@@ -118,6 +118,12 @@ class Record(Provenance):
 class Recorder:
     """Maker of the records of one task, all with the origin of one run.
 
+    Args:
+        provenance: Origin of the records.
+        task: Name of the task.
+        num_unusable: Number of images and captions of the data set that were left out, as they cannot be used. Each
+            record counts them, if there are any.
+
     >>> provenance = capture_provenance(model="tiny", dataset="squares", split="test", seed=0)
     >>> Recorder(provenance, "retrieval").record("recall", 0.5, {"k": 5}, {"n_queries": 8}).label
     'recall@5'
@@ -125,6 +131,7 @@ class Recorder:
 
     provenance: Provenance
     task: str
+    num_unusable: int = 0
 
     def record(
         self,
@@ -143,7 +150,7 @@ class Recorder:
             value=value,
             task=self.task,
             details=details,
-            counts=counts,
+            counts={**counts, "n_unusable": self.num_unusable} if self.num_unusable else counts,
             chance=chance,
             confidence_interval=confidence_interval,
         )

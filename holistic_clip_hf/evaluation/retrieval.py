@@ -7,8 +7,8 @@ per image), or all captions of an image at once, fused or by name.
 Axes: N images, T texts, H branches, D projection width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from ..images.left_out import LeftOutLog, row_names, usable_captions
 from ..processing_holistic_clip import clean_caption
 from .encoding import (
     DualEncoder,
@@ -101,31 +102,40 @@ PROTOCOLS: dict[str, Callable[[Captions], list[TextSet]]] = {
 }
 
 
-def captions_by_perspective(dataset: Dataset, perspectives: Sequence[str]) -> dict[str, list[list[str]]]:
+def captions_by_perspective(
+    dataset: Dataset, perspectives: Sequence[str], log: LeftOutLog | None = None
+) -> dict[str, list[list[str]]]:
     """Collect for each perspective the texts of N images, cleaned as the processor does; an empty list for an image
     without.
+
+    Args:
+        dataset: Corpus of N rows.
+        perspectives: Names of those to collect.
+        log: Log of the captions that are left out, which are blank or not strings. Default: one of its own.
+
+    Raises:
+        ValueError: no perspective, or one without any caption.
     """
     if not perspectives:
         raise ValueError("`perspectives` is empty. Name at least one perspective of the corpus.")
-    rows = list(dataset["captions"])
-    found: dict[str, list[list[str]]] = {perspective: [[] for _ in rows] for perspective in perspectives}
-    for index, row in enumerate(rows):
-        for caption in row:
-            if caption["perspective"] in found:
-                text = clean_caption(caption["text"])
-                if not text:
-                    raise ValueError(
-                        f"Row {index}: the caption of {caption['perspective']} is empty once cleaned; it was "
-                        f"{caption['text']!r}. Leave a missing caption out of the list."
-                    )
-                found[caption["perspective"]][index].append(text)
-    absent = [perspective for perspective, texts in found.items() if not any(texts)]
-    if absent:
-        present = sorted({caption["perspective"] for row in rows for caption in row})
-        raise ValueError(
-            f"No image here has a caption of {', '.join(absent)}. It has {', '.join(present) or 'no captions'}."
-        )
+    names, faults, present = row_names(dataset), dict[str, str](), set[str]()
+    found: dict[str, list[list[str]]] = {perspective: [[] for _ in names] for perspective in perspectives}
+    for index, captions in enumerate(dataset["captions"]):
+        for perspective, text in usable_captions(names[index], captions, faults):
+            present.add(perspective)
+            if perspective in found:
+                found[perspective][index].append(clean_caption(text))
+    (LeftOutLog() if log is None else log).note(faults)
+    _require_captions(found, present)
     return found
+
+
+def _require_captions(captions: Captions, present: Iterable[str]) -> None:
+    if absent := [perspective for perspective, texts in captions.items() if not any(texts)]:
+        raise ValueError(
+            f"No image here has a caption of {', '.join(absent)}. "
+            f"It has {', '.join(sorted(present)) or 'no captions'}."
+        )
 
 
 CAPTION_SETS = "caption_sets"  # of `protocol`
@@ -203,11 +213,13 @@ class EmbeddedCorpus:
         branch_embeds: (N, H, D), unit length.
         captions: Texts of the N images by perspective. Of texts with the same tokens, the first stands for all.
         text_embeds: (D,) of each text, unit length.
+        left_out: Reasons by name of the images and captions of the corpus that cannot be used, and are not here.
     """
 
     branch_embeds: Tensor
     captions: Captions
     text_embeds: Mapping[str, Tensor]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def embeds_of(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of texts, (T, D)."""
@@ -231,19 +243,26 @@ def embed_corpus(
 ) -> EmbeddedCorpus:
     """Encode the images of a corpus and its captions of these perspectives; `batch_size` changes speed, not results.
 
-    Without images (a router is fitted to captions alone) there are no rows in `branch_embeds`. Raises `ValueError`
-    where the corpus has no caption of a perspective.
+    Images that do not decode are left out with their captions, and captions that are blank or not strings. Each is
+    named in a warning. Without images (a router is fitted to captions alone) there are no rows in `branch_embeds`.
+    Raises `ValueError` where the corpus has no caption of a perspective.
     """
-    captions = captions_by_perspective(dataset, perspectives)
+    log = LeftOutLog()
+    captions: Captions = captions_by_perspective(dataset, perspectives, log)
     images = torch.empty(0, len(model.config.perspectives), model.config.projection_dim)
+    left_out = dict(log.reasons)
     if with_images:
-        images = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
+        encoded = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
+        images, rows = encoded.branch_embeds, encoded.rows.tolist()
+        captions = {perspective: [owned[row] for row in rows] for perspective, owned in captions.items()}
+        _require_captions(captions, [name for name, owned in captions.items() if any(owned)])
+        left_out |= encoded.left_out
     texts = list(dict.fromkeys(text for owned in captions.values() for each in owned for text in each))
     first = first_read_alike(processor, texts, batch_size=batch_size)
     captions = {name: [[first[text] for text in each] for each in owned] for name, owned in captions.items()}
     texts = list(dict.fromkeys(first.values()))
-    encoded = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
-    return EmbeddedCorpus(images, captions, dict(zip(texts, encoded, strict=True)))
+    vectors = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
+    return EmbeddedCorpus(images, captions, dict(zip(texts, vectors, strict=True)), left_out)
 
 
 def evaluate_retrieval(
@@ -289,7 +308,7 @@ def measure_retrieval(
     if unknown := [protocol for protocol in protocols if protocol not in RETRIEVAL_PROTOCOLS]:
         raise ValueError(f"`protocols` has {unknown}; expected some of {', '.join(RETRIEVAL_PROTOCOLS)}.")
     corpus.require_images()
-    recorder, records = Recorder(provenance, TASK), []
+    recorder, records = Recorder(provenance, TASK, len(corpus.left_out)), []
     for protocol in protocols:
         asked = _asked_at_once if protocol == CAPTION_SETS else partial(_asked_one_by_one, protocol)
         for details, ranks in asked(model, corpus, with_branches):

@@ -149,6 +149,9 @@ def _encode(image: Image.Image, file_format: str) -> tuple[bytes, str]:
     return file.getvalue(), "png"
 
 
+_ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>")
+
+
 class UnreadableImageError(ValueError):
     """An image that does not decode; its text is the reason."""
 
@@ -179,16 +182,20 @@ def decode_image(image: Any, roots: Sequence[str | Path] = ()) -> Image.Image:
         if isinstance(image, bytes):
             decoded = upright(decoded)  # as `datasets` does
     except Exception as error:  # decoders raise whatever a damaged file leads them to
-        raise UnreadableImageError(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
+        # Where the bytes lay in memory is another place in every run.
+        reason = _ADDRESS.sub("", f"{type(error).__name__}: {error}")
+        raise UnreadableImageError(reason.replace("\n", " ")) from error
     if isinstance(decoded, Image.Image) and 0 in decoded.size:
         raise UnreadableImageError(f"{decoded.width} x {decoded.height} pixels")
+    if not isinstance(decoded, Image.Image) and not hasattr(decoded, "shape"):  # an array, of whatever library
+        raise UnreadableImageError(f"it is {type(decoded).__name__}, not an image")
     return decoded
 
 
 def _read(image: Mapping[str, Any], roots: Sequence[str | Path]) -> bytes:
-    if image["bytes"] is not None:
+    if image.get("bytes") is not None:
         return image["bytes"]
-    if image["path"] is None:
+    if image.get("path") is None:
         raise UnreadableImageError("the row has neither bytes nor a path")
     try:
         return read_named(image["path"], roots)
@@ -200,7 +207,6 @@ def _read(image: Mapping[str, Any], roots: Sequence[str | Path]) -> bytes:
         raise
 
 
-_ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>")
 MOST_ELONGATED = 100  # longer side by shorter; resizing the shorter side blows the longer one up
 
 
@@ -210,11 +216,7 @@ def decode(contents: bytes) -> Image.Image:
     Raises:
         UnreadableImageError: as `decode_image`; an image too elongated to be resized.
     """
-    try:
-        image = decode_image({"bytes": contents, "path": None})
-    except UnreadableImageError as error:
-        # Where the bytes lay in memory is another place in every run.
-        raise UnreadableImageError(_ADDRESS.sub("", str(error))) from error
+    image = decode_image({"bytes": contents, "path": None})
     longer, shorter = max(image.size), min(image.size)
     if longer > MOST_ELONGATED * shorter:
         raise UnreadableImageError(

@@ -1,6 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Callbacks of training: temperature, epoch, moving average, logs, branches that stay alike, unreadable images and
-streams.
+"""Callbacks of training: temperature, epoch, moving average, logs, branches that stay alike, what is left out, streams.
 
 Ranks log what one process with the whole batch would.
 
@@ -26,6 +25,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..images.left_out import LeftOutLog, warn_of_all
 from ..loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, branch_shares
 from ..storage import write_json
 from .collator import HolisticCLIPCollator
@@ -34,13 +34,13 @@ from .streams import EndlessRows, Place
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE_NAME = "unreadable_images.json"
-MOST_WARNINGS = 20
+LEFT_OUT_NAME = "left_out.json"
+EARLIER_NAME = "unreadable_images.json"  # of 0.1.0, where only images were left out
 MOST_ALIKE = 0.95  # mean cosine between branches, from which they say the same
 
 
-class UnreadableImages(TrainerCallback):
-    """Unreadable images that trainer and evaluation met: the reason of each, by its id.
+class LeftOutRows(TrainerCallback):
+    """Images and captions that training and evaluation leave out: the reason of each, by its name.
 
     The list is written at every save and at the end, for all ranks by the first, and goes on where a run is resumed.
 
@@ -49,45 +49,47 @@ class UnreadableImages(TrainerCallback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / UNREADABLE_NAME
+        self.path = folder / LEFT_OUT_NAME
         self.reasons: dict[str, str] = {}
         self.unshared: dict[str, str] = {}  # what other ranks do not know yet
-        self.num_named = 0
+        self.where = f" {self.path} lists them."
+        self.log = LeftOutLog(self.where)
 
     def note(self, found: Mapping[str, str]) -> None:
         """Take up what this rank met; the first of them are named in a warning each."""
-        for image_id, reason in found.items():
-            if image_id in self.unshared or image_id in self.reasons:
-                continue
-            self.unshared[image_id] = reason
-            if self.num_named < MOST_WARNINGS:
-                self.num_named += 1
-                more = f" More are only counted; {self.path} lists all." if self.num_named == MOST_WARNINGS else ""
-                logger.warning("Image %s is left out: %s.%s", image_id, reason.rstrip("."), more)
+        new = {name: reason for name, reason in found.items() if name not in self.reasons}
+        self.unshared |= new
+        self.log.note(new)
 
     def count(self) -> int:
-        """Count the distinct unreadable images on any rank. Collective: call it on every rank."""
+        """Count what is left out on any rank, each once. Collective: call it on every rank."""
         for theirs in gather_objects(self.unshared):
             self.reasons |= theirs
         self.unshared = {}
         return len(self.reasons)
 
     def save(self) -> None:
-        """Write the list; to be called on all ranks. Where all images are readable, nothing is written."""
+        """Write the list; to be called on all ranks. Where nothing is left out, nothing is written."""
         if (self.count() or self.path.is_file()) and rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, dict(sorted(self.reasons.items())), indent=1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up what the interrupted run met, if this one resumes it."""
-        if state.global_step > 0 and self.path.is_file():
-            self.reasons |= json.loads(self.path.read_text(encoding="utf-8"))
+        if state.global_step == 0:
+            return
+        for path in (self.path.with_name(EARLIER_NAME), self.path):
+            if path.is_file():
+                self.reasons |= json.loads(path.read_text(encoding="utf-8"))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.save()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the list, and say how long it is."""
         self.save()
+        if rank() == 0:
+            warn_of_all(len(self.reasons), self.where)
 
 
 PLACE_NAME = "stream-{}.json"

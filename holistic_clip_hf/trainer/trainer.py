@@ -33,11 +33,11 @@ from .arguments import HolisticCLIPTrainingArguments
 from .callbacks import (
     BranchSimilarity,
     ClampLogitScale,
+    LeftOutRows,
     LossLog,
     MovingAverage,
     StreamPlace,
     TellEpoch,
-    UnreadableImages,
     last_whole_checkpoint,
     with_one_line,
 )
@@ -124,7 +124,7 @@ class ResultToHub:
 
 
 # Entries of a batch that are for the trainer and not for the model.
-ABOUT_ROWS = ("image_ids", "unreadable", "place")
+ABOUT_ROWS = ("image_ids", "image_mask", "left_out", "place")
 
 
 class HolisticCLIPTrainer(ResultToHub, Trainer):
@@ -141,8 +141,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         augmentation: random changes to training images.
 
     Datasets are those of `datasets`, with random access or streams; a stream needs `max_steps`. Each rank decodes its
-    own share in the data loader's workers; images that do not decode are left out (`collator`), counted over all ranks
-    in the logs, and listed in `unreadable_images.json`. Resuming gives the same weights, bit for bit.
+    own share in the data loader's workers; images that do not decode and captions that are blank are left out
+    (`collator`), counted over all ranks in the logs, and listed in `left_out.json`. Resuming gives the same weights,
+    bit for bit.
 
     Raises:
         ValueError: a branch that no slot would train, a slot without captions, weights in half precision, a tokenizer
@@ -164,6 +165,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     ) -> None:
         self.slots = args.slots or list(model.config.perspectives)
         self._check_before(model, args, processing_class, kwargs)
+        processing_class.limit_texts(model.text_model.config.max_position_embeddings)
         for name in ("train_dataset", "eval_dataset"):
             kwargs[name] = undecoded(kwargs.get(name))
         if not model.config.fused_weight or model.config.num_branches == 1:
@@ -180,6 +182,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
                 captions_per_image=args.captions_per_image,
                 sentences_per_caption=args.sentences_per_caption,
                 seed=args.seed,
+                takes_empty=args.world_size > 1,
             ),
             compute_metrics=kwargs.pop("compute_metrics", self.recall_by_slot),
             **kwargs,
@@ -214,11 +217,11 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     def _add_own_callbacks(self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments) -> None:
         choose = model.config.matching != "aligned" or FREE in self.branch_of_slot
         self.loss_log = LossLog(model.config.perspectives if choose else [], self.slots)
-        self.unreadable = UnreadableImages(Path(args.output_dir))
+        self.left_out = LeftOutRows(Path(args.output_dir))
         self.moving_average = None if args.ema_decay is None else MovingAverage(model, args.ema_decay)
         self.stream_place = StreamPlace()
         self.similarity = BranchSimilarity()
-        own = (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.unreadable, self.similarity)
+        own = (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.left_out, self.similarity)
         for callback in own:
             self.add_callback(callback)
         if self.moving_average is not None:
@@ -263,7 +266,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return model(**{name: value for name, value in inputs.items() if name not in ABOUT_ROWS})
 
     def _loss_of(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any], is_training: bool) -> Tensor:
-        mask, ids, readable = inputs["caption_mask"], inputs["caption_ids"], _readable(inputs)
+        mask, ids, readable = inputs["caption_mask"], inputs["caption_ids"], inputs["image_mask"]
         branches, texts, all_masks, all_ids, *routing = map(gather_rows, (*rows[:2], mask, ids, *rows[2:]))
         everyone = CaptionBatch(branches, texts, all_masks, all_ids, *routing)
         everyone.image_mask = gather_rows(readable)
@@ -281,7 +284,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if is_training:
             checks.require_finite_loss(loss.total, inputs["image_ids"], step=self.state.global_step)
             self.loss_log.note(loss, mask)
-        self.unreadable.note(inputs["unreadable"])
+        self.left_out.note(inputs["left_out"])
         return loss.total
 
     def training_step(
@@ -294,7 +297,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
-        captions = {name: inputs[name] for name in ("caption_mask", "caption_ids", "image_ids", "unreadable")}
+        read = ("caption_mask", "caption_ids", "image_ids", "image_mask", "left_out")
+        captions = {name: inputs[name] for name in read}
 
         def embed(piece: dict[str, Any]) -> Embeddings:
             with self.compute_loss_context_manager():
@@ -329,7 +333,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self._encode(model, inputs)
             loss = self._held_out_loss(*_embeddings(output), inputs)
-        self.unreadable.note(inputs["unreadable"])
+        self.left_out.note(inputs["left_out"])
         if prediction_loss_only:
             return loss, None, None
         texts = output.text_embeds
@@ -345,7 +349,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         A last batch is filled up with rows that have been seen, so that all ranks have equally many: these are neither
         queries nor candidates. None if no caption is left, so that the batch is left out of the mean.
         """
-        counts = gather_rows(_readable(inputs))
+        counts = gather_rows(inputs["image_mask"])
         progress = self.accelerator.gradient_state
         if progress.end_of_dataloader and progress.remainder > 0:
             counts[progress.remainder :] = False
@@ -401,7 +405,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.update({f"{prefix}_{name}": value for name, value in self.similarity.take().items()})
-        self.unreadable.save()
+        self.left_out.save()
         return output
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -442,15 +446,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if "loss" in logs:
             logs |= self.loss_log.take()
             logs["logit_scale"] = self.model.logit_scale.exp().item()
-            logs["unreadable_images"] = self.unreadable.count()
+            logs["left_out"] = self.left_out.count()
             self.loss_log.warn_of_empty_slots()
         super().log(logs, start_time)
-
-
-def _readable(inputs: dict[str, Any]) -> Tensor:
-    """Mark the rows whose image is their own, (N,) bool; the collator fills the place of one that does not decode."""
-    readable = [image_id not in inputs["unreadable"] for image_id in inputs["image_ids"]]
-    return torch.tensor(readable, device=inputs["caption_mask"].device)
 
 
 def _embeddings(output: HolisticCLIPOutput) -> Embeddings:

@@ -189,7 +189,8 @@ def draw_results(
 
     Each text is answered by the fused vector and, where there is one, by the branch of its own perspective.
     """
-    picker, branches = random.Random(seed), encode_images(model, processor, dataset, batch_size=batch_size)
+    picker, encoded = random.Random(seed), encode_images(model, processor, dataset, batch_size=batch_size)
+    branches, dataset = encoded.branch_embeds, dataset.select(encoded.rows.tolist())
     by_branch = dict(zip(model.config.perspectives, branches.unbind(dim=1), strict=True))
     rows = []
     for perspective, captions in captions_by_perspective(dataset, perspectives).items():
