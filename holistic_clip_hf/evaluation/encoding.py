@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..images.decoding import UnreadableImageError, decode_image
+from ..images.decoding import UnreadableImageError, decode_image, read_image
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import BranchFusion, HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
@@ -102,9 +102,10 @@ def encode_images(
     with evaluation_mode(model):
         for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
             batch = [
-                decode_row(image, row) for row, image in enumerate(images[start : start + batch_size]["image"], start)
+                pixels_of_row(processor, image, row)
+                for row, image in enumerate(images[start : start + batch_size]["image"], start)
             ]
-            pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
+            pixel_values = torch.cat(batch)
             output = model.get_image_features(pixel_values=pixel_values.to(model.device))
             branches.append(output.branch_embeds.float().cpu())
     if not branches:
@@ -154,16 +155,32 @@ def first_read_alike(processor: Processor, texts: Sequence[str], *, batch_size: 
     return found
 
 
-def decode_row(image: Any, row: int) -> Image.Image:
-    """Return the image of a row that is evaluated.
+def pixels_of_row(processor: Processor, image: Any, row: int) -> Tensor:
+    """Return what the model reads of the image of a row that is evaluated: (1, 3, height, width).
+
+    Rows are processed one by one, so that a batch of large photos is never held in full size.
+
+    Raises:
+        ValueError: it does not decode, or the processor refuses it.
+    """
+    picture = decode_row(image, row)
+    try:
+        return processor(images=[picture], return_tensors="pt")["pixel_values"]
+    except ValueError as error:
+        raise ValueError(f"Row {row}: {error}") from error
+
+
+def decode_row(image: Any, row: int, *, is_mask: bool = False) -> Image.Image:
+    """Return the image of a row that is evaluated, or the mask, whose values are kept.
 
     Raises:
         ValueError: it does not decode.
     """
     try:
-        return decode_image(image)
+        return decode_image(image) if is_mask else read_image(image)
     except UnreadableImageError as error:
-        raise ValueError(f"Row {row}: {error}. Repair the image, or leave the row out before evaluating.") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(f"Row {row}: {reason}. Repair the image, or leave the row out before evaluating.") from error
 
 
 def _require_finite(embeds: Tensor, what: str) -> None:

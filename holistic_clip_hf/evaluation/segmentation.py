@@ -116,7 +116,7 @@ def evaluate_segmentation(
         rows = undecoded(undecoded(dataset), "mask")
         for index, row in enumerate(tqdm(rows, desc="masks", disable=not progress)):
             image = decode_row(row["image"], index)
-            mask = _read_mask(decode_row(row["mask"], index), image.size, len(names), index)
+            mask = _read_mask(decode_row(row["mask"], index, is_mask=True), image.size, len(names), index)
             scores = score_pixels(model, processor, image, classes.embeds, windows, readout)
             if not scores.isfinite().all():
                 raise ValueError(f"Row {index}: the model's scores are not finite. Check its weights.")

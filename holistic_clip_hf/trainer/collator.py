@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images.decoding import UnreadableImageError, decode_image
-from ..processing_holistic_clip import HolisticCLIPProcessor
+from ..images.decoding import UnreadableImageError, read_image
+from ..processing_holistic_clip import HolisticCLIPProcessor, on_background
 from ..words import split_sentences
 from .streams import PLACE
 
@@ -45,7 +45,8 @@ class Augmentation:
             raise ValueError(f"`scale` must rise within (0, 1], `ratio` above 0; got {self.scale} and {self.ratio}.")
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        """Return the window that `generator` draws."""
+        """Return the window that `generator` draws, in RGB: palettes and single bits cannot be interpolated."""
+        image = on_background(image)
         area, stretch, left, top = torch.rand(4, generator=generator).tolist()
         pixels = image.width * image.height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
         aspect = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** stretch
@@ -171,10 +172,14 @@ class HolisticCLIPCollator:
         """Return the image, augmented, and a text or `None` for each slot, or why the image does not decode."""
         generator = self._generator(row)
         try:
-            image = decode_image(row["image"])
+            image = read_image(row["image"])
         except UnreadableImageError as error:
             return str(error)
-        image = image if self.augmentation is None else self.augmentation(image, generator)
+        # Made small at once, so that a batch of large photos is never held in full size.
+        if self.augmentation is None:
+            image = self.processor.resized(image)
+        else:
+            image = self.augmentation(self.processor.to_rgb(image), generator)
         return image, self._draw_captions(row, generator)
 
     def _no_captions(self, num_images: int) -> dict[str, Tensor]:
