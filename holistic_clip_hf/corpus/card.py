@@ -183,8 +183,8 @@ def _images(limits: Mapping[str, int]) -> str:
     return (
         f"Every image was decoded. Sides have {limits['min_side']:,} to {limits['max_side']:,} pixels, at most "
         f"{limits['max_pixels']:,} in all{shape}. Files are as they came, transparency included, except that "
-        "photographs were turned upright as their camera noted, of animations only the first picture is there, and colours of "
-        "print (CMYK) became RGB."
+        "photographs were turned upright as their camera noted, of animations only the first picture is there, and "
+        "colours of print (CMYK) became RGB."
     )
 
 
