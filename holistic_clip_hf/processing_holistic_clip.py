@@ -491,7 +491,7 @@ def _opened(source: str | bytes) -> Any:
         raise ValueError(f"{told} is larger than {MAX_BYTES:,} bytes. Make the image smaller, or leave it out.")
     try:
         image = pillow.open(io.BytesIO(content), formats=formats)
-    except (OSError, pillow.DecompressionBombError) as error:
+    except Exception as error:  # parsers raise whatever a damaged file leads them to
         raise ValueError(
             f"{told} is not an image; expected the path, the address, the base64 or the bytes of one of "
             f"{', '.join(formats)}. Correct it, or convert the image."
@@ -499,7 +499,7 @@ def _opened(source: str | bytes) -> Any:
     require_shape(image.size)  # before its pixels are decoded
     try:
         image.load()
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
+    except Exception as error:  # as above
         raise ValueError(f"{told} does not decode ({type(error).__name__}: {error}). Leave it out.") from error
     return image
 

@@ -388,3 +388,14 @@ def test_turning_twice_is_turning_once(processor: HolisticCLIPProcessor) -> None
         assert once.size == (HIGH, WIDE)
         assert processor.to_rgb(once).tobytes() == once.tobytes()
         np.testing.assert_array_equal(np.asarray(once), np.rot90(COLOURS, -1))
+
+
+@pytest.mark.parametrize("form", ["channels_first", "channels_last"])
+def test_channels_stand_where_the_caller_says(form: str, processor: HolisticCLIPProcessor) -> None:
+    """A shape that could be read both ways."""
+    ambiguous = np.ascontiguousarray(COLOURS[:3, :3])
+    shown = ambiguous if form == "channels_last" else ambiguous.transpose(1, 2, 0)
+    found = processor(images=ambiguous, input_data_format=form, return_tensors="pt")["pixel_values"]
+    assert found.equal(processor(images=Image.fromarray(shown.copy()), return_tensors="pt")["pixel_values"])
+    plain = processor(images=Image.fromarray(COLOURS), input_data_format=form, return_tensors="pt")["pixel_values"]
+    assert plain.equal(processor(images=Image.fromarray(COLOURS), return_tensors="pt")["pixel_values"])
