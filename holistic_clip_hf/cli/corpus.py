@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import UseAppendAction
 
-from ..images.decoding import ImageLimits
+from ..images.limits import ImageLimits
 from .sources import AnySource
 
 if TYPE_CHECKING:

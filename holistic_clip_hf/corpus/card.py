@@ -179,11 +179,12 @@ def _diversity(report: DiversityReport | None) -> list[str]:
 
 
 def _images(limits: Mapping[str, int]) -> str:
+    shape = f", no side over {limits['max_ratio']:,} times the other" if "max_ratio" in limits else ""
     return (
         f"Every image was decoded. Sides have {limits['min_side']:,} to {limits['max_side']:,} pixels, at most "
-        f"{limits['max_pixels']:,} in all. Files are as they came, transparency included, except that photographs "
-        "were turned upright as their camera noted, of animations only the first picture is there, and colours of "
-        "print (CMYK) became RGB."
+        f"{limits['max_pixels']:,} in all{shape}. Files are as they came, transparency included, except that "
+        "photographs were turned upright as their camera noted, of animations only the first picture is there, and "
+        "colours of print (CMYK) became RGB."
     )
 
 

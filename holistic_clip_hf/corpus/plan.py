@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from ..images.decoding import ImageLimits
+from ..images.limits import ImageLimits
 from ..images.sources import SPLITS, Item, Skipped, Source
 from ..processing_holistic_clip import is_blank
 from ..storage import require_count, scratch_database, stable_number

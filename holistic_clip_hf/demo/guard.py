@@ -11,7 +11,8 @@ from typing import Any
 import gradio
 from PIL import Image, UnidentifiedImageError
 
-from ..images.decoding import MOST_ELONGATED, UnreadableImageError, decode_image, open_image
+from ..images.decoding import BeyondLimitsError, UnreadableImageError, open_image, read_image
+from ..images.limits import ImageLimits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -83,7 +84,8 @@ async def _refuse(send: Send, status: int, reason: str) -> None:
 
 
 MOST_BYTES = 10 * 2**20
-MOST_PIXELS = 40_000_000  # of a decoded image; a small file can hold very many
+# A small file can hold very many pixels.
+UPLOADS = ImageLimits(min_side=1, max_side=40_000_000, max_pixels=40_000_000, max_bytes=MOST_BYTES)
 
 
 def upload_field(**options: Any) -> gradio.Image:
@@ -127,14 +129,14 @@ def read_upload(path: str) -> Image.Image:
         gradio.Error: no image, a damaged one, or one of too many pixels.
     """
     try:
-        with open_image(path) as header:
-            width, height = header.size
+        with open_image(path):
+            pass
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _refusal("This file is not an image that can be read here. Try a JPEG, PNG or WebP.") from error
-    if width * height > MOST_PIXELS or max(width, height) > MOST_ELONGATED * min(width, height):
-        raise _refusal("This image is too large or too narrow. Make it smaller and try again.")
     try:
-        return decode_image({"path": path, "bytes": None}, roots=[Path(path).parent])
+        return read_image({"path": path, "bytes": None}, [Path(path).parent], UPLOADS)
+    except BeyondLimitsError as error:
+        raise _refusal("This image is too large or too narrow. Make it smaller and try again.") from error
     except UnreadableImageError as error:
         raise _refusal("This image is damaged and cannot be read to its end.") from error
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..images.decoding import UnreadableImageError, decode_image
+from ..images.decoding import UnreadableImageError, decode_image, read_image
 from ..images.left_out import LeftOutLog, row_names, warn_of_all
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import BranchFusion, HolisticCLIPModel
@@ -138,16 +138,18 @@ def encode_images(
 
 
 def _read(processor: Processor, images: Sequence[Any]) -> list[Tensor | str]:
-    """Return (3, height, width) of each image, or the reason why there is none."""
-    decoded = [image_or_reason(image) for image in images]
-    read = iter(readable_pixels(processor, [each for each in decoded if not isinstance(each, str)]))
-    return [each if isinstance(each, str) else next(read) for each in decoded]
+    """Return (3, height, width) of each image, or the reason why there is none.
+
+    They are processed one by one, so that a batch of large photos is never held in full size.
+    """
+    decoded = (image_or_reason(image) for image in images)
+    return [each if isinstance(each, str) else readable_pixels(processor, [each])[0] for each in decoded]
 
 
-def image_or_reason(image: Any) -> Any:
-    """Return the image of a row, decoded, or the reason why there is none."""
+def image_or_reason(image: Any, *, is_mask: bool = False) -> Any:
+    """Return the image of a row, decoded, or the reason why there is none; of a mask, whose values are kept."""
     try:
-        return decode_image(image)
+        return decode_image(image) if is_mask else read_image(image)
     except UnreadableImageError as error:
         return str(error)
 

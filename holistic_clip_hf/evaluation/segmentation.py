@@ -118,7 +118,7 @@ def evaluate_segmentation(
     with evaluation_mode(model):
         rows = undecoded(undecoded(dataset), "mask")
         for index, row in enumerate(tqdm(rows, desc="masks", disable=not progress)):
-            image, drawn = image_or_reason(row["image"]), image_or_reason(row["mask"])
+            image, drawn = image_or_reason(row["image"]), image_or_reason(row["mask"], is_mask=True)
             if isinstance(image, str) or isinstance(drawn, str):
                 log.note({called[index]: image if isinstance(image, str) else f"its mask: {drawn}"})
                 continue

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..evaluation.encoding import DualEncoder, encode_texts
 from ..evaluation.records import FUSED
-from ..images.decoding import UnreadableImageError, decode
+from ..images.decoding import UnreadableImageError, read_image
 from ..images.folders import FolderImages
 from ..images.sources import Images
 from .encoding import embed_images
@@ -251,7 +251,7 @@ class SearchIndex:
         """
         self._row(image_id)
         try:
-            return decode(self._source.read(image_id))
+            return read_image(self._source.read(image_id))
         except (OSError, KeyError, UnreadableImageError) as error:
             raise ValueError(
                 f"{image_id} cannot be read any more ({error}). Bring the index up to date: run the indexing again."

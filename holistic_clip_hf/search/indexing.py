@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..evaluation.encoding import DualEncoder
-from ..images.decoding import UnreadableImageError, decode
+from ..images.decoding import UnreadableImageError, read_image
 from ..images.sources import Images, Item, Skipped
 from ..storage import require_apart, require_count, require_free_space, require_utf8
 from .encoding import embed_each, fingerprint
@@ -132,7 +132,8 @@ class Writer:
                 try:
                     for first in range(0, len(chunk), batch_size):
                         batch = chunk[first : first + batch_size]
-                        done, unread = self._encode(batch, list(pool.map(lambda item: _load(images, item), batch)))
+                        loaded = pool.map(lambda item: self._load(images, item), batch)
+                        done, unread = self._encode(batch, list(loaded))
                         rows += [(item, vectors, images.columns(item.image_id)) for item, vectors in done]
                         left_out += unread
                         bar.update(len(batch))
@@ -152,6 +153,15 @@ class Writer:
         pieces = [table.slice(start, size) for start in range(0, table.num_rows, size)]
         kept = [part for part in parts if not any(part is each for each in small)]
         return kept + [self._written(piece, []) for piece in pieces]
+
+    def _load(self, images: Images, item: Item) -> Image.Image | LeftOut:
+        try:
+            # Made small at once, so that a batch of large photos is never held in full size.
+            return self.processor.resized(read_image(images.read(item.place)))
+        except UnreadableImageError as error:
+            return LeftOut(item.image_id, item.stamp, str(error), again=False)
+        except OSError as error:
+            return LeftOut(item.image_id, item.stamp, f"{type(error).__name__}: {error}", again=True)
 
     def _encode(
         self, batch: Sequence[Item], loaded: Sequence[Image.Image | LeftOut]
@@ -176,15 +186,6 @@ class Writer:
         opened = open_segment(path, self.layout)
         assert opened is not None
         return SegmentRows(path, opened[0], list(range(table.num_rows)))
-
-
-def _load(images: Images, item: Item) -> Image.Image | LeftOut:
-    try:
-        return decode(images.read(item.place))
-    except UnreadableImageError as error:
-        return LeftOut(item.image_id, item.stamp, str(error), again=False)
-    except OSError as error:
-        return LeftOut(item.image_id, item.stamp, f"{type(error).__name__}: {error}", again=True)
 
 
 def _table(layout: Layout, rows: Sequence[EncodedRow]) -> pa.Table:

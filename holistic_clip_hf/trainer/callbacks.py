@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Callbacks of training: temperature, epoch, moving average, logs, branches that stay alike, what is left out, streams.
+"""Callbacks of training: temperature, epoch, moving average, logs, branches that stay alike, rows left out, streams.
 
 Ranks log what one process with the whole batch would.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..evaluation.encoding import image_or_reason, readable_pixels
 from ..images.left_out import UsableCaption, usable_captions
-from ..processing_holistic_clip import HolisticCLIPProcessor, is_blank
+from ..processing_holistic_clip import HolisticCLIPProcessor, is_blank, on_background
 from ..words import split_sentences
 from .streams import PLACE
 
@@ -46,7 +46,8 @@ class Augmentation:
             raise ValueError(f"`scale` must rise within (0, 1], `ratio` above 0; got {self.scale} and {self.ratio}.")
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        """Return the window that `generator` draws."""
+        """Return the window that `generator` draws, in RGB: palettes and single bits cannot be interpolated."""
+        image = on_background(image)
         area, stretch, left, top = torch.rand(4, generator=generator).tolist()
         pixels = image.width * image.height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
         aspect = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** stretch
@@ -179,13 +180,27 @@ class HolisticCLIPCollator:
     def _draw_row(self, row: Row, left_out: dict[str, str]) -> tuple[Any, list[str | None]]:
         """Return the image, augmented, or None if it does not decode, and a text or None for each slot."""
         generator = self._generator(row)
-        image = image_or_reason(row.get("image"))
+        image = self._read_image(row.get("image"), generator)
         if isinstance(image, str):
             left_out[row["image_id"]] = image
             return None, []
-        image = image if self.augmentation is None else self.augmentation(image, generator)
         captions = usable_captions(row["image_id"], row.get("captions"), left_out)
         return image, self._draw_captions(captions, generator)
+
+    def _read_image(self, image: Any, generator: torch.Generator) -> Any:
+        """Return the image, augmented, or the reason why there is none.
+
+        It is made small at once, so that a batch of large photos is never held in full size.
+        """
+        image = image_or_reason(image)
+        if isinstance(image, str):
+            return image
+        try:
+            if self.augmentation is None:
+                return self.processor.resized(image)
+            return self.augmentation(self.processor.to_rgb(image), generator)
+        except ValueError as error:
+            return f"the processor refuses it: {error}"
 
     def _read_pixels(
         self, rows: Sequence[Row], images: Sequence[Any], left_out: dict[str, str]

@@ -171,7 +171,7 @@ def test_refused_texts(processor: HolisticCLIPProcessor, text: Any, message: str
 
 
 def spoilt(value: float) -> np.ndarray:
-    image = np.ones((32, 32, 3), dtype=np.float32)
+    image = np.full((32, 32, 3), 7, dtype=np.float32)
     image[3, 4, 1] = value
     return image
 
@@ -184,7 +184,13 @@ REFUSED_IMAGES: list[tuple[Any, str]] = [
     (np.stack([spoilt(1), spoilt(math.inf)]), "Image 1 has pixels that are NaN"),
     ([[GRAY], [torch.from_numpy(spoilt(math.nan)).half()]], "Image 1 has pixels that are NaN"),
     ([GRAY, np.zeros((0, 32, 3))], r"Image 1 has no pixels: its shape is \(0, 32, 3\)"),
-    ([GRAY, np.ones((32, 32, 4))], "Image 1 has four channels of float64. Valid .* uint8"),
+    ([GRAY, np.full((32, 32, 3), 0.5)], "Image 1 has floats from 0.5 to 0.5, which may be shares of 1"),
+    ([GRAY, np.full((32, 32, 3), 255.5)], "Image 1 has floats from 255.5 to 255.5; expected 0 to 255"),
+    (np.full((32, 32, 3), -1), "Image 0 has whole numbers from -1 to -1; expected 0 to 255"),
+    (np.full((32, 32), 65_536), "Image 0 has whole numbers from 65,536 to 65,536"),
+    (np.zeros((32, 32, 2), dtype=np.uint8), r"Image 0 has the shape \(32, 32, 2\); expected .* 1, 3 or 4 channels"),
+    (Image.new("L", (3_000, 1)), "Image 0 has 3,000 x 1 pixels; expected .* no side over 100 times the other"),
+    (np.zeros((2, 300, 3), dtype=np.uint8), "Image 0 has 300 x 2 pixels; expected"),
 ]
 
 
@@ -296,3 +302,12 @@ def test_transparent_shade_of_sixteen_bits(processor: HolisticCLIPProcessor, tmp
     shade = 257 * 200 + 250
     Image.new("I;16", (32, 32), shade).save(tmp_path / "deep.png", transparency=shade)
     assert pixel(processor, Image.open(tmp_path / "deep.png")) == pytest.approx([255] * 3, abs=1e-3)
+
+
+def test_shares_of_one_are_taken_where_nothing_is_rescaled(processor: HolisticCLIPProcessor) -> None:
+    levels = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+    found = processor(images=levels / 255, do_rescale=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, processor(images=levels, return_tensors="pt")["pixel_values"])
+    for spoiling, message in ((np.full((32, 32, 4), 0.5), "four channels of float64"), (spoilt(math.nan), "NaN")):
+        with pytest.raises(ValueError, match=f"Image 0 has .*{message}"):
+            processor(images=spoiling, do_rescale=False)

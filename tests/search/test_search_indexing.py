@@ -89,7 +89,7 @@ def test_what_cannot_be_read_is_told(bring: Indexing, photos: Path, monkeypatch:
     reasons = {each.image_id: each.reason for each in report.left_out}
     assert reasons.keys() == {"empty.png", "text.jpg", "cut.png", "thread.png", "link.png"}
     assert reasons["text.jpg"] == "UnidentifiedImageError: cannot identify image file"
-    assert reasons["thread.png"].startswith("2000 x 1 pixels; one side is over 100 times the other")
+    assert reasons["thread.png"].startswith("too narrow: 2,000 x 1 pixels; one side is over 100 times the other")
     assert report.others == {".txt": 1} and report.num_images == 11
     for line in ("11 images", "5 left out", "left out: cut.png: ", "ignored, not images: 1 .txt"):
         assert line in str(report)

@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from holistic_clip_hf.cli.main import end_in_a_sentence
-from holistic_clip_hf.images.decoding import decode
+from holistic_clip_hf.images.decoding import read_image
 from holistic_clip_hf.images.sources import Item, Source
 from training.debian.corpora import open_debian
 from training.debian.tuxpaint import NAME
@@ -35,7 +35,7 @@ def is_photograph(picture: bytes) -> bool:
     Args:
         picture: PNG file.
     """
-    pixels = np.asarray(decode(picture).convert("RGBA")).reshape(-1, 4)
+    pixels = np.asarray(read_image(picture).convert("RGBA")).reshape(-1, 4)
     opaque = pixels[pixels[:, 3] > OPAQUE, :3].astype(np.int64)
     colours = np.unique(opaque @ np.array([65536, 256, 1]))
     return len(colours) >= COLOURS_PER_ROOT * max(1, len(opaque)) ** 0.5
