@@ -393,12 +393,15 @@ class OneLineProgress(ProgressCallback):
     """`ProgressCallback` with a line for each log, for terminals."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and (line := one_line(logs or {})):
-            self.training_bar.write(f"step {state.global_step:5}  {line}")
+        if state.is_world_process_zero and (line := one_line(logs or {})):
+            tqdm.write(f"step {state.global_step:5}  {line}", file=sys.stderr)
 
 
 class OneLinePrinter(TrainerCallback):
     """The same lines with the time that is left, where there is no terminal for a bar."""
+
+    def __init__(self) -> None:
+        self.started, self.first_step = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started, self.first_step = time.monotonic(), state.global_step
@@ -407,9 +410,11 @@ class OneLinePrinter(TrainerCallback):
         if not state.is_world_process_zero or not (line := one_line(logs or {})):
             return
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
-        seconds = (time.monotonic() - self.started) * left / done if done else 0
-        told = f", {tqdm.format_interval(seconds)} left" if done and left else ""
-        tqdm.write(f"step {state.global_step:5} of {state.max_steps}  {line}{told}", file=sys.stderr)
+        told = ""
+        if done > 0 and left > 0:
+            told = f", {tqdm.format_interval((time.monotonic() - self.started) * left / done)} left"
+        of_all = f" of {state.max_steps}" if state.max_steps else ""  # evaluation by itself has no steps
+        tqdm.write(f"step {state.global_step:5}{of_all}  {line}{told}", file=sys.stderr)
 
 
 def with_one_line(callbacks: Sequence[TrainerCallback], *, has_bar: bool) -> list[TrainerCallback]:

@@ -140,7 +140,7 @@ def test_training_leaves_them_out(damaged: Path, unreadable: set[str], processor
         for path in sorted(damaged.iterdir())
     ]
     batch = HolisticCLIPCollator(processor, ["short"])(rows)
-    assert batch["unreadable"].keys() == unreadable
+    assert batch["left_out"].keys() == unreadable
     assert batch["pixel_values"].isfinite().all()
     assert int(batch["caption_mask"].sum()) == COUNT + 1 - len(unreadable)
 

@@ -153,7 +153,7 @@ def test_an_elongated_image_is_left_out_before_it_is_blown_up(processor: Holisti
         {"image_id": "ribbon", "image": noise(3_000, 30), "captions": captions},
     ]
     batch = HolisticCLIPCollator(processor, ["short"])(rows)
-    assert batch["unreadable"] == {"thread": "too narrow: 3,000 x 1 pixels; one side is over 100 times the other"}
+    assert batch["left_out"] == {"thread": "too narrow: 3,000 x 1 pixels; one side is over 100 times the other"}
     assert batch["caption_mask"].tolist() == [[False], [True], [True]]
 
 

@@ -217,9 +217,9 @@ def by_collator(bench: Bench) -> Tensor:
     readable = {"image_id": "r", "image": Image.new("RGB", (9, 9)), "captions": captions}
     row = {"image_id": "k", "image": {"bytes": bench.data, "path": None}, "captions": captions}
     batch = HolisticCLIPCollator(bench.processor, ["short"])([row, readable])
-    if batch["unreadable"]:
+    if batch["left_out"]:
         assert batch["caption_mask"].tolist() == [[False], [True]]
-        raise RefusedError(batch["unreadable"]["k"])
+        raise RefusedError(batch["left_out"]["k"])
     return batch["pixel_values"][0]
 
 

@@ -54,3 +54,11 @@ def test_one_line_for_each_log_from_python(
     assert re.fullmatch(r"step     2 of 4  loss [\d.]+, scale [\d.]+, lr \S+, \d\d:\d\d left", lines[0])
     assert re.search(r"held-out loss [\d.]+, text-to-image recall@5 [\d.]+%", lines[1])
     assert "left" not in lines[-1]
+
+
+def test_evaluation_by_itself_has_a_line(
+    make_trainer: MakeTrainer, corpus: Dataset, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(evaluation=corpus)
+    metrics = trainer.evaluate()
+    assert f"step     0  held-out loss {metrics['eval_loss']:.3f}, " in capfd.readouterr().err
