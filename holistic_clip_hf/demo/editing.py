@@ -154,8 +154,8 @@ def clean_edited(given: Any, perspectives: Sequence[str]) -> list[tuple[str, str
             raise RefusedCaptionsError(f"Not saved: there is no perspective {perspective[:60]!r} here.")
         if len(text) > LONGEST_EDITED or any(category(letter) in _UNSEEN for letter in text):
             raise RefusedCaptionsError(
-                f"The caption {text[:40]!r} has {len(text):,} letters; expected up to {LONGEST_EDITED:,} without control "
-                "characters. Nothing is saved."
+                f"The caption {text[:40]!r} has {len(text):,} letters; expected up to {LONGEST_EDITED:,} without "
+                "control characters. Nothing is saved."
             )
         if text:
             found.append((perspective, text))

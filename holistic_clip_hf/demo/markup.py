@@ -257,7 +257,8 @@ def nearest(found: Mapping[str, Sequence[tuple[str, float]]], branches: Sequence
             f'<div class="hc-branch" style="--hue:{colour_of(branch, branches)}"><h4>{_plain(branch)}</h4>'
             f"<ol>{lines}</ol></div>"
         )
-    return f'<div class="hc-branches">{"".join(columns)}</div>'
+    told = "Captions that each branch agrees with most, with their cosine similarity (1 at most)."
+    return f'<p class="hc-hint">{told}</p><div class="hc-branches">{"".join(columns)}</div>' if columns else ""
 
 
 def _section(title: str, told: str, content: str = "") -> str:

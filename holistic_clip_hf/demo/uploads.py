@@ -9,10 +9,12 @@ import gradio
 from PIL import Image, UnidentifiedImageError
 
 from ..images.decoding import MOST_ELONGATED, UnreadableImageError, decode_image, open_image, upright
+from ..processing_holistic_clip import on_background
 
 MOST_BYTES = 10 * 2**20
 MOST_PIXELS = 20_000_000  # of a decoded image; a small file can hold very many
 MOST_AT_ONCE = 2  # images that are decoded
+LEAST_SIDE = 1_024  # pixels of the shorter side that are kept; models see a few hundred
 # Types of files that are served back. Browsers run scripts in SVG, and what they do not know they guess.
 IMAGE_TYPES = frozenset(f"image/{kind}" for kind in ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif", "jp2"))
 _NO_IMAGE = "This file is not an image that can be read here. Try a JPEG, PNG or WebP."
@@ -72,6 +74,8 @@ def fault_of_upload(path: str | Path) -> str:
 def read_upload(path: str) -> Image.Image:
     """Return the image in a file, right way up; a few at a time, others wait.
 
+    Large ones are made smaller, by averages over squares of pixels, since each look at them costs their size.
+
     Raises:
         gradio.Error: no image, a damaged one, or one of too many pixels.
     """
@@ -80,7 +84,7 @@ def read_upload(path: str) -> Image.Image:
     try:
         with _decoding, open_image(path) as image:
             _reduce(image)
-            return upright(decode_image(image))
+            return _smaller(upright(decode_image(image)))
     except (UnreadableImageError, OSError) as error:
         raise _refusal("This image is damaged and cannot be read to its end.") from error
 
@@ -93,6 +97,18 @@ def _reduce(image: Image.Image) -> None:
             if divisor > 1:
                 image.draft(None, (width // divisor, height // divisor))
             return
+
+
+def _smaller(image: Image.Image) -> Image.Image:
+    """Return an image of `LEAST_SIDE` pixels or more on each side, if it is at least twice as large."""
+    factor = min(image.size) // LEAST_SIDE
+    if factor < 2:
+        return image
+    if image.mode.startswith("I;16"):
+        image = on_background(image)
+    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image.reduce(factor)
 
 
 def _require_file(place: Any) -> None:
