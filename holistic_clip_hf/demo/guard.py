@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
+
 from .uploads import IMAGE_TYPES, MOST_BYTES, fault_of_upload
 
 Message = MutableMapping[str, Any]
@@ -32,7 +34,7 @@ _ROUTES = re.compile(
     r"/|/(?:config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(?:assets|static)/.*"
     r"|/gradio_api/(?:info|openapi\.json|app_id|login_check|theme\.css|startup-events|cancel|reset)/?"
     r"|/gradio_api/(?:upload|upload_progress|queue/join|queue/data)/?"
-    r"|/gradio_api/(?:call|heartbeat)/.*|/gradio_api/file=.*",
+    r"|/gradio_api/call/\w+(?:/[0-9a-f]{32})?/?|/gradio_api/heartbeat/\w+|/gradio_api/file=.*",
     re.DOTALL,
 )
 _FILES, _UPLOADS = "/gradio_api/file=", "/gradio_api/upload"
@@ -175,6 +177,11 @@ class RequestGuard:
         except (TooLargeError, TooSlowError):
             if not has_started:
                 await self._refuse_body(send, body.fault)
+        except (HTTPException, RuntimeError) as error:
+            # gradio ends the stream of an answer that does not exist by an error, after it has said so in the stream.
+            if not has_started or not isinstance(error.__cause__ or error, HTTPException):
+                raise
+            await send({"type": "http.response.body", "body": b""})
 
     async def _refuse_body(self, send: Send, status: int) -> None:
         if status == 408:

@@ -25,6 +25,7 @@ MOST_WAITING = 256  # requests; beyond, visitors are asked to come back
 MOST_SESSIONS = 64  # visitors that gradio keeps a state of, which this page does not use
 MOST_CONNECTIONS = 512
 HEAD_SECONDS = 10.0  # for the head of a request to arrive, at most twice that
+_AT_WORK = object()  # in place of the request that a connection had last
 _TEMPORARY = "GRADIO_TEMP_DIR"  # environment variable: where gradio stores uploads
 
 
@@ -99,21 +100,21 @@ def _limit_connections(config: Any) -> None:
     base: Any = config.http_protocol_class
 
     class LimitedProtocol(base):
-        """Connection that is closed if it has no request at work at two checks in a row."""
+        """Connection that is closed if, from one check to the next, it has no request at work and begins none."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self._was_idle = False
+            self._idle_since: Any = _AT_WORK
             self.loop.call_later(HEAD_SECONDS, self._check)
 
         def _check(self) -> None:
             if self.transport.is_closing():
                 return
             is_idle = self.cycle is None or self.cycle.response_complete
-            if is_idle and self._was_idle:
+            if is_idle and self._idle_since is self.cycle:
                 self.transport.abort()
                 return
-            self._was_idle = is_idle
+            self._idle_since = self.cycle if is_idle else _AT_WORK
             self.loop.call_later(HEAD_SECONDS, self._check)
 
     config.http_protocol_class, config.limit_concurrency = LimitedProtocol, MOST_CONNECTIONS

@@ -296,3 +296,9 @@ def test_a_signal_to_end_leaves_no_upload(showcase: Showcase, tmp_path: Path, ho
             process.kill()
     assert process.returncode == 0 and "ended" in output
     assert not [path for path in uploaded.rglob("*") if path.is_file()]
+
+
+def test_an_answer_that_is_not_there_ends_in_an_error_and_not_in_a_broken_connection(page: gradio.Blocks) -> None:
+    answer = httpx.get(f"{page.local_url}gradio_api/call/search/{'0' * 32}", timeout=30)
+    assert answer.status_code == 200 and answer.text.startswith("event: error")
+    assert httpx.get(f"{page.local_url}gradio_api/call/search/x").status_code == 404
