@@ -188,6 +188,10 @@ class SearchIndex:
         """Return the number of images that can be found."""
         return int(self._alive.sum())
 
+    def __contains__(self, image_id: str) -> bool:
+        """Tell whether an image can be found."""
+        return image_id in self._row_of
+
     @property
     def perspectives(self) -> list[str]:
         """Perspectives that can be queried one by one; none where the index holds fused vectors only."""

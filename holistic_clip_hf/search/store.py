@@ -4,6 +4,7 @@
     index.json             checkpoint, columns, segments with their dead rows, what was left out
     segments/*.arrow       image ids, stamps, columns and vectors; `datasets.Dataset.from_file` opens one
     neighbours/*.faiss     one for each kind of vector, if the look-up is approximate
+    captions.safetensors   vectors of captions that the page keeps
 
 The manifest is replaced in one step, so a reader sees the index before or after a change. Segments that no manifest
 knows yet are what a killed run had finished, and the next run takes them up.
@@ -29,6 +30,7 @@ from ..storage import PARTIAL, checksum, require_own_folder, write_atomically, w
 
 FORMAT = 1
 MANIFEST, LOCK, SEGMENTS, NEIGHBOURS = "index.json", ".lock", "segments", "neighbours"
+CAPTION_VECTORS = "captions.safetensors"  # the page's, in the folder of its index
 VECTOR = "vector."  # before the name of a column of vectors
 BRANCHES, FUSED_ONLY = "branches", "fused"
 VECTORS = (BRANCHES, FUSED_ONLY)
@@ -214,7 +216,8 @@ logger = logging.getLogger(__name__)
 _OPENINGS = 5
 # All that indexing writes. Nothing else in its folder is ever removed.
 _OWN = re.compile(
-    rf"{re.escape(LOCK)}|{re.escape(MANIFEST)}|{SEGMENTS}/[0-9]{{8}}\.arrow|{NEIGHBOURS}/[0-9]{{8}}-[0-9]+\.faiss"
+    rf"{re.escape(LOCK)}|{re.escape(MANIFEST)}|{re.escape(CAPTION_VECTORS)}"
+    rf"|{SEGMENTS}/[0-9]{{8}}\.arrow|{NEIGHBOURS}/[0-9]{{8}}-[0-9]+\.faiss"
     rf"|(?:{SEGMENTS}/|{NEIGHBOURS}/)?{PARTIAL.pattern}"
 )
 _ABOUT = b"holistic_clip_index"
