@@ -240,9 +240,9 @@ def by_find(bench: Bench) -> Tensor:
 
 def by_page(bench: Bench) -> Tensor:
     gradio = pytest.importorskip("gradio")
-    guard = importlib.import_module("holistic_clip_hf.demo.guard")
+    uploads = importlib.import_module("holistic_clip_hf.demo.uploads")
     try:
-        return bench.processed(guard.read_upload(str(bench.path)))
+        return bench.processed(uploads.read_upload(str(bench.path)))
     except gradio.Error as error:
         cause = error.__cause__
         raise RefusedError(str(cause)) from error
