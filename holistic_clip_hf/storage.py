@@ -8,14 +8,17 @@ import json
 import os
 import re
 import shutil
+import socket
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from .words import closest
 
@@ -58,6 +61,91 @@ def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
     with write_atomically(path) as file:
         # A lone surrogate, which UTF-8 has no bytes for, becomes what JSON calls it.
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+LOCK = ".lock"  # in the folder of an output
+# What a killed process had forked, such as the workers of a data loader, notices its end within seconds.
+_SECONDS_OF_ORPHANS = 20.0
+
+
+class InUseError(TimeoutError):
+    """An output that another process is writing."""
+
+
+@contextmanager
+def hold_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock at `path`, so that one process at a time writes what lies beside it.
+
+    A folder that was made for the lock alone is removed with it.
+
+    Args:
+        path: File of the lock, which is made and stays.
+        wait: Wait for the other process, and do not refuse.
+
+    Raises:
+        InUseError: another process holds it, and the message says which.
+    """
+    folder, is_new, lock = path.parent, not path.parent.exists(), FileLock(path)
+    if not _acquired(lock, path, -1 if wait else 0):
+        holder = _read_holder(path)
+        if _is_alive(holder) or not _acquired(lock, path, _SECONDS_OF_ORPHANS):
+            raise InUseError(
+                f"{folder} is being written by {_describe_holder(holder)}; expected one process at a time. Wait for "
+                "its end, or name another output."
+            )
+    try:
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": moment}))
+        yield
+    finally:
+        with suppress(FileNotFoundError):  # its holder may have removed the folder
+            if is_new and os.listdir(folder) == [path.name]:
+                path.unlink()
+                folder.rmdir()
+            else:
+                os.truncate(path, 0)
+        lock.release()
+
+
+def _acquired(lock: FileLock, path: Path, seconds: float) -> bool:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=seconds)
+        except FileNotFoundError:  # its last holder has just removed the folder
+            continue
+        except Timeout:
+            return False
+        return True
+
+
+def _read_holder(path: Path) -> dict[str, Any]:
+    """Read who holds a lock; nothing if its file does not say, as those of earlier versions."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("process"), int) else {}
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Tell whether the process that took a lock may still run. Of other machines that cannot be known."""
+    if not holder or holder.get("host") != socket.gethostname() or os.name != "posix":
+        return True
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _describe_holder(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    where = "" if holder.get("host") == socket.gethostname() else f" on {str(holder.get('host'))[:80]}"
+    return f"process {holder['process']}{where} since {str(holder.get('since'))[:40]}"
 
 
 def checksum(path: Path) -> str:

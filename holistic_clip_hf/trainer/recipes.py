@@ -39,6 +39,7 @@ from ..initialization import from_clip, from_holistic_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
+    LOCK,
     PARTIAL,
     field_names,
     read_yaml,
@@ -48,9 +49,10 @@ from ..storage import (
     write_json,
 )
 from .arguments import HolisticCLIPTrainingArguments, require_enough_rows
-from .callbacks import OneLineProgress, last_whole_checkpoint
+from .callbacks import OneLineProgress
 from .collator import Augmentation
 from .field_types import fits, in_words
+from .resuming import hold_output, last_whole_checkpoint
 from .trainer import HolisticCLIPTrainer
 
 logger = logging.getLogger(__name__)
@@ -382,7 +384,13 @@ def _finished_fingerprint(checkpoint: Path) -> str | None:
 
 
 def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
-    """Train a run into `checkpoint`, unless it is there; an interrupted one goes on from its last saved state."""
+    """Train a run into `checkpoint`, unless it is there; an interrupted one goes on from its last saved state.
+
+    Raises:
+        ValueError: a recipe or a corpus that cannot be used, or a folder that holds other things.
+        InUseError: another process trains into `checkpoint`.
+        Stopped: by a signal, after a state was saved.
+    """
     fingerprint = recipe.fingerprint(run, read_manifest(corpus)["fingerprint"])
     if is_finished(checkpoint, fingerprint):
         logger.info("Already trained: %s", checkpoint)
@@ -390,14 +398,18 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     states = _states_of(checkpoint) / fingerprint
     require_own_run(checkpoint)
     trainer = make_trainer(recipe, run, corpus, states)
-    state = last_whole_checkpoint(states)
-    if state and trainer.is_world_process_zero():
-        logger.info("Going on from %s", state)
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
-    if trainer.is_world_process_zero():
-        remove_states(checkpoint)
-    trainer.accelerator.wait_for_everyone()
+    with hold_output(states.parent):
+        if is_finished(checkpoint, fingerprint):
+            logger.info("Already trained meanwhile: %s", checkpoint)
+            return
+        state = last_whole_checkpoint(states)
+        if state and trainer.is_world_process_zero():
+            logger.info("Going on from %s", state)
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
+        if trainer.is_world_process_zero():
+            remove_states(checkpoint)
+        trainer.accelerator.wait_for_everyone()
 
 
 def require_own_run(checkpoint: Path) -> None:
@@ -407,11 +419,13 @@ def require_own_run(checkpoint: Path) -> None:
         ValueError: somebody else's files lie where the run's checkpoint or its states are to be.
     """
     states = _states_of(checkpoint)
-    require_own_folder(states, lambda path: bool(STATE.fullmatch(path.partition("/")[0])), holds="states of training")
+    require_own_folder(
+        states, lambda path: path == LOCK or bool(STATE.fullmatch(path.partition("/")[0])), holds="states of training"
+    )
     if _finished_fingerprint(checkpoint) is None:
         # Anybody has a folder with a README or a config.json. Earlier versions put the marker last, so what they left
         # when killed while saving is known by the states beside it.
-        has_begun = states.is_dir() and any(states.iterdir())
+        has_begun = states.is_dir() and any(STATE.fullmatch(path.name) for path in states.iterdir())
         require_own_folder(
             checkpoint, lambda path: has_begun and bool(OWN_FILES.fullmatch(path)), holds="a checkpoint"
         )
@@ -437,6 +451,7 @@ def remove_states(checkpoint: Path) -> None:
     for path in states.iterdir() if states.is_dir() else ():
         if STATE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+    (states / LOCK).unlink(missing_ok=True)
     with suppress(OSError):  # there is none, or something of others lies there
         states.rmdir()
 
