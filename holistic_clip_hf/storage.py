@@ -68,19 +68,25 @@ LOCK = ".lock"  # in the folder of an output
 _SECONDS_OF_ORPHANS = 20.0
 
 
+def lock_beside(path: Path) -> Path:
+    """Return the file of the lock of a single file."""
+    return path.with_name(f".{path.name}{LOCK}")
+
+
 class InUseError(TimeoutError):
     """An output that another process is writing."""
 
 
 @contextmanager
-def hold_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+def hold_lock(path: Path, *, wait: bool = False, keep: bool = True) -> Iterator[None]:
     """Hold the lock at `path`, so that one process at a time writes what lies beside it.
 
     A folder that was made for the lock alone is removed with it.
 
     Args:
-        path: File of the lock, which is made and stays.
+        path: File of the lock, which is made.
         wait: Wait for the other process, and do not refuse.
+        keep: Leave the file there.
 
     Raises:
         InUseError: another process holds it, and the message says which.
@@ -102,8 +108,10 @@ def hold_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
             if is_new and os.listdir(folder) == [path.name]:
                 path.unlink()
                 folder.rmdir()
-            else:
+            elif keep:
                 os.truncate(path, 0)
+            else:
+                path.unlink()  # those who wait make it anew
         lock.release()
 
 

@@ -6,11 +6,12 @@ package.
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..evaluation.records import Record, load_records
+from ..evaluation.records import Record, load_records, shareable_command
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..storage import raise_if_disk_full, require_apart, require_free_space, require_own_folder
+from ..storage import raise_if_disk_full, require_apart, require_free_space, require_own_folder, write_json
 from . import stranger
 from .inventory import TRAVELLING_FILES, require_own_code, require_safe_folder
 from .model_card import FACTS_FILE, CardFacts, known_facts, render_model_card, save_facts
@@ -113,9 +114,19 @@ def stage(
 def _copy_records(checkpoint: Path, folder: Path) -> Sequence[Record]:
     if not (checkpoint / RECORDS).is_file():
         return []
-    records = load_records(checkpoint / RECORDS)
-    shutil.copyfile(checkpoint / RECORDS, folder / RECORDS)
+    records = [
+        replace(record, command=shareable_command(_words_of(record.command)))  # as earlier versions did not write it
+        for record in load_records(checkpoint / RECORDS)
+    ]
+    write_json(folder / RECORDS, [asdict(record) for record in records])
     return records
+
+
+def _words_of(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an open quote
+        return command.split()
 
 
 def _copy_picture(checkpoint: Path, folder: Path, picture: str) -> None:

@@ -6,6 +6,7 @@ With `push_to_hub=True` the result of a training is published once, as `holistic
 Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -29,7 +30,7 @@ from ..publishing.model_card import CardFacts, changed_arguments
 from ..publishing.push import MAIN, Destination
 from ..stopping import DeafWorker
 from . import arguments as checks
-from .arguments import HolisticCLIPTrainingArguments
+from .arguments import HolisticCLIPTrainingArguments, is_adapted
 from .callbacks import (
     ClampLogitScale,
     LossLog,
@@ -99,10 +100,17 @@ class ResultToHub:
         return publish(folder, destination, facts=facts or self._facts(), message=commit_message)
 
     def save_result(self, folder: Path) -> None:
-        """Save model and processor as `from_pretrained` takes them, by the first process. Call it on all ranks."""
+        """Save model and processor as `from_pretrained` takes them, by the first process. Call it on all ranks.
+
+        An adapter of PEFT is saved by itself, in the folder `adapter`, and merged into the weights.
+        """
         weights = self.accelerator.get_state_dict(self.model)  # shards are gathered from all ranks
         if not self.is_world_process_zero():
             return
+        trained = self.accelerator.unwrap_model(self.model)
+        if is_adapted(trained):
+            trained.save_pretrained(folder / ADAPTER)  # nothing can be merged back out
+            weights = copy.deepcopy(trained).merge_and_unload().state_dict()
         model = HolisticCLIPModel(self.model.config)  # FSDP2 has put a class of its own in place of the trained one's
         model.load_state_dict(weights)
         for part in (model, self.processing_class):
@@ -119,6 +127,9 @@ class ResultToHub:
     def _facts(self) -> CardFacts:
         name = Path(self.args.output_dir).absolute().name
         return CardFacts(repo_id=str(self.hub_model_id), model_name=name, training=changed_arguments(self.args))
+
+
+ADAPTER = "adapter"  # folder, beside merged weights
 
 
 # Entries of a batch that are for the trainer and not for the model.
@@ -187,6 +198,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if self.is_fsdp_enabled:
             keep_scalars_whole(model, self.accelerator)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if args.push_to_hub:
+            checks.require_mergeable(model, sharded=sharded)
         checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
         if not self.is_deepspeed_enabled:  # whose optimizer keeps weights in float32
             checks.require_precision(model)
@@ -463,6 +476,14 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         """Save as inherited. Older checkpoints are removed next, so all ranks have to be done with this one."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as inherited, which writes the arguments as well: without the token."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
