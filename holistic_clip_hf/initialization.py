@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
-from .configuration_holistic_clip import LEGACY_END, HolisticCLIPConfig, HolisticCLIPVisionConfig, end_token_id
+from .configuration_holistic_clip import (
+    LEGACY_END,
+    HolisticCLIPConfig,
+    HolisticCLIPVisionConfig,
+    end_token_id,
+    require_own_attention,
+)
 from .modeling_holistic_clip import HolisticCLIPModel
 
 LONG_CLIP_KEPT = 20  # positions that Long-CLIP found well trained (https://arxiv.org/abs/2403.15378, section 3.2)
@@ -219,7 +225,9 @@ def from_clip(
 def _load_clip(source: str | PathLike) -> CLIPModel:
     if not isinstance(source, str | PathLike):
         raise ValueError(f"`model` is a {type(source).__name__}. Give a `transformers.CLIPModel`, a name or a folder.")
-    kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    found = PreTrainedConfig.get_config_dict(source)[0]
+    require_own_attention(found)
+    kind = found.get("model_type")
     if kind != "clip":
         raise ValueError(f"{str(source)!r} is of model type {kind!r}, not a 'clip' with both towers.")
     clip, report = CLIPModel.from_pretrained(source, output_loading_info=True)

@@ -233,7 +233,7 @@ def test_without_git_there_is_no_commit(monkeypatch):
         (["bin/python3", "-m", "training.emoji", "--seed", "1"], "python -m training.emoji --seed 1"),
         (["python", "study.py"], "python study.py"),
         (["python"], "python"),
-        (["python", "/home/ada/study.py"], "python .../study.py"),
+        (["python", "/data/ada/study.py"], "python .../study.py"),
         (
             ["python", "x.py", str(Path.cwd() / "runs" / "a"), "coco=/data/ada/coco"],
             "python x.py runs/a coco=.../coco",
