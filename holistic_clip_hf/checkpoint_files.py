@@ -23,10 +23,14 @@ MAX_HEADER_BYTES = 10_000_000  # of safetensors: some 100 bytes a tensor
 MAX_JSON_BYTES = 200_000_000  # a tokenizer of a million tokens is some 50 MB
 
 
-def require_loadable(folder: str | Path) -> None:
+def require_loadable(folder: str | Path, name: str) -> None:
     """Refuse a folder that would have other people's code or files loaded, or whose weights are damaged.
 
     Only what loading reads is looked at. Code beside it is not run (`trust_remote_code=False`).
+
+    Args:
+        folder: Folder of a checkpoint.
+        name: Name of the option or argument, for the message.
 
     Raises:
         ValueError: with every reason.
@@ -35,14 +39,15 @@ def require_loadable(folder: str | Path) -> None:
     problems: list[str] = []
     if (folder / ADAPTER_FILE).exists():
         problems.append(f"{ADAPTER_FILE} has another repository loaded as the base of this one; merge it")
-    for name in (*CONFIG_FILES, INDEX_FILE):
-        if (folder / name).is_file():
-            problems += [f"{name} {why}" for why in _problems_of_json(folder / name)]
+    for file in (*CONFIG_FILES, INDEX_FILE):
+        if (folder / file).is_file():
+            problems += [f"{file} {why}" for why in _problems_of_json(folder / file)]
     for path in sorted(folder.glob("model*.safetensors")):
         problems += [f"{path.name} {why}" for why in weights_problems(path)]
     if problems:
         raise ValueError(
-            f"{folder} is not safe to load: {'; '.join(problems)}. Get it again or, if it is not yours, leave it."
+            f"`{name}` is {folder}, which is not safe to load: {'; '.join(problems)}. Get it again or, if it is not "
+            "yours, leave it."
         )
 
 

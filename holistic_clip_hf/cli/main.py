@@ -18,6 +18,7 @@ from .option_names import as_options
 
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
 MISTAKE = 2  # exit code of a usage error, as argparse has it
+MOST_LETTERS = 4_000  # of an error, some of which list all that is wrong
 DAMAGED = "SafetensorError"  # of a library that help does not import
 SHELLS = ("bash", "zsh")
 
@@ -271,8 +272,10 @@ def is_mistake(error: Exception) -> bool:
 
 
 def sentence_of(error: Exception) -> str:
-    """Return the error's text on one line, or its kind where it has none."""
+    """Return the error's text on one line, without its middle if it is long, or its kind if it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > MOST_LETTERS:
+        text = f"{text[: MOST_LETTERS // 2]} ... {text[-MOST_LETTERS // 2 :]}"
     return f"A file of weights is damaged ({text}). Get it again." if type(error).__name__ == DAMAGED else text
 
 

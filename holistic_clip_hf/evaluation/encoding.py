@@ -59,7 +59,7 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
             to load.
     """
     if Path(name).is_dir():
-        require_loadable(name)
+        require_loadable(name, "model")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     expected = "expected the folder of a checkpoint of this package, or its name on the Hub"
     try:

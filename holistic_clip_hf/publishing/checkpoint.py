@@ -50,7 +50,7 @@ def require_checkpoint(checkpoint: Path) -> None:
                 f"{path} is a symbolic link; expected a file of its own, since all that is published has to lie in "
                 "the folder. Put the file itself there."
             )
-    require_loadable(checkpoint)
+    require_loadable(checkpoint, "checkpoint")
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if config.model_type != HolisticCLIPConfig.model_type:
         raise ValueError(

@@ -79,7 +79,7 @@ def read_base(name: str) -> Base:
         ValueError: neither a CLIP nor a checkpoint of this package, or a folder that is not safe to load.
     """
     if Path(name).is_dir():
-        require_loadable(name)
+        require_loadable(name, "base")
     expected = "expected a CLIP or a checkpoint of this package, by its folder or its name on the Hub"
     try:
         require_own_attention(PreTrainedConfig.get_config_dict(name)[0])

@@ -46,6 +46,7 @@ from ..storage import (
     remove_own_files,
     require_keys,
     require_own_folder,
+    shown,
     write_json,
 )
 from .arguments import HolisticCLIPTrainingArguments, require_enough_rows
@@ -182,8 +183,8 @@ def require_run_name(name: Any, where: str) -> None:
     """Raise `ValueError` unless `name` can be that of a folder below another; `where` is what has it."""
     if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
         raise ValueError(
-            f"{where} has {name!r}; expected names of letters, digits, '.', '_' and '-' that do not begin with a dot. "
-            f"Rename the run."
+            f"{where} has {shown(name)}; expected names of letters, digits, '.', '_' and '-' that do not begin with a "
+            f"dot. Rename the run."
         )
 
 
@@ -217,7 +218,9 @@ def _check_types(where: str, values: Mapping[str, Any], kinds: Mapping[str, Any]
     for key, value in values.items():
         if not fits(value, kinds.get(key, Any)):
             remedy = " Put it between quotes." if isinstance(value, bool) else ""  # YAML reads `no` as false
-            raise ValueError(f"{where}: `{key}` is {value!r}; expected {in_words(kinds[key])}. Correct it.{remedy}")
+            raise ValueError(
+                f"{where}: `{key}` is {shown(value)}; expected {in_words(kinds[key])}. Correct it.{remedy}"
+            )
 
 
 def _check_model(path: Path, model: Any) -> None:
@@ -236,8 +239,8 @@ def _check_tokenizer(path: Path, tokenizer: Any) -> None:
     require_keys(f"{path}, tokenizer", tokenizer, ["vocab_size", "checkpoint", "max_length"], ["max_length"])
     if ("vocab_size" in tokenizer) == ("checkpoint" in tokenizer):
         raise ValueError(
-            f"{path}, tokenizer: got {tokenizer}; expected either `vocab_size`, to train one, or `checkpoint`, to "
-            f"take one from."
+            f"{path}, tokenizer: got {shown(tokenizer)}; expected either `vocab_size`, to train one, or `checkpoint`, "
+            f"to take one from."
         )
     _check_types(f"{path}, tokenizer", tokenizer, {"vocab_size": int, "checkpoint": str, "max_length": int})
 

@@ -22,7 +22,7 @@ from holistic_clip_hf import (
     HolisticCLIPProcessor,
     HolisticCLIPVisionModel,
 )
-from holistic_clip_hf.checkpoint_files import MAX_HEADER_BYTES, require_loadable
+from holistic_clip_hf.checkpoint_files import MAX_HEADER_BYTES
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.publishing import stranger
 from holistic_clip_hf.publishing.checkpoint import require_checkpoint, stage
@@ -204,8 +204,12 @@ def test_what_would_load_something_else_is_refused_before_loading(
     (checkpoint / name).touch()
     (checkpoint / name).write_text(json.dumps({**json.loads((checkpoint / name).read_text() or "{}"), **settings}))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question"))
-    for load in (require_loadable, load_checkpoint, require_checkpoint, lambda folder: read_base(str(folder))):
-        with pytest.raises(ValueError, match=f"is not safe to load.*{reason}"):
+    for option, load in {
+        "model": load_checkpoint,
+        "checkpoint": require_checkpoint,
+        "base": lambda folder: read_base(str(folder)),
+    }.items():
+        with pytest.raises(ValueError, match=f"`{option}` is .*, which is not safe to load: {name}.*{reason}"):
             load(checkpoint)
 
 
