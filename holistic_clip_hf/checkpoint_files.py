@@ -6,7 +6,7 @@ Nothing here runs or unpickles what it looks at.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,25 @@ def require_loadable(folder: str | Path, name: str) -> None:
         raise ValueError(
             f"`{name}` is {folder}, which is not safe to load: {'; '.join(problems)}. Get it again or, if it is not "
             "yours, leave it."
+        )
+
+
+def require_all_weights(source: str | Path, missing: Iterable[str], name: str) -> None:
+    """Refuse a checkpoint of this package without some of its weights, in place of which random ones were drawn.
+
+    Args:
+        source: Folder of the checkpoint, or its name on the Hub.
+        missing: Names of the weights, as `from_pretrained` reports them.
+        name: Name of the option or argument, for the message.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if lacking := sorted(missing):
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise ValueError(
+            f"`{name}` is {source}, which lacks the weights {', '.join(lacking[:3])}{more}; expected a whole "
+            "checkpoint. Get it again, or save it again."
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
+from .checkpoint_files import require_all_weights
 from .configuration_holistic_clip import (
     LEGACY_END,
     HolisticCLIPConfig,
@@ -499,7 +500,8 @@ def from_holistic_clip(
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if found != HolisticCLIPConfig.model_type:
         raise ValueError(f"{str(source)!r} is of model type {found!r}; expected {HolisticCLIPConfig.model_type!r}.")
-    model = HolisticCLIPModel.from_pretrained(source, dtype=torch.float32)
+    model, report = HolisticCLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    require_all_weights(str(source), report["missing_keys"], "source")
     if list(perspectives) != model.config.perspectives:
         model = _rebranched(model, list(perspectives))
     length = cast(CLIPTextConfig, model.config.text_config).max_position_embeddings

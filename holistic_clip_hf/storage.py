@@ -102,7 +102,8 @@ def hold_lock(path: Path, *, wait: bool = False, keep: bool = True) -> Iterator[
             )
     try:
         moment = datetime.now(UTC).isoformat(timespec="seconds")
-        path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": moment}))
+        with suppress(OSError):  # a full disk is told by what is written next
+            path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": moment}))
         yield
     finally:
         with suppress(FileNotFoundError):  # its holder may have removed the folder

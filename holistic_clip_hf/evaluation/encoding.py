@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from ..checkpoint_files import require_loadable
+from ..checkpoint_files import require_all_weights, require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..images.decoding import UnreadableImageError, decode_image
 from ..images.tables import undecoded
@@ -73,13 +73,14 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
             "over with `holistic_clip_hf.initialization`."
         )
     try:
-        model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False, use_safetensors=True).to(
-            device
+        model, report = AutoModel.from_pretrained(
+            name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
     except (SafetensorError, EOFError) as error:
         raise ValueError(
             f"`model` is {name}, whose weights are damaged ({error}); expected whole ones. Download or save it again."
         ) from error
+    require_all_weights(name, report["missing_keys"], "model")
     return model.to(device), AutoProcessor.from_pretrained(name, trust_remote_code=False)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from ..checkpoint_files import is_link_of_the_cache, require_loadable
+from ..checkpoint_files import is_link_of_the_cache, require_all_weights, require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..evaluation.records import Record, load_records, shareable_command
 from ..modeling_holistic_clip import HolisticCLIPModel
@@ -104,7 +104,8 @@ def stage(
     require_checkpoint_folder(folder)
     _require_space(checkpoint, folder)
     try:
-        model = HolisticCLIPModel.from_pretrained(checkpoint, use_safetensors=True, trust_remote_code=False)
+        model, report = HolisticCLIPModel.from_pretrained(checkpoint, use_safetensors=True, output_loading_info=True)
+        require_all_weights(checkpoint, report["missing_keys"], "checkpoint")
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         HolisticCLIPProcessor.from_pretrained(checkpoint).save_pretrained(folder)
         records = _copy_records(checkpoint, folder)

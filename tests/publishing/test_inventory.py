@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 import holistic_clip_hf
@@ -24,6 +24,7 @@ from holistic_clip_hf import (
 )
 from holistic_clip_hf.checkpoint_files import MAX_HEADER_BYTES
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
+from holistic_clip_hf.initialization import from_holistic_clip
 from holistic_clip_hf.publishing import stranger
 from holistic_clip_hf.publishing.checkpoint import require_checkpoint, stage
 from holistic_clip_hf.publishing.inventory import (
@@ -210,6 +211,22 @@ def test_what_would_load_something_else_is_refused_before_loading(
         "base": lambda folder: read_base(str(folder)),
     }.items():
         with pytest.raises(ValueError, match=f"`{option}` is .*, which is not safe to load: {name}.*{reason}"):
+            load(checkpoint)
+
+
+@pytest.mark.parametrize("kept", ["nothing", "all but one", "all but branches"])
+def test_a_checkpoint_without_some_of_its_weights_is_refused(checkpoint: Path, tmp_path: Path, kept: str) -> None:
+    """Also of branches, which a CLIP lacks and which are drawn at random if asked for."""
+    weights = load_file(checkpoint / "model.safetensors")
+    names = {"nothing": [], "all but one": [name for name in weights if name != "logit_scale"]}
+    names["all but branches"] = [name for name in weights if "branch_" not in name]
+    save_file({name: weights[name] for name in names[kept]}, checkpoint / "model.safetensors", {"format": "pt"})
+    for load in (
+        load_checkpoint,
+        lambda folder: stage(folder, tmp_path / "staged", CardFacts("ada/clip", "clip")),
+        lambda folder: from_holistic_clip(folder, perspectives=["detail", "new"]),
+    ):
+        with pytest.raises(ValueError, match="lacks the weights"):
             load(checkpoint)
 
 
