@@ -149,6 +149,29 @@ def _require_architecture(config_dict: Mapping[str, Any], source: Any) -> None:
         )
 
 
+def is_foreign_attention(key: str, value: Any) -> bool:
+    """Tell whether a setting of a file takes attention from a repository: transformers would run its code."""
+    return "attn_implementation" in key and "/" in str(value)
+
+
+def require_own_attention(config_dict: Mapping[str, Any]) -> None:
+    """Refuse the configuration of a file that takes attention from a repository, at any depth.
+
+    Raises:
+        ValueError: it does, with the repository.
+    """
+    waiting: list[Any] = [config_dict]
+    while waiting:
+        found = waiting.pop()
+        for key, value in found.items() if isinstance(found, Mapping) else ():
+            if is_foreign_attention(str(key), value):
+                raise ValueError(
+                    f"`{key}` of the checkpoint is {value!r}, which is code of another repository; expected sdpa, "
+                    "eager, flash_attention_2 or flex_attention. Remove it from config.json."
+                )
+            waiting.append(value)
+
+
 def _require_family(config_dict: dict[str, Any], *families: str) -> None:
     """Refuse another architecture: transformers would only warn, and start from random weights."""
     found = config_dict.get("model_type")
@@ -214,6 +237,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPVisionConfig":
         """Refuse the configuration of another architecture than this tower or CLIP's, and keywords that do not fit."""
+        require_own_attention(config_dict)
         _require_family(config_dict, cls.model_type, CLIPVisionConfig.model_type)
         with _as_value_error(cls.__name__):
             return _require_valid(super().from_dict(config_dict, **kwargs))
@@ -374,6 +398,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
         The configuration of a vision tower is completed.
         """
+        require_own_attention(config_dict)
         if config_dict.get("model_type") == HolisticCLIPVisionConfig.model_type:
             vision = HolisticCLIPVisionConfig.from_dict(config_dict)
             config_dict = {"vision_config": vision, "architectures": config_dict.get("architectures")}

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
-from .configuration_holistic_clip import LEGACY_END, HolisticCLIPConfig, HolisticCLIPVisionConfig, end_token_id
+from .checkpoint_files import require_all_weights
+from .configuration_holistic_clip import (
+    LEGACY_END,
+    HolisticCLIPConfig,
+    HolisticCLIPVisionConfig,
+    end_token_id,
+    require_own_attention,
+)
 from .modeling_holistic_clip import HolisticCLIPModel
 
 LONG_CLIP_KEPT = 20  # positions that Long-CLIP found well trained (https://arxiv.org/abs/2403.15378, section 3.2)
@@ -219,7 +226,9 @@ def from_clip(
 def _load_clip(source: str | PathLike) -> CLIPModel:
     if not isinstance(source, str | PathLike):
         raise ValueError(f"`model` is a {type(source).__name__}. Give a `transformers.CLIPModel`, a name or a folder.")
-    kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    found = PreTrainedConfig.get_config_dict(source)[0]
+    require_own_attention(found)
+    kind = found.get("model_type")
     if kind != "clip":
         raise ValueError(f"{str(source)!r} is of model type {kind!r}, not a 'clip' with both towers.")
     clip, report = CLIPModel.from_pretrained(source, output_loading_info=True)
@@ -491,7 +500,8 @@ def from_holistic_clip(
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if found != HolisticCLIPConfig.model_type:
         raise ValueError(f"{str(source)!r} is of model type {found!r}; expected {HolisticCLIPConfig.model_type!r}.")
-    model = HolisticCLIPModel.from_pretrained(source, dtype=torch.float32)
+    model, report = HolisticCLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    require_all_weights(str(source), report["missing_keys"], "source")
     if list(perspectives) != model.config.perspectives:
         model = _rebranched(model, list(perspectives))
     length = cast(CLIPTextConfig, model.config.text_config).max_position_embeddings

@@ -176,7 +176,8 @@ def make_trainer(
         model = make_model(**{"perspectives": CORPUS_SLOTS, **(model_options or {})})
         options = {"max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0, "per_device_train_batch_size": 4}
         options |= {"per_device_eval_batch_size": 4, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
-        args = HolisticCLIPTrainingArguments(str(tmp_path), disable_tqdm=True, **(options | arguments))
+        options |= {"output_dir": str(tmp_path), "disable_tqdm": True}
+        args = HolisticCLIPTrainingArguments(**(options | arguments))
         return HolisticCLIPTrainer(
             model,
             args,

@@ -13,7 +13,6 @@ its reason in corpus.json or skipped.jsonl. README.md in the corpus is its card.
 """
 
 import json
-import shlex
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -160,13 +159,14 @@ class Command:
             ValueError: as `build_from_sources` does.
         """
         from ..corpus.card import CorpusFacts
+        from ..evaluation.records import command_as_typed
 
         facts = CorpusFacts(
             title=self.card.title or self.output.resolve().name,
             description=self.card.description,
             license=self.card.license,
             languages=self.card.language,
-            command=shlex.join(["holistic-clip", *sys.argv[1:]]),
+            command=command_as_typed(["", "holistic-clip", *sys.argv[1:]]),
         )
         self.options.build(self.source.open(), self.output, facts)
         show(self.output)

@@ -88,19 +88,29 @@ class Command:
 
         Raises:
             ValueError: photos, captions or a base that cannot be used.
+            InUseError: another command writes into the output.
         """
         from datasets import disable_progress_bars
         from transformers import logging
 
-        from ..corpus.build import open_split, read_manifest
-        from ..trainer.finetuning import RUN, choose_settings, make_recipe, order_of_branches, read_base, write_recipe
-        from ..trainer.recipes import load_recipe, require_own_run, train_run
+        from ..storage import LOCK, hold_lock
+        from ..trainer.finetuning import RUN, read_base
+        from ..trainer.recipes import require_own_run
 
         disable_progress_bars()
         logging.disable_progress_bar()
-        source, corpus, checkpoint = self._source(), self.output / "corpus", self.output / RUN
-        require_own_run(checkpoint)
+        source = self._source()
+        require_own_run(self.output / RUN)
         base = read_base(self.base)
+        with hold_lock(self.output / LOCK):
+            self._make(source, base)
+
+    def _make(self, source: "Source", base: "Base") -> None:
+        from ..corpus.build import open_split, read_manifest
+        from ..trainer.finetuning import RUN, choose_settings, make_recipe, order_of_branches, write_recipe
+        from ..trainer.recipes import load_recipe, train_run
+
+        corpus, checkpoint = self.output / "corpus", self.output / RUN
         self._build(source, corpus)
         perspectives = list(read_manifest(corpus)["perspectives"])
         branches = order_of_branches(base, perspectives)

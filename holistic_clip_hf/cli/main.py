@@ -12,11 +12,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn
 
+from ..stopping import Stopped, raise_stopped
 from ..words import closest
 from .option_names import as_options
 
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
-MISTAKE, STOPPED = 2, 130  # exit codes: of a usage error, as argparse has it; of Ctrl-C, as shells have it
+MISTAKE = 2  # exit code of a usage error, as argparse has it
+MOST_LETTERS = 4_000  # of an error, some of which list all that is wrong
 DAMAGED = "SafetensorError"  # of a library that help does not import
 SHELLS = ("bash", "zsh")
 
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the verb that the command line names, or print help.
 
     Raises:
-        SystemExit: the command line or what it names is wrong (2), or the verb was stopped by a signal (130).
+        SystemExit: the command line or what it names is wrong (2), or the verb was stopped by Ctrl-C (130) or
+            SIGTERM (143).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -79,18 +82,20 @@ def end_in_a_sentence(program: str, given: Sequence[str] = (), *, debug: bool = 
         debug: Show the traceback instead.
 
     Raises:
-        SystemExit: a mistake (2), or a signal (130).
+        SystemExit: a mistake (2), Ctrl-C (130) or SIGTERM (143).
     """
     # Clusters end jobs with SIGTERM: stop as on Ctrl-C, so that uploads and scratch files are removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, raise_stopped)
     try:
         with log_to_stderr():
             yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print(f"\n{program}: stopped. Give the same command again to go on.", file=sys.stderr)
-        sys.exit(STOPPED)
+        stopped = stop if isinstance(stop, Stopped) else Stopped(signal.SIGINT)
+        said = str(stopped) or "stopped. Give the same command again to go on."
+        print(f"\n{program}: {said}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
@@ -267,8 +272,10 @@ def is_mistake(error: Exception) -> bool:
 
 
 def sentence_of(error: Exception) -> str:
-    """Return the error's text on one line, or its kind where it has none."""
+    """Return the error's text on one line, without its middle if it is long, or its kind if it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > MOST_LETTERS:
+        text = f"{text[: MOST_LETTERS // 2]} ... {text[-MOST_LETTERS // 2 :]}"
     return f"A file of weights is damaged ({text}). Get it again." if type(error).__name__ == DAMAGED else text
 
 

@@ -21,13 +21,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value
 from datasets.table import embed_table_storage
-from filelock import FileLock
 
 from ..images.files import read_named
 from ..images.sources import SPLITS, Skipped
 from ..storage import (
+    LOCK,
     PARTIAL,
     checksum,
+    hold_lock,
     remove_own_files,
     require_free_space,
     require_own_folder,
@@ -190,7 +191,7 @@ _SHARD_KEY = b"holistic_clip_shard"
 # Small row groups, so that streaming readers can skip through images, and so that writing takes little memory.
 _ROWS_PER_GROUP, _BYTES_PER_GROUP = 100, 64_000_000
 SKIPPED = "skipped.jsonl"
-CARD, _LOCK = "README.md", ".lock"
+CARD, _LOCK = "README.md", LOCK
 # By these names a build knows what earlier builds wrote; nothing else in its folder is ever removed.
 SHARD_NAME = re.compile(r".+-[0-9a-f]{8}\.parquet")
 BESIDE = re.compile(r"skipped\.jsonl|diversity\.(?:png|json)")
@@ -230,26 +231,29 @@ def write_corpus(
     counted: Sequence[str] = (),
     skipped: Callable[[], Iterable[Skipped]] = tuple,
     required_bytes: int = 0,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Write each shard, then `README.md` (from `card`, given the manifest), then the manifest.
 
     A shard is a function that yields rows and `Skipped` items; `fingerprint` stands for all that decides its rows.
     Finished shards of the same fingerprint are kept. A corpus of another fingerprint stays whole and loadable until
     the new manifest replaces its own. The manifest counts the values of the `counted` columns and lists what was
-    skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Raises `ValueError` for a
-    malformed row and for a corpus without rows, `OSError` when the disk is full.
+    skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Processes that build into
+    one folder wait for each other; `check` is asked once the folder is this one's. Raises `ValueError` for a malformed
+    row and for a corpus without rows, `OSError` when the disk is full.
     """
     directory, is_new = Path(directory), not Path(directory).exists()
     require_corpus_folder(directory)
-    (directory / "data").mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(directory / _LOCK):
+        with hold_lock(directory / _LOCK, wait=True):
+            if check is not None:
+                check()
+            (directory / "data").mkdir(exist_ok=True)
             if not is_whole(directory, fingerprint):
                 require_free_space(directory, required_bytes, "the corpus", "choose a directory on another disk")
                 records = {}
                 for name, shard in shards.items():
-                    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:8]
-                    path = directory / "data" / f"{name}-{digest}.parquet"
+                    path = directory / "data" / f"{name}-{digest_of(fingerprint)}.parquet"
                     if _read_shard_facts(path, fingerprint) is None:
                         _write_shard(path, shard, features, fingerprint, counted)
                     records[name] = _describe_shard(path, fingerprint)
@@ -258,6 +262,11 @@ def write_corpus(
         if is_new:  # nothing in it is worth to go on from
             remove_own_files(directory, partial(is_corpus_file, directory))
         raise
+
+
+def digest_of(fingerprint: str) -> str:
+    """Return the end of the names of shards of this fingerprint."""
+    return hashlib.sha256(fingerprint.encode()).hexdigest()[:8]
 
 
 def require_corpus_folder(directory: str | Path) -> None:
@@ -277,11 +286,12 @@ def require_corpus_folder(directory: str | Path) -> None:
             if isinstance(found, dict) and {"fingerprint", "shards"} <= found.keys():
                 return
     # The names beside the shards are anybody's. A build writes its lock before them, and some have been without one.
-    has_begun = (directory / _LOCK).is_file() or any(map(_is_shard, directory.glob("data/*.parquet")))
+    has_shards = any(map(_is_shard, directory.glob("data/*.parquet")))
+    has_begun = has_shards or (directory / _LOCK).is_file()
 
     def is_ours(path: str) -> bool:
         if path in (CARD, MANIFEST) or BESIDE.fullmatch(path):
-            return has_begun and (path != MANIFEST or is_damaged)
+            return has_begun and (path != MANIFEST or is_damaged or has_shards)
         return is_corpus_file(directory, path)
 
     require_own_folder(directory, is_ours, holds="a corpus")

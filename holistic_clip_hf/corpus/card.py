@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCardData
 from ..images.sources import SPLITS, Source, origins_of
 from ..storage import stable_number, write_atomically, write_json
 from ..words import markdown_table
-from .build import MANIFEST, SKIPPED, DamagedCorpusError, is_whole, read_manifest
+from .build import MANIFEST, SKIPPED, DamagedCorpusError, digest_of, is_whole, read_manifest
 from .diversity import DiversityReport, Embed, measure_diversity
 from .diversity_picture import draw_diversity
 from .plan import BuildSettings
@@ -70,7 +70,14 @@ def require_same_origins(directory: Path, fingerprint: str, sources: Sequence[So
         return
     try:
         about = read_manifest(directory).get("about") or {}
-    except DamagedCorpusError:
+    except DamagedCorpusError as error:
+        digest = digest_of(fingerprint)
+        names = [path.stem for path in (directory / "data").glob("*.parquet")]
+        if names and not any(name.endswith(digest) for name in names):
+            raise ValueError(
+                f"`output` is {directory}, whose {MANIFEST} is damaged, so that it does not say what it was built "
+                "from; expected the sources as they were. Name another folder, or give `replace`."
+            ) from error
         return
     if "origins" in about:
         lost = [name for key, name in about["origins"].items() if key not in hashed_origins(sources)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from ..checkpoint_files import require_all_weights, require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..images.decoding import UnreadableImageError, decode_image, read_image
 from ..images.left_out import LeftOutLog, row_names, warn_of_all
@@ -55,8 +56,11 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
     """Load a checkpoint with its processor, as anybody would, onto the device that training would use.
 
     Raises:
-        ValueError: neither the folder of one of our checkpoints nor its name on the Hub.
+        ValueError: neither the folder of one of our checkpoints nor its name on the Hub, or a folder that is not safe
+            to load.
     """
+    if Path(name).is_dir():
+        require_loadable(name, "model")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     expected = "expected the folder of a checkpoint of this package, or its name on the Hub"
     try:
@@ -70,12 +74,15 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
             "over with `holistic_clip_hf.initialization`."
         )
     try:
-        model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False).to(device)
+        model, report = AutoModel.from_pretrained(
+            name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
     except (SafetensorError, EOFError) as error:
         raise ValueError(
             f"`model` is {name}, whose weights are damaged ({error}); expected whole ones. Download or save it again."
         ) from error
-    return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    require_all_weights(name, report["missing_keys"], "model")
+    return model.to(device), AutoProcessor.from_pretrained(name, trust_remote_code=False)
 
 
 @contextmanager

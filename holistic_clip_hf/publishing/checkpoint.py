@@ -6,24 +6,26 @@ package.
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
+from ..checkpoint_files import is_link_of_the_cache, require_all_weights, require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..evaluation.records import Record, load_records
+from ..evaluation.records import Record, load_records, shareable_command
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..storage import raise_if_disk_full, require_apart, require_free_space, require_own_folder
+from ..storage import raise_if_disk_full, require_apart, require_free_space, require_own_folder, write_json
 from . import stranger
-from .inventory import TRAVELLING_FILES, require_own_code, require_safe_folder
+from .inventory import ALLOWED, TRAVELLING_FILES, require_own_code, require_png, require_safe_folder
 from .model_card import FACTS_FILE, CardFacts, known_facts, render_model_card, save_facts
 
 CARD = "README.md"
@@ -33,12 +35,22 @@ SPARE_BYTES = 50_000_000  # configuration, tokenizer, code, pictures
 
 
 def require_checkpoint(checkpoint: Path) -> None:
-    """Raise `ValueError` unless `checkpoint` is a folder with a model of ours in it, in safetensors."""
+    """Raise `ValueError` unless `checkpoint` is a folder with a model of ours in it, in safetensors, safe to load.
+
+    What is published of it has to be files that lie there: a link is refused, which may lead to anything.
+    """
     if not (checkpoint / "config.json").is_file():
         raise ValueError(
             f"`checkpoint` is {checkpoint}, which has no `config.json`; expected a checkpoint. Pass the folder of a "
             f"checkpoint."
         )
+    for path in sorted(checkpoint.iterdir()):
+        if ALLOWED.fullmatch(path.name) and path.is_symlink() and not is_link_of_the_cache(path, checkpoint):
+            raise ValueError(
+                f"{path} is a symbolic link; expected a file of its own, since all that is published has to lie in "
+                "the folder. Put the file itself there."
+            )
+    require_loadable(checkpoint, "checkpoint")
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if config.model_type != HolisticCLIPConfig.model_type:
         raise ValueError(
@@ -92,7 +104,8 @@ def stage(
     require_checkpoint_folder(folder)
     _require_space(checkpoint, folder)
     try:
-        model = HolisticCLIPModel.from_pretrained(checkpoint, use_safetensors=True)
+        model, report = HolisticCLIPModel.from_pretrained(checkpoint, use_safetensors=True, output_loading_info=True)
+        require_all_weights(checkpoint, report["missing_keys"], "checkpoint")
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         HolisticCLIPProcessor.from_pretrained(checkpoint).save_pretrained(folder)
         records = _copy_records(checkpoint, folder)
@@ -113,14 +126,25 @@ def stage(
 def _copy_records(checkpoint: Path, folder: Path) -> Sequence[Record]:
     if not (checkpoint / RECORDS).is_file():
         return []
-    records = load_records(checkpoint / RECORDS)
-    shutil.copyfile(checkpoint / RECORDS, folder / RECORDS)
+    records = [
+        replace(record, command=shareable_command(_words_of(record.command)))  # as earlier versions did not write it
+        for record in load_records(checkpoint / RECORDS)
+    ]
+    write_json(folder / RECORDS, [asdict(record) for record in records])
     return records
+
+
+def _words_of(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an open quote
+        return command.split()
 
 
 def _copy_picture(checkpoint: Path, folder: Path, picture: str) -> None:
     if Path(picture).name != picture or not (checkpoint / picture).is_file():
         raise ValueError(f"The card shows {picture!r}, which is not a file in {checkpoint}. Draw it, or leave it out.")
+    require_png(checkpoint / picture)
     shutil.copyfile(checkpoint / picture, folder / picture)
 
 

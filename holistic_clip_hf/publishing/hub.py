@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download, snapshot_download
 
+from ..checkpoint_files import MAX_JSON_BYTES
 from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..corpus.build import MANIFEST, load_corpus, read_manifest, require_corpus_folder
 from ..storage import checksum, require_own_folder
 from .checkpoint import MAX_SHARD_SIZE, VerificationError, facts_of, require_checkpoint, stage, verify
-from .inventory import ALLOWED, require_own_code, require_safe_folder
+from .inventory import ALLOWED, require_own_code, require_png, require_safe_folder
 from .model_card import CardFacts
 from .push import (
     HUB_ERRORS,
@@ -87,7 +88,7 @@ def publish(
         staged = Path(scratch) / "staged"
         files = stage(checkpoint, staged, facts, max_shard_size=max_shard_size)
         logger.info("Staged %d files, %d bytes; loading them as a stranger would", len(files), sum(files.values()))
-        expected = measure(str(checkpoint))
+        expected = measure(str(checkpoint), trust_remote_code=False)
         verify(staged, expected, scratch=Path(scratch) / "before")
         if remote is None:
             return Publication(repo_id, files)
@@ -153,6 +154,9 @@ CARD = "README.md"
 SHARD = re.compile(r"data/[^/\\]+\.parquet")
 # Beside the shards: the manifest, the card and its pictures and reports, licences.
 BESIDE = re.compile(r"(corpus|diversity|skipped)\.jsonl?|[A-Za-z0-9_-]+\.png|README\.md|LICENSE|NOTICE")
+# Of these, what a build writes or takes over, and the pictures that a card shows, in Markdown or as a tag.
+BUILT = (MANIFEST, CARD, "skipped.jsonl", "diversity.json", "diversity.png", "LICENSE", "NOTICE")
+SHOWN = re.compile(r"(?:\]\(|src=[\"'])([A-Za-z0-9_-]{1,100}\.png)(?=[)\"' ])")
 CLIENT = ".cache/huggingface"  # where the Hub's client keeps account in a folder that it downloads to
 PULLED = ["data/*.parquet", "*.json", "*.jsonl", "*.png", "README.md", "LICENSE", "NOTICE"]
 
@@ -229,16 +233,61 @@ def _require_pullable(directory: Path) -> None:
 
 
 def _files_of(directory: Path) -> dict[str, Path]:
-    """List what a corpus consists of, if it is finished. A half-built one must not get out."""
-    load_corpus(directory)
+    """List what a corpus consists of, if it is finished. A half-built one must not get out.
+
+    That is what a build writes and, of pictures, those that the card shows. Other files that lie there stay.
+    """
+    shards = [record["file"] for record in read_manifest(directory)["shards"].values()]
+    for name in shards:
+        if not SHARD.fullmatch(name):
+            raise ValueError(f"{MANIFEST} of {directory} names the shard {name!r}; expected one in `data`. Build it.")
     if not (directory / CARD).is_file():
         raise ValueError(
             f"{directory} has no card, {CARD}: where images and captions come from, and under which "
             "licences. Build the corpus with one (`card=` of `build_corpus`), or write it."
         )
-    shards = [record["file"] for record in read_manifest(directory)["shards"].values()]
-    beside = [path.name for path in directory.iterdir() if path.is_file() and BESIDE.fullmatch(path.name)]
-    return {name: directory / name for name in [*shards, *beside]}
+    names = [*shards, *(name for name in BUILT if (directory / name).is_file())]
+    _require_no_links(directory, [CARD, *names])  # before anything is read
+    text = _read_text(directory / CARD)
+    names += sorted({name for name in SHOWN.findall(text) if (directory / name).is_file()} - set(names))
+    _require_no_links(directory, names)
+    for name in names:
+        _require_kind(directory / name)
+    load_corpus(directory)
+    return {name: directory / name for name in names}
+
+
+def _require_no_links(directory: Path, names: Iterable[str]) -> None:
+    for name in names:
+        path = directory / name
+        for each in (path, *path.parents[: len(Path(name).parts) - 1]):
+            if each.is_symlink():
+                raise ValueError(
+                    f"{each} is a symbolic link; expected a file or folder of its own, since all that is published "
+                    "has to lie in the corpus. Put it there, or leave it out."
+                )
+
+
+def _require_kind(path: Path) -> None:
+    """Refuse a file whose content is not what its name says."""
+    if path.suffix == ".png":
+        require_png(path)
+    elif path.suffix != ".parquet":
+        text = _read_text(path)
+        for line in text.splitlines() if path.suffix == ".jsonl" else [text] if path.suffix == ".json" else []:
+            try:
+                json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path} is not JSON ({error}). Build the corpus again, or leave it out.") from error
+
+
+def _read_text(path: Path) -> str:
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; expected at most {MAX_JSON_BYTES:,}. Shorten it.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8; expected what its name says. Leave it out.") from error
 
 
 def _with_data_files(text: str) -> str:

@@ -24,9 +24,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
-from filelock import FileLock, Timeout
 
-from ..storage import PARTIAL, checksum, require_own_folder, write_atomically, write_json
+from ..storage import (
+    PARTIAL,
+    InUseError,
+    checksum,
+    hold_lock,
+    require_own_folder,
+    shorten,
+    shown,
+    write_atomically,
+    write_json,
+)
 
 FORMAT = 1
 MANIFEST, LOCK, SEGMENTS, NEIGHBOURS = "index.json", ".lock", "segments", "neighbours"
@@ -34,6 +43,8 @@ CAPTION_VECTORS = "captions.safetensors"  # the page's, in the folder of its ind
 VECTOR = "vector."  # before the name of a column of vectors
 BRANCHES, FUSED_ONLY = "branches", "fused"
 VECTORS = (BRANCHES, FUSED_ONLY)
+EXACT = "exact"  # look-up that reads every vector
+STORED_LOOKUPS = (EXACT, "ivf", "hnsw")
 _FILE = re.compile(rf"({SEGMENTS}|{NEIGHBOURS})/[\w-]+\.(arrow|faiss)")
 
 
@@ -127,16 +138,13 @@ def lock(directory: Path) -> Iterator[None]:
     """Hold the lock by which one process at a time changes an index.
 
     Raises:
-        TimeoutError: another one does.
+        InUseError: another one does.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(directory / LOCK, timeout=0):
+        with hold_lock(directory / LOCK):
             yield
-    except Timeout as error:
-        raise TimeoutError(
-            f"Another process is indexing into {directory}. Wait until it has finished, or stop it, and run again."
-        ) from error
+    except InUseError as error:
+        raise InUseError(f"Another process is indexing into {directory}: {error}") from error
 
 
 def read_index_manifest(directory: str | Path) -> Manifest:
@@ -190,7 +198,20 @@ def write_index_manifest(directory: Path, manifest: Manifest) -> None:
 def _manifest_from(found: Mapping[str, Any]) -> Manifest:
     for each in [*found["segments"], *found["neighbours"].values()]:
         if not _FILE.fullmatch(each["file"]):
-            raise ValueError(f"The manifest names {each['file']!r}, which is not a file of an index. Index again.")
+            raise ValueError(
+                f"The manifest names {shown(each['file'])}, which is not a file of an index. Index again."
+            )
+        dead = each.get("dead", [])
+        if not all(map(_is_count, (each["rows"], each["bytes"], *dead))) or max(dead, default=-1) >= each["rows"]:
+            raise TypeError(f"{each['file']} has {shown(each)}")
+    layout = found["layout"]
+    if not _is_count(layout["width"]) or not layout["width"] or layout["vectors"] not in VECTORS:
+        raise TypeError(f"the vectors are {shown(layout)}")
+    if found["lookup"] not in STORED_LOOKUPS:
+        raise TypeError(f"the look-up is {shown(found['lookup'])}")
+    reasons = [text for each in found["left_out"] for text in each[:3]]
+    if not all(isinstance(text, str) for text in (*layout["perspectives"], *found["origin"].values(), *reasons)):
+        raise TypeError("a name is not a text")
     fields = {name: found[name] for name in ("model", "origin", "lookup")}
     return Manifest(
         layout=Layout(**found["layout"]),
@@ -199,6 +220,10 @@ def _manifest_from(found: Mapping[str, Any]) -> Manifest:
         left_out=[LeftOut(*each) for each in found["left_out"]],
         **fields,
     )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def sync_directory(directory: Path) -> None:
@@ -264,15 +289,62 @@ def require_whole(directory: Path, segment: Segment, *, read: bool = False) -> P
 def open_segment(path: Path, layout: Layout) -> tuple[Dataset, list[LeftOut]] | None:
     """Return the rows, memory-mapped, and what was left out between them; `None` if damaged or of another layout."""
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            about = json.loads((reader.schema.metadata or {}).get(_ABOUT, b"{}"))
-        if about.get("key") != layout.key:
-            return None
-        dataset = Dataset.from_file(str(path))
-    except (pa.ArrowInvalid, OSError, json.JSONDecodeError) as error:
-        logger.warning("%s is damaged and is left aside: %s", path, error)
+        opened = _open_checked(path, layout)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s is damaged and is left aside: %s", path, shorten(str(error)))
         return None
+    return opened
+
+
+def _open_checked(path: Path, layout: Layout) -> tuple[Dataset, list[LeftOut]] | None:
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        schema = reader.schema
+    about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
+    if about.get("key") != layout.key:
+        return None
+    if not schema.equals(layout.features.arrow_schema, check_metadata=False):
+        raise ValueError("its columns are not those of the index")
+    dataset = Dataset.from_file(str(path))
+    if dataset.features != layout.features:
+        raise ValueError("its columns are described as others than they are")
+    _require_sound(dataset.data.table, layout)
     return dataset, [LeftOut(*each) for each in about["left_out"]]
+
+
+def _require_sound(table: pa.Table, layout: Layout) -> None:
+    """Refuse columns that would be read beyond their end, or as other rows, if one number in the file is wrong."""
+    names = {f"{VECTOR}{name}" for name in layout.vector_names}
+    table.drop_columns(sorted(names)).validate(full=True)  # offsets within the data, in order, texts in UTF-8
+    table.select(sorted(names)).validate()
+    for name in ("image_id", "stamp", *names):
+        for chunk in table.column(name).chunks:
+            is_vector = name in names
+            if chunk.null_count or (is_vector and chunk.flatten().null_count):
+                raise ValueError(f"the column {name} has gaps")
+            if is_vector and len(chunk.flatten()) != len(chunk) * layout.width:
+                raise ValueError(f"the column {name} has vectors of another length")
+
+
+def require_finite(directory: Path, segment: Segment, dataset: Dataset, layout: Layout) -> None:
+    """Refuse a segment with vectors that are no vectors; all of them are read.
+
+    Raises:
+        ValueError: one has a number that is NaN, infinite or absurdly large.
+    """
+    for name in layout.vector_names:
+        for block in vectors_of(dataset, name):
+            flat = block.reshape(-1)
+            with np.errstate(over="ignore"):
+                is_finite = np.isfinite(np.dot(flat, flat))
+            if not is_finite:
+                raise ValueError(_damage(directory, segment))
+
+
+def _damage(directory: Path, segment: Segment) -> str:
+    return (
+        f"{directory / segment.file} is damaged. Run the indexing again: what it held is encoded anew, and the rest "
+        "is taken up."
+    )
 
 
 def open_whole(directory: Path) -> tuple[Manifest, list[Dataset]]:
@@ -292,12 +364,14 @@ def open_whole(directory: Path) -> tuple[Manifest, list[Dataset]]:
             if read_index_manifest(directory) == manifest:
                 raise
             continue
-        datasets = [each[0] for each in opened if each is not None]
-        if [len(each) for each in datasets] == [segment.rows for segment in manifest.segments]:
-            return manifest, datasets
-        raise ValueError(
-            f"Segments of {directory} are damaged. Run the indexing again: what they held is encoded anew."
-        )
+        datasets = []
+        for segment, each in zip(manifest.segments, opened, strict=True):
+            if each is None or len(each[0]) != segment.rows:
+                raise ValueError(_damage(directory, segment))
+            if manifest.lookup == EXACT:  # else only what is proposed is read
+                require_finite(directory, segment, each[0], manifest.layout)
+            datasets.append(each[0])
+        return manifest, datasets
     raise ValueError(f"{directory} changed {_OPENINGS} times while it was opened. Try again when indexing is done.")
 
 

@@ -22,14 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..images.left_out import LeftOutLog, warn_of_all
 from ..loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, branch_shares
 from ..storage import write_json
 from .collator import HolisticCLIPCollator
-from .distributed import gather_objects, rank, sum_over_ranks, world_size
+from .distributed import gather_objects, rank, sum_over_ranks
 from .streams import EndlessRows, Place
 
 logger = logging.getLogger(__name__)
@@ -93,29 +91,6 @@ class LeftOutRows(TrainerCallback):
 
 
 PLACE_NAME = "stream-{}.json"
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that all ranks have saved to its end, if any; to be called on all ranks, which
-    agree.
-    """
-    mine = {path.name for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)}
-    whole = set.intersection(*gather_objects(mine))
-    return folder / max(whole, key=lambda name: int(name.split("-")[-1])) if whole else None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint is whole as far as this rank knows. It saves its random numbers last, and the first
-    rank then the state of the run.
-    """
-    numbers = f"rng_state_{rank()}.pth" if world_size() > 1 else "rng_state.pth"
-    if not (checkpoint / numbers).is_file():
-        return False
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
 
 
 class StreamPlace(TrainerCallback):

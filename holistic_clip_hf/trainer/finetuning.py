@@ -13,9 +13,10 @@ from typing import Any, cast
 
 import torch
 import yaml
-from transformers import AutoConfig, CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer
+from transformers import AutoConfig, CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer, PreTrainedConfig
 
-from ..configuration_holistic_clip import HolisticCLIPConfig
+from ..checkpoint_files import require_loadable
+from ..configuration_holistic_clip import HolisticCLIPConfig, require_own_attention
 from ..storage import write_atomically
 
 RUN = "model"  # the only run of such a recipe, and the name of its folder
@@ -75,12 +76,15 @@ def read_base(name: str) -> Base:
     """Read what has to be known of a checkpoint, without its weights.
 
     Raises:
-        ValueError: neither a CLIP nor a checkpoint of this package.
+        ValueError: neither a CLIP nor a checkpoint of this package, or a folder that is not safe to load.
     """
+    if Path(name).is_dir():
+        require_loadable(name, "base")
     expected = "expected a CLIP or a checkpoint of this package, by its folder or its name on the Hub"
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
         raise ValueError(f"`base` is {name}, which is not a folder; {expected}. Correct the path.")
     try:
+        require_own_attention(PreTrainedConfig.get_config_dict(name)[0])
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         processor = CLIPImageProcessorPil.from_pretrained(name)
         tokenizer = CLIPTokenizer.from_pretrained(name)

@@ -37,20 +37,22 @@ from ..initialization import from_clip, from_holistic_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
+    LOCK,
     PARTIAL,
     field_names,
     read_yaml,
     remove_own_files,
     require_keys,
     require_own_folder,
+    shown,
     write_atomically,
     write_json,
 )
 from ..visualization.figures import training_curves, training_figure
 from .arguments import HolisticCLIPTrainingArguments, require_enough_rows
-from .callbacks import last_whole_checkpoint
 from .collator import Augmentation
 from .field_types import fits, in_words
+from .resuming import hold_output, last_whole_checkpoint
 from .trainer import HolisticCLIPTrainer
 
 logger = logging.getLogger(__name__)
@@ -180,8 +182,8 @@ def require_run_name(name: Any, where: str) -> None:
     """Raise `ValueError` unless `name` can be that of a folder below another; `where` is what has it."""
     if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
         raise ValueError(
-            f"{where} has {name!r}; expected names of letters, digits, '.', '_' and '-' that do not begin with a dot. "
-            f"Rename the run."
+            f"{where} has {shown(name)}; expected names of letters, digits, '.', '_' and '-' that do not begin with a "
+            f"dot. Rename the run."
         )
 
 
@@ -215,7 +217,9 @@ def _check_types(where: str, values: Mapping[str, Any], kinds: Mapping[str, Any]
     for key, value in values.items():
         if not fits(value, kinds.get(key, Any)):
             remedy = " Put it between quotes." if isinstance(value, bool) else ""  # YAML reads `no` as false
-            raise ValueError(f"{where}: `{key}` is {value!r}; expected {in_words(kinds[key])}. Correct it.{remedy}")
+            raise ValueError(
+                f"{where}: `{key}` is {shown(value)}; expected {in_words(kinds[key])}. Correct it.{remedy}"
+            )
 
 
 def _check_model(path: Path, model: Any) -> None:
@@ -234,8 +238,8 @@ def _check_tokenizer(path: Path, tokenizer: Any) -> None:
     require_keys(f"{path}, tokenizer", tokenizer, ["vocab_size", "checkpoint", "max_length"], ["max_length"])
     if ("vocab_size" in tokenizer) == ("checkpoint" in tokenizer):
         raise ValueError(
-            f"{path}, tokenizer: got {tokenizer}; expected either `vocab_size`, to train one, or `checkpoint`, to "
-            f"take one from."
+            f"{path}, tokenizer: got {shown(tokenizer)}; expected either `vocab_size`, to train one, or `checkpoint`, "
+            f"to take one from."
         )
     _check_types(f"{path}, tokenizer", tokenizer, {"vocab_size": int, "checkpoint": str, "max_length": int})
 
@@ -363,7 +367,7 @@ OWN_FILES = re.compile(
     r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|processor_config"
     r"|preprocessor_config|trainer_state|finished|results|card_facts|left_out|unreadable_images|model\.safetensors\.index)\.json"
     r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|(?:results|training|branches-[A-Za-z0-9-]*)\.png"
-    rf"|\.gitattributes|{PARTIAL.pattern}"
+    rf"|\.gitattributes|\.results\.json\.lock|{PARTIAL.pattern}"
 )
 STATE = re.compile(r"[0-9a-f]{16}")  # a fingerprint, the name of a folder in which the Trainer saves
 
@@ -383,7 +387,13 @@ def _finished_fingerprint(checkpoint: Path) -> str | None:
 
 
 def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
-    """Train a run into `checkpoint`, unless it is there; an interrupted one goes on from its last saved state."""
+    """Train a run into `checkpoint`, unless it is there; an interrupted one goes on from its last saved state.
+
+    Raises:
+        ValueError: a recipe or a corpus that cannot be used, or a folder that holds other things.
+        InUseError: another process trains into `checkpoint`.
+        Stopped: by a signal, after a state was saved.
+    """
     fingerprint = recipe.fingerprint(run, read_manifest(corpus)["fingerprint"])
     if is_finished(checkpoint, fingerprint):
         logger.info("Already trained: %s", checkpoint)
@@ -391,14 +401,18 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     states = _states_of(checkpoint) / fingerprint
     require_own_run(checkpoint)
     trainer = make_trainer(recipe, run, corpus, states)
-    state = last_whole_checkpoint(states)
-    if state and trainer.is_world_process_zero():
-        logger.info("Going on from %s", state)
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
-    if trainer.is_world_process_zero():
-        remove_states(checkpoint)
-    trainer.accelerator.wait_for_everyone()
+    with hold_output(states.parent):
+        if is_finished(checkpoint, fingerprint):
+            logger.info("Already trained meanwhile: %s", checkpoint)
+            return
+        state = last_whole_checkpoint(states)
+        if state and trainer.is_world_process_zero():
+            logger.info("Going on from %s", state)
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
+        if trainer.is_world_process_zero():
+            remove_states(checkpoint)
+        trainer.accelerator.wait_for_everyone()
 
 
 def require_own_run(checkpoint: Path) -> None:
@@ -408,11 +422,13 @@ def require_own_run(checkpoint: Path) -> None:
         ValueError: somebody else's files lie where the run's checkpoint or its states are to be.
     """
     states = _states_of(checkpoint)
-    require_own_folder(states, lambda path: bool(STATE.fullmatch(path.partition("/")[0])), holds="states of training")
+    require_own_folder(
+        states, lambda path: path == LOCK or bool(STATE.fullmatch(path.partition("/")[0])), holds="states of training"
+    )
     if _finished_fingerprint(checkpoint) is None:
         # Anybody has a folder with a README or a config.json. Earlier versions put the marker last, so what they left
         # when killed while saving is known by the states beside it.
-        has_begun = states.is_dir() and any(states.iterdir())
+        has_begun = states.is_dir() and any(STATE.fullmatch(path.name) for path in states.iterdir())
         require_own_folder(
             checkpoint, lambda path: has_begun and bool(OWN_FILES.fullmatch(path)), holds="a checkpoint"
         )
@@ -438,6 +454,7 @@ def remove_states(checkpoint: Path) -> None:
     for path in states.iterdir() if states.is_dir() else ():
         if STATE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+    (states / LOCK).unlink(missing_ok=True)
     with suppress(OSError):  # there is none, or something of others lies there
         states.rmdir()
 

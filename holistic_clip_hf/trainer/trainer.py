@@ -6,6 +6,7 @@ With `push_to_hub=True` the result of a training is published once, as `holistic
 Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
+import copy
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 
 from ..evaluation.encoding import score_of
 from ..evaluation.retrieval import recall_by_slot
@@ -28,8 +29,9 @@ from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.hub import Publication, publish, require_publishable
 from ..publishing.model_card import CardFacts, changed_arguments
 from ..publishing.push import MAIN, Destination
+from ..stopping import DeafWorker
 from . import arguments as checks
-from .arguments import HolisticCLIPTrainingArguments
+from .arguments import HolisticCLIPTrainingArguments, is_adapted
 from .callbacks import (
     BranchSimilarity,
     ClampLogitScale,
@@ -38,13 +40,13 @@ from .callbacks import (
     MovingAverage,
     StreamPlace,
     TellEpoch,
-    last_whole_checkpoint,
     with_one_line,
 )
 from .collator import Augmentation, HolisticCLIPCollator
 from .distributed import gather_rows, rank_offset
 from .gradient_cache import Embeddings, cached_backward, split_batch
 from .parameter_groups import decayed_names, freeze, keep_scalars_whole, scale_learning_rates
+from .resuming import SaveOnStop, begin_saving, hold_output, last_whole_checkpoint, mark_whole, require_whole
 from .streams import stream_loader
 
 
@@ -101,10 +103,17 @@ class ResultToHub:
         return publish(folder, destination, facts=facts or self._facts(), message=commit_message)
 
     def save_result(self, folder: Path) -> None:
-        """Save model and processor as `from_pretrained` takes them, by the first process. Call it on all ranks."""
+        """Save model and processor as `from_pretrained` takes them, by the first process. Call it on all ranks.
+
+        An adapter of PEFT is saved by itself, in the folder `adapter`, and merged into the weights.
+        """
         weights = self.accelerator.get_state_dict(self.model)  # shards are gathered from all ranks
         if not self.is_world_process_zero():
             return
+        trained = self.accelerator.unwrap_model(self.model)
+        if is_adapted(trained):
+            trained.save_pretrained(folder / ADAPTER)  # nothing can be merged back out
+            weights = copy.deepcopy(trained).merge_and_unload().state_dict()
         model = HolisticCLIPModel(self.model.config)  # FSDP2 has put a class of its own in place of the trained one's
         model.load_state_dict(weights)
         for part in (model, self.processing_class):
@@ -121,6 +130,9 @@ class ResultToHub:
     def _facts(self) -> CardFacts:
         name = Path(self.args.output_dir).absolute().name
         return CardFacts(repo_id=str(self.hub_model_id), model_name=name, training=changed_arguments(self.args))
+
+
+ADAPTER = "adapter"  # folder, beside merged weights
 
 
 # Entries of a batch that are for the trainer and not for the model.
@@ -193,6 +205,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if self.is_fsdp_enabled:
             keep_scalars_whole(model, self.accelerator)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if args.push_to_hub:
+            checks.require_mergeable(model, sharded=sharded)
         checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
         if not self.is_deepspeed_enabled:  # whose optimizer keeps weights in float32
             checks.require_precision(model)
@@ -219,7 +233,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         self.loss_log = LossLog(model.config.perspectives if choose else [], self.slots)
         self.left_out = LeftOutRows(Path(args.output_dir))
         self.moving_average = None if args.ema_decay is None else MovingAverage(model, args.ema_decay)
-        self.stream_place = StreamPlace()
+        self.stream_place, self.save_on_stop = StreamPlace(), SaveOnStop()
         self.similarity = BranchSimilarity()
         own = (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.left_out, self.similarity)
         for callback in own:
@@ -228,27 +242,57 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             self.add_callback(self.moving_average)
         has_bar = not args.disable_tqdm and sys.stderr.isatty()
         self.callback_handler.callbacks = with_one_line(self.callback_handler.callbacks, has_bar=has_bar)
+        self.add_callback(self.save_on_stop)  # the last, since it may end the training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end.
 
-        With `push_to_hub`, the result is published when it is there.
+        With `push_to_hub`, the result is published when it is there. Ctrl-C and SIGTERM save a checkpoint after the
+        present step, unless `save_strategy` is "no".
+
+        Raises:
+            ValueError: a checkpoint that is not whole, or none to resume from.
+            InUseError: another training writes into `output_dir`.
+            Stopped: by a signal; it is a KeyboardInterrupt.
         """
+        is_saving = self.args.save_strategy != SaveStrategy.NO
+        with hold_output(Path(self.args.output_dir)):
+            checkpoint = self._resumed(resume_from_checkpoint)
+            with self.save_on_stop.request.listen() if is_saving else nullcontext():
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            if self.args.push_to_hub:
+                self.push_to_hub()
+        return output
+
+    def _resumed(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """Return the checkpoint that training goes on from, if any, and tell a stream its place."""
         if resume_from_checkpoint is True:
             last = last_whole_checkpoint(Path(self.args.output_dir))
             resume_from_checkpoint = str(checks.require_resumable(last, self.args))
-        if resume_from_checkpoint and isinstance(self.train_dataset, IterableDataset):
+        if not resume_from_checkpoint:
+            return None
+        require_whole(Path(resume_from_checkpoint))
+        if isinstance(self.train_dataset, IterableDataset):
             self.stream_place.load(Path(resume_from_checkpoint), self.args)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self.args.push_to_hub:
-            self.push_to_hub()
-        return output
+        return resume_from_checkpoint
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Train as inherited, unless all steps are done: resuming from the last would take one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the inherited one; streams are read by `reading.EndlessRows`."""
-        if not isinstance(self.train_dataset, IterableDataset):
-            return super().get_train_dataloader()
-        return stream_loader(self.train_dataset, self.data_collator, self.args, batch_size=self._train_batch_size)
+        """Return the inherited one; streams are read by `streams.EndlessRows`."""
+        if isinstance(self.train_dataset, IterableDataset):
+            loader = stream_loader(
+                self.train_dataset, self.data_collator, self.args, batch_size=self._train_batch_size
+            )
+        else:
+            loader = super().get_train_dataloader()
+        loader.worker_init_fn = DeafWorker(loader.worker_init_fn)
+        return loader
 
     def compute_loss(
         self,
@@ -389,7 +433,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
         self.args.dataloader_drop_last, self.data_collator = False, collator.for_evaluation()
         try:
-            return super().get_eval_dataloader(undecoded(eval_dataset))
+            loader = super().get_eval_dataloader(undecoded(eval_dataset))
+            loader.worker_init_fn = DeafWorker(loader.worker_init_fn)
+            return loader
         finally:
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
@@ -430,6 +476,29 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         self.stream_place.save(Path(output_dir or self.args.output_dir))
         if self.moving_average is not None and self.args.should_save:
             self.moving_average.save(Path(output_dir or self.args.output_dir))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as inherited, then mark the checkpoint as whole. It may replace one of an earlier run."""
+        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            begin_saving(checkpoint)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and not self.args.save_only_model:
+            mark_whole(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save as inherited. Older checkpoints are removed next, so all ranks have to be done with this one."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as inherited, which writes the arguments as well: without the token."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

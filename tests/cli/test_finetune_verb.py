@@ -1,7 +1,9 @@
 """The road from photos and a list of captions to a checkpoint, in one command, on drawn photos and tiny towers."""
 
 import csv
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from holistic_clip_hf.cli.main import main
 from holistic_clip_hf.corpus.build import load_corpus
 from holistic_clip_hf.evaluation.records import load_records
 from holistic_clip_hf.initialization import from_holistic_clip
+from holistic_clip_hf.storage import hold_lock
+from holistic_clip_hf.trainer.callbacks import OneLineProgress
 from holistic_clip_hf.trainer.finetuning import choose_settings, order_of_branches, read_base
 from holistic_clip_hf.trainer.recipes import load_recipe, make_model, make_tokenizer
 
@@ -197,3 +201,45 @@ def test_mistakes_end_in_a_sentence_before_anything_is_trained(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert ended.value.code == 2 and re.search(message, said), said
     assert not (tmp_path / "mine" / "model").exists()
+
+
+def test_stopped_twice_it_ends_as_if_it_never_was(
+    photos: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Signals(OneLineProgress):
+        due: dict[int, int] = {}  # signals by step
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_begin(args, state, control, **kwargs)
+            if signum := self.due.pop(state.global_step, 0):
+                os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr("holistic_clip_hf.trainer.recipes.OneLineProgress", Signals)
+    options, before = (*COLUMNS, "--epochs", "3", "--batch-size", "8"), signal.getsignal(signal.SIGTERM)
+    finetune(photos, clip, tmp_path / "whole", *options)
+    for step, signum, code in ((1, signal.SIGINT, 130), (5, signal.SIGTERM, 143)):
+        Signals.due[step] = signum
+        with pytest.raises(SystemExit) as ended:
+            finetune(photos, clip, tmp_path / "stopped", *options)
+        assert ended.value.code == code
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert re.match(rf"holistic-clip finetune: Stopped after step {step + 1} of 12, which is saved as .*", said)
+        assert "Give the same command again to go on" in said
+    finetune(photos, clip, tmp_path / "stopped", *options)
+    signal.signal(signal.SIGTERM, before)
+    whole, found = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert found == whole
+    assert not (tmp_path / "stopped" / "model-states").exists()
+
+
+@pytest.mark.parametrize("place", ["", "model-states"], ids=["output", "run"])
+def test_an_output_that_is_being_written_is_refused(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    with hold_lock(tmp_path / "mine" / place / ".lock"):
+        with pytest.raises(SystemExit) as ended:
+            finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+        assert ended.value.code == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"{tmp_path / 'mine' / place} is being written by process {os.getpid()} since 20" in said
+        assert not (tmp_path / "mine" / "model").exists()

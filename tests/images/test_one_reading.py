@@ -244,7 +244,7 @@ def by_page(bench: Bench) -> Tensor:
     try:
         return bench.processed(uploads.read_upload(str(bench.path)))
     except gradio.Error as error:
-        cause = error.__cause__
+        cause = error.__cause__ or error
         raise RefusedError(str(cause)) from error
 
 
