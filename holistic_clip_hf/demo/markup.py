@@ -76,7 +76,7 @@ def detail(hit: Hit | None, title: str, image: Image.Image, found: Inspection, t
     branches = found.matching.branches if found.matching else [each.name for each in found.attention]
     blocks = [_reasons(shares(hit), branches)] if hit is not None else []
     blocks += [
-        _tiles("Where each branch looks", "Attention of the branch's class token.", found.seen, found.attention),
+        _tiles("Where each branch looks", "Attention of the branch's token or probe.", found.seen, found.attention),
         _tiles(f"What speaks for “{text}”", "Patches that raise the branch's score.", found.seen, found.relevance),
         _tiles("Words and patches", "Patches that each word agrees with most.", found.seen, found.words),
         _matrix(found.matching) if found.matching else "",
