@@ -28,7 +28,7 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 # The order in which the paper's released code merges its captions (PAPER: one web text, five generated ones).
 PAPER_PERSPECTIVES = ("web", "detail", "nouns", "background", "main_object", "style")
 
-BRANCH_TYPES = ("cls", "mlp")
+BRANCH_TYPES = ("cls", "mlp", "probe")
 BRANCH_ISOLATIONS = ("isolated", "strict", "anchored", "open", "official")
 PATCH_STEMS = ("linear", "convolutional")
 MATCHINGS = ("aligned", "free", "balanced")
@@ -189,15 +189,19 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
 
     Args:
         num_branches: H, the number of outputs. 1 is CLIP.
-        branch_type: `"cls"`, H class tokens (the paper's Psi_CLS, about +2 % compute at H=6); or `"mlp"`, one class
-            token and an H-fold second MLP linear in the last layers (Psi_MLP).
+        branch_type: Kind of the branches. `"cls"` is H class tokens (the paper's Psi_CLS, about +2 % compute at H=6).
+            `"mlp"` is one class token and an H-fold second MLP linear in the last layers (Psi_MLP). `"probe"` is H
+            learned queries that read the patches through one attention-pooling head, as SigLIP's one does
+            (https://arxiv.org/abs/2303.15343). Probes do not see each other, and patches do not see them.
         num_branch_layers: Number of last layers that are branched with `branch_type="mlp"`; 3 in the paper's figure of
-            the method. Not used by `"cls"`.
+            the method. Used by `"mlp"` alone.
+        branched_head_mlp: give each probe a second linear of its own in the MLP of the head, with
+            `branch_type="probe"`. A probe alone has E numbers of its own; with it, E times the MLP's width more.
         branch_isolation: Mask of class tokens with `branch_type="cls"`. With `"isolated"` they do not see each other.
             With `"strict"` patches do not see them either, so that branches cannot talk through patches. With
             `"anchored"` patches see branch 0's alone, so that copies of CLIP's class token each give CLIP's own
             answer. With `"open"` everything sees everything. `"official"` is the authors' released code, whose boolean
-            mask is *added*, as +1.0, to the attention logits between different class tokens. Not used by `"mlp"`.
+            mask is *added*, as +1.0, to the attention logits between different class tokens. Used by `"cls"` alone.
         patch_dropout: share of patches left out at random while training (FLIP, https://arxiv.org/abs/2212.00794).
             Class tokens are never dropped.
         patch_stem: `"linear"`, CLIP's single strided convolution; or `"convolutional"`, a stack of 3x3 stride-2
@@ -213,6 +217,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     num_branches: int = 1
     branch_type: str = "cls"
     num_branch_layers: int = 3
+    branched_head_mlp: bool = False
     branch_isolation: str = "isolated"
     patch_dropout: float | int = 0.0
     patch_stem: str = "linear"
@@ -256,6 +261,11 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
             raise ValueError(
                 f"`num_branch_layers` is {self.num_branch_layers}; expected 1 to `num_hidden_layers`, which is "
                 f"{self.num_hidden_layers}."
+            )
+        if self.branched_head_mlp and self.branch_type != "probe":
+            raise ValueError(
+                f"`branched_head_mlp` is True and `branch_type` is {self.branch_type!r}; expected 'probe', whose head "
+                f"it belongs to. Leave it out, or set `branch_type='probe'`."
             )
 
     def validate_patches(self) -> None:

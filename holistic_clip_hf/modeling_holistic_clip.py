@@ -214,9 +214,9 @@ class HolisticCLIPPatchOutput(ModelOutput):
     """Output of `get_patch_features`, all of unit length but the mean over branches.
 
     Args:
-        patch_embeds: (N, P, D), row by row from the top left; with `branch_type="mlp"` fused over branches.
-        branch_patch_embeds: (N, H, P, D) with `branch_type="mlp"`, where every branch has patches of its own; else
-            `None`.
+        patch_embeds: (N, P, D), row by row from the top left; fused over branches if those have patches of their own.
+        branch_patch_embeds: (N, H, P, D) if every branch has patches of its own, with `branch_type="mlp"` or
+            `branched_head_mlp`; else `None`.
     """
 
     patch_embeds: Tensor | None = None
@@ -390,10 +390,9 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        if not output_patches:
+        if not output_patches and self.vision_model.head is None:
             # What is returned must not depend on what else is asked for.
-            num_class_tokens = self.vision_model.embeddings.num_class_tokens
-            outputs.last_hidden_state = outputs.last_hidden_state[..., :num_class_tokens, :]
+            outputs.last_hidden_state = outputs.last_hidden_state[..., : self.vision_model.num_class_tokens, :]
         outputs.branch_embeds = F.normalize(self.visual_projection(outputs.branch_embeds), dim=-1)
         outputs.pooler_output = self.branch_fusion.image_vectors(outputs.branch_embeds)
         return outputs
@@ -404,14 +403,17 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     ) -> HolisticCLIPPatchOutput:
         """Encode images patch by patch, in the space of texts: (N, 3, height, width) to (N, P, D).
 
-        As CLIP's class token, patches pass the last norm and the projection. No loss ever trained them to: their
-        agreement with texts is a by-product.
+        As CLIP's class token, patches pass the last norm and the projection. With `branch_type="probe"` they pass the
+        head too, each as if a probe saw it alone. No loss ever trained them to: their agreement with texts is a
+        by-product.
         """
         tower = self.vision_model
         states = tower(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs).last_hidden_state
-        patches = tower.post_layernorm(states[..., tower.embeddings.num_class_tokens :, :])
+        patches = tower.patch_states(states)
+        if tower.head is not None:
+            patches = tower.head.patch_states(patches)
         embeds = F.normalize(self.visual_projection(patches), dim=-1)
-        if not tower.encoder.has_streams:
+        if embeds.ndim == 3:
             return HolisticCLIPPatchOutput(patch_embeds=embeds)
         return HolisticCLIPPatchOutput(patch_embeds=self.branch_fusion.mean(embeds), branch_patch_embeds=embeds)
 

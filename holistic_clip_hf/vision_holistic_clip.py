@@ -1,9 +1,10 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Vision tower with H branches, built of CLIP's parts, each with only what branches add to it.
 
-Branch 0 *is* CLIP's class token or second MLP linear. Parameters of the others are named `branch_*`.
+Branch 0 *is* CLIP's class token or second MLP linear, or the probe of SigLIP's head. Parameters of the others are
+named `branch_*`.
 
-Axes: N images, H branches, S tokens (class tokens, then patches), E tower width, D projection width.
+Axes: N images, H branches, P patches, S tokens (class tokens, then patches), E tower width, D projection width.
 """
 
 import re
@@ -177,6 +178,93 @@ class HolisticCLIPBranchMLP(CLIPMLP):
         return torch.stack([linear(stream) for linear, stream in zip(linears, streams, strict=True)], dim=1)
 
 
+class HolisticCLIPProbeAttention(nn.Module):
+    """Attention of queries that belong to the model to what an image has, with CLIP's names."""
+
+    is_causal = False
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // self.num_heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
+        )
+
+    def forward(self, probes: Tensor, patches: Tensor, attention: Callable | None = None) -> tuple[Tensor, Any]:
+        """Map (N, H, E) and (N, P, E) to (N, H, E), and the weights (N, heads, H, P) of an attention that tells them.
+
+        Args:
+            probes: Queries (N, H, E).
+            patches: States (N, P, E).
+            attention: Function of transformers' contract, in place of the configuration's.
+        """
+        queries, keys, values = (
+            projection(states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for projection, states in ((self.q_proj, probes), (self.k_proj, patches), (self.v_proj, patches))
+        )
+        if attention is None:
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
+        output, weights = attention(self, queries, keys, values, None, scaling=self.head_dim**-0.5, dropout=0.0)
+        return self.out_proj(output.flatten(2)), weights
+
+
+class HolisticCLIPProbeHead(nn.Module):
+    """Head of H probes, each of which reads the patches through the same attention, layer norm and MLP.
+
+    With one probe it is SigLIP's head (https://arxiv.org/abs/2303.15343). The probes are queries only, so that they
+    cannot see each other, and keys and values are computed once.
+    """
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__()
+        width, others = config.hidden_size, config.num_branches - 1
+        self.probe = nn.Parameter(torch.zeros(1, 1, width))
+        if others:
+            self.branch_probe = nn.Parameter(torch.zeros(1, others, width))
+        self.attention = HolisticCLIPProbeAttention(config)
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.has_branched_mlp = config.branched_head_mlp and others > 0
+        self.mlp = (HolisticCLIPBranchMLP if self.has_branched_mlp else CLIPMLP)(config)
+
+    def initialize(self, std: float) -> None:
+        """Draw the probes, and the attention as SigLIP does."""
+        for probes in self.parameters(recurse=False):
+            init.normal_(probes, std=std)
+        attention = self.attention
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
+            init.xavier_uniform_(linear.weight)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Map (N, P, E) to (N, H, E)."""
+        attended, _ = self.attention(self._probes(patches), patches)
+        normed = self.layernorm(attended)
+        return attended + (self.mlp(normed[:, :, None])[:, :, 0] if self.has_branched_mlp else self.mlp(normed))
+
+    def attention_weights(self, patches: Tensor) -> Tensor:
+        """Return the share of its attention that each probe gives to each patch, a mean over heads: (N, P, E) to
+        (N, H, P).
+        """
+        return self.attention(self._probes(patches), patches, eager_attention_forward)[1].mean(dim=1)
+
+    def patch_states(self, patches: Tensor) -> Tensor:
+        """Return the answer of a probe that sees one patch alone: (N, P, E) to (N, P, E), or to (N, H, P, E) with
+        branched MLPs.
+        """
+        states = self.attention.out_proj(self.attention.v_proj(patches))
+        normed = self.layernorm(states)
+        if self.has_branched_mlp:
+            return states[:, None] + self.mlp(normed[:, None])
+        return states + self.mlp(normed)
+
+    def _probes(self, patches: Tensor) -> Tensor:
+        probes: list[Tensor] = [self.probe, self.branch_probe] if hasattr(self, "branch_probe") else [self.probe]
+        return torch.cat(probes, dim=1).expand(len(patches), -1, -1)
+
+
 class HolisticCLIPBranchLayer(HolisticCLIPVisionLayer):
     """A layer of H streams. The first of them is given one stream, which its MLP fans out."""
 
@@ -263,6 +351,7 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "HolisticCLIPVisionEmbeddings"] + [
         "HolisticCLIPVisionLayer",
         "HolisticCLIPBranchLayer",
+        "HolisticCLIPProbeHead",
     ]
     # Its own loss is a mean over the batch: the Trainer must divide by accumulation steps as usual.
     accepts_loss_kwargs = False
@@ -321,6 +410,8 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
                 init.normal_(module.branch_position_embedding, std=module.config.initializer_range * factor)
             if isinstance(module.patch_embedding, HolisticCLIPConvolutionalStem):
                 module.patch_embedding.initialize()
+        elif isinstance(module, HolisticCLIPProbeHead):
+            module.initialize(module.probe.shape[-1] ** -0.5 * factor)
         elif isinstance(module, HolisticCLIPBranchMLP):
             std = module.config.hidden_size**-0.5 * (2 * module.config.num_hidden_layers) ** -0.5 * factor
             for linear in module.branch_fc2:
@@ -342,7 +433,22 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # CLIP's spelling
         self.encoder = HolisticCLIPVisionEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.head = HolisticCLIPProbeHead(config) if config.branch_type == "probe" else None
         self.post_init()
+
+    @property
+    def has_streams(self) -> bool:
+        """Tell whether the states of tokens have an axis of branches: (N, H, S, E)."""
+        return self.encoder.has_streams
+
+    @property
+    def num_class_tokens(self) -> int:
+        """Number of tokens before the patches in `last_hidden_state`."""
+        return self.embeddings.num_class_tokens
+
+    def patch_states(self, last_hidden_state: Tensor) -> Tensor:
+        """Return the patches of (..., S, E) behind the last norm: (..., P, E), which probes read."""
+        return self.post_layernorm(last_hidden_state[..., self.num_class_tokens :, :])
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -359,22 +465,26 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
             pixel_values: (N, 3, height, width).
             interpolate_pos_encoding: take images of another size than `config.image_size`.
             output_patches: without, the last layer is computed for class tokens alone, and `last_hidden_state` holds
-                no patches: (N, H, E), or (N, H, 1, E) with `branch_type="mlp"`.
+                no patches: (N, H, E), or (N, H, 1, E) with `branch_type="mlp"`. Probes need the patches, and have
+                them either way.
 
         Raises:
             ValueError: no images, or images of another size.
         """
         self._check_pixels(pixel_values, interpolate_pos_encoding)
         hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding))
-        num_class_tokens = self.embeddings.num_class_tokens
+        num_class_tokens = self.num_class_tokens
         states = self.encoder(
             hidden_states,
             self._isolation_mask(hidden_states),
-            num_queries=None if output_patches else num_class_tokens,
+            num_queries=None if output_patches or self.head is not None else num_class_tokens,
             **kwargs,
         ).last_hidden_state
-        branches = states[:, :, 0] if self.encoder.has_streams else states[:, :num_class_tokens]
-        branches = self.post_layernorm(branches)
+        if self.head is not None:
+            branches = self.head(self.patch_states(states))
+        else:
+            tokens = states[:, :, 0] if self.has_streams else states[:, :num_class_tokens]
+            branches = self.post_layernorm(tokens)
         return HolisticCLIPVisionOutput(
             last_hidden_state=states, pooler_output=branches.mean(dim=1), branch_embeds=branches
         )
@@ -399,7 +509,7 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
 
     def _isolation_mask(self, hidden_states: Tensor) -> Tensor | None:
         """Return what is added to the attention logits, (1, 1, S, S), or `None` if everything sees everything."""
-        num_class_tokens, isolation = self.embeddings.num_class_tokens, self.config.branch_isolation
+        num_class_tokens, isolation = self.num_class_tokens, self.config.branch_isolation
         if num_class_tokens == 1 or isolation == "open":
             return None
         if "flash" in self.config._attn_implementation:

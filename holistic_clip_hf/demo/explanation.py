@@ -165,7 +165,7 @@ class Explainer:
 
     def _attention(self, pixels: Tensor) -> list[LabelledMap]:
         vision = self.model.vision_model.config
-        if self.model.vision_model.encoder.has_streams and vision.num_branch_layers == 1:
+        if self.model.vision_model.has_streams and vision.num_branch_layers == 1:
             return []  # the branches share it
         maps = branch_attention(self.model, pixels)[0]
         notes = [f"peak {value:.1f} × even" for value in strength(maps).tolist()]

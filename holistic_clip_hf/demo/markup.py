@@ -166,7 +166,7 @@ def detail(image_id: str, image: Image.Image, found: Inspection, *, hit: Hit | N
 def explained(found: Inspection) -> str:
     """Return the maps of an image: where branches look, what speaks for each term, what words agree with."""
     blocks = [
-        _tiles("Where each branch looks", "Attention of the branch's class token.", found.seen, found.attention)
+        _tiles("Where each branch looks", "Attention of the branch's token or probe.", found.seen, found.attention)
         or _section("Where each branch looks", SHARED_ATTENTION)
     ]
     blocks += [_term_tiles(found.seen, each) for each in found.terms]

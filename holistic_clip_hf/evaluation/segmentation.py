@@ -171,8 +171,11 @@ def score_pixels(
 
 
 def read_patches(model: HolisticCLIPModel, pixel_values: Tensor, readout: str) -> Tensor:
-    """Map (N, 3, height, width) to (N, P, D) of unit length; with `branch_type="mlp"` the mean over branches."""
-    if readout == "class_path":
+    """Map (N, 3, height, width) to (N, P, D) of unit length; of patches of each branch the mean over branches.
+
+    The head of probes reads patches by their values in any case.
+    """
+    if readout == "class_path" or model.vision_model.head is not None:
         return F.normalize(model.get_patch_features(pixel_values).patch_embeds, dim=-1)
     tower, before = model.vision_model, []
     last = tower.encoder.layers[-1]
@@ -181,8 +184,8 @@ def read_patches(model: HolisticCLIPModel, pixel_values: Tensor, readout: str) -
         tower(pixel_values, return_dict=True)
     finally:
         handle.remove()
-    values = last.self_attn.out_proj(last.self_attn.v_proj(before[0]))[..., tower.embeddings.num_class_tokens :, :]
-    embeds = F.normalize(model.visual_projection(tower.post_layernorm(values)), dim=-1)
+    values = last.self_attn.out_proj(last.self_attn.v_proj(before[0]))
+    embeds = F.normalize(model.visual_projection(tower.patch_states(values)), dim=-1)
     return embeds if embeds.ndim == 3 else F.normalize(embeds.mean(dim=1), dim=-1)
 
 

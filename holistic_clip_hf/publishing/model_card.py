@@ -489,7 +489,7 @@ def _architecture(config: HolisticCLIPConfig) -> dict[str, str]:
         "vector": f"{config.projection_dim} numbers",
     }
     if vision.num_branches > 1:
-        kind = {"cls": "class tokens", "mlp": "branched MLPs"}[vision.branch_type]
+        kind = {"cls": "class tokens", "mlp": "branched MLPs", "probe": "probes"}[vision.branch_type]
         rows["branches"] = f"{vision.num_branches} {kind}"
         rows["matching of branch and caption"] = MATCHING_NAMES.get(config.matching, config.matching)
         rows["fusion"] = config.fusion

@@ -53,6 +53,7 @@ def _finite(values: np.ndarray) -> bool:
 
 
 # How branches become one score, which vectors of single branches do not depend on. Fitting it keeps an index valid.
+_ADDED_LATER = {"branched_head_mlp"}
 _OF_SCORES = ("branch_fusion.", "logit_scale", "logit_bias")
 # What a library writes about itself, or about how it runs.
 _OF_LIBRARIES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map"} | {
@@ -75,6 +76,10 @@ def fingerprint(model: DualEncoder, processor: Any, *, with_fusion: bool) -> str
     # A tower's own decides nothing, and earlier versions left CLIP's default there: their indexes stay valid.
     for tower in ("text_config", "vision_config"):
         facts[tower] = {**facts[tower], "projection_dim": CLIPConfig.projection_dim}
+    # What earlier versions did not know decides nothing either, unless it is used.
+    facts["vision_config"] = {
+        name: value for name, value in facts["vision_config"].items() if value or name not in _ADDED_LATER
+    }
     if with_fusion:
         facts |= {name: config[name] for name in ("fusion", "branch_weights")}
     tokenizer = processor.tokenizer

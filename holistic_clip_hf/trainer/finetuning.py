@@ -24,8 +24,8 @@ RUN = "model"  # the only run of such a recipe, and the name of its folder
 # the quickstart's size take ten times that: training/LOG.md.
 LEARNING_RATE, SMALL_LEARNING_RATE, SMALL_WIDTH = 1e-5, 1e-4, 256
 # Adam moves a number by the rate, whatever its gradient: at one rate, copies stay copies. Branched MLPs at ten times
-# the rate were best by name in a trial, single class tokens need more.
-BRANCH_RATES = {"mlp": 10.0, "cls": 30.0}
+# the rate were best by name in a trial, single class tokens and probes need more.
+BRANCH_RATES = {"mlp": 10.0, "cls": 30.0, "probe": 30.0}
 BRANCH_LAYERS = 3  # at the end of a CLIP, as in the paper
 STEPS = 300  # that a few hundred images are given at least, so that branches have time to part
 LEAST_EPOCHS, MOST_EPOCHS = 5, 30

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-# Branch tokens and positions are points, not maps: like biases, they are not decayed.
-UNDECAYED_NAMES = ("class_embedding", "position_embedding")
+# Branch tokens, probes and positions are points, not maps: like biases, they are not decayed.
+UNDECAYED_NAMES = ("class_embedding", "position_embedding", "probe")
 
 
 def decayed_names(model: nn.Module) -> list[str]:
-    """Return the names of matrices and convolutions; biases, norms, the logit scale and bias, class tokens and
-    positions do not decay.
+    """Return the names of matrices and convolutions; biases, norms, the logit scale and bias, class tokens,
+    probes and positions do not decay.
     """
     return [
         name

@@ -1,7 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Attention and relevance: where in an image each branch looks, and what speaks for a text there.
 
-- `branch_attention`: how much of its attention a branch's class token gives to each patch.
+- `branch_attention`: how much of its attention a branch's class token or probe gives to each patch.
 - `branch_relevance`: which patches raise, and which lower, the similarity of a branch with a text. It goes by
   gradients, so that branches differ even if they share their attention.
 
@@ -45,11 +45,12 @@ def branch_attention(model: HolisticCLIPModel, pixel_values: Tensor, *, rollout:
     """Return the attention that each branch gives to each patch, a mean over heads: (N, 3, height, width) to (N, H,
     P).
 
-    A row is at most one in sum: the rest goes to class tokens. Images may be of another size than the model's; larger
-    ones give finer maps.
+    A row is at most one in sum: the rest goes to class tokens. Probes read patches alone, so that theirs is one.
+    Images may be of another size than the model's; larger ones give finer maps.
 
     Args:
-        rollout: follow attention through all layers (https://arxiv.org/abs/2005.00928) in place of the last one's.
+        rollout: follow attention through all layers (https://arxiv.org/abs/2005.00928) in place of the last one's, or
+            of the probes' alone.
 
     Raises:
         ValueError: branches of the kind `mlp` that share all attention, so that their maps could not differ.
@@ -58,20 +59,34 @@ def branch_attention(model: HolisticCLIPModel, pixel_values: Tensor, *, rollout:
     """
     tower = model.vision_model
     vision = model.vision_model.config
-    if tower.encoder.has_streams and vision.num_branch_layers == 1:
+    if tower.has_streams and vision.num_branch_layers == 1:
         raise ValueError(
             "The branches part in the last MLP only (branch_type='mlp', num_branch_layers=1), behind all attention: "
             "their attention is one and the same. Use `branch_relevance`, which asks for gradients."
         )
+    if tower.head is not None:
+        return _probe_attention(model, pixel_values, rollout)
     with torch.no_grad(), _eager(tower):
         attentions = tower(
             pixel_values, _is_resized(model, pixel_values), output_attentions=True, return_dict=True
         ).attentions
     layers = [layer.mean(dim=1).unflatten(0, (len(pixel_values), -1)) for layer in attentions]
     found = roll_out(layers) if rollout else layers[-1]
-    num_class_tokens = tower.embeddings.num_class_tokens
+    num_class_tokens = tower.num_class_tokens
     found = found[:, :, :num_class_tokens, num_class_tokens:]
-    return found[:, :, 0] if tower.encoder.has_streams else found[:, 0]
+    return found[:, :, 0] if tower.has_streams else found[:, 0]
+
+
+def _probe_attention(model: HolisticCLIPModel, pixel_values: Tensor, rollout: bool) -> Tensor:
+    """Return the probes' own attention (N, H, P), or what it comes to if each patch is followed to those before."""
+    tower, is_resized = model.vision_model, _is_resized(model, pixel_values)
+    with torch.no_grad(), _eager(tower):
+        output = tower(pixel_values, is_resized, output_attentions=rollout, return_dict=True)
+        found = tower.head.attention_weights(tower.patch_states(output.last_hidden_state))
+    if not rollout:
+        return found
+    followed = roll_out([layer.mean(dim=1) for layer in output.attentions])
+    return found @ followed[:, tower.num_class_tokens :, tower.num_class_tokens :]
 
 
 def roll_out(layers: Sequence[Tensor]) -> Tensor:
@@ -90,7 +105,8 @@ def roll_out(layers: Sequence[Tensor]) -> Tensor:
 def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds: Tensor) -> Tensor:
     """Return what each patch adds to the similarity of each branch with each text, to first order.
 
-    Gradient times input of the last layer. Positive: the similarity would fall if the patch faded.
+    Gradient times input of the last layer, with probes of their head. Positive: the similarity would fall if the patch
+    faded.
 
     Args:
         pixel_values: (N, 3, height, width).
@@ -102,13 +118,11 @@ def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds
     >>> branch_relevance(model, pixel_values, model.get_text_features(**tokens).text_embeds)
     """
     tower, texts = model.vision_model, text_embeds.detach().to(pixel_values.device)
-    first_patch = tower.embeddings.num_class_tokens
     with torch.inference_mode(False), torch.enable_grad():
         # A frozen tower builds no graph by itself.
         pixels = pixel_values.detach().clone().requires_grad_()
-        output = tower(pixels, _is_resized(model, pixels), output_hidden_states=True, return_dict=True)
-        states = output.hidden_states[-2]
-        branches = F.normalize(model.visual_projection(output.branch_embeds), dim=-1)
+        states, branches = _last_inputs(tower, pixels, _is_resized(model, pixels))
+        branches = F.normalize(model.visual_projection(branches), dim=-1)
         similarity = torch.einsum("nhd,td->nht", branches, texts.clone())
         gradients = [
             torch.autograd.grad(similarity[:, branch, text].sum(), states, retain_graph=True)[0]
@@ -118,7 +132,17 @@ def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds
     added = torch.stack([(gradient * states.detach()).sum(dim=-1) for gradient in gradients], dim=1)
     if states.ndim == 4:  # streams (N, H * T, H, S): a branch's gradient is zero in all but its own
         added = added.sum(dim=2)
+    first_patch = 0 if tower.head is not None else tower.num_class_tokens
     return added[..., first_patch:].unflatten(1, similarity.shape[1:]).detach()
+
+
+def _last_inputs(tower: HolisticCLIPVisionModel, pixels: Tensor, is_resized: bool) -> tuple[Tensor, Tensor]:
+    """Return the states that the last layer, or the head of probes, reads, and the branches (N, H, E) made of them."""
+    output = tower(pixels, is_resized, output_hidden_states=tower.head is None, return_dict=True)
+    if tower.head is None:
+        return output.hidden_states[-2], output.branch_embeds
+    patches = tower.patch_states(output.last_hidden_state)
+    return patches, tower.head(patches)
 
 
 def patch_grid(model: HolisticCLIPModel, pixel_values: Tensor) -> tuple[int, int]:

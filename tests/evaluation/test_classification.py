@@ -14,7 +14,7 @@ from holistic_clip_hf import HolisticCLIPForImageClassification, HolisticCLIPMod
 MakeModel = Callable[..., HolisticCLIPModel]
 
 
-@pytest.fixture(params=["cls", "mlp"])
+@pytest.fixture(params=["cls", "mlp", "probe"])
 def checkpoint(
     make_model: MakeModel, request: pytest.FixtureRequest, tmp_path: Path
 ) -> tuple[HolisticCLIPModel, Path]:

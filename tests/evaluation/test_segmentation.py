@@ -101,7 +101,7 @@ def test_a_palette_is_scaled_as_its_colours_are(make_model: MakeModel, processor
     )
 
 
-@pytest.mark.parametrize("kind", ["cls", "mlp"])
+@pytest.mark.parametrize("kind", ["cls", "mlp", "probe"])
 @pytest.mark.parametrize("readout", ["class_path", "value"])
 def test_one_window_is_the_patches_scaled_up(
     make_model: MakeModel, processor: HolisticCLIPProcessor, kind: str, readout: str

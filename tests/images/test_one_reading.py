@@ -324,7 +324,10 @@ def test_every_reader_sees_the_same_pixels(
     path.write_bytes(case.given)
     bench = Bench(model, processor, path, case.given)
     if isinstance(case.expected, str):
-        with pytest.raises((ValueError, RefusedError), match=case.expected):
+        expected = case.expected
+        if reader is by_page and name == "narrow":
+            expected = "too large or too narrow"  # visitors get constant sentences
+        with pytest.raises((ValueError, RefusedError), match=expected):
             reader(bench)
         return
     seen = np.asarray(on_background(read_image(case.given)))

@@ -134,7 +134,7 @@ def test_pruned_last_layer_is_exact(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("branch_type", "isolation"), TOWERS)
+@pytest.mark.parametrize(("branch_type", "isolation"), [*TOWERS, ("probe", "isolated")])
 def test_eager_equals_sdpa(make_model: MakeModel, pixel_values: Tensor, branch_type: str, isolation: str) -> None:
     vision = {"branch_type": branch_type, "branch_isolation": isolation}
     sdpa, eager = (make_model(vision=vision, attention=name) for name in ("sdpa", "eager"))
@@ -143,14 +143,14 @@ def test_eager_equals_sdpa(make_model: MakeModel, pixel_values: Tensor, branch_t
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+@pytest.mark.parametrize("branch_type", ["cls", "mlp", "probe"])
 def test_asking_for_more_changes_nothing(make_model: MakeModel, pixel_values: Tensor, branch_type: str) -> None:
     model = make_model(vision={"branch_type": branch_type}, attention="eager")
     plain = model.get_image_features(pixel_values)
     more = model.get_image_features(pixel_values, output_hidden_states=True, output_attentions=True)
     torch.testing.assert_close(plain.branch_embeds, more.branch_embeds, **CLOSE)
     tokens = 3 + 16 if branch_type == "cls" else 1 + 16
-    streams = () if branch_type == "cls" else (3,)
+    streams = (3,) if branch_type == "mlp" else ()
     assert [states.shape for states in more.hidden_states[:2]] == [(4, tokens, 32)] * 2
     assert more.hidden_states[2].shape == (4, *streams, tokens, 32)
     assert [weights.shape[-2:] for weights in more.attentions] == [(tokens, tokens)] * 2
@@ -159,7 +159,7 @@ def test_asking_for_more_changes_nothing(make_model: MakeModel, pixel_values: Te
         assert (more.attentions[0][:, :, :3, :3] * (1 - torch.eye(3)) == 0).all()
 
 
-@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+@pytest.mark.parametrize("branch_type", ["cls", "mlp", "probe"])
 def test_activation_checkpointing_changes_nothing(
     make_model: MakeModel, pixel_values: Tensor, branch_type: str
 ) -> None:
@@ -173,7 +173,7 @@ def test_activation_checkpointing_changes_nothing(
     assert sorted(calls) == ["0", "0", "1", "1"]  # forward, and once more in backward
 
 
-@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+@pytest.mark.parametrize("branch_type", ["cls", "mlp", "probe"])
 def test_tower_loads_from_the_whole_checkpoint(
     make_model: MakeModel, pixel_values: Tensor, tmp_path: Path, branch_type: str
 ) -> None:
@@ -198,7 +198,7 @@ def test_autocast_keeps_the_isolation(make_model: MakeModel, pixel_values: Tenso
     assert ((half.float() * expected).sum(dim=-1) > 0.99).all()
 
 
-@pytest.mark.parametrize(("branch_type", "class_tokens"), [("cls", 3), ("mlp", 1)])
+@pytest.mark.parametrize(("branch_type", "class_tokens"), [("cls", 3), ("mlp", 1), ("probe", 1)])
 def test_patch_dropout(make_model: MakeModel, pixel_values: Tensor, branch_type: str, class_tokens: int) -> None:
     model = tower(make_model, branch_type=branch_type, patch_dropout=0.7)
     whole = model.embeddings(pixel_values)
@@ -212,7 +212,7 @@ def test_patch_dropout(make_model: MakeModel, pixel_values: Tensor, branch_type:
     assert model(pixel_values).branch_embeds.isfinite().all()
 
 
-@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+@pytest.mark.parametrize("branch_type", ["cls", "mlp", "probe"])
 @pytest.mark.parametrize("patch_stem", ["linear", "convolutional"])
 def test_other_image_sizes(make_model: MakeModel, pixel_values: Tensor, branch_type: str, patch_stem: str) -> None:
     model = make_model(vision={"branch_type": branch_type, "patch_stem": patch_stem})
@@ -222,7 +222,7 @@ def test_other_image_sizes(make_model: MakeModel, pixel_values: Tensor, branch_t
     wide = torch.randn(2, 3, 32, 48)
     output = model.vision_model(wide, interpolate_pos_encoding=True)
     assert output.branch_embeds.shape == (2, 3, 32)
-    assert output.last_hidden_state.shape[-2] == model.vision_model.embeddings.num_class_tokens + 24
+    assert output.last_hidden_state.shape[-2] == model.vision_model.num_class_tokens + 24
 
 
 @pytest.mark.parametrize("patch_size", [2, 4, 8, 16])

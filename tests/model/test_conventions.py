@@ -20,11 +20,17 @@ MakeModel = Callable[..., HolisticCLIPModel]
 MakeTokens = Callable[..., tuple[Tensor, Tensor]]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 TOWERS: dict[str, dict[str, Any]] = {isolation: {"branch_isolation": isolation} for isolation in BRANCH_ISOLATIONS} | {
-    "mlp": {"branch_type": "mlp"}
+    "mlp": {"branch_type": "mlp"},
+    "probe": {"branch_type": "probe"},
+    "probe, branched": {"branch_type": "probe", "branched_head_mlp": True},
 }
-BRANCH_TYPES: dict[str, dict[str, Any]] = {"cls": {}, "mlp": {"branch_type": "mlp"}}
+BRANCH_TYPES: dict[str, dict[str, Any]] = {
+    "cls": {},
+    "mlp": {"branch_type": "mlp"},
+    "probe": {"branch_type": "probe", "branched_head_mlp": True},
+}
 every_tower = pytest.mark.parametrize("vision", TOWERS.values(), ids=TOWERS)
-both_branch_types = pytest.mark.parametrize("vision", BRANCH_TYPES.values(), ids=BRANCH_TYPES)
+every_branch_type = pytest.mark.parametrize("vision", BRANCH_TYPES.values(), ids=BRANCH_TYPES)
 
 
 @pytest.fixture
@@ -143,14 +149,16 @@ DEVICE_MAPS: dict[str, str | dict[str, str]] = {
     },
     "split within the vision tower": {
         **dict.fromkeys(["text_model", "text_projection", "visual_projection", "logit_scale"], "cpu"),
-        **dict.fromkeys([f"vision_model.{part}" for part in ("embeddings", "pre_layrnorm", "post_layernorm")], "cpu"),
+        **dict.fromkeys(
+            [f"vision_model.{part}" for part in ("embeddings", "pre_layrnorm", "post_layernorm", "head")], "cpu"
+        ),
         "vision_model.encoder.layers.0": "cpu",
         "vision_model.encoder.layers.1": "disk",
     },
 }
 
 
-@both_branch_types
+@every_branch_type
 @pytest.mark.parametrize("device_map", DEVICE_MAPS.values(), ids=DEVICE_MAPS)
 @pytest.mark.filterwarnings(
     "ignore:The following device_map keys do not match:UserWarning"
@@ -179,7 +187,7 @@ def test_device_maps(
     assert torch.equal(placed.encode_captions(nested), model.encode_captions(nested))
 
 
-@both_branch_types
+@every_branch_type
 def test_device_maps_keep_layers_whole(make_model: MakeModel, vision: dict[str, Any]) -> None:
     """A layer cut in two could not add its residual."""
     model = make_model(vision=vision)
@@ -191,7 +199,7 @@ def test_device_maps_keep_layers_whole(make_model: MakeModel, vision: dict[str, 
     assert not {key for key in cut if re.search(r"(embeddings|layers\.\d)\.", key)}
 
 
-@both_branch_types
+@every_branch_type
 def test_lora(make_model: MakeModel, batch: dict[str, Tensor], tmp_path: Path, vision: dict[str, Any]) -> None:
     peft = pytest.importorskip("peft")
     settings = peft.LoraConfig(
@@ -204,7 +212,8 @@ def test_lora(make_model: MakeModel, batch: dict[str, Tensor], tmp_path: Path, v
     torch.optim.SGD(trainable, lr=0.1).step()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == {name for name in before if "lora_" in name or "visual_projection.modules_to_save" in name}
-    assert len(moved) == 2 * 2 * 2 * 2 + 1  # towers, layers, projections, factors; and the saved one
+    num_attentions = 4 + ("branched_head_mlp" in vision)
+    assert len(moved) == num_attentions * 2 * 2 + 1  # towers, layers, projections, factors; and the saved one
     expected = model(**batch).logits_per_image.detach()
     assert (expected - make_model(vision=vision)(**batch).logits_per_image).abs().max() > 0.1
 
@@ -220,7 +229,7 @@ def test_lora(make_model: MakeModel, batch: dict[str, Tensor], tmp_path: Path, v
     torch.testing.assert_close(merged(**batch).logits_per_image, expected, rtol=1e-4, atol=1e-4)
 
 
-@both_branch_types
+@every_branch_type
 def test_shards(make_model: MakeModel, tmp_path: Path, vision: dict[str, Any]) -> None:
     model = make_model(vision=vision)
     model.save_pretrained(tmp_path, max_shard_size="50KB")

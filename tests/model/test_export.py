@@ -21,6 +21,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 VISIONS: dict[str, dict[str, Any]] = {
     "isolated": {},
     "mlp": {"branch_type": "mlp"},
+    "probe": {"branch_type": "probe", "branched_head_mlp": True},
     "strict": {"branch_isolation": "strict"},
     "open": {"branch_isolation": "open"},
     "official": {"branch_isolation": "official"},
@@ -43,7 +44,7 @@ def texts(make_tokens: MakeTokens, lengths: list[int]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@visions("isolated", "mlp", slow=("strict", "open", "official", "convolutional"))
+@visions("isolated", "mlp", "probe", slow=("strict", "open", "official", "convolutional"))
 @torch.no_grad()
 def test_image_features_are_one_graph_for_every_batch_size(make_model: MakeModel, vision: dict[str, Any]) -> None:
     model, counter = make_model(vision=vision), CompileCounter()
@@ -77,7 +78,7 @@ def test_text_features_are_one_graph_for_every_length(make_model: MakeModel, mak
     assert counter.frame_count == 1
 
 
-@visions("isolated", slow=("mlp",))
+@visions("isolated", slow=("mlp", "probe"))
 def test_scoring_is_one_graph(
     make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, vision: dict[str, Any]
 ) -> None:
@@ -104,7 +105,7 @@ def test_the_loss_of_nested_captions_compiles_in_pieces(
     torch.testing.assert_close(steps[0], steps[1], **CLOSE)
 
 
-@visions("isolated", slow=("mlp",))
+@visions("isolated", slow=("mlp", "probe"))
 def test_training_step_of_the_tower_is_one_graph(
     make_model: MakeModel, pixel_values: Tensor, vision: dict[str, Any]
 ) -> None:
@@ -162,7 +163,7 @@ def export_onnx(model: nn.Module, inputs: dict[str, Tensor], folder: Path, **opt
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.slow
-@visions("isolated", "mlp", "convolutional")
+@visions("isolated", "mlp", "probe", "convolutional")
 def test_image_tower_in_onnx(
     make_model: MakeModel, pixel_values: Tensor, tmp_path: Path, vision: dict[str, Any]
 ) -> None:
@@ -194,7 +195,7 @@ def test_text_tower_in_onnx(make_model: MakeModel, make_tokens: MakeTokens, tmp_
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@visions("isolated", "mlp")
+@visions("isolated", "mlp", "probe")
 def test_both_towers_in_onnx(
     make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, tmp_path: Path, vision: dict[str, Any]
 ) -> None:
@@ -216,7 +217,7 @@ def assert_int8_is_near(quantised: Tensor, exact: Tensor, cosine: float) -> None
     assert nearest.tolist() == list(range(len(exact)))
 
 
-@visions("isolated", "mlp")
+@visions("isolated", "mlp", "probe")
 @torch.no_grad()
 def test_int8_in_torch(make_model: MakeModel, make_tokens: MakeTokens, vision: dict[str, Any]) -> None:
     """Measured cosines: 0.992 and above. The seeds are fixed; kernels differ between machines."""
@@ -233,7 +234,7 @@ def test_int8_in_torch(make_model: MakeModel, make_tokens: MakeTokens, vision: d
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@visions("isolated", "mlp")
+@visions("isolated", "mlp", "probe")
 @torch.no_grad()
 def test_int8_in_onnx(make_model: MakeModel, pixel_values: Tensor, tmp_path: Path, vision: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime")

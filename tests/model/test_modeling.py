@@ -94,19 +94,23 @@ def expected_keys(branch_type: str) -> set[str]:
     vision += [f"{norm}.{part}" for norm in ("pre_layrnorm", "post_layernorm") for part in ("weight", "bias")]
     if branch_type == "cls":
         vision += ["embeddings.branch_class_embedding", "embeddings.branch_position_embedding"]
+    elif branch_type == "probe":
+        parts = [*(f"attention.{name}_proj" for name in ("q", "k", "v", "out")), "layernorm", "mlp.fc1", "mlp.fc2"]
+        vision += ["head.probe", "head.branch_probe"]
+        vision += [f"head.{name}.{part}" for name in parts for part in ("weight", "bias")]
     else:
         vision += [f"encoder.layers.1.mlp.branch_fc2.{h}.{part}" for h in (0, 1) for part in ("weight", "bias")]
     joint = ["logit_scale", "visual_projection.weight", "text_projection.weight"]
     return {*joint, *(f"text_model.{key}" for key in text), *(f"vision_model.{key}" for key in vision)}
 
 
-@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+@pytest.mark.parametrize("branch_type", ["cls", "mlp", "probe"])
 def test_parameter_names_are_pinned(make_model: MakeModel, branch_type: str) -> None:
     model = make_model(vision={"branch_type": branch_type})
     assert set(model.state_dict()) == expected_keys(branch_type)
 
 
-@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+@pytest.mark.parametrize("branch_type", ["cls", "mlp", "probe"])
 def test_saves_and_loads_bitwise(
     make_model: MakeModel, make_tokens: MakeTokens, pixel_values: Tensor, tmp_path: Path, branch_type: str
 ) -> None:

@@ -39,11 +39,13 @@ def vision_fields(draw: Draw, num_branches: int) -> Fields:
     patch = draw.choice([2, 3, 4, 8])
     if patch in (2, 4, 8):
         fields["patch_stem"] = draw.choice(["linear", "convolutional"])
+    kind = draw.choice(["cls", "mlp", "probe"])
     return fields | {
         "image_size": patch * draw.randint(1, 3) + draw.choice([0, 1]),
         "patch_size": patch,
         "num_branches": num_branches,
-        "branch_type": draw.choice(["cls", "mlp"]),
+        "branch_type": kind,
+        "branched_head_mlp": kind == "probe" and draw.choice([True, False]),
         "num_branch_layers": draw.randint(1, fields["num_hidden_layers"]),
         "branch_isolation": draw.choice(["isolated", "strict", "anchored", "open", "official"]),
         "patch_dropout": draw.choice([0.0, 0, 0.5]),

@@ -61,9 +61,9 @@ def expected_numbers(model: HolisticCLIPModel, processor: HolisticCLIPProcessor,
     return [output.branch_embeds, output.text_embeds, output.loss, flat.logits_per_image]
 
 
-@pytest.fixture(scope="module")
-def model(make_model: Callable[..., HolisticCLIPModel]) -> HolisticCLIPModel:
-    return make_model(perspectives=["short", "colour", "shape"])
+@pytest.fixture(scope="module", params=["cls", "probe"])
+def model(make_model: Callable[..., HolisticCLIPModel], request: pytest.FixtureRequest) -> HolisticCLIPModel:
+    return make_model(perspectives=["short", "colour", "shape"], vision={"branch_type": request.param})
 
 
 @pytest.fixture

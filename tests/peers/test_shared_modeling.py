@@ -28,6 +28,8 @@ CLASS_TOKENS = VisionTester(HolisticCLIPVisionConfig, {"num_branches": 3, "branc
 STREAMS = VisionTester(
     HolisticCLIPVisionConfig, {"num_branches": 3, "branch_type": "mlp", "num_branch_layers": 2}, num_class_tokens=1
 )
+# Probes read the patches behind one class token.
+PROBES = VisionTester(HolisticCLIPVisionConfig, {"num_branches": 3, "branch_type": "probe"}, num_class_tokens=1)
 
 
 class ClassTokenVisionModelTest(VisionCase, TestCase):
@@ -40,6 +42,11 @@ class StreamVisionModelTest(VisionCase, TestCase):
     tester = STREAMS
 
 
+class ProbeVisionModelTest(VisionCase, TestCase):
+    all_model_classes = (HolisticCLIPVisionModel,)
+    tester = PROBES
+
+
 class ClassTokenModelTest(CompositeCase, TestCase):
     all_model_classes = (HolisticCLIPModel,)
     tester = CompositeTester(HolisticCLIPConfig, CLASS_TOKENS)
@@ -48,6 +55,11 @@ class ClassTokenModelTest(CompositeCase, TestCase):
 class StreamModelTest(CompositeCase, TestCase):
     all_model_classes = (HolisticCLIPModel,)
     tester = CompositeTester(HolisticCLIPConfig, STREAMS)
+
+
+class ProbeModelTest(CompositeCase, TestCase):
+    all_model_classes = (HolisticCLIPModel,)
+    tester = CompositeTester(HolisticCLIPConfig, PROBES)
 
 
 class ClassTokenClassifierTest(ClassifierCase, TestCase):

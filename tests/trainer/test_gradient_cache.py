@@ -41,11 +41,12 @@ def gradients(trainer: HolisticCLIPTrainer, rows: Dataset) -> tuple[Tensor, dict
     [
         {},
         {"vision": {"branch_type": "mlp"}},
+        {"vision": {"branch_type": "probe"}},
         {"objective": "sigmoid"},
         {"matching": "balanced"},
         {"fusion": "routed", "fused_weight": 1.0},
     ],
-    ids=["cls", "mlp", "sigmoid", "balanced", "routed"],
+    ids=["cls", "mlp", "probe", "sigmoid", "balanced", "routed"],
 )
 def test_gradients_are_those_of_the_whole_batch(
     make_trainer: MakeTrainer, corpus: Dataset, model: dict[str, Any], size: int

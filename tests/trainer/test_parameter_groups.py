@@ -13,7 +13,7 @@ MakeTrainer = Callable[..., HolisticCLIPTrainer]
 MAPS = ["q_proj", "k_proj", "v_proj", "out_proj", "mlp.fc1", "mlp.fc2"]
 
 
-@pytest.mark.parametrize("branch_type", ["cls", "mlp"])
+@pytest.mark.parametrize("branch_type", ["cls", "mlp", "probe"])
 def test_what_decays(make_trainer: MakeTrainer, branch_type: str) -> None:
     trainer = make_trainer({"vision": {"branch_type": branch_type}}, weight_decay=0.3)
     expected = {"text_model.embeddings.token_embedding.weight", "vision_model.embeddings.patch_embedding.weight"}
@@ -21,6 +21,10 @@ def test_what_decays(make_trainer: MakeTrainer, branch_type: str) -> None:
     for tower, layer, part in [(t, n, m) for t in ("text", "vision") for n in (0, 1) for m in MAPS]:
         inside = part if part.startswith("mlp") else f"self_attn.{part}"
         expected.add(f"{tower}_model.encoder.layers.{layer}.{inside}.weight")
+    if branch_type == "probe":
+        read = ("q_proj", "k_proj", "v_proj", "out_proj")
+        expected |= {f"vision_model.head.attention.{name}.weight" for name in read}
+        expected |= {f"vision_model.head.mlp.{name}.weight" for name in ("fc1", "fc2")}
     if branch_type == "mlp":
         expected |= {f"vision_model.encoder.layers.1.mlp.branch_fc2.{h}.weight" for h in (0, 1)}
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}

@@ -99,7 +99,9 @@ def test_parameters_without_a_gradient_are_not_looked_for(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("vision", [{}, {"branch_type": "mlp"}, {"num_branches": 1}], ids=str)
+@pytest.mark.parametrize(
+    "vision", [{}, {"branch_type": "mlp"}, {"branch_type": "probe"}, {"num_branches": 1}], ids=str
+)
 @pytest.mark.parametrize("fused", [{"fusion": "routed"}, {"fusion": "routed", "fused_weight": 0.0}, {}], ids=str)
 def test_every_trained_parameter_has_a_gradient(
     make_model: Callable[..., HolisticCLIPModel],

@@ -25,7 +25,9 @@ def weights(model: HolisticCLIPModel) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("vision", [{}, {"branch_type": "mlp"}, {"patch_stem": "convolutional"}], ids=str)
+@pytest.mark.parametrize(
+    "vision", [{}, {"branch_type": "mlp"}, {"branch_type": "probe"}, {"patch_stem": "convolutional"}], ids=str
+)
 def test_every_parameter_moves(make_trainer: MakeTrainer, vision: dict[str, Any]) -> None:
     trainer = make_trainer({"vision": vision, "diversity_threshold": 0.0}, weight_decay=0.0)
     before = weights(trainer.model)

@@ -16,6 +16,7 @@ from holistic_clip_hf.visualization.attention import roll_out
 MakeModel = Callable[..., HolisticCLIPModel]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 TWO_STREAMS: dict[str, Any] = {"branch_type": "mlp", "num_branch_layers": 2}
+PROBES: dict[str, Any] = {"branch_type": "probe", "branched_head_mlp": True}
 ONE_STREAM: dict[str, Any] = {"branch_type": "mlp", "num_branch_layers": 1}
 RED, GREEN = (1, 2), (3, 0)  # rows and columns of patches
 
@@ -136,6 +137,34 @@ def test_rollout_by_loops() -> None:
                 assert found[0, branch, end, start].item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("isolation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_attention_of_probes_by_loops(make_model: MakeModel, pixel_values: Tensor, isolation: str) -> None:
+    model = make_model(vision=PROBES, attention=isolation)
+    tower, found = model.vision_model, branch_attention(model, pixel_values)
+    patches = tower.post_layernorm(tower(pixel_values).last_hidden_state[:, 1:])
+    attention, width = tower.head.attention, tower.head.attention.head_dim
+    probes = torch.cat([tower.head.probe, tower.head.branch_probe], dim=1)[0]
+    for image, branch in ((0, 0), (1, 2), (3, 1)):
+        query, keys = attention.q_proj(probes[branch]), attention.k_proj(patches[image])
+        shares = torch.zeros(16)
+        for head in range(2):
+            part = slice(head * width, (head + 1) * width)
+            raised = [math.exp(float(query[part] @ key[part]) * width**-0.5) for key in keys]
+            shares += torch.tensor(raised) / sum(raised) / 2
+        torch.testing.assert_close(found[image, branch], shares, **CLOSE)
+    torch.testing.assert_close(found.sum(dim=-1), torch.ones(4, 3))
+
+
+@torch.no_grad()
+def test_rollout_of_probes(make_model: MakeModel, pixel_values: Tensor) -> None:
+    model = make_model(vision=PROBES, attention="eager")
+    layers = model.vision_model(pixel_values, output_attentions=True).attentions
+    one, two = ((layer[1].mean(dim=0) + torch.eye(17)) / 2 for layer in layers)
+    expected = branch_attention(model, pixel_values)[1] @ (two @ one)[1:, 1:]
+    torch.testing.assert_close(branch_attention(model, pixel_values, rollout=True)[1], expected, **CLOSE)
+
+
 @pytest.mark.parametrize("vision", [{}, TWO_STREAMS], ids=["cls", "mlp"])
 @torch.no_grad()
 def test_rollout_follows_all_layers(make_model: MakeModel, pixel_values: Tensor, vision: dict[str, Any]) -> None:
@@ -176,6 +205,24 @@ def test_relevance_by_finite_differences(make_model: MakeModel, pixel_values: Te
         for branch in range(3):
             slope = (similarity(patch, step, branch) - similarity(patch, -step, branch)) / (2 * step)
             torch.testing.assert_close(found[:, branch, :, patch], slope, rtol=1e-4, atol=1e-7)
+
+
+def test_relevance_of_probes_by_finite_differences(make_model: MakeModel, pixel_values: Tensor) -> None:
+    model = make_model(vision=PROBES).double()
+    tower, step = model.vision_model, 1e-6
+    pixels, texts = pixel_values[:2].double(), F.normalize(torch.randn(2, 16, dtype=torch.float64), dim=-1)
+    found = branch_relevance(model, pixels, texts)
+    assert found.shape == (2, 3, 2, 16) and not found.requires_grad
+
+    @torch.no_grad()
+    def similarity(faded: int, by: float) -> Tensor:
+        patches = tower.post_layernorm(tower(pixels).last_hidden_state[:, 1:])
+        patches[:, faded] *= 1 + by
+        return F.normalize(model.visual_projection(tower.head(patches)), dim=-1) @ texts.T
+
+    for patch in (0, 7, 15):
+        slope = (similarity(patch, step) - similarity(patch, -step)) / (2 * step)
+        torch.testing.assert_close(found[..., patch], slope, rtol=1e-4, atol=1e-7)
 
 
 def test_relevance_of_a_frozen_model_without_gradients(make_model: MakeModel, pixel_values: Tensor) -> None:

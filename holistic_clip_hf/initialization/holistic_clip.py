@@ -1,0 +1,109 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints of this package, with the same, more or other branches."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, PreTrainedConfig
+
+from ..checkpoint_files import require_all_weights
+from ..configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
+from ..modeling_holistic_clip import HolisticCLIPModel
+from .assembly import EMBEDDINGS, HEAD
+from .positions import stretch_text_positions
+
+
+def from_holistic_clip(
+    source: str | PathLike, *, perspectives: Sequence[str], max_position_embeddings: int | None = None
+) -> HolisticCLIPModel:
+    """Return a checkpoint of this package with the branches of these names.
+
+    A branch that the checkpoint has is kept, by its name; a new one is a copy of the first that is kept, or of the
+    checkpoint's first. Branched MLPs answer as before, and so do class tokens that patches do not see (`strict`). In
+    the other modes, and with one class token left, the set of tokens that patches see moves the answers a little. If
+    the names or their order change, what was fitted to the old ones, a router or weights of branches, is left out, and
+    the fusion is `centroid`.
+
+    Args:
+        source: Folder of the checkpoint, or its name on the Hub.
+        perspectives: Names of the branches, in order.
+        max_position_embeddings: Text positions to stretch to; see `stretch_positions`.
+
+    Raises:
+        ValueError: not a checkpoint of this package, or names that are not distinct.
+    """
+    found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if found != HolisticCLIPConfig.model_type:
+        raise ValueError(f"{str(source)!r} is of model type {found!r}; expected {HolisticCLIPConfig.model_type!r}.")
+    model, report = HolisticCLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    require_all_weights(str(source), report["missing_keys"], "source")
+    if list(perspectives) != model.config.perspectives:
+        model = _rebranched(model, list(perspectives))
+    length = cast(CLIPTextConfig, model.config.text_config).max_position_embeddings
+    if max_position_embeddings is not None and max_position_embeddings != length:
+        stretch_text_positions(model, max_position_embeddings)
+    return model.eval()
+
+
+def _rebranched(model: HolisticCLIPModel, names: list[str]) -> HolisticCLIPModel:
+    old = model.config.perspectives
+    first = next((old.index(name) for name in names if name in old), 0)
+    order = [old.index(name) if name in old else first for name in names]
+    fields = {
+        name: value for name, value in model.config.to_dict().items() if name not in ("fusion_scale", "branch_weights")
+    }
+    fields["vision_config"] = {**fields["vision_config"], "num_branches": len(names)}
+    config = HolisticCLIPConfig(**{**fields, "perspectives": names, "fusion": "centroid"})
+    state = model.state_dict()
+    kept = {name: value for name, value in state.items() if ".branch_" not in name and "branch_fusion" not in name}
+    state = {**kept, **_branches_in_order(state, model.config, order)}
+    made = HolisticCLIPModel._from_config(config, dtype=torch.float32)
+    made.load_state_dict(state)
+    return made
+
+
+def _branches_in_order(
+    state: Mapping[str, Tensor], config: HolisticCLIPConfig, order: Sequence[int]
+) -> dict[str, Tensor]:
+    """Return the parameters of branches, old branch `order[h]` as branch h; those of the first have CLIP's names."""
+    vision = cast(HolisticCLIPVisionConfig, config.vision_config)
+    if vision.branch_type == "cls":
+        token, positions = f"{EMBEDDINGS}.class_embedding", f"{EMBEDDINGS}.position_embedding.weight"
+        tokens, places = [state[token][None]], [state[positions][:1]]
+        if config.num_branches > 1:
+            tokens.append(state[f"{EMBEDDINGS}.branch_class_embedding"])
+            places.append(state[f"{EMBEDDINGS}.branch_position_embedding"])
+        chosen, at = torch.cat(tokens)[list(order)], torch.cat(places)[list(order)]
+        found = {token: chosen[0], positions: torch.cat([at[:1], state[positions][1:]])}
+        others = {
+            f"{EMBEDDINGS}.branch_class_embedding": chosen[1:],
+            f"{EMBEDDINGS}.branch_position_embedding": at[1:],
+        }
+        return {**found, **(others if len(order) > 1 else {})}
+    if vision.branch_type == "probe":
+        probes = [state[f"{HEAD}.{name}"] for name in ("probe", "branch_probe") if f"{HEAD}.{name}" in state]
+        chosen = torch.cat(probes, dim=1)[:, list(order)]
+        found = {f"{HEAD}.probe": chosen[:, :1], **({f"{HEAD}.branch_probe": chosen[:, 1:]} if order[1:] else {})}
+        mlps = [f"{HEAD}.mlp"] if vision.branched_head_mlp else []
+    else:
+        found, last = {}, vision.num_hidden_layers
+        mlps = [f"vision_model.encoder.layers.{layer}.mlp" for layer in range(last - vision.num_branch_layers, last)]
+    for mlp in mlps:
+        found |= _linears_in_order(state, mlp, order)
+    return found
+
+
+def _linears_in_order(state: Mapping[str, Tensor], mlp: str, order: Sequence[int]) -> dict[str, Tensor]:
+    """Return the second linears of an MLP, that of branch `order[h]` as branch h's."""
+
+    def name(branch: int) -> str:
+        return f"{mlp}.branch_fc2.{branch - 1}" if branch else f"{mlp}.fc2"
+
+    return {
+        f"{name(place)}.{part}": state[f"{name(branch)}.{part}"]
+        for place, branch in enumerate(order)
+        for part in ("weight", "bias")
+    }
