@@ -102,8 +102,8 @@ def evaluate_segmentation(
         readout: One of `READOUTS`.
         progress: True to show a bar.
 
-    A row is left out, and named in a warning, if its image or mask does not decode, or if the mask has another size than
-    the image or an index without a class.
+    A row is left out, and named in a warning, if its image or mask does not decode, or if the mask has another size or
+    an index without a class.
 
     Raises:
         ValueError: no rows, none that can be used, no pixel that counts, a class without a name, vectors that are not
