@@ -184,8 +184,8 @@ def checked_labels(dataset: Dataset, class_names: Sequence[str]) -> Tensor:
     if wrong:
         raise ValueError(
             f"{len(wrong)} of {len(found)} rows have a label without a name, such as {found[wrong[0]]!r} of "
-            f"{row_names(dataset)[wrong[0]]}; expected indices of {len(class_names)} class names. Name every class, or "
-            "leave such rows out."
+            f"{row_names(dataset)[wrong[0]]}; expected indices of {len(class_names)} class names. Name every class, "
+            "or leave such rows out."
         )
     return torch.tensor(found)
 
