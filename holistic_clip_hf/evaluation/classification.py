@@ -19,7 +19,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..processing_holistic_clip import clean_caption
+from ..images.left_out import row_names
+from ..processing_holistic_clip import clean_caption, is_blank
 from ..storage import read_yaml
 from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name
 from .ranking import bootstrap_interval, mean_per_class, recall_at, retrieval_ranks
@@ -182,9 +183,9 @@ def checked_labels(dataset: Dataset, class_names: Sequence[str]) -> Tensor:
     wrong = [row for row, label in enumerate(found) if not _is_place(label, len(class_names))]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of {len(found)} rows have a label without a name, such as {found[wrong[0]]!r} in "
-            f"row {wrong[0]}; expected indices of {len(class_names)} class names. Name every class, or leave such "
-            f"rows out."
+            f"{len(wrong)} of {len(found)} rows have a label without a name, such as {found[wrong[0]]!r} of "
+            f"{row_names(dataset)[wrong[0]]}; expected indices of {len(class_names)} class names. Name every class, "
+            "or leave such rows out."
         )
     return torch.tensor(found)
 
@@ -198,7 +199,7 @@ def checked_names(class_names: Sequence[str]) -> list[str]:
     names = [clean_caption(name) if isinstance(name, str) else "" for name in class_names]
     if not names:
         raise ValueError("There are no class names. Pass one for each class.")
-    if nameless := [index for index, name in enumerate(names) if not name]:
+    if nameless := [index for index, name in enumerate(names) if is_blank(name)]:
         raise ValueError(
             f"`class_names` has {class_names[nameless[0]]!r} for class {nameless[0]}, and {len(nameless)} of "
             f"{len(names)} "

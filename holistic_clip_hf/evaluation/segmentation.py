@@ -102,11 +102,12 @@ def evaluate_segmentation(
         readout: One of `READOUTS`.
         progress: True to show a bar.
 
-    A row whose image or mask does not decode is left out, and named in a warning.
+    A row is left out, and named in a warning, if its image or mask does not decode, or if the mask has another size or
+    an index without a class.
 
     Raises:
-        ValueError: no rows, none that decodes, no pixel that counts, a mask of another size than its image, an index
-            without a class, a class without a name, vectors that are not finite, or contradicting arguments.
+        ValueError: no rows, none that can be used, no pixel that counts, a class without a name, vectors that are not
+            finite, or contradicting arguments.
     """
     windows = windows or Windows(short_side=model.vision_model.config.image_size)
     _check_arguments(model, classes, windows, readout)
@@ -118,11 +119,11 @@ def evaluate_segmentation(
     with evaluation_mode(model):
         rows = undecoded(undecoded(dataset), "mask")
         for index, row in enumerate(tqdm(rows, desc="masks", disable=not progress)):
-            image, drawn = image_or_reason(row["image"]), image_or_reason(row["mask"], is_mask=True)
-            if isinstance(image, str) or isinstance(drawn, str):
-                log.note({called[index]: image if isinstance(image, str) else f"its mask: {drawn}"})
+            image = image_or_reason(row["image"])
+            mask = image if isinstance(image, str) else _read_mask(row["mask"], image.size, len(names))
+            if isinstance(mask, str):
+                log.note({called[index]: mask})
                 continue
-            mask = _read_mask(drawn, image.size, len(names), index)
             scores = score_pixels(model, processor, image, classes.embeds, windows, readout)
             if not scores.isfinite().all():
                 raise ValueError(f"Row {index}: the model's scores are not finite. Check its weights.")
@@ -131,7 +132,7 @@ def evaluate_segmentation(
     warn_of_all(len(log.reasons))
     if log.reasons and len(log.reasons) == len(dataset):
         name, reason = next(iter(log.reasons.items()))
-        raise ValueError(f"None of {len(dataset)} rows is readable, such as {name}: {reason}. Check where they are.")
+        raise ValueError(f"None of {len(dataset)} rows can be used, such as {name}: {reason}. Check the data set.")
     if counts.sum() == 0:
         raise ValueError(f"All pixels of all masks are {IGNORED}, which is ignored. There is nothing to measure.")
     details: dict[str, Detail] = {
@@ -224,15 +225,19 @@ def _places(size: tuple[int, int], side: int, stride: int) -> Iterator[tuple[int
     yield from ((left, top) for top in starts[1] for left in starts[0])
 
 
-def _read_mask(mask: Image.Image, size: tuple[int, int], num_classes: int, index: int) -> Tensor:
+def _read_mask(given: object, size: tuple[int, int], num_classes: int) -> Tensor | str:
+    """Return the class of each pixel, (height, width) int64, or the reason why the mask cannot be used."""
+    mask = image_or_reason(given, is_mask=True)
+    if isinstance(mask, str):
+        return f"its mask: {mask}"
     if mask.size != size:
-        raise ValueError(f"Row {index}: got a mask of {mask.size} for an image of {size}. Make them agree.")
+        return f"its mask has the size {mask.size}, and the image {size}"
     array = np.asarray(mask)
     if array.ndim != 2:
-        raise ValueError(f"Row {index}: got a mask of mode {mask.mode}; expected one channel of class indices.")
+        return f"its mask is of mode {mask.mode}, and not one channel of class indices"
     labels = torch.from_numpy(array.astype(np.int64))
     if unknown := sorted(set(labels.unique().tolist()) - {*range(num_classes), IGNORED}):
-        raise ValueError(f"Row {index}: got the class indices {unknown}, beyond the {num_classes} classes.")
+        return f"its mask has the class indices {unknown}, beyond the {num_classes} classes"
     return labels
 
 

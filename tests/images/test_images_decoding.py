@@ -153,7 +153,7 @@ def test_segmentation_leaves_it_out_by_its_row(
     assert [dict(record.counts) for record in found] == [{**each.counts, "n_unusable": 1} for each in expected]
     said = "its mask: " if column == "mask" else ""
     assert f"row 1 is left out: {said}UnidentifiedImageError: cannot identify image file." in caplog.text
-    with pytest.raises(ValueError, match="None of 1 rows is readable, such as row 0: .*UnidentifiedImageError"):
+    with pytest.raises(ValueError, match="None of 1 rows can be used, such as row 0: .*UnidentifiedImageError"):
         measure(dataset.select([1]))
     assert not ghostscript.exists()
 

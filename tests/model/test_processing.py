@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor, CLIPTokenizer
 
-from holistic_clip_hf import HolisticCLIPProcessor
+from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPProcessor
 from holistic_clip_hf import processing_holistic_clip as processing
 from holistic_clip_hf.processing_holistic_clip import clean_caption
 
@@ -156,6 +156,7 @@ def test_refused_captions(processor: HolisticCLIPProcessor, captions: Any, messa
 REFUSED_TEXTS: list[tuple[Any, str]] = [
     ("", r"`text` is empty at \[0\]. Leave empty texts out"),
     (["a", "&nbsp;", "b", "\n"], r"`text` is empty at \[1, 3\]"),
+    (["a", "\u200b", "\ufeff \u2060"], r"`text` is empty at \[1, 2\]"),
     ([], "`text` is empty. Leave"),
     ([["a", "b"], ["c"]], "several captions per image, use `nested_captions`"),
     (["a", None], r"a string or a list of strings; got \['a', None\]"),
@@ -290,6 +291,23 @@ def test_saves_and_loads(processor: HolisticCLIPProcessor, red_square: Image.Ima
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         nested, before = (one.nested_captions([["a red <|endoftext|>", None]]) for one in (loaded, processor))
         assert all(torch.equal(nested[name], before[name]) for name in before)
+
+
+def test_a_folder_of_an_earlier_transformers_loads(
+    processor: HolisticCLIPProcessor, red_square: Image.Image, tmp_path: Path
+) -> None:
+    """Its image processor and tokenizer have files of their own, and the processor has none."""
+    processor.image_processor.save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").is_file() and not (tmp_path / "processor_config.json").exists()
+    loaded_alone = HolisticCLIPProcessor.from_pretrained(tmp_path)
+    HolisticCLIPConfig().save_pretrained(tmp_path)
+    for loaded in (loaded_alone, AutoProcessor.from_pretrained(tmp_path, trust_remote_code=False)):
+        assert type(loaded) is HolisticCLIPProcessor and loaded.background == processor.background
+        given: dict[str, Any] = {"images": red_square, "text": "a red square", "return_tensors": "pt"}
+        found, expected = loaded(**given), processor(**given)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_sixteen_bits_are_scaled_not_clipped(processor: HolisticCLIPProcessor) -> None:

@@ -27,10 +27,7 @@ def test_the_last_state_is_trimmed_alike_whatever_is_recorded(
     """Class tokens alone, unless patches are asked for; by keyword or by the configuration of either."""
     options: dict[str, Any] = {"vision": {"branch_type": branch_type}, "attention": "eager"}
     model = make_model(**options)
-    plain, patches = (
-        model.get_image_features(pixel_values),
-        model.get_image_features(pixel_values, output_patches=True),
-    )
+    plain, patches = (model.get_image_features(pixel_values, output_patches=each) for each in (False, True))
     shape = (4, 3, 32) if branch_type == "cls" else (4, 3, 1, 32)
     assert plain.last_hidden_state.shape == shape
     configured, inner = make_model(**options), make_model(**options)

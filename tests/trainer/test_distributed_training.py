@@ -160,6 +160,23 @@ def test_unreadable_images_of_all_ranks_are_listed(results: dict[str, list[dict[
     assert not (folder / "plain_2" / "left_out.json").exists()
 
 
+def test_a_checkpoint_that_lacks_a_file_of_one_rank_is_not_whole(
+    results: dict[str, list[dict[str, Any]]], folder: Path
+) -> None:
+    """The run goes on from the checkpoint before it, on both ranks, and ends as if it never was."""
+    arguments = {"max_steps": STEPS, "per_device_train_batch_size": 4, "optim": "sgd", "learning_rate": 0.1}
+    arguments |= {"save_strategy": "steps", "save_steps": 1, "weight_decay": 0.0}
+    arguments |= {"train_sampling_strategy": "sequential"}
+    job = {"ranks": 2, "arguments": arguments, "output": "saved"}
+    whole = run_jobs(folder, {"saved": job})["saved"]
+    (folder / "saved" / f"checkpoint-{STEPS}" / "rng_state_1.pth").unlink()
+    resumed = run_jobs(folder, {"resumed": {**job, "resume": True}})["resumed"]
+    assert [len(rank["images"]) for rank in whole + resumed] == [STEPS, STEPS, 1, 1]
+    for before, after in zip(whole, resumed, strict=True):
+        torch.testing.assert_close(after["weights"], before["weights"], rtol=0, atol=0)
+    assert results["plain_2"]
+
+
 ROW_COUNTS = (5, 7, 9, 17)
 MEASURED = {name: CASES[name] for name in ("plain", "routed", "broken", "sigmoid", "one_branch")}
 
