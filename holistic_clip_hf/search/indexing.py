@@ -2,7 +2,7 @@
 """Indexing of images: what is new or changed is encoded, what is gone no longer counts, a killed run goes on."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..evaluation.encoding import DualEncoder
-from ..images.decoding import UnreadableImageError, read_image
+from ..images.decoding import UnreadableImageError, open_image, read_image
 from ..images.sources import Images, Item, Skipped
 from ..storage import require_apart, require_count, require_free_space, require_utf8
 from .encoding import embed_each, fingerprint
@@ -24,6 +24,7 @@ from .store import (
     BRANCHES,
     FUSED_ONLY,
     MANIFEST,
+    READING,
     SEGMENTS,
     VECTOR,
     VECTORS,
@@ -359,11 +360,26 @@ class _Build:
     def plan(self) -> None:
         """Take up what an earlier run encoded, and list the images that it did not."""
         self.parts, self.left_out = take_up(self.directory, self.layout, self.before, self.items)
+        if self.before is not None and self.before.reading != READING:
+            self._give_back()
         held = {image_id for part in self.parts for image_id in _ids(part)}
         held |= {each.image_id for each in self.left_out}
         self.todo = [item for image_id, item in self.items.items() if image_id not in held]
         needed = estimate_bytes(self.config, len(self.todo), vectors=self.layout.vectors, lookup=self.lookup)
         require_free_space(self.directory, needed, "the index", "choose another disk, or index with vectors='fused'")
+
+    def _give_back(self) -> None:
+        """Give back, for encoding, what other rules of reading made: images left out, and those with other pixels."""
+        self.left_out = []
+        stale = {
+            image_id
+            for part in self.parts
+            for image_id in _ids(part)
+            if _had_other_pixels(self.images, self.items[image_id])
+        }
+        self.parts = [_without(part, stale) for part in self.parts]
+        if stale:
+            logger.warning("%s images of 32 bits, once white or black, are encoded anew.", f"{len(stale):,}")
 
     def encode(self, batch_size: int, progress: bool) -> None:
         """Write a segment after the other, and merge those that have become small."""
@@ -389,6 +405,7 @@ class _Build:
             segments=segments,
             neighbours=self._neighbours(segments),
             left_out=sorted([*self.left_out, *self.skipped]),
+            reading=READING,
         )
         if manifest != self.before:
             write_index_manifest(self.directory, manifest)
@@ -472,6 +489,24 @@ def _list(images: Images) -> tuple[dict[str, Item], list[LeftOut]]:
 def _ids(part: SegmentRows) -> dict[str, str]:
     rows = stamps(part.dataset)
     return dict(rows[row] for row in part.alive)
+
+
+_DEEP_ENDINGS = ("", ".tif", ".tiff", ".pgm", ".pnm", ".ppm")  # of which whole files are read to see their modes
+
+
+def _had_other_pixels(images: Images, item: Item) -> bool:
+    """Tell whether an image was read otherwise before `READING` was written: whole numbers of 32 bits, and floats."""
+    if Path(item.image_id).suffix.casefold() not in _DEEP_ENDINGS:
+        return False
+    try:
+        return open_image(images.read(item.place)).mode in ("I", "F")
+    except Exception:  # parsers raise whatever a damaged file leads them to; its vectors were of something
+        return False
+
+
+def _without(part: SegmentRows, image_ids: Set[str]) -> SegmentRows:
+    rows = stamps(part.dataset)
+    return part._replace(alive=[row for row in part.alive if rows[row][0] not in image_ids])
 
 
 def _report(

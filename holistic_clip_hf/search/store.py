@@ -38,6 +38,7 @@ from ..storage import (
 )
 
 FORMAT = 1
+READING = 1  # to be raised when an image that was left out is to be read, or others have other pixels
 MANIFEST, LOCK, SEGMENTS, NEIGHBOURS = "index.json", ".lock", "segments", "neighbours"
 CAPTION_VECTORS = "captions.safetensors"  # the page's, in the folder of its index
 VECTOR = "vector."  # before the name of a column of vectors
@@ -118,6 +119,7 @@ class Manifest:
         segments: Segments in the order in which rows are numbered.
         neighbours: File of the approximate index and its bytes, by kind of vector.
         left_out: images that did not decode or could not be read, and why.
+        reading: Rules by which images were read (`READING`); earlier versions did not say.
     """
 
     layout: Layout
@@ -127,6 +129,7 @@ class Manifest:
     segments: Sequence[Segment]
     neighbours: Mapping[str, Segment]
     left_out: Sequence[LeftOut]
+    reading: int = 0
 
     @property
     def num_images(self) -> int:
@@ -218,6 +221,7 @@ def _manifest_from(found: Mapping[str, Any]) -> Manifest:
         segments=[Segment(**each) for each in found["segments"]],
         neighbours={name: Segment(**each) for name, each in found["neighbours"].items()},
         left_out=[LeftOut(*each) for each in found["left_out"]],
+        reading=found.get("reading", 0),
         **fields,
     )
 
