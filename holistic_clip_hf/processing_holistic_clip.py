@@ -307,7 +307,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
 
     def _picture(self, image: Any, position: int, data_format: str | None) -> Any:
         try:
-            image = image if is_pil_image(image) else _from_array(image, data_format)
+            image = image if is_pil_image(image) else from_array(image, data_format)
             require_shape(image.size)
             return on_background(image, self.background)
         except ValueError as error:
@@ -474,8 +474,16 @@ def _require_levels(low: int, high: int) -> None:
         )
 
 
-def _from_array(values: Any, data_format: str | None) -> Any:
-    """Return the Pillow image of an array or tensor, by the rules of `eight_bits`."""
+def from_array(values: Any, data_format: str | None = None) -> Any:
+    """Return the Pillow image of an array or tensor, by the rules of `eight_bits`.
+
+    Args:
+        values: (height, width), or with 1, 3 or 4 channels first or last.
+        data_format: Where the channels are, `"channels_first"` or `"channels_last"`. Default: told by the shape.
+
+    Raises:
+        ValueError: as `eight_bits`; something else than an array, no pixels, or another shape.
+    """
     if not hasattr(values, "dtype"):
         raise ValueError(
             f"The image is a {type(values).__name__}; expected a path, bytes, Pillow image, array or tensor."

@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from ..processing_holistic_clip import FORMATS, MAX_BYTES, MAX_PIXELS, MAX_RATIO, eight_bits, upright
+from ..processing_holistic_clip import FORMATS, MAX_BYTES, MAX_PIXELS, MAX_RATIO, eight_bits, from_array, upright
 from .files import read_named
 from .limits import ImageLimits
 
@@ -66,18 +66,20 @@ def read_image(image: Any, roots: Sequence[str | Path] = (), limits: ImageLimits
     Transparency is kept, since the background is the processor's; see `on_background`.
 
     Args:
-        image: Bytes, row or Pillow image, as `decode_image` takes them.
+        image: Bytes, row or Pillow image, as `decode_image` takes them, or an array or tensor, as the processor does.
         roots: Folders below which a path may lie.
         limits: Limits of the image.
 
     Raises:
         UnreadableImageError: as `decode_image`; pixels that are not finite, or whose scale is unknown.
     """
-    decoded = decode_image(image, roots, limits)
-    if not isinstance(decoded, Image.Image):  # an array, which the processor reads
-        return decoded
     try:
-        return eight_bits(decoded)
+        found = decode_image(image, roots, limits)
+        if not isinstance(found, Image.Image):
+            found = decode_image(from_array(found), limits=limits)
+        return eight_bits(found)
+    except UnreadableImageError:
+        raise
     except ValueError as error:
         raise UnreadableImageError(str(error)) from error
 

@@ -24,6 +24,7 @@ from holistic_clip_hf.corpus.build import corpus_features
 from holistic_clip_hf.evaluation.encoding import encode_images
 from holistic_clip_hf.images.decoding import UnreadableImageError, read_image, verify_image
 from holistic_clip_hf.images.folders import ImageFolder
+from holistic_clip_hf.images.tables import undecoded
 from holistic_clip_hf.processing_holistic_clip import on_background
 from holistic_clip_hf.search import FolderImages, index_images
 from holistic_clip_hf.trainer.collator import HolisticCLIPCollator
@@ -377,6 +378,8 @@ def test_arrays_and_tensors_are_read_as_files_are(name: str, processor: Holistic
     found = np.asarray(processor.to_rgb(given)).astype(int)
     assert np.abs(found - expected.astype(int)).max() <= (1 if "alpha" in name else 0)
     pixels = processor(images=[given], return_tensors="pt")["pixel_values"]
+    row = {"image_id": "a", "image": given, "captions": [{"perspective": "short", "text": "colours"}]}
+    assert HolisticCLIPCollator(processor, ["short"])([row])["pixel_values"].equal(pixels)
     assert pixels.equal(processor(images=Image.fromarray(found.astype(np.uint8)), return_tensors="pt")["pixel_values"])
 
 
@@ -391,6 +394,25 @@ def test_turning_twice_is_turning_once(processor: HolisticCLIPProcessor) -> None
         assert once.size == (HIGH, WIDE)
         assert processor.to_rgb(once).tobytes() == once.tobytes()
         np.testing.assert_array_equal(np.asarray(once), np.rot90(COLOURS, -1))
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch"])
+def test_rows_of_arrays_are_read(form: str, model: HolisticCLIPModel, processor: HolisticCLIPProcessor) -> None:
+    """As `datasets` gives images in a format, with one among them that is left out."""
+    rows = [
+        {"image_id": name, "image": {"bytes": saved(image, "TIFF"), "path": None}, "captions": []}
+        for name, image in (("good", Image.fromarray(COLOURS)), ("shares", Image.fromarray(GREY / np.float32(255))))
+    ]
+    for row in rows:
+        row["captions"] = [{"perspective": "short", "text": "colours", "source": "drawn"}]
+    dataset = Dataset.from_list(rows, features=corpus_features())
+    formatted = undecoded(dataset.with_format(form))
+    batch = HolisticCLIPCollator(processor, ["short"])([formatted[0], formatted[1]])
+    assert list(batch["unreadable"]) == ["shares"] and "shares of 1" in batch["unreadable"]["shares"]
+    expected = processor(images=COLOURS, return_tensors="pt")["pixel_values"]
+    assert batch["pixel_values"][:1].equal(expected)
+    found = encode_images(model, processor, dataset.select([0]).with_format(form), batch_size=1)
+    assert found.equal(encode_images(model, processor, dataset.select([0]), batch_size=1))
 
 
 @pytest.mark.parametrize("form", ["channels_first", "channels_last"])
