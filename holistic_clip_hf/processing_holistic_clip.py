@@ -318,13 +318,15 @@ class HolisticCLIPProcessor(ProcessorMixin):
         made = self.image_processor
         if not made.do_resize or any(getattr(type(made), name, None) is not rule for name, rule in _PLAIN.items()):
             return image
-        size, (width, height) = made.size, image.size
-        if size.shortest_edge and not size.longest_edge:
-            short, long = sorted((width, height))
-            longer = int(size.shortest_edge * long / short)
-            shape = (size.shortest_edge, longer) if width <= height else (longer, size.shortest_edge)
-        elif size.height and size.width:
-            shape = (size.width, size.height)
+        width, height = image.size
+        # Plain where it was set by hand.
+        size = {} if isinstance(made.size, int) else {name: side for name, side in dict(made.size).items() if side}
+        if size.keys() == {"shortest_edge"}:
+            shorter, (short, long) = size["shortest_edge"], sorted((width, height))
+            longer = int(shorter * long / short)
+            shape = (shorter, longer) if width <= height else (longer, shorter)
+        elif size.keys() == {"height", "width"}:
+            shape = (size["width"], size["height"])
         else:
             return image
         return image.resize(shape, made.resample)
@@ -479,7 +481,7 @@ def from_array(values: Any, data_format: str | None = None) -> Any:
 
     Args:
         values: (height, width), or with 1, 3 or 4 channels first or last.
-        data_format: Where the channels are, `"channels_first"` or `"channels_last"`. Default: told by the shape.
+        data_format: Order of the axes, `"channels_first"` or `"channels_last"`. Default: told by the shape.
 
     Raises:
         ValueError: as `eight_bits`; something else than an array, no pixels, or another shape.

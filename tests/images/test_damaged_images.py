@@ -3,6 +3,7 @@
 Bits are flipped, spans are zeroed or missing, and ends are cut, in files of each format.
 """
 
+import importlib
 import io
 import random
 import time
@@ -21,6 +22,7 @@ from holistic_clip_hf.captioning.store import CaptionStore
 from holistic_clip_hf.corpus.build import corpus_features, load_corpus, read_manifest
 from holistic_clip_hf.corpus.card import CorpusFacts
 from holistic_clip_hf.corpus.from_sources import build_from_sources
+from holistic_clip_hf.evaluation.encoding import encode_images
 from holistic_clip_hf.images.decoding import UnreadableImageError, read_image
 from holistic_clip_hf.images.folders import ImageFolder
 from holistic_clip_hf.processing_holistic_clip import on_background
@@ -131,6 +133,35 @@ def test_the_processor_refuses_the_same_in_a_sentence(
             assert str(error).startswith(("`images` has", "The image has", "Image 0 has"))
             refused.add(path.name)
     assert refused == unreadable
+
+
+def test_the_page_refuses_the_same_in_a_sentence(damaged: Path, unreadable: set[str]) -> None:
+    gradio = pytest.importorskip("gradio")
+    uploads = importlib.import_module("holistic_clip_hf.demo.uploads")
+    refused = set()
+    for path in sorted(damaged.iterdir()):
+        try:
+            uploads.read_upload(str(path))
+        except gradio.Error:
+            refused.add(path.name)
+    assert refused == unreadable
+
+
+def test_evaluation_leaves_them_out(
+    damaged: Path,
+    unreadable: set[str],
+    make_model: Callable[..., HolisticCLIPModel],
+    processor: HolisticCLIPProcessor,
+) -> None:
+    paths = sorted(damaged.iterdir())
+    rows = [
+        {"image_id": path.name, "image": {"bytes": path.read_bytes(), "path": None}, "captions": []} for path in paths
+    ]
+    model = make_model(perspectives=["short", "main_object", "style"])
+    dataset = Dataset.from_list(rows, features=corpus_features())
+    found = encode_images(model, processor, dataset, batch_size=64)
+    assert found.left_out.keys() == unreadable
+    assert len(found.branch_embeds) == COUNT + 1 - len(unreadable)
 
 
 def test_training_leaves_them_out(damaged: Path, unreadable: set[str], processor: HolisticCLIPProcessor) -> None:
