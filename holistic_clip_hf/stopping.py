@@ -41,6 +41,23 @@ def raise_stopped(signum: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(signum)
 
 
+@contextmanager
+def cleaning_up() -> Iterator[None]:
+    """Turn SIGTERM, which would end Python at once, into an exception, so that temporary files are removed.
+
+    A handler that somebody else has set stays. Outside the main thread this does nothing.
+    """
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, raise_stopped)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class StopRequest:
     """Request to stop at the next good moment, made by a signal while `listen` lasts."""
 

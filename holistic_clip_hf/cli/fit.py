@@ -48,13 +48,22 @@ class Command:
         Raises:
             ValueError: no such checkpoint, corpus or split, a split of few rows, or an output folder that holds other
                 things, or a checkpoint that is not to be replaced.
+            InUseError: another command writes there.
         """
+        from ..storage import LOCK, hold_lock
+
+        output = self._output()
+        self._require_free(output)
+        with hold_lock(output / LOCK, keep=False):
+            self._require_free(output)
+            self._fit(output)
+
+    def _fit(self, output: Path) -> None:
         from ..corpus.build import find_corpus, open_split
         from ..evaluation.encoding import load_checkpoint
         from ..evaluation.fusion_fitting import fit_fusion
         from ..evaluation.retrieval import embed_corpus
 
-        output = self._output()
         is_routed = self.fusion == "routed"
         split = self.split or ("train" if is_routed else "validation")
         dataset = open_split(find_corpus(self.corpus), split, split_column=self.split_column)
@@ -79,19 +88,21 @@ class Command:
             print(f"scale {model.config.fusion_scale:.2f}")
 
     def _output(self) -> Path:
-        """Return the folder to write, which holds nothing that is not to be replaced."""
-        from ..publishing.checkpoint import require_checkpoint_folder
-
-        output = self.output or Path(self.model)
+        """Return the folder to write."""
         if self.output is None and not self.replace:
             raise ValueError(
                 "`output` is missing; expected the folder of the new checkpoint. Name it, or change "
                 f"{self.model} itself with `replace`."
             )
+        return self.output or Path(self.model)
+
+    def _require_free(self, output: Path) -> None:
+        """Refuse a folder with something that is not to be replaced."""
+        from ..publishing.checkpoint import require_checkpoint_folder
+
         require_checkpoint_folder(output)
         if not self.replace and (output / "config.json").is_file():
             raise ValueError(
                 f"`output` is {output}, which holds a checkpoint; expected a new folder. Name another, or give "
                 "`replace`."
             )
-        return output

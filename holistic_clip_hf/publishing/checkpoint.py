@@ -23,7 +23,7 @@ from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..evaluation.records import Record, load_records, shareable_command
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..storage import raise_if_disk_full, require_apart, require_free_space, require_own_folder, write_json
+from ..storage import LOCK, raise_if_disk_full, require_apart, require_free_space, require_own_folder, write_json
 from . import stranger
 from .inventory import ALLOWED, TRAVELLING_FILES, require_own_code, require_png, require_safe_folder
 from .model_card import FACTS_FILE, CardFacts, known_facts, render_model_card, save_facts
@@ -73,7 +73,7 @@ def require_checkpoint_folder(directory: Path) -> None:
         found = None
     if not isinstance(found, dict) or found.get("model_type") != HolisticCLIPConfig.model_type:
         # Saving begins with the code that travels along.
-        require_own_folder(directory, lambda path: path in TRAVELLING_FILES, holds="a checkpoint")
+        require_own_folder(directory, lambda path: path in (LOCK, *TRAVELLING_FILES), holds="a checkpoint")
 
 
 def facts_of(checkpoint: Path, repo_id: str) -> CardFacts:

@@ -20,6 +20,7 @@ from huggingface_hub import DatasetCard, HfApi, hf_hub_download, snapshot_downlo
 from ..checkpoint_files import MAX_JSON_BYTES
 from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..corpus.build import MANIFEST, load_corpus, read_manifest, require_corpus_folder
+from ..stopping import cleaning_up
 from ..storage import checksum, require_own_folder
 from .checkpoint import MAX_SHARD_SIZE, VerificationError, facts_of, require_checkpoint, stage, verify
 from .inventory import ALLOWED, require_own_code, require_png, require_safe_folder
@@ -84,7 +85,7 @@ def publish(
     remote = None if dry_run else require_publishable(destination)
     repo_id = destination.repo_id if remote is None else remote.repo_id
     facts = facts_of(checkpoint, repo_id) if facts is None else replace(facts, repo_id=repo_id)
-    with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
+    with cleaning_up(), tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         staged = Path(scratch) / "staged"
         files = stage(checkpoint, staged, facts, max_shard_size=max_shard_size)
         logger.info("Staged %d files, %d bytes; loading them as a stranger would", len(files), sum(files.values()))
@@ -175,7 +176,7 @@ def publish_corpus(directory: str | Path, destination: Destination, *, dry_run: 
     """
     directory = Path(directory)
     files = _files_of(directory)
-    with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
+    with cleaning_up(), tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         card = Path(scratch) / CARD
         card.write_text(_with_data_files(files[CARD].read_text(encoding="utf-8")), encoding="utf-8")
         files[CARD] = card

@@ -44,7 +44,7 @@ ALLOWED_FILES = {
     r"trainer_state\.json|finished\.json|left_out\.json|unreadable_images\.json": "log of the training",
     r"[A-Za-z0-9][A-Za-z0-9_-]*\.png": "a picture of the card",
     r"\.eval_results/[A-Za-z0-9_-]+\.yaml": "results as the Hub lists them",
-    r"\.lock|\.results\.json\.lock": "locks between processes, which do not travel",
+    r"\.lock|\.results\.json\.lock|\.README\.md\.lock": "locks between processes, which do not travel",
     r"\.gitattributes": "written by the Hub",
     r"\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/([\w.-]+/)*[\w.-]+\.(metadata|lock))": (
         "written by the Hub's client into folders that it downloads to"

@@ -24,7 +24,7 @@ from ..evaluation.branch_report import branch_picture
 from ..evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from ..evaluation.records import BY_NAME, FUSED, PER_PERSPECTIVE, Record, load_records
 from ..evaluation.retrieval import CAPTION_SETS
-from ..storage import field_names, require_keys, write_atomically, write_json
+from ..storage import field_names, hold_lock, lock_beside, require_keys, write_atomically, write_json
 from ..words import markdown_table
 
 FACTS_FILE = "card_facts.json"
@@ -416,15 +416,15 @@ def write_model_card(folder: str | Path) -> Path:
             f"`checkpoint` is {folder}, which has no {CONFIG_NAME}; expected the folder of a checkpoint or of a card. "
             "Correct the path."
         )
-    config = HolisticCLIPConfig.from_pretrained(folder)
-    facts = known_facts(folder)
-    records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
-    pictures = _draw_branches([record for record in records if record.model == facts.model_name], config, folder)
-    facts = replace(facts, pictures={**facts.pictures, **pictures})
-    save_facts(folder / FACTS_FILE, facts)
-    card = folder / CARD_FILE
-    with write_atomically(card) as file:
-        file.write(render_model_card(config, records, facts).encode())
+    config, card = HolisticCLIPConfig.from_pretrained(folder), folder / CARD_FILE
+    with hold_lock(lock_beside(card), wait=True, keep=False):
+        facts = known_facts(folder)
+        records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
+        pictures = _draw_branches([record for record in records if record.model == facts.model_name], config, folder)
+        facts = replace(facts, pictures={**facts.pictures, **pictures})
+        save_facts(folder / FACTS_FILE, facts)
+        with write_atomically(card) as file:
+            file.write(render_model_card(config, records, facts).encode())
     return card
 
 

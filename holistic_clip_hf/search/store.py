@@ -330,7 +330,7 @@ def _require_sound(table: pa.Table, layout: Layout) -> None:
 
 
 def require_finite(directory: Path, segment: Segment, dataset: Dataset, layout: Layout) -> None:
-    """Refuse a segment with vectors that are no vectors; all of them are read.
+    """Refuse a segment with a vector that is not finite; all of them are read.
 
     Raises:
         ValueError: one has a number that is NaN, infinite or absurdly large.

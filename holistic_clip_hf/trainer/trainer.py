@@ -204,6 +204,10 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         self._add_own_callbacks(model, args)
         if self.is_fsdp_enabled:
             keep_scalars_whole(model, self.accelerator)
+        self._check_after(model, args)
+
+    def _check_after(self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments) -> None:
+        """Refuse what does not go with how the inherited trainer shards weights."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if args.push_to_hub:
             checks.require_mergeable(model, sharded=sharded)

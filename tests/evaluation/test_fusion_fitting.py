@@ -1,5 +1,6 @@
 """Fitting of fusions, on embeddings made so that the right answer is known."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from holistic_clip_hf.evaluation import fusion_fitting
 from holistic_clip_hf.evaluation.fusion_fitting import fit_branch_weights, fit_fusion, fit_fusion_scale, fit_router
 from holistic_clip_hf.evaluation.records import capture_provenance
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, measure_retrieval
+from holistic_clip_hf.storage import InUseError, hold_lock
 
 MakeModel = Callable[..., HolisticCLIPModel]
 NAMES = ["short", "style", "nouns"]
@@ -206,6 +208,12 @@ def test_a_fit_on_a_handful_of_rows_is_refused(make_model: MakeModel, corpus: Da
         "--split-column",
         "part",
     ]
+    fit = parse("fit", [*arguments, "--fusion", "weighted", "--output", str(tmp_path / "new")])
     with pytest.raises(ValueError, match="`split` is validation, .* has 8 rows; expected 10 or more"):
-        parse("fit", [*arguments, "--fusion", "weighted", "--output", str(tmp_path / "new")])()
+        fit()
     assert not (tmp_path / "new").exists()
+    with (
+        hold_lock(tmp_path / "new" / ".lock"),
+        pytest.raises(InUseError, match=f"new is being written by process {os.getpid()}"),
+    ):
+        fit()

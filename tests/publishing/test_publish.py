@@ -1,7 +1,12 @@
 """A checkpoint to a Hub on loopback, and from there to people who never heard of this package."""
 
 import json
+import os
 import resource
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -207,6 +212,43 @@ def test_commands_of_records_are_published_without_folders_and_tokens(checkpoint
         said = (tmp_path / "staged" / name).read_text()
         assert "holistic-clip evaluate --model .../clip --token ..." in said
         assert str(tmp_path) not in said and "hf_abc" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_staged_weights(checkpoint: Path, tmp_path: Path, signum: int, code: int) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "holistic_clip_hf", "publish", str(checkpoint), "ada/clip", "--dry-run"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(temporary.glob("publish-*/staged/model.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and "publish: stopped" in said
+    assert not list(temporary.iterdir())
+
+
+STAGING = """
+import os, signal, sys
+from holistic_clip_hf.publishing import hub
+hub.stage = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+hub.publish(sys.argv[1], "ada/clip", dry_run=True)
+"""
+
+
+def test_sigterm_leaves_no_folder_of_python_either(checkpoint: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-c", STAGING, str(checkpoint)]
+    ran = subprocess.run(command, env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True)
+    assert ran.returncode != 0 and "Stopped" in ran.stderr
+    assert not list(temporary.glob("publish-*"))
 
 
 def test_a_picture_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.trainer.resuming import find_lack
 from training_ranks import run_jobs
 
 STEPS, SAVED, STALLED = 8, 4, 5
@@ -94,6 +95,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(folder: Path) -> Non
     place = folder / "stream_2_1_states" / "checkpoint-6"
     said = f"Stopped after step 6 of {STEPS}, which is saved as {place}. Give the same command"
     assert [each["stopped"].startswith(said) for each in results[killed]] == [True, True]
+    assert find_lack(place) == "rng_state.pth is missing, since 2 process(es) saved it"
     for before, after in zip(results[whole], results[resumed], strict=True):
         assert all(torch.equal(after["weights"][key], weight) for key, weight in before["weights"].items())
         assert len(after["syncs"]) == STEPS - 6
