@@ -1,6 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """From a command line to the verb that it names. A user's mistake becomes one sentence and exit code 2."""
 
+import errno
 import importlib
 import io
 import logging
@@ -18,6 +19,8 @@ from .option_names import as_options
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
 MISTAKE, STOPPED = 2, 130  # exit codes: of a usage error, as argparse has it; of Ctrl-C, as shells have it
 DAMAGED = "SafetensorError"  # of a library that help does not import
+NO_SPACE = os.strerror(errno.ENOSPC)
+PEER_ENDED = "Connection closed by peer"  # as gloo says it
 SHELLS = ("bash", "zsh")
 
 # In the order of the road from images to a page. Each is a module of this package.
@@ -96,6 +99,7 @@ def end_in_a_sentence(program: str, given: Sequence[str] = (), *, debug: bool = 
     except Exception as error:
         if debug or not is_mistake(error):
             raise
+        close_progress_bars()
         refuse(f"{program}: {as_options(sentence_of(error), given)}")
 
 
@@ -263,13 +267,29 @@ def is_mistake(error: Exception) -> bool:
     The package's own exceptions say themselves what to do.
     """
     is_ours = type(error).__module__.startswith(PACKAGE)
-    return isinstance(error, ValueError | OSError | ImportError) or is_ours or type(error).__name__ == DAMAGED
+    is_refusal = isinstance(error, ValueError | OSError | ImportError | RecursionError)
+    return is_refusal or is_ours or type(error).__name__ == DAMAGED or PEER_ENDED in str(error)
 
 
 def sentence_of(error: Exception) -> str:
     """Return the error's text on one line, or its kind where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return f"A file of weights is damaged ({text}). Get it again." if type(error).__name__ == DAMAGED else text
+    if isinstance(error, RecursionError):
+        return f"A file is nested deeper than can be read ({text}); expected one that is not damaged. Get it again."
+    if PEER_ENDED in text:
+        return f"Another process of this run has ended ({PEER_ENDED}). Read what it said, and start all of them again."
+    if type(error).__name__ == DAMAGED:
+        if NO_SPACE in text:  # the same exception says that weights cannot be written
+            return f"The disk is full ({text}). Free space and run again."
+        return f"A file of weights is damaged ({text}). Get it again."
+    return text
+
+
+def close_progress_bars() -> None:
+    """End the lines of progress bars, so that a sentence gets a line of its own."""
+    if "tqdm.std" in sys.modules:  # it is imported only where a bar is shown
+        for bar in list(sys.modules["tqdm.std"].tqdm._instances):
+            bar.close()
 
 
 def refuse(sentence: str) -> NoReturn:
