@@ -142,6 +142,25 @@ class HolisticCLIPProcessor(ProcessorMixin):
         self.num_truncated = 0
         super().__init__(image_processor, tokenizer, **kwargs)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Load a processor.
+
+        Raises:
+            OSError: no such checkpoint.
+            ValueError: a file of the tokenizer or the image processor holds what these cannot read.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (OSError, ValueError, ImportError):
+            raise
+        except Exception as error:  # `tokenizers` raises bare ones, and what a file holds may be of any type
+            raise ValueError(
+                f"The processor of {str(pretrained_model_name_or_path)!r} cannot be loaded "
+                f"({type(error).__name__}: {str(error)[:300]}); expected the files that `save_pretrained` writes. Save "
+                "or download them again."
+            ) from error
+
     def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Turn images into `pixel_values` (N, 3, height, width), texts into `input_ids` and `attention_mask` (T, L).
 

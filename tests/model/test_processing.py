@@ -296,3 +296,23 @@ def test_transparent_shade_of_sixteen_bits(processor: HolisticCLIPProcessor, tmp
     shade = 257 * 200 + 250
     Image.new("I;16", (32, 32), shade).save(tmp_path / "deep.png", transparency=shade)
     assert pixel(processor, Image.open(tmp_path / "deep.png")) == pytest.approx([255] * 3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", lambda found: found["model"]["vocab"].update(a={"b": []})),
+        ("tokenizer.json", lambda found: found["model"]["merges"].__setitem__(0, [1])),
+        ("tokenizer_config.json", lambda found: found.update(bos_token=0)),
+        ("processor_config.json", lambda found: found["image_processor"].update(size={"height": "x"})),
+    ],
+)
+def test_nonsense_in_a_file_of_the_processor_is_a_value_error(
+    name: str, change: Callable[[Any], Any], processor: HolisticCLIPProcessor, tmp_path: Path
+) -> None:
+    processor.save_pretrained(tmp_path)
+    found = json.loads((tmp_path / name).read_text())
+    change(found)
+    (tmp_path / name).write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="The processor of .* cannot be loaded|`?[Ss]ize`? "):
+        HolisticCLIPProcessor.from_pretrained(tmp_path)
