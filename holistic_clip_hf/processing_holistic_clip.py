@@ -156,9 +156,8 @@ class HolisticCLIPProcessor(ProcessorMixin):
             raise
         except Exception as error:  # `tokenizers` raises bare ones, and what a file holds may be of any type
             raise ValueError(
-                f"The processor of {str(pretrained_model_name_or_path)!r} cannot be loaded "
-                f"({type(error).__name__}: {str(error)[:300]}); expected the files that `save_pretrained` writes. Save "
-                "or download them again."
+                f"The processor of {str(pretrained_model_name_or_path)!r} cannot be loaded ({type(error).__name__}: "
+                f"{str(error)[:300]}); expected what `save_pretrained` writes. Save or download it again."
             ) from error
 
     def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:

@@ -17,9 +17,13 @@ LAUGHS = "\n".join(
 NAMES = ("../up", "/tmp/absolute", "a/b", "..", ".hidden", "", " ", "a\nb", "x" * 300, "é", "-", "~", "a b")
 
 
+# What may well be large, and then trains for long.
+LONGER = ("training.max_steps", "training.num_train_epochs")
+
+
 def whole(corpus: Path) -> str:
     steps = RECIPE.replace("CORPUS", str(corpus)).replace("WORKERS", "0")
-    return steps.replace("max_steps: 5", "max_steps: 1")
+    return steps.replace("max_steps: 5", "max_steps: 1, num_train_epochs: 1")
 
 
 def evils(canary: Path) -> dict[str, str]:
@@ -64,6 +68,8 @@ def attempt(shared: Path, place: Place, draw: Draw) -> Outcome:
     kind = draw.choice(["value", "value", "evil", "name", "bytes"])
     if kind == "value":
         content, about = change(yaml.safe_load(text), draw)
+        while about.startswith(LONGER):
+            content, about = change(yaml.safe_load(text), draw)
         data = yaml.safe_dump(json.loads(json.dumps(content)), allow_unicode=True).encode(errors="replace")
     elif kind == "evil":
         about = draw.choice(sorted(all_evils := evils(place.canary)))

@@ -18,7 +18,7 @@ import _table  # noqa: E402
 from _child import Child, Ended, Place, run  # noqa: E402
 
 QUICK = ("tars", "configurations", "weights", "recipes", "records", "manifests", "images")
-FEW = 3
+FEW = 2
 WELL = Ended(code=0, said="", printed="", seconds=1.0, mebibytes=0)
 
 
