@@ -10,18 +10,6 @@ from _frame import REFUSED, SECONDS, Campaign, Draw, Outcome, changed, judge, su
 from _nonsense import nonsense
 from _verbs import make_checkpoints, make_corpus, make_photos
 
-FACTS = {
-    "name": "Drawings",
-    "repository": "me/drawings",
-    "license": "mit",
-    "languages": ["en"],
-    "base_model": "me/base",
-    "datasets": ["me/data"],
-    "trained_on": "Drawings with a caption of two perspectives.",
-    "limitations": "None is known.",
-    "citation": "@misc{a, title={b}}",
-}
-
 
 def attempt(shared: Path, place: Place, draw: Draw) -> Outcome:
     """Damage a file beside a checkpoint, then render its card, or add records to it."""
@@ -62,9 +50,9 @@ def prepare(shared: Path) -> None:
     make_corpus(shared)
     at = ["--model", shared / "model", "--corpus", shared / "corpus", "--split", "train"]
     command("evaluate", *at, "--tasks", "retrieval", "branches", "--output", shared / "model" / "results.json")()
-    (shared / "model" / "card_facts.json").write_text(json.dumps(FACTS))
     state = {"global_step": 5, "log_history": [{"step": 1, "loss": 1.0}, {"step": 5, "train_runtime": 3.0}]}
     (shared / "model" / "trainer_state.json").write_text(json.dumps(state))
+    command("card", shared / "model")()  # writes card_facts.json
 
 
 CAMPAIGN = Campaign(
