@@ -19,7 +19,8 @@ from .option_names import as_options
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
 MISTAKE, STOPPED = 2, 130  # exit codes: of a usage error, as argparse has it; of Ctrl-C, as shells have it
 DAMAGED = "SafetensorError"  # of a library that help does not import
-NO_SPACE = os.strerror(errno.ENOSPC)
+# Two libraries' words for weights and states that cannot be written; torch does not say why.
+NO_SPACE, UNWRITTEN = os.strerror(errno.ENOSPC), ("inline_container", "iostream error")
 PEER_ENDED = "Connection closed by peer"  # as gloo says it
 SHELLS = ("bash", "zsh")
 
@@ -268,7 +269,8 @@ def is_mistake(error: Exception) -> bool:
     """
     is_ours = type(error).__module__.startswith(PACKAGE)
     is_refusal = isinstance(error, ValueError | OSError | ImportError | RecursionError)
-    return is_refusal or is_ours or type(error).__name__ == DAMAGED or PEER_ENDED in str(error)
+    is_known = any(words in str(error) for words in (PEER_ENDED, *UNWRITTEN))
+    return is_refusal or is_ours or is_known or type(error).__name__ == DAMAGED
 
 
 def sentence_of(error: Exception) -> str:
@@ -278,10 +280,10 @@ def sentence_of(error: Exception) -> str:
         return f"A file is nested deeper than can be read ({text}); expected one that is not damaged. Get it again."
     if PEER_ENDED in text:
         return f"Another process of this run has ended ({PEER_ENDED}). Read what it said, and start all of them again."
-    if type(error).__name__ == DAMAGED:
-        if NO_SPACE in text:  # the same exception says that weights cannot be written
-            return f"The disk is full ({text}). Free space and run again."
+    if type(error).__name__ == DAMAGED and NO_SPACE not in text:
         return f"A file of weights is damaged ({text}). Get it again."
+    if type(error).__name__ == DAMAGED or any(words in text for words in UNWRITTEN):
+        return f"A file cannot be written, most likely since the disk is full ({text}). Free space and run again."
     return text
 
 

@@ -190,6 +190,7 @@ def _manifest_from(found: Mapping[str, Any]) -> Manifest:
         if not _FILE.fullmatch(each["file"]):
             raise ValueError(f"The manifest names {each['file']!r}, which is not a file of an index. Index again.")
     fields = {name: found[name] for name in ("model", "origin", "lookup")}
+    folder_of(found["origin"])  # or what its kind needs is missing
     return Manifest(
         layout=Layout(**found["layout"]),
         segments=[Segment(**each) for each in found["segments"]],

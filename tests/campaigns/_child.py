@@ -22,7 +22,14 @@ MOST_MIB = 2_000  # that a try may take beyond the idle program
 MOST_ADDRESSES = 24 * 2**30  # address space beyond the idle program: a wall for what runs away
 UNCAUGHT = 70  # exit code of what ended in an exception that nobody expected
 PROCESS_EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
-HARMLESS_PROGRAMS = ("git", "uname", "ldconfig", "gcc", "lscpu")  # that libraries and records ask about this machine
+HARMLESS_PROGRAMS = (
+    "git",
+    "uname",
+    "ldconfig",
+    "gcc",
+    "lscpu",
+    "fc-list",
+)  # that libraries and records ask about this machine
 OPENERS = {"os", "posix", "subprocess", "nt", "runpy", "importlib"}  # modules by which a pickle runs what it likes
 
 

@@ -155,7 +155,7 @@ def rows_of_corpus(folder: Path) -> Any:
             return f"{path.name} is not what the manifest says"
         found += [repr(row) for row in pq.read_table(path).to_pylist()]
     left_over = sorted(path.name for path in (folder / "data").iterdir() if not path.name.endswith(".parquet"))
-    return sorted(found), manifest["rows"], manifest["num_skipped"], left_over
+    return sorted(found), manifest["rows"], manifest.get("num_skipped", 0), left_over
 
 
 def rows_of_index(folder: Path) -> Any:

@@ -111,7 +111,7 @@ def made(shared: Path, place: Place, kind: str) -> str:
         found = rows(place.given / kind)
         if isinstance(found, str):  # a shard of the right length, of which `load_corpus` says what to do
             return ""
-    except ValueError as error:
+    except (ValueError, LookupError, TypeError) as error:
         return "" if "changed since it was written" in str(error) else f"it cannot be opened: {error}"
     return next(differences(*json.loads(json.dumps([found, rows(shared / kind)]))), "")
 

@@ -1,6 +1,7 @@
 """Command lines with a mistake: one sentence before any work, and nothing written."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,15 @@ def attempt(shared: Path, place: Place, draw: Draw) -> Outcome:
     """Run a command line with one mistake in it."""
     line = mistaken(draw.choice(commands(shared, place)), shared, place, draw)
     about = re.sub(r"/\S*/(?=\S)", "", " ".join(map(repr, line)))[:400]
-    before, whole = surroundings(place), surroundings(Place(shared.parent))
-    everything = snapshot(shared)
-    ended = run(command(*line), place, SECONDS, programs=["python"])
-    outcome = judge(ended, about)
-    moved = changed(before, surroundings(place)) or changed(whole, surroundings(Place(shared.parent)))
-    moved = moved or changed(everything, snapshot(shared))
-    if moved and outcome.kind != FINISHED:
-        return Outcome("lost", about, f"{moved} {outcome.told}")
-    return Outcome("lost", about, moved) if moved else outcome
+    before, everything = surroundings(place), snapshot(shared)
+    outcome = judge(run(command(*line), place, SECONDS, programs=["python"]), about)
+    after = surroundings(place)
+    if outcome.kind == FINISHED:  # a name that is odd, such as `*`, is a folder here, and not a mistake
+        before, after = (
+            {name: found[name] for name in found if not name.startswith("given/")} for found in (before, after)
+        )
+    moved = changed(before, after) or changed(everything, snapshot(shared))
+    return replace(outcome, kind="lost", told=f"{moved} {outcome.told}") if moved else outcome
 
 
 def prepare(shared: Path) -> None:
