@@ -139,8 +139,10 @@ def _refusing_plainly(kind: type[Config]) -> type[Config]:
 _OTHER_ARCHITECTURES = ("CLIPForImageClassification",)
 
 
-def _require_architecture(config_dict: Mapping[str, Any], source: Any) -> None:
+def _require_architecture(config_dict: Any, source: Any) -> None:
     """Raise `ValueError` for weights that would load by name into a model that computes something else."""
+    if not isinstance(config_dict, Mapping):
+        raise ValueError(f"The configuration of {str(source)!r} is not a JSON object; expected one. Get it again.")
     found = [name for name in config_dict.get("architectures") or () if name in _OTHER_ARCHITECTURES]
     if found:
         raise ValueError(
@@ -232,7 +234,10 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Refuse the checkpoint of a model that reads the tower in another way; merge the tower's name of old ones."""
-        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except TypeError:  # transformers looks for keys in whatever the file holds
+            found, rest = None, {}
         _require_architecture(found, pretrained_model_name_or_path)
         old = found.get("vision_config_dict")
         if old is not None:
@@ -398,7 +403,10 @@ class HolisticCLIPConfig(PreTrainedConfig):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Refuse the checkpoint of a model that reads the tower in another way."""
-        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except TypeError:  # transformers looks for keys in whatever the file holds
+            found, rest = None, {}
         _require_architecture(found, pretrained_model_name_or_path)
         return found, rest
 

@@ -175,8 +175,21 @@ class HolisticCLIPProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "HolisticCLIPProcessor":
-        """Load as inherited; a tokenizer that knows no limit takes that of the checkpoint's text tower."""
-        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        """Load as inherited; a tokenizer that knows no limit takes that of the checkpoint's text tower.
+
+        Raises:
+            OSError: no such checkpoint.
+            ValueError: a file of the tokenizer or the image processor holds what these cannot read.
+        """
+        try:
+            found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (OSError, ValueError, ImportError):
+            raise
+        except Exception as error:  # `tokenizers` raises bare ones, and what a file holds may be of any type
+            raise ValueError(
+                f"The processor of {str(pretrained_model_name_or_path)!r} cannot be loaded ({type(error).__name__}: "
+                f"{str(error)[:300]}); expected what `save_pretrained` writes. Save or download it again."
+            ) from error
         processor = found[0] if isinstance(found, tuple) else found
         if processor.tokenizer.model_max_length > LARGE_INTEGER:
             given = {name: kwargs[name] for name in _OF_THE_HUB if name in kwargs}

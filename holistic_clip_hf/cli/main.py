@@ -1,6 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """From a command line to the verb that it names. A user's mistake becomes one sentence and exit code 2."""
 
+import errno
 import importlib
 import io
 import logging
@@ -20,6 +21,9 @@ PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
 MISTAKE = 2  # exit code of a usage error, as argparse has it
 MOST_LETTERS = 4_000  # of an error, some of which list all that is wrong
 DAMAGED = "SafetensorError"  # of a library that help does not import
+# Two libraries' words for weights and states that cannot be written; torch does not say why.
+NO_SPACE, UNWRITTEN = os.strerror(errno.ENOSPC), ("inline_container", "iostream error")
+PEER_ENDED = "Connection closed by peer"  # as gloo says it
 SHELLS = ("bash", "zsh")
 
 # In the order of the road from images to a page. Each is a module of this package.
@@ -101,6 +105,7 @@ def end_in_a_sentence(program: str, given: Sequence[str] = (), *, debug: bool = 
     except Exception as error:
         if debug or not is_mistake(error):
             raise
+        close_progress_bars()
         refuse(f"{program}: {as_options(sentence_of(error), given)}")
 
 
@@ -268,7 +273,9 @@ def is_mistake(error: Exception) -> bool:
     The package's own exceptions say themselves what to do.
     """
     is_ours = type(error).__module__.startswith(PACKAGE)
-    return isinstance(error, ValueError | OSError | ImportError) or is_ours or type(error).__name__ == DAMAGED
+    is_refusal = isinstance(error, ValueError | OSError | ImportError | RecursionError)
+    is_known = any(words in str(error) for words in (PEER_ENDED, *UNWRITTEN))
+    return is_refusal or is_ours or is_known or type(error).__name__ == DAMAGED
 
 
 def sentence_of(error: Exception) -> str:
@@ -276,7 +283,22 @@ def sentence_of(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) > MOST_LETTERS:
         text = f"{text[: MOST_LETTERS // 2]} ... {text[-MOST_LETTERS // 2 :]}"
-    return f"A file of weights is damaged ({text}). Get it again." if type(error).__name__ == DAMAGED else text
+    if isinstance(error, RecursionError):
+        return f"A file is nested deeper than can be read ({text}); expected one that is not damaged. Get it again."
+    if PEER_ENDED in text:
+        return f"Another process of this run has ended ({PEER_ENDED}). Read what it said, and start all of them again."
+    if type(error).__name__ == DAMAGED and NO_SPACE not in text:
+        return f"A file of weights is damaged ({text}). Get it again."
+    if type(error).__name__ == DAMAGED or any(words in text for words in UNWRITTEN):
+        return f"A file cannot be written, most likely since the disk is full ({text}). Free space and run again."
+    return text
+
+
+def close_progress_bars() -> None:
+    """End the lines of progress bars, so that a sentence gets a line of its own."""
+    if "tqdm.std" in sys.modules:  # it is imported only where a bar is shown
+        for bar in list(sys.modules["tqdm.std"].tqdm._instances):
+            bar.close()
 
 
 def refuse(sentence: str) -> NoReturn:

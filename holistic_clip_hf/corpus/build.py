@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value
+from datasets.exceptions import DatasetGenerationError
 from datasets.table import embed_table_storage
 
 from ..images.files import read_named
@@ -316,7 +317,12 @@ def _is_shard(path: Path) -> bool:
 
 
 def load_corpus(directory: str | Path) -> Dataset:
-    """Return the corpus, memory-mapped; `ValueError` for a directory that is not finished or was changed since."""
+    """Return the corpus, memory-mapped.
+
+    Raises:
+        ValueError: it is not finished or was changed since.
+        DamagedCorpusError: a shard cannot be read, although it is as long as it was.
+    """
     directory, manifest = Path(directory), read_manifest(directory)
     paths = []
     for name, record in manifest["shards"].items():
@@ -329,11 +335,26 @@ def load_corpus(directory: str | Path) -> Dataset:
                 f"{MANIFEST} says. Delete {MANIFEST} and build the corpus again."
             )
         paths.append(str(path))
-    return Dataset.from_parquet(paths)
+    try:
+        return Dataset.from_parquet(paths)
+    except (DatasetGenerationError, pa.ArrowInvalid, OSError) as error:
+        shards = manifest["shards"].values()
+        damaged = [shard["file"] for shard in shards if checksum(directory / shard["file"]) != shard.get("sha256")]
+        raise DamagedCorpusError(
+            f"`corpus` is {directory}, of which {', '.join(damaged) or 'a shard'} cannot be read ({_cause(error)}); "
+            f"expected what a build wrote. Delete what is damaged with {MANIFEST}, and build the corpus again."
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return what `datasets` wraps in an error that says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).rstrip(".")
 
 
 class DamagedCorpusError(ValueError):
-    """A manifest that no build wrote, or that was cut or changed since."""
+    """A manifest or shard that no build wrote, or that was cut or changed since."""
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:

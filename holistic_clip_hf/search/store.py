@@ -216,6 +216,7 @@ def _manifest_from(found: Mapping[str, Any]) -> Manifest:
     if not all(isinstance(text, str) for text in (*layout["perspectives"], *found["origin"].values(), *reasons)):
         raise TypeError("a name is not a text")
     fields = {name: found[name] for name in ("model", "origin", "lookup")}
+    folder_of(found["origin"])  # or what its kind needs is missing
     return Manifest(
         layout=Layout(**found["layout"]),
         segments=[Segment(**each) for each in found["segments"]],

@@ -287,3 +287,14 @@ def test_a_damaged_manifest_of_ours_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{")
     (tmp_path / ".lock").unlink()  # as another system may leave it
     assert len(build_two(tmp_path)) == 3
+
+
+def test_a_shard_of_the_right_length_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    build_two(tmp_path)
+    first, second = sorted((tmp_path / "data").glob("*.parquet"))
+    second.write_bytes(bytes(len(second.read_bytes())))
+    with pytest.raises(ValueError, match=rf"of which data/{second.name} cannot be read .* Delete what is damaged"):
+        load_corpus(tmp_path)
+    second.unlink()
+    (tmp_path / MANIFEST).unlink()
+    assert len(build_two(tmp_path)) == 3

@@ -1,11 +1,16 @@
 """Images and texts to vectors, by a stand-in model: order, batches, modes, and what cannot be encoded."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset, Image
+from safetensors.torch import load_file, save_file
 from test_retrieval import DRAWINGS, WORDS, KeywordModel, corpus, measure, processor
 
-from holistic_clip_hf.evaluation.encoding import encode_images, encode_texts
+from holistic_clip_hf import HolisticCLIPModel
+from holistic_clip_hf.evaluation.encoding import encode_images, encode_texts, load_checkpoint
 
 
 def test_images_keep_their_order_and_shapes():
@@ -144,3 +149,12 @@ def test_a_batch_has_at_least_one_row(batch_size):
         encode_images(KeywordModel(), processor, corpus((2, 0)), batch_size=batch_size)
     with pytest.raises(ValueError, match=f"`batch_size` is {batch_size}; expected 1 or more"):
         encode_texts(KeywordModel(), processor, ["owl"], batch_size=batch_size)
+
+
+def test_a_weight_of_another_shape_is_refused(make_model: Callable[..., HolisticCLIPModel], tmp_path: Path) -> None:
+    make_model(perspectives=["a", "b", "c"]).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "text_model.encoder.layers.0.layer_norm2.weight"
+    save_file({**weights, name: weights[name][None]}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="whose weights are damaged"):
+        load_checkpoint(tmp_path)

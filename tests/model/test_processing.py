@@ -329,3 +329,23 @@ def test_shares_of_one_are_taken_where_nothing_is_rescaled(processor: HolisticCL
     for spoiling, message in ((np.full((32, 32, 4), 0.5), "four channels of float64"), (spoilt(math.nan), "NaN")):
         with pytest.raises(ValueError, match=f"Image 0 has .*{message}"):
             processor(images=spoiling, do_rescale=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", lambda found: found["model"]["vocab"].update(a={"b": []})),
+        ("tokenizer.json", lambda found: found["model"]["merges"].__setitem__(0, [1])),
+        ("tokenizer_config.json", lambda found: found.update(bos_token=0)),
+        ("processor_config.json", lambda found: found["image_processor"].update(size={"height": "x"})),
+    ],
+)
+def test_nonsense_in_a_file_of_the_processor_is_a_value_error(
+    name: str, change: Callable[[Any], Any], processor: HolisticCLIPProcessor, tmp_path: Path
+) -> None:
+    processor.save_pretrained(tmp_path)
+    found = json.loads((tmp_path / name).read_text())
+    change(found)
+    (tmp_path / name).write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="The processor of .* cannot be loaded|`?[Ss]ize`? "):
+        HolisticCLIPProcessor.from_pretrained(tmp_path)

@@ -149,6 +149,8 @@ def wrong(*path: str | int, value: object) -> Callable[[str], str]:
         (lambda text: text.replace('"format": 1', '"format": 99'), "format 99; this version reads 1"),
         (lambda text: text.replace("segments/0", "../../0"), "not a file of an index"),
         (lambda text: text.replace('"layout"', '"outlay"'), "is damaged"),
+        (lambda text: text.replace('"root"', '"rot"'), "is damaged"),
+        (lambda text: text.replace('"kind": "folder"', '"kind": "table"'), "is damaged"),
     ],
 )
 def test_a_damaged_manifest(bring: Indexing, tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
