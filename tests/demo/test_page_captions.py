@@ -21,6 +21,7 @@ from holistic_clip_hf.search.store import CAPTION_VECTORS
 pytest.importorskip("gradio")
 
 from demo_pages import fill, open_drawings  # noqa: E402
+from holistic_clip_hf.demo import captions  # noqa: E402
 from holistic_clip_hf.demo.captions import FILE_NAME, embed_kept, example_queries  # noqa: E402
 from holistic_clip_hf.demo.editing import CaptionFile, RefusedCaptionsError, clean_edited, digest_of  # noqa: E402
 from holistic_clip_hf.demo.page import Asked, Page  # noqa: E402
@@ -268,3 +269,13 @@ def test_examples_are_queries_that_find_something(showcase: Showcase) -> None:
     assert example_queries({}, PERSPECTIVES) == [] and example_queries({"a": []}, PERSPECTIVES) == []
     assert example_queries({"a": [("short", "x" * 200)]}, PERSPECTIVES) == []
     assert example_queries({"a": [(FILE_NAME, "red fox")]}, PERSPECTIVES) == ["red fox"]
+
+
+def test_of_too_many_captions_the_same_are_chosen_whatever_becomes_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions, "MOST_CAPTIONS", 50)
+    many: Captions = {str(number): [("short", f"caption {number}")] for number in range(500)}
+    before = captions.chosen_texts(many)
+    assert len(before) == 50 and before == sorted(before, key=lambda text: int(text.split()[1]))
+    assert len({int(text.split()[1]) // 100 for text in before}) == 5  # from everywhere
+    after = captions.chosen_texts({**many, "0": [("short", "another")], "900": [("short", "one more")]})
+    assert len(set(before) - set(after)) <= 3
