@@ -90,7 +90,8 @@ def roll_out(layers: Sequence[Tensor]) -> Tensor:
 def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds: Tensor) -> Tensor:
     """Return what each patch adds to the similarity of each branch with each text, to first order.
 
-    Gradient times input of the last layer. Positive: the similarity would fall if the patch faded.
+    Gradient times input of the last attention, behind its norm. Positive: the similarity would fall if the patch faded
+    there.
 
     Args:
         pixel_values: (N, 3, height, width).
@@ -102,12 +103,17 @@ def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds
     >>> branch_relevance(model, pixel_values, model.get_text_features(**tokens).text_embeds)
     """
     tower, texts = model.vision_model, text_embeds.detach().to(pixel_values.device)
-    first_patch = tower.embeddings.num_class_tokens
+    first_patch, read = tower.embeddings.num_class_tokens, []
+    # Behind the norm, which undoes any change of size: before it, what a patch adds would be zero.
+    hook = tower.encoder.layers[-1].layer_norm1.register_forward_hook(lambda *given: read.append(given[-1]))
     with torch.inference_mode(False), torch.enable_grad():
         # A frozen tower builds no graph by itself.
         pixels = pixel_values.detach().clone().requires_grad_()
-        output = tower(pixels, _is_resized(model, pixels), output_hidden_states=True, return_dict=True)
-        states = output.hidden_states[-2]
+        try:
+            output = tower(pixels, _is_resized(model, pixels), return_dict=True)
+        finally:
+            hook.remove()
+        (states,) = read
         branches = F.normalize(model.visual_projection(output.branch_embeds), dim=-1)
         similarity = torch.einsum("nhd,td->nht", branches, texts.clone())
         gradients = [

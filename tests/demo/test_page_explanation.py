@@ -79,7 +79,8 @@ def test_each_term_is_drawn_for_the_branches_that_it_asks(showcase: Showcase) ->
         relevance = branch_relevance(showcase.model, pixels, text[None])[0, :, 0].clamp(min=0)
         for map in term.maps:
             branch = PERSPECTIVES.index(map.name)
-            assert torch.allclose(map.values.flatten(), relevance[branch], atol=1e-5)
+            assert relevance[branch].max() > 1e-4
+            assert torch.allclose(map.values.flatten(), relevance[branch], atol=1e-6)
             assert map.note == f"agrees {float(branches[branch] @ text):+.2f}"
     assert [(word.name, word.is_wanted) for word in found.words] == [
         ("red", True),
@@ -96,7 +97,8 @@ def test_an_example_image_is_held_branch_against_branch(showcase: Showcase) -> N
     _, others, _ = vectors(showcase, example, "x")
     for branch, map in enumerate(term.maps):
         relevance = branch_relevance(showcase.model, pixels, others[branch][None])[0, branch, 0].clamp(min=0)
-        assert torch.allclose(map.values.flatten(), relevance, atol=1e-5)
+        assert relevance.max() > 1e-4
+        assert torch.allclose(map.values.flatten(), relevance, atol=1e-6)
         assert map.note == f"agrees {float(branches[branch] @ others[branch]):+.2f}"
 
 
