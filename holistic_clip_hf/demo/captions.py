@@ -4,6 +4,7 @@
 Axes: T texts, D projection width.
 """
 
+import heapq
 import json
 import logging
 import re
@@ -11,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..search import SearchIndex
 from ..search.store import CAPTION_VECTORS
-from ..storage import write_atomically
+from ..storage import stable_number, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,12 @@ def captions_of_corpus(corpus: Any) -> CaptionsById:
 
 
 def chosen_texts(captions: CaptionsById) -> list[str]:
-    """Return all different texts or, of too many, some from everywhere."""
+    """Return all different texts or, of too many, some from everywhere, the same ones whatever becomes of others."""
     texts = list(dict.fromkeys(text for pairs in captions.values() for _, text in pairs))
     if len(texts) <= MOST_CAPTIONS:
         return texts
-    return [texts[place] for place in np.linspace(0, len(texts) - 1, MOST_CAPTIONS).round().astype(int)]
+    chosen = set(heapq.nsmallest(MOST_CAPTIONS, texts, key=stable_number))
+    return [text for text in texts if text in chosen]
 
 
 def example_queries(captions: CaptionsById, perspectives: Sequence[str]) -> list[str]:

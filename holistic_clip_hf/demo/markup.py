@@ -20,6 +20,7 @@ from .editing import LONGEST_EDITED, digest_of
 from .explanation import NO_WORDS, SHARED_ATTENTION, Inspection, LabelledMap, Matching, TermMaps
 
 THUMBNAIL, TILE, LARGE = 224, 200, 480  # pixels of the longer side
+MOST_SHOWN = 240  # images on the page
 NEAR_ZERO = 0.005  # below, a share rounds to nothing
 LONGEST_TITLE = 80  # letters of a term in a heading
 AGAINST = "not wanted"
@@ -126,9 +127,12 @@ def _numbers(hits: Sequence[Hit], wishes: Sequence[Term]) -> str:
 
 
 def _more(num_shown: int, num_images: int) -> str:
+    """Say how many images are not shown, and give the button that shows more, up to the most of a page."""
     if num_shown >= num_images or not num_shown:
         return ""
-    told = f"{num_shown:,} of {num_images:,} images"
+    told = f"{num_shown:,} of {num_images:,} images."
+    if num_shown >= MOST_SHOWN:
+        return f'<div class="hc-more"><span>{told} Ask more precisely to see others.</span></div>'
     return f'<div class="hc-more"><span>{told}</span><button data-shown="{num_shown}">Show more</button></div>'
 
 

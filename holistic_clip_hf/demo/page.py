@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 TITLE = "Holistic search"
 TEXT, IMAGE = "text", "image"  # what a query is
-MOST_SHOWN = 10 * SHOWN  # images on the page
 MOST_THUMBNAILS = 4_096
 STRONGEST = 2.0  # a weight
 KEPT_SECONDS = 3600  # uploads
@@ -71,7 +70,7 @@ class Page:
 
     def results(self, asked: Asked, num_shown: int = 0) -> str:
         """Return the first images for a query, some more than there were."""
-        k = min(max(0, num_shown) + SHOWN, MOST_SHOWN)
+        k = min(max(0, num_shown) + SHOWN, markup.MOST_SHOWN)
         if not asked.query:
             return self._results(self.showcase.browse(k), [])
         try:
@@ -154,7 +153,7 @@ class Page:
                 logger.warning("%s is in the index and cannot be read.", hit.image_id, exc_info=True)
                 continue
             shown.append(hit)
-        num_images = min(len(self.showcase.index), MOST_SHOWN)
+        num_images = len(self.showcase.index)
         return markup.results(shown, thumbnails, self.showcase.branches, wishes=wishes, num_images=num_images)
 
     def _thumbnail(self, image_id: str) -> str:

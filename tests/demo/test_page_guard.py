@@ -162,7 +162,7 @@ def test_a_body_that_comes_slowly_is_refused() -> None:
     guard = RequestGuard(reads, KnownHosts("127.0.0.1"), body_seconds=0.4)
     scope = {"type": "http", "path": "/gradio_api/queue/join", "headers": [(b"host", b"localhost")]}
     begin = time.monotonic()
-    asyncio.run(guard(scope, receive, send))
+    asyncio.run(asyncio.wait_for(guard(scope, receive, send), 20))
     assert sent[0]["status"] == 408 and 0.3 < time.monotonic() - begin < 5
 
 
