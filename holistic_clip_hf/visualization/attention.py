@@ -13,9 +13,10 @@ Axes: N images, H branches, M captions, T texts, P patches, S tokens (class toke
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modeling_holistic_clip import HolisticCLIPModel
@@ -137,7 +138,7 @@ def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds
 
 
 def _last_inputs(tower: HolisticCLIPVisionModel, pixels: Tensor, is_resized: bool) -> tuple[Tensor, Tensor]:
-    """Return the states that the last attention, or the head of probes, reads, and the branches (N, H, E) made of them.
+    """Return the states that the last attention, or the head of probes, reads, and the branches (N, H, E) of them.
 
     They are those behind the norm, which undoes any change of size: before it, what a patch adds would be zero.
     """
@@ -145,7 +146,8 @@ def _last_inputs(tower: HolisticCLIPVisionModel, pixels: Tensor, is_resized: boo
         patches = tower.patch_states(tower(pixels, is_resized, return_dict=True).last_hidden_state)
         return patches, tower.head(patches)
     read: list[Tensor] = []
-    hook = tower.encoder.layers[-1].layer_norm1.register_forward_hook(lambda *given: read.append(given[-1]))
+    norm = cast(nn.Module, tower.encoder.layers[-1].layer_norm1)
+    hook = norm.register_forward_hook(lambda *given: read.append(given[-1]))
     try:
         output = tower(pixels, is_resized, return_dict=True)
     finally:
