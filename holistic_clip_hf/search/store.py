@@ -191,6 +191,8 @@ def _manifest_from(found: Mapping[str, Any]) -> Manifest:
             raise ValueError(f"The manifest names {each['file']!r}, which is not a file of an index. Index again.")
     fields = {name: found[name] for name in ("model", "origin", "lookup")}
     folder_of(found["origin"])  # or what its kind needs is missing
+    if not isinstance(found["layout"]["checkpoint"], str):
+        raise TypeError("the checkpoint is not a text")
     return Manifest(
         layout=Layout(**found["layout"]),
         segments=[Segment(**each) for each in found["segments"]],

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,7 @@ def test_a_torn_index_is_refused_and_mended(
         (lambda text: text.replace("segments/0", "../../0"), "not a file of an index"),
         (lambda text: text.replace('"layout"', '"outlay"'), "is damaged"),
         (lambda text: text.replace('"root"', '"rot"'), "is damaged"),
+        (lambda text: re.sub('"checkpoint": "[^"]*"', '"checkpoint": {}', text), "is damaged"),
         (lambda text: text.replace('"kind": "folder"', '"kind": "table"'), "is damaged"),
     ],
 )
