@@ -391,6 +391,7 @@ def _is_manifest(found: Any) -> bool:
     return (
         isinstance(found, dict)
         and all(isinstance(found.get(each), dict) for each in mappings)
+        and all(isinstance(counts, dict) for counts in found["columns"].values())
         and isinstance(found.get("rows"), int)
         and isinstance(found.get("fingerprint"), str)
         and all(

@@ -217,6 +217,8 @@ def _manifest_from(found: Mapping[str, Any]) -> Manifest:
         raise TypeError("a name is not a text")
     fields = {name: found[name] for name in ("model", "origin", "lookup")}
     folder_of(found["origin"])  # or what its kind needs is missing
+    if not isinstance(found["layout"]["checkpoint"], str):
+        raise TypeError("the checkpoint is not a text")
     return Manifest(
         layout=Layout(**found["layout"]),
         segments=[Segment(**each) for each in found["segments"]],

@@ -58,7 +58,7 @@ def attempt(shared: Path, place: Place, draw: Draw) -> Outcome:
         before = surroundings(place)
         first = verb.start(shared, place).wait(SECONDS)
         told = judge(first, about, wrong=lambda: difference(verb, place.out, first, alone.result))
-        if told.kind == REFUSED and not SPEAKS_OF_SPACE.search(told.told):
+        if told.kind == REFUSED and not SPEAKS_OF_SPACE.search(first.said):
             return Outcome("unclear", about, told.told, told.seconds)
         if told.kind not in (FINISHED, REFUSED):
             return told

@@ -298,3 +298,11 @@ def test_a_shard_of_the_right_length_that_cannot_be_read_is_named(tmp_path: Path
     second.unlink()
     (tmp_path / MANIFEST).unlink()
     assert len(build_two(tmp_path)) == 3
+
+
+def test_counts_of_a_column_that_are_not_counts_are_damage(tmp_path: Path) -> None:
+    build_two(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "columns": {"split": " "}}))
+    with pytest.raises(ValueError, match="corpus.json is damaged"):
+        load_corpus(tmp_path)

@@ -1,6 +1,7 @@
 """Wrong numbers in an index: each is a sentence that names the file, none a crash, and indexing again mends it."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -150,6 +151,7 @@ def wrong(*path: str | int, value: object) -> Callable[[str], str]:
         (lambda text: text.replace("segments/0", "../../0"), "not a file of an index"),
         (lambda text: text.replace('"layout"', '"outlay"'), "is damaged"),
         (lambda text: text.replace('"root"', '"rot"'), "is damaged"),
+        (lambda text: re.sub('"checkpoint": "[^"]*"', '"checkpoint": {}', text), "is damaged"),
         (lambda text: text.replace('"kind": "folder"', '"kind": "table"'), "is damaged"),
     ],
 )
