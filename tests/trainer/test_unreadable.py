@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.trainer import HolisticCLIPTrainer
 from holistic_clip_hf.trainer.callbacks import LeftOutRows
+from holistic_clip_hf.trainer.recipes import caption_texts
 
 MakeTrainer = Callable[..., HolisticCLIPTrainer]
 
@@ -226,3 +227,9 @@ def test_a_damaged_list_does_not_end_a_resumed_run(
     make_trainer(max_steps=2).train(resume_from_checkpoint=True)
     assert json.loads((tmp_path / "left_out.json").read_text()) == {}
     assert "left_out.json is damaged" in caplog.text
+
+
+def test_a_tokenizer_is_trained_on_the_captions_that_can_be_read() -> None:
+    texts = ["a dog", None, " "]
+    rows = [{"captions": [{"perspective": "short", "text": text} for text in texts]}, {"captions": None}]
+    assert list(caption_texts(Dataset.from_list(rows))) == ["a dog"]
