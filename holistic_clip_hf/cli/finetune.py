@@ -184,7 +184,7 @@ class Command:
         save_records(checkpoint / "results.json", records)
         own = [record for record in records if record.model == name and record not in gained]
         print(results_table(own, names))
-        print(_against_base(gained, name, len(rows)))
+        print(_against_base(gained, name, len(embedded.branch_embeds)))
         _warn_of_copies(own)
         _write_card(checkpoint, base, name)
 

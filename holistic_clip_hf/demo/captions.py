@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..images.left_out import LeftOutLog, usable_captions
 from ..search import SearchIndex
 from ..search.store import CAPTION_VECTORS
 from ..storage import stable_number, write_atomically
@@ -40,11 +41,14 @@ def captions_of_names(index: SearchIndex) -> CaptionsById:
 
 
 def captions_of_corpus(corpus: Any) -> CaptionsById:
-    """Return the captions of a built corpus by image id."""
-    rows = corpus.select_columns(["image_id", "captions"])
-    return {
-        row["image_id"]: [(caption["perspective"], caption["text"]) for caption in row["captions"]] for row in rows
-    }
+    """Return the captions of a built corpus by image id; those that say nothing are left out, and told of."""
+    log, found = LeftOutLog(), {}
+    for row in corpus.select_columns(["image_id", "captions"]):
+        faults: dict[str, str] = {}
+        captions = usable_captions(row["image_id"], row["captions"], faults)
+        found[row["image_id"]] = [(caption.perspective, caption.text) for caption in captions]
+        log.note(faults)
+    return found
 
 
 def chosen_texts(captions: CaptionsById) -> list[str]:

@@ -42,7 +42,9 @@ def measure_gain(
     """
     if base[1].captions != tuned[1].captions:
         raise ValueError("The two models read different texts. Encode the corpus with one processor for both.")
-    recorder, records = Recorder(provenance, TASK), []
+    if len(base[1].branch_embeds) != len(tuned[1].branch_embeds):
+        raise ValueError("The two models saw different images. Encode the corpus with one processor for both.")
+    recorder, records = Recorder(provenance, TASK, len({**base[1].left_out, **tuned[1].left_out})), []
     before, after = (dict(_hits(*each, k)) for each in (base, tuned))
     for direction in DIRECTIONS:
         values = {

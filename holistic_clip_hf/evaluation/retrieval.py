@@ -7,6 +7,7 @@ per image), or all captions of an image at once, fused or by name.
 Axes: N images, T texts, H branches, D projection width.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,6 +47,8 @@ from .ranking import (
     retrieval_recalls,
 )
 from .records import BY_NAME, FUSED, PER_PERSPECTIVE, Detail, Provenance, Record, Recorder
+
+logger = logging.getLogger(__name__)
 
 STANDARD = "standard"
 PAPER = "paper"
@@ -395,20 +398,27 @@ def recall_by_slot(
         caption_ids, caption_mask: (N, M), as the collator makes them.
         score: Score of images and texts.
 
+    A slot without any caption has no recall, which is told in a warning.
+
     Raises:
-        ValueError: a slot without any caption.
+        ValueError: no slot with a caption.
     """
     # The collator leaves an image that does not decode without captions, and puts another's pixels in its place.
     seen = caption_mask.any(dim=1)
     image_embeds, text_embeds = image_embeds[seen], text_embeds[seen]
     caption_ids, caption_mask = caption_ids[seen], caption_mask[seen]
     metrics: dict[str, float] = {}
+    measured: dict[str, dict[str, float]] = {}
     for index, slot in enumerate(slots):
         if not caption_mask[:, index].any():
-            raise ValueError(f"No row of the evaluation set has a caption for the slot {slot!r}.")
+            logger.warning("No row evaluated has a usable caption for the slot %s: it has no recall.", slot)
+            continue
         rows, pairs = distinct_captions(caption_ids[:, index : index + 1], caption_mask[:, index : index + 1])
         recalls = retrieval_recalls(image_embeds, text_embeds[rows[:, 0], index], pairs, score=score)
         metrics.update({f"{slot}_{name}": value for name, value in recalls.items()})
+        measured[slot] = recalls
+    if not measured:
+        raise ValueError(f"No row of the evaluation set has a readable image and a caption for any of {list(slots)}.")
     for name in recalls:
-        metrics[name] = sum(metrics[f"{slot}_{name}"] for slot in slots) / len(slots)
+        metrics[name] = sum(each[name] for each in measured.values()) / len(measured)
     return metrics

@@ -41,12 +41,16 @@ def usable_captions(image: str, captions: Any, faults: dict[str, str]) -> list[U
 
 
 def _usable(image: str, captions: Iterable[Any], faults: dict[str, str]) -> Iterator[UsableCaption]:
+    named: set[str] = set()
     for place, caption in enumerate(captions):
         perspective = caption.get("perspective") if isinstance(caption, Mapping) else None
         if not isinstance(perspective, str):
             faults[name_caption(image, f"caption {place}")] = f"it has no perspective: {reprlib.repr(caption)}"
         elif reason := caption_fault(caption.get("text")):
-            faults[name_caption(image, perspective)] = reason
+            # Several captions of one perspective are counted each.
+            of_several = f"{perspective}, caption {place}" if perspective in named else perspective
+            named.add(perspective)
+            faults[name_caption(image, of_several)] = reason
         else:
             yield UsableCaption(perspective, caption["text"])
 
@@ -68,10 +72,16 @@ def name_caption(image: str, perspective: str) -> str:
 
 
 def row_names(dataset: Dataset) -> list[str]:
-    """Return what N rows are called: their image ids, or their numbers if the data set has none."""
-    if "image_id" in dataset.column_names:
-        return [str(each) for each in dataset["image_id"]]
-    return [f"row {row}" for row in range(len(dataset))]
+    """Return what N rows are called, each otherwise: their image ids, with the number of the row where an id came
+    before, or their numbers if the data set has none.
+    """
+    if "image_id" not in dataset.column_names:
+        return [f"row {row}" for row in range(len(dataset))]
+    names: dict[str, None] = {}
+    for row, image_id in enumerate(dataset["image_id"]):
+        name = str(image_id)
+        names[f"{name} (row {row})" if name in names else name] = None
+    return list(names)
 
 
 class LeftOutLog:

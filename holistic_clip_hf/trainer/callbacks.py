@@ -78,7 +78,18 @@ class LeftOutRows(TrainerCallback):
             return
         for path in (self.path.with_name(EARLIER_NAME), self.path):
             if path.is_file():
-                self.reasons |= json.loads(path.read_text(encoding="utf-8"))
+                self.reasons |= self._listed(path)
+
+    def _listed(self, path: Path) -> dict[str, str]:
+        """Return a list of an interrupted run; of a damaged one nothing, which is told."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            return found
+        logger.warning("%s is damaged: what the interrupted run left out is no longer known. A new list begins.", path)
+        return {}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.save()
@@ -204,6 +215,43 @@ class LossLog:
             )
 
 
+MOST_EMPTY = 3  # batches at the beginning, of which nothing can be used
+
+
+class UsableBatches:
+    """Check of whether batches hold anything to train on. The first of a run have to, later ones are left out.
+
+    Args:
+        slots: M names.
+        max_steps: Steps of the run, or -1 where epochs say.
+    """
+
+    def __init__(self, slots: Sequence[str], max_steps: int) -> None:
+        self.slots = list(slots)
+        self.num_empty = 0
+        self.most = min(MOST_EMPTY, max_steps) if max_steps > 0 else MOST_EMPTY
+        self.is_found = False
+
+    def take(self, mask: Tensor, left_out: Mapping[str, str]) -> bool:
+        """Tell whether a batch of all ranks, of this `caption_mask`, holds a readable image with a caption.
+
+        Raises:
+            ValueError: on all ranks, if no batch so far had a readable image with a caption.
+        """
+        is_usable = bool(mask.any())
+        self.is_found = self.is_found or is_usable
+        self.num_empty += not is_usable
+        if not self.is_found and self.num_empty >= self.most:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            raise ValueError(
+                f"No image of the first {self.num_empty} batches is readable and has a caption for one of the slots "
+                f"{self.slots}. {f'Left out are {reasons[:LONGEST_REASONS]}. ' if reasons else ''}Check where the "
+                "images are stored, and set `slots` to perspectives of the corpus."
+            )
+        return is_usable
+
+
+LONGEST_REASONS = 2000  # letters of a message
 EMA_NAME = "ema.safetensors"
 
 
@@ -323,9 +371,9 @@ class BranchSimilarity(TrainerCallback):
         """Return the mean cosine of two different branches since the last call; nothing where nothing was noted."""
         if not self.rows:
             return {}
-        mean = torch.cat(self.rows).mean().item()
+        images = torch.cat(self.rows)
         self.rows.clear()
-        return {"branch_similarity": mean}
+        return {"branch_similarity": images.mean().item()} if len(images) else {}
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any

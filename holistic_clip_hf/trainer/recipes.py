@@ -33,6 +33,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
 from ..corpus.build import EmptySplitError, open_split, read_manifest
+from ..images.left_out import usable_captions
 from ..initialization import from_clip, from_holistic_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
@@ -311,10 +312,10 @@ def _learn_merges(texts: Iterable[str], single: list[str], vocab_size: int) -> l
 
 
 def caption_texts(corpus: Dataset) -> Iterator[str]:
-    """Yield all captions of a corpus, without decoding its images."""
+    """Yield all captions of a corpus that can be read, without decoding its images; training names the others."""
     for captions in corpus.select_columns("captions")["captions"]:
-        for caption in captions:
-            yield caption["text"]
+        for caption in usable_captions("", captions, {}):
+            yield caption.text
 
 
 def make_model(recipe: Recipe, run: str, tokenizer: CLIPTokenizer) -> HolisticCLIPModel:

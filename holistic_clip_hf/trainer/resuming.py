@@ -173,18 +173,23 @@ def hold_output(folder: Path) -> Iterator[None]:
 class SaveOnStop(TrainerCallback):
     """A stop by Ctrl-C or SIGTERM after the present step, with a checkpoint to go on from.
 
-    The last step of an epoch is followed by what belongs to its end, such as an evaluation, before it is saved.
+    The last step of an epoch is followed by what belongs to its end, such as an evaluation, before it is saved. The
+    checkpoint has the optimizer's state also with `save_only_model`.
     """
 
     def __init__(self) -> None:
         self.request = StopRequest()
         self.signum = 0  # of a signal that any rank has got
+        self.is_of_model_alone = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.signum = 0
+        self.is_of_model_alone = args.save_only_model
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.signum = self._agreed(args.device)
+        if self.signum:
+            args.save_only_model = False
         if self.signum and not control.should_training_stop and state.epoch != int(state.epoch):
             control.should_save = True
 
@@ -199,6 +204,7 @@ class SaveOnStop(TrainerCallback):
             Stopped: a signal came before.
         """
         if self.signum:
+            args.save_only_model = self.is_of_model_alone
             name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             raise Stopped(
                 self.signum,

@@ -40,6 +40,7 @@ from .callbacks import (
     MovingAverage,
     StreamPlace,
     TellEpoch,
+    UsableBatches,
     with_one_line,
 )
 from .collator import Augmentation, HolisticCLIPCollator
@@ -194,7 +195,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
                 captions_per_image=args.captions_per_image,
                 sentences_per_caption=args.sentences_per_caption,
                 seed=args.seed,
-                takes_empty=args.world_size > 1,
+                takes_empty=True,
             ),
             compute_metrics=kwargs.pop("compute_metrics", self.recall_by_slot),
             **kwargs,
@@ -238,7 +239,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         self.left_out = LeftOutRows(Path(args.output_dir))
         self.moving_average = None if args.ema_decay is None else MovingAverage(model, args.ema_decay)
         self.stream_place, self.save_on_stop = StreamPlace(), SaveOnStop()
-        self.similarity = BranchSimilarity()
+        self.similarity, self.usable = BranchSimilarity(), UsableBatches(self.slots, args.max_steps)
         own = (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.left_out, self.similarity)
         for callback in own:
             self.add_callback(callback)
@@ -316,6 +317,10 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     def _loss_of(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any], is_training: bool) -> Tensor:
         mask, ids, readable = inputs["caption_mask"], inputs["caption_ids"], inputs["image_mask"]
         branches, texts, all_masks, all_ids, *routing = map(gather_rows, (*rows[:2], mask, ids, *rows[2:]))
+        self.left_out.note(inputs["left_out"])
+        if is_training and not self.usable.take(all_masks, self.left_out.log.reasons):
+            # On all ranks alike. Every weight has a gradient, for which DDP waits.
+            return sum(((part.float() * 0).sum() for part in (*rows, *scalars)), start=branches.new_zeros(()))
         everyone = CaptionBatch(branches, texts, all_masks, all_ids, *routing)
         everyone.image_mask = gather_rows(readable)
         loss = multi_to_multi_loss(
@@ -332,7 +337,6 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if is_training:
             checks.require_finite_loss(loss.total, inputs["image_ids"], step=self.state.global_step)
             self.loss_log.note(loss, mask)
-        self.left_out.note(inputs["left_out"])
         return loss.total
 
     def training_step(

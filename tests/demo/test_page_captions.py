@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from conftest import draw
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
@@ -294,3 +295,15 @@ def test_of_too_many_captions_the_same_are_chosen_whatever_becomes_of_others(mon
     assert len({int(text.split()[1]) // 100 for text in before}) == 5  # from everywhere
     after = captions.chosen_texts({**many, "0": [("short", "another")], "900": [("short", "one more")]})
     assert len(set(before) - set(after)) <= 3
+
+
+def test_captions_of_a_corpus_that_say_nothing_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Blank texts cannot be encoded, and one of them kept the page from opening."""
+    texts = ["a dog", "", "&nbsp;", None]
+    rows = [
+        {"image_id": "a", "captions": [{"perspective": "short", "text": text} for text in texts]},
+        {"image_id": "b", "captions": None},
+    ]
+    assert captions.captions_of_corpus(Dataset.from_list(rows)) == {"a": [("short", "a dog")], "b": []}
+    for name in ("a, short is left out", "a, short, caption 3 is left out", "b, captions is left out"):
+        assert name in caplog.text

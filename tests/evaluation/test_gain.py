@@ -71,3 +71,23 @@ def test_other_texts_are_refused(embedded: list[tuple[HolisticCLIPModel, Embedde
     fewer = replace(seen, captions={"short": seen.captions["short"]})
     with pytest.raises(ValueError, match="read different texts. Encode the corpus with one processor"):
         measure_gain((model, fewer), other, provenance=RUN)
+
+
+def test_what_either_model_did_not_see_is_counted(
+    embedded: list[tuple[HolisticCLIPModel, EmbeddedCorpus]],
+) -> None:
+    (base, before), (tuned, after) = embedded
+    lost = {"red-square": "OSError"}
+    records = measure_gain(
+        (base, replace(before, left_out=lost)),
+        (tuned, replace(after, left_out={**lost, "red-circle, short": "its text is blank"})),
+        provenance=RUN,
+        k=K,
+    )
+    assert {record.counts["n_unusable"] for record in records} == {2}
+
+
+def test_other_images_are_refused(embedded: list[tuple[HolisticCLIPModel, EmbeddedCorpus]]) -> None:
+    (model, seen), other = embedded
+    with pytest.raises(ValueError, match="saw different images"):
+        measure_gain((model, replace(seen, branch_embeds=seen.branch_embeds[1:])), other, provenance=RUN)

@@ -165,7 +165,7 @@ def damaged_images(red_square: Image.Image, folder: Path) -> dict[str, Any]:
         "neither bytes nor a path": {"path": None, "bytes": None},
         "no image": None,
         "it is int, not an image": 7,
-        "the processor refuses it: Image 0 has pixels that are NaN": np.full((8, 8, 3), np.nan, dtype=np.float32),
+        "The image has pixels that are NaN": np.full((8, 8, 3), np.nan, dtype=np.float32),
         "0 x 4 pixels": Image.new("RGB", (0, 4)),
         "exceeds limit": encoded(Image.new("1", (400, 400))),
     }

@@ -308,3 +308,21 @@ def test_a_lock_that_waits_and_a_folder_made_for_it(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), hold_lock(tmp_path / "two" / ".lock"):
         raise RuntimeError
     assert not (tmp_path / "two").exists()
+
+
+def test_a_stop_saves_all_of_it_where_checkpoints_hold_weights_alone(
+    make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, "save_only_model": True}
+    whole = make_trainer(**options, output_dir=str(tmp_path / "whole"))
+    whole.train()
+    assert not (tmp_path / "whole" / "checkpoint-3" / "optimizer.pt").exists()
+    stopped = make_trainer(**options)
+    stopped.add_callback(Signals(signal.SIGTERM, 1))
+    with pytest.raises(Stopped):
+        stopped.train()
+    assert stopped.args.save_only_model
+    resumed = make_trainer(**options)
+    resumed.train(resume_from_checkpoint=True)
+    assert not (tmp_path / "checkpoint-3" / "optimizer.pt").exists()
+    torch.testing.assert_close(weights_of(resumed), weights_of(whole), rtol=0, atol=0)

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.trainer import HolisticCLIPTrainer
 from holistic_clip_hf.trainer.callbacks import LeftOutRows
+from holistic_clip_hf.trainer.recipes import caption_texts
 
 MakeTrainer = Callable[..., HolisticCLIPTrainer]
 
@@ -180,3 +181,55 @@ def test_held_out_loss_is_that_of_the_readable_images(make_trainer: MakeTrainer,
     expected = make_trainer(options, evaluation=four.select([0, 2, 3])).evaluate()["eval_loss"]
     found = make_trainer(options, evaluation=damaged(four, 1)).evaluate()["eval_loss"]
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_of_which_nothing_is_readable_moves_no_weight(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    """Rows 2 and 3 are the second batch of two: the weights are those after the first."""
+    stream = damaged(corpus, 2, 3).to_iterable_dataset()
+    options: dict[str, Any] = {"per_device_train_batch_size": 2, "optim": "sgd", "lr_scheduler_type": "constant"}
+    options["weight_decay"] = 0.0
+    one, two = (make_trainer(train=stream, max_steps=steps, **options) for steps in (1, 2))
+    for trainer in (one, two):
+        trainer.train()
+    torch.testing.assert_close(weights(two.model), weights(one.model), rtol=0, atol=0)
+    assert two.state.log_history[1]["left_out"] == 2
+
+
+@pytest.mark.parametrize(("options", "batches"), [({"max_steps": 9}, 3), ({"max_steps": 2}, 2)], ids=str)
+def test_a_run_that_begins_with_nothing_readable_ends(
+    make_trainer: MakeTrainer, corpus: Dataset, options: dict[str, int], batches: int
+) -> None:
+    trainer = make_trainer(train=damaged(corpus, *range(8)), **options)
+    with pytest.raises(ValueError, match=rf"the first {batches} batches.*Left out are .*: OSError"):
+        trainer.train()
+
+
+def test_a_slot_of_blank_captions_has_no_recall(
+    make_trainer: MakeTrainer, corpus: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What remains is as if the slot were not asked for, and the training goes on."""
+    blank = corpus.map(lambda row: {"captions": [*row["captions"][:2], {**row["captions"][2], "text": " "}]})
+    trainer = make_trainer(evaluation=blank, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    found = trainer.evaluate()
+    assert not [name for name in found if name.startswith("eval_shape_")]
+    mean = (found["eval_short_image_to_text_recall@1"] + found["eval_colour_image_to_text_recall@1"]) / 2
+    assert found["eval_image_to_text_recall@1"] == pytest.approx(mean)
+    assert "a usable caption for the slot shape" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[1,", "[1]", "", "\x00"])
+def test_a_damaged_list_does_not_end_a_resumed_run(
+    make_trainer: MakeTrainer, tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    (tmp_path / "left_out.json").write_text(content)
+    make_trainer(max_steps=2).train(resume_from_checkpoint=True)
+    assert json.loads((tmp_path / "left_out.json").read_text()) == {}
+    assert "left_out.json is damaged" in caplog.text
+
+
+def test_a_tokenizer_is_trained_on_the_captions_that_can_be_read() -> None:
+    texts = ["a dog", None, " "]
+    rows = [{"captions": [{"perspective": "short", "text": text} for text in texts]}, {"captions": None}]
+    assert list(caption_texts(Dataset.from_list(rows))) == ["a dog"]
