@@ -146,7 +146,7 @@ def require_few_left_out(num_rows: int, reasons: Mapping[str, int]) -> None:
         if count > most * (num_rows + count):
             told = ", ".join(reason.partition(";")[0] for reason in found)
             raise ValueError(
-                f"{count:,} of {num_rows + count:,} photos were left out: {told}; expected at most {most:.0%}. "
+                f"{count:,} of {num_rows + count:,} photos were left out ({told}); expected at most {most:.0%}. "
                 f"{remedy}"
             )
 

@@ -22,7 +22,7 @@ from holistic_clip_hf.corpus.build import load_corpus
 from holistic_clip_hf.evaluation.records import load_records
 from holistic_clip_hf.initialization import from_holistic_clip
 from holistic_clip_hf.storage import hold_lock
-from holistic_clip_hf.trainer.callbacks import OneLineProgress
+from holistic_clip_hf.trainer.callbacks import OneLinePrinter
 from holistic_clip_hf.trainer.finetuning import choose_settings, order_of_branches, read_base
 from holistic_clip_hf.trainer.recipes import load_recipe, make_model, make_tokenizer
 
@@ -207,7 +207,7 @@ def test_mistakes_end_in_a_sentence_before_anything_is_trained(
 def test_stopped_twice_it_ends_as_if_it_never_was(
     photos: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Signals(OneLineProgress):
+    class Signals(OneLinePrinter):
         due: dict[int, int] = {}  # signals by step
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -215,7 +215,7 @@ def test_stopped_twice_it_ends_as_if_it_never_was(
             if signum := self.due.pop(state.global_step, 0):
                 os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr("holistic_clip_hf.trainer.recipes.OneLineProgress", Signals)
+    monkeypatch.setattr("holistic_clip_hf.trainer.callbacks.OneLinePrinter", Signals)
     options, before = (*COLUMNS, "--epochs", "3", "--batch-size", "8"), signal.getsignal(signal.SIGTERM)
     finetune(photos, clip, tmp_path / "whole", *options)
     for step, signum, code in ((1, signal.SIGINT, 130), (5, signal.SIGTERM, 143)):
@@ -250,7 +250,7 @@ def _list_of(photos: Path, change: Callable[[int, str, str], list[Any]]) -> None
         (lambda number, title, colour: [title, title], "perspectives short and palette have the same captions"),
         (
             lambda number, title, colour: [title + "ü" * (number < 10), colour],
-            "10 of 40 photos .* not in UTF-8; ",
+            "10 of 40 photos .*not in UTF-8",
         ),
     ],
     ids=["all alike", "one text twice", "another encoding"],
@@ -283,7 +283,7 @@ def test_a_folder_of_broken_photos_is_refused_and_one_with_some_is_not(
         (photos / f"{number}.png").write_bytes(b"<html>" if number < 30 else b"")
     with pytest.raises(SystemExit):
         finetune(photos, clip, tmp_path / "most", *COLUMNS, "--epochs", "1", "--batch-size", "8")
-    assert "36 of 40 photos were left out: no image, 0 bytes; expected at most 50%." in capsys.readouterr().err
+    assert "36 of 40 photos were left out (no image, 0 bytes); expected at most 50%." in capsys.readouterr().err
     assert not (tmp_path / "most" / "recipe.yaml").exists()
 
 
