@@ -81,7 +81,7 @@ def told(records: list[Record]) -> dict[Any, float]:
 
 
 def test_records_name_a_model_as_its_card_does(
-    checkpoint: HolisticCLIPModel, run: Callable[..., list[Record]], tmp_path: Path
+    checkpoint: HolisticCLIPModel, splits: dict[str, Dataset], run: Callable[..., list[Record]], tmp_path: Path
 ) -> None:
     assert {record.model for record in run("--tasks", "retrieval")} == {"tiny"}
     save_facts(tmp_path / "tiny" / "card_facts.json", CardFacts("me/mine", model_name="mine"))
