@@ -106,7 +106,7 @@ class Command:
 
     Args:
         model: Folder of a checkpoint, or its name on the Hub.
-        name: Name of the model in records. Default: the end of --model.
+        name: Name of the model in records. Default: that of its card, or the end of --model.
         tasks: Tasks to measure.
         split: Split to measure on.
         batch_size: Number of images that are encoded together.
@@ -455,8 +455,9 @@ class Evaluation:
 
     def _provenance(self, dataset: str, split: str | None = None) -> "Provenance":
         from ..evaluation.records import capture_provenance
+        from ..publishing.model_card import known_facts
 
-        name = self.options.name or Path(self.options.model).name
+        name = self.options.name or known_facts(Path(self.options.model)).model_name
         return capture_provenance(
             model=name, dataset=dataset, split=split or self.options.split, seed=self.options.seed
         )

@@ -11,6 +11,7 @@ Each is as the single verbs make it, and what is finished is not made again: an 
 given again. For photos without captions, `holistic-clip caption` writes them.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .corpus import BuildOptions
+from .corpus import BuildOptions, show_left_out
 from .sources import CaptionOptions, Folder, Listed
 
 if TYPE_CHECKING:
@@ -106,29 +107,40 @@ class Command:
             self._make(source, base)
 
     def _make(self, source: "Source", base: "Base") -> None:
-        from ..corpus.build import open_split, read_manifest
-        from ..trainer.finetuning import RUN, choose_settings, make_recipe, order_of_branches, write_recipe
+        from ..corpus.build import read_manifest
+        from ..trainer.finetuning import (
+            RUN,
+            choose_settings,
+            make_recipe,
+            order_of_branches,
+            require_space,
+            write_recipe,
+        )
         from ..trainer.recipes import load_recipe, train_run
 
         corpus, checkpoint = self.output / "corpus", self.output / RUN
         self._build(source, corpus)
-        perspectives = list(read_manifest(corpus)["perspectives"])
+        train, perspectives = _usable_split(corpus), list(read_manifest(corpus)["perspectives"])
         branches = order_of_branches(base, perspectives)
         asked = {name: getattr(self.settings, name) for name in ("batch_size", "epochs", "learning_rate")}
-        choices = choose_settings(len(open_split(corpus, "train")), base, asked)
+        choices = choose_settings(len(train), base, asked)
         _tell(base, branches, choices)
         path = self.output / "recipe.yaml"
         write_recipe(path, make_recipe(base, branches, choices, corpus, self.settings.seed))
         recipe = load_recipe(path)
+        if not any(self.output.glob(f"{RUN}*")):  # what has begun has its room
+            require_space(self.output, base)
         train_run(recipe, RUN, corpus, checkpoint)
         self._measure(base, corpus, checkpoint)
 
     def _build(self, source: "Source", corpus: Path) -> None:
         from ..corpus.card import CorpusFacts
+        from ..evaluation.records import command_as_typed
 
         options = BuildOptions(rows=self.rows, validation=self.validation, test=self.test, report=False)
         name = self.output.resolve().name
-        options.build(source, corpus, CorpusFacts(title=name, command="holistic-clip finetune"))
+        command = command_as_typed(["", "holistic-clip", *sys.argv[1:]])
+        options.build(source, corpus, CorpusFacts(title=name, command=command))
 
     def _source(self) -> "Source":
         """Open the photos and their captions; columns that nobody named are proposed, and said."""
@@ -187,6 +199,25 @@ class Command:
         print(_against_base(gained, name, len(embedded.branch_embeds)))
         _warn_of_copies(own)
         _write_card(checkpoint, base, name)
+
+
+def _usable_split(corpus: Path) -> "Dataset":
+    """Say what the corpus holds and what was left out of it, and return its training split.
+
+    Raises:
+        ValueError: much was left out as damaged, or the captions tell nothing.
+    """
+    from ..corpus.build import open_split, read_manifest
+    from ..trainer.finetuning import require_few_left_out, require_telling_captions
+
+    manifest = read_manifest(corpus)
+    splits = ", ".join(f"{count:,} {name}" for name, count in manifest["columns"].get("split", {}).items())
+    print(f"{manifest['rows']:,} photos with captions: {splits}")
+    show_left_out(corpus, manifest)
+    require_few_left_out(manifest["rows"], manifest.get("reasons", {}))
+    train = open_split(corpus, "train")
+    require_telling_captions(train["captions"])
+    return train
 
 
 def _asked(rows: "Dataset", names: list[str]) -> list[str]:

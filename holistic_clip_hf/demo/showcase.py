@@ -21,6 +21,7 @@ from ..corpus.build import MANIFEST, load_corpus
 from ..evaluation.encoding import encode_texts, load_checkpoint
 from ..images.sources import Images
 from ..modeling_holistic_clip import HolisticCLIPModel
+from ..publishing.model_card import known_facts
 from ..search import FUSED, DatasetImages, Filter, FolderImages, Hit, SearchIndex, Term, index_images
 from ..search.encoding import embed_images
 from ..search.indexing import require_index_place
@@ -244,7 +245,8 @@ def open_showcase(
     opened = SearchIndex(directory, model, processor, images=source)
     if captions is None:
         captions = captions_of_names(opened)
-    showcase = Showcase(opened, model, processor, captions=captions, name=Path(checkpoint).name, edited=edited)
+    name = known_facts(Path(checkpoint)).model_name
+    showcase = Showcase(opened, model, processor, captions=captions, name=name, edited=edited)
     showcase.warm_up()
     return showcase
 

@@ -233,7 +233,7 @@ class ListedImages:
             logger.info("%s: captions are in %s, as in %s.", self.listing, ", ".join(captions), layout.name)
         self.hint = (
             f"The images are looked for below {self.root}, the first as {str(record.get(image_column))[:200]!r}. Name "
-            "their folder, as `list --root images`."
+            "their folder, as `holistic-clip corpus list --root images`."
             if captions
             else name_columns(str(name) for name in record if name != image_column)
         )

@@ -237,5 +237,5 @@ def refuse_unknown(path: Path, columns: Iterable[str]) -> None:
     raise ValueError(
         f"No column of {path} is known to name images; expected one of {', '.join(IMAGE_COLUMNS)}. It has "
         f"{', '.join(map(str, columns)) or 'no record'}, and begins with {first_line(path)!r}. Name the column of the "
-        "images, as `list --image-column path`. If it holds the images themselves, use `dataset`."
+        "images, with `--image-column`. If it holds the images themselves, use `holistic-clip corpus dataset`."
     )

@@ -39,7 +39,7 @@ _MOST_LINES = 50
 # A field of CSV with the comma behind it. Nothing is tried twice, so that long fields take linear time.
 _FIELD = r'(?:"[^"]*+(?:""[^"]*+)*+"|[^"{0}\r\n][^{0}\r\n]*+)?+{0}'
 _NO_RECORD = "no record in JSON"
-NOT_UTF8 = "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`"
+NOT_UTF8 = "not in UTF-8; name the encoding of the list, with `--encoding latin-1`"
 _DELIMITERS = ("\t", "|", ";", ",")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -123,8 +123,8 @@ def _encoding(path: Path, head: bytes, form: TextForm) -> str:
         return marked
     if b"\0" in head and not form.encoding.casefold().startswith("utf-16"):
         raise ValueError(
-            f"{path} has zero bytes; expected text in {form.encoding}. Correct the path, or name the encoding, as "
-            "`list --encoding utf-16-le`."
+            f"{path} has zero bytes; expected text in {form.encoding}. Correct the path, or name the encoding, with "
+            "`--encoding utf-16-le`."
         )
     return "utf-8-sig" if codecs.lookup(form.encoding).name == "utf-8" else form.encoding
 
@@ -135,7 +135,7 @@ def _decoding(path: Path, encoding: str) -> Iterator[None]:
         yield
     except UnicodeError as error:
         raise ValueError(
-            f"{path} is not {encoding} ({error}); expected its encoding. Name it, as `list --encoding latin-1`."
+            f"{path} is not {encoding} ({error}); expected its encoding. Name it, with `--encoding latin-1`."
         ) from error
 
 
@@ -343,7 +343,7 @@ def _rows(path: Path, encoding: str, dialect: _Dialect) -> Iterator[tuple[int, l
                 raise ValueError(
                     f"{path}, line {place}: a double quote does not close as it should ({error}); expected each to be "
                     "closed before the next separator or the end of the line. Close it, or write it twice inside "
-                    "quotes, or say that quotes are letters (`list --no-quotes`)."
+                    "quotes, or say that quotes are letters (`--no-quotes`)."
                 ) from error
             if cells is None:
                 return
@@ -365,7 +365,7 @@ def _dialect(line: str, path: Path, has_quotes: bool) -> _Dialect:
     """Tell by the first line what separates cells, and whether it is the head."""
     if not is_utf8(line):
         raise ValueError(
-            f"The first line of {path} is not in UTF-8; expected its encoding. Name it, as `list --encoding latin-1`."
+            f"The first line of {path} is not in UTF-8; expected its encoding. Name it, with `--encoding latin-1`."
         )
     name, tab, _ = line.partition("\t")
     stem, mark, number = name.rpartition("#")

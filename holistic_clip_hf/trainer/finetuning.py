@@ -6,18 +6,28 @@ They part because what is a branch's own learns faster than the rest.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
-from transformers import AutoConfig, CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ..checkpoint_files import require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig, require_own_attention
-from ..storage import write_atomically
+from ..modeling_holistic_clip import HolisticCLIPModel
+from ..storage import require_free_space, write_atomically
 
 RUN = "model"  # the only run of such a recipe, and the name of its folder
 # As CLIP is fine-tuned contrastively (FLYP, https://arxiv.org/abs/2212.00638, section 4: 1e-5 for ViT-B/16). Towers of
@@ -35,6 +45,14 @@ RECIPE_HEAD = """# Written anew by each `holistic-clip finetune`. To change it, 
 """
 WARMUP = 0.1  # of all steps
 LOGS = 50  # lines of loss in all
+# Beginnings of the reasons why photos were left out, with the largest share of them all, and what to do. Above it the
+# folder or the list was read wrongly: a table in another encoding loses each line with an accent.
+MOST_LEFT_OUT = {
+    ("does not decode", "no image", "0 bytes"): (0.5, "Copy the photos anew, or remove the broken ones."),
+    ("not in UTF-8",): (0.1, "Name the encoding of the list, as `--encoding cp1252`."),
+}
+# Copies of the weights on the disk at once: two states, each with weights and two moments of Adam, and the result.
+COPIES_OF_WEIGHTS, BYTES_OF_WEIGHT = 7, 4
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,10 @@ class Choice:
         return f"{self.name} {self.value}: {self.reason}"
 
 
+class _OtherModelError(ValueError):
+    """A checkpoint of a model that is not a CLIP."""
+
+
 def read_base(name: str) -> Base:
     """Read what has to be known of a checkpoint, without its weights.
 
@@ -86,13 +108,15 @@ def read_base(name: str) -> Base:
     try:
         require_own_attention(PreTrainedConfig.get_config_dict(name)[0])
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if not isinstance(config, CLIPConfig | HolisticCLIPConfig):
+            raise _OtherModelError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {expected}.")
         processor = CLIPImageProcessorPil.from_pretrained(name)
         tokenizer = CLIPTokenizer.from_pretrained(name)
+    except _OtherModelError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"`base` is {name}; {expected}. transformers says: {reason}.") from error
-    if not isinstance(config, CLIPConfig | HolisticCLIPConfig):
-        raise ValueError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {expected}.")
     vision, is_ours = cast(Any, config.vision_config), isinstance(config, HolisticCLIPConfig)
     positions = cast(Any, config.text_config).max_position_embeddings
     return Base(
@@ -104,6 +128,74 @@ def read_base(name: str) -> Base:
         image_size=dict(processor.crop_size)["height"],
         max_length=min(tokenizer.model_max_length, positions),
     )
+
+
+def require_few_left_out(num_rows: int, reasons: Mapping[str, int]) -> None:
+    """Refuse a corpus that lost most of its photos, or many lines of its list, to damage.
+
+    Args:
+        num_rows: Images of the corpus.
+        reasons: Number of images and lines left out, by their reason.
+
+    Raises:
+        ValueError: more was left out for one reason than single faults explain.
+    """
+    for begins, (most, remedy) in MOST_LEFT_OUT.items():
+        found = {reason: count for reason, count in reasons.items() if reason.startswith(begins)}
+        count = sum(found.values())
+        if count > most * (num_rows + count):
+            told = ", ".join(reason.partition(";")[0] for reason in found)
+            raise ValueError(
+                f"{count:,} of {num_rows + count:,} photos were left out ({told}); expected at most {most:.0%}. "
+                f"{remedy}"
+            )
+
+
+def require_telling_captions(captions: Iterable[Sequence[Mapping[str, str]]]) -> None:
+    """Refuse captions from which nothing can be learned.
+
+    Args:
+        captions: Captions of each training image, with their `perspective` and `text`.
+
+    Raises:
+        ValueError: all captions are one text, or two perspectives have the same texts of each image.
+    """
+    found: dict[str, list[frozenset[str]]] = {}
+    for number, of_image in enumerate(captions):
+        for caption in of_image:
+            texts = found.setdefault(caption["perspective"], [])
+            texts.extend([frozenset()] * (number + 1 - len(texts)))
+            texts[number] |= {caption["text"].strip()}
+    distinct = {text for texts in found.values() for each in texts for text in each}
+    if len(distinct) == 1 and max(map(len, found.values())) > 1:
+        raise ValueError(
+            f"All captions are {distinct.pop()!r}; expected captions that tell the photos apart. Correct them, or "
+            "name another column with `--caption`."
+        )
+    for first, second in combinations(found, 2):
+        both = [pair for pair in zip(found[first], found[second], strict=False) if all(pair)]
+        if both and all(one == other for one, other in both):
+            raise ValueError(
+                f"The perspectives {first} and {second} have the same captions; expected texts that differ, as each "
+                "becomes a branch of its own. Leave one out, by naming the others with `--caption`."
+            )
+
+
+def require_space(directory: Path, base: Base) -> None:
+    """Refuse a disk without room for the training's states and the result.
+
+    Args:
+        directory: Folder that the run writes into.
+        base: Checkpoint that is fine-tuned.
+
+    Raises:
+        OSError: less is free.
+    """
+    config = AutoConfig.from_pretrained(base.name, trust_remote_code=False)
+    with torch.device("meta"):
+        model: PreTrainedModel = (HolisticCLIPModel if base.branches else CLIPModel)(config)
+    needed = BYTES_OF_WEIGHT * model.num_parameters() * COPIES_OF_WEIGHTS
+    require_free_space(directory, needed, "the training", "choose an `--output` on another disk. Nothing was trained")
 
 
 def order_of_branches(base: Base, perspectives: Sequence[str]) -> list[str]:

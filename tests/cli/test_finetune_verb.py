@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel
+from transformers import BertConfig, CLIPConfig, CLIPModel
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.cli.main import main
@@ -21,7 +22,7 @@ from holistic_clip_hf.corpus.build import load_corpus
 from holistic_clip_hf.evaluation.records import load_records
 from holistic_clip_hf.initialization import from_holistic_clip
 from holistic_clip_hf.storage import hold_lock
-from holistic_clip_hf.trainer.callbacks import OneLineProgress
+from holistic_clip_hf.trainer.callbacks import OneLinePrinter
 from holistic_clip_hf.trainer.finetuning import choose_settings, order_of_branches, read_base
 from holistic_clip_hf.trainer.recipes import load_recipe, make_model, make_tokenizer
 
@@ -206,7 +207,7 @@ def test_mistakes_end_in_a_sentence_before_anything_is_trained(
 def test_stopped_twice_it_ends_as_if_it_never_was(
     photos: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Signals(OneLineProgress):
+    class Signals(OneLinePrinter):
         due: dict[int, int] = {}  # signals by step
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -214,7 +215,7 @@ def test_stopped_twice_it_ends_as_if_it_never_was(
             if signum := self.due.pop(state.global_step, 0):
                 os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr("holistic_clip_hf.trainer.recipes.OneLineProgress", Signals)
+    monkeypatch.setattr("holistic_clip_hf.trainer.callbacks.OneLinePrinter", Signals)
     options, before = (*COLUMNS, "--epochs", "3", "--batch-size", "8"), signal.getsignal(signal.SIGTERM)
     finetune(photos, clip, tmp_path / "whole", *options)
     for step, signum, code in ((1, signal.SIGINT, 130), (5, signal.SIGTERM, 143)):
@@ -230,6 +231,79 @@ def test_stopped_twice_it_ends_as_if_it_never_was(
     whole, found = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert found == whole
     assert not (tmp_path / "stopped" / "model-states").exists()
+
+
+def _list_of(photos: Path, change: Callable[[int, str, str], list[Any]]) -> None:
+    """Write the list of captions anew, each row by its number, title and colour."""
+    path = photos.parent / "captions.csv"
+    with open(path, newline="") as file:
+        head, *rows = csv.reader(file)
+    with open(path, "w", newline="", encoding="latin-1") as file:
+        changed = [change(number, title, colour) for number, (_, title, colour) in enumerate(rows)]
+        csv.writer(file).writerows([head, *([f"{number}.png", *row] for number, row in enumerate(changed))])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda number, title, colour: ["a shape", "a shape"], "All captions are 'a shape'; expected captions that"),
+        (lambda number, title, colour: [title, title], "perspectives short and palette have the same captions"),
+        (
+            lambda number, title, colour: [title + "ü" * (number < 10), colour],
+            "10 of 40 photos .*not in UTF-8",
+        ),
+    ],
+    ids=["all alike", "one text twice", "another encoding"],
+)
+def test_captions_that_teach_nothing_are_refused(
+    photos: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[int, str, str], list[Any]],
+    message: str,
+) -> None:
+    _list_of(photos, change)
+    with pytest.raises(SystemExit) as ended:
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1")
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and re.search(message, said.err.strip().splitlines()[-1]), said.err
+    assert "photos with captions: " in said.out
+    assert not (tmp_path / "mine" / "recipe.yaml").exists()
+
+
+def test_a_folder_of_broken_photos_is_refused_and_one_with_some_is_not(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        (photos / f"{number}.png").write_bytes((photos / f"{number}.png").read_bytes()[:100])
+    finetune(photos, clip, tmp_path / "some", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert re.search(r"left out, listed in .*\n +5 does not decode", capsys.readouterr().out)
+    for number in range(36):
+        (photos / f"{number}.png").write_bytes(b"<html>" if number < 30 else b"")
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "most", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert "36 of 40 photos were left out (no image, 0 bytes); expected at most 50%." in capsys.readouterr().err
+    assert not (tmp_path / "most" / "recipe.yaml").exists()
+
+
+def test_a_text_model_is_not_a_base(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    BertConfig().save_pretrained(tmp_path / "bert")
+    with pytest.raises(SystemExit):
+        finetune(photos, tmp_path / "bert", tmp_path / "mine", *COLUMNS)
+    assert "bert, a checkpoint of 'bert'; expected a CLIP" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_before_training(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 4 * 7 * CLIPModel.from_pretrained(clip).num_parameters()
+    usage = SimpleNamespace(total=10**9, used=10**9 - needed + 1, free=needed - 1)
+    monkeypatch.setattr("holistic_clip_hf.storage.shutil.disk_usage", lambda place: usage)
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert "MB free; the training needs about" in capsys.readouterr().err
+    assert not list((tmp_path / "mine").glob("model*"))
 
 
 @pytest.mark.parametrize("place", ["", "model-states"], ids=["output", "run"])

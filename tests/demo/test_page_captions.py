@@ -27,6 +27,7 @@ from holistic_clip_hf.demo.captions import FILE_NAME, embed_kept, example_querie
 from holistic_clip_hf.demo.editing import CaptionFile, RefusedCaptionsError, clean_edited, digest_of  # noqa: E402
 from holistic_clip_hf.demo.page import Asked, Page  # noqa: E402
 from holistic_clip_hf.demo.showcase import Showcase, open_showcase  # noqa: E402
+from holistic_clip_hf.publishing.model_card import CardFacts, save_facts  # noqa: E402
 
 PERSPECTIVES = ["short", "main_object", "style"]
 Captions = dict[str, list[tuple[str, str]]]
@@ -265,7 +266,10 @@ def test_a_second_start_encodes_no_caption(
     open_showcase(str(tmp_path / "checkpoint"), drawings)
     asked: list[str] = []
     monkeypatch.setattr(Showcase, "_encode", lambda self, texts: asked.extend(texts))
+    facts = CardFacts("me/mine", model_name="mine")
+    save_facts(tmp_path / "checkpoint" / "card_facts.json", facts)
     again = open_showcase(str(tmp_path / "checkpoint"), drawings)
+    assert again.name == "mine"
     assert asked == [] and len(again.texts) == 8
     index_images(tmp_path / "drawings.index", FolderImages(drawings), again.model, again._processor)
     assert (tmp_path / "drawings.index" / CAPTION_VECTORS).is_file()
