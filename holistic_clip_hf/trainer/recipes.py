@@ -96,6 +96,7 @@ class Recipe:
             random weights.
         held_out: a column and the value of it that is tested on and never trained on, in place of the rows that the
             split column calls test. Left out: the split column decides.
+        perturbation: Noise on copies of CLIP's branch, as `from_clip` takes it. Left out: none.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Recipe:
     augmentation: dict[str, list[float]] | None = None
     start_from: str | None = None
     held_out: dict[str, str] | None = None
+    perturbation: float | None = None
 
     @property
     def seed(self) -> int:
@@ -175,6 +177,11 @@ def load_recipe(path: str | Path) -> Recipe:
         require_keys(f"{path}, augmentation", content["augmentation"], field_names(Augmentation) - {"size"})
         _check_types(f"{path}, augmentation", content["augmentation"], dict.fromkeys(content["augmentation"], Range))
     _check_types(str(path), content, get_type_hints(Recipe))
+    if content.get("perturbation") is not None and content.get("start_from") is None:
+        raise ValueError(
+            f"{path}: `perturbation` is {content['perturbation']} without `start_from`; expected a checkpoint whose "
+            "copies it parts. Leave it out, since random weights are no copies."
+        )
     runs = {name: Run(**run) for name, run in content.pop("runs").items()}
     return Recipe(name=path.stem, runs=runs, **content)
 
@@ -348,7 +355,7 @@ def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
     """Return the checkpoint that a recipe starts from: CLIP's with branches, or one of ours with branches by name."""
     start = cast(str, recipe.start_from)
     if PreTrainedConfig.get_config_dict(start)[0].get("model_type") != HolisticCLIPConfig.model_type:
-        return from_clip(start, seed=recipe.seed, **fields)
+        return from_clip(start, perturbation=recipe.perturbation or 0.0, seed=recipe.seed, **fields)
     if recipe.model:
         raise ValueError(
             f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has "

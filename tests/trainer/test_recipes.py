@@ -354,3 +354,20 @@ def test_what_an_earlier_version_left_half_saved_is_replaced(ingredients: Path, 
     recipes.clear_result(tmp_path / "holistic")
     assert not recipes.is_finished(tmp_path / "holistic", recipe.fingerprint("holistic", "corpus"))
     assert list(originals(tmp_path)) == ["holistic/finished.json"]
+
+
+def test_perturbation_parts_copies_and_is_kept_out_of_older_fingerprints(ingredients: Path, tmp_path: Path) -> None:
+    exact = shrink(load_recipe(RECIPES["photos"]), ingredients)
+    noisy = replace(exact, perturbation=0.1)
+    tokenizer = make_processor(exact, load_corpus(ingredients / "corpus")).tokenizer
+    parts = []
+    for recipe in (exact, noisy):
+        weights = make_model(recipe, "holistic", tokenizer).state_dict()
+        (name,) = {name for name in weights if ".branch_fc2.0.weight" in name and ".layers.1." in name}
+        parts.append(weights[name] - weights[name.replace("branch_fc2.0", "fc2")])
+    assert parts[0].abs().max() == 0 and parts[1].abs().max() > 0
+    assert exact.fingerprint("holistic", "0") != noisy.fingerprint("holistic", "0")
+    path = tmp_path / "scratch.yaml"
+    path.write_text(f"{RECIPES['emoji'].read_text()}perturbation: 0.1\n")
+    with pytest.raises(ValueError, match="`perturbation` is 0.1 without `start_from`"):
+        load_recipe(path)
