@@ -180,7 +180,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if content.get("perturbation") is not None and content.get("start_from") is None:
         raise ValueError(
             f"{path}: `perturbation` is {content['perturbation']} without `start_from`; expected a checkpoint whose "
-            "copies it parts. Leave it out, since random weights are no copies."
+            "copies it parts. Leave it out for random weights."
         )
     runs = {name: Run(**run) for name, run in content.pop("runs").items()}
     return Recipe(name=path.stem, runs=runs, **content)
