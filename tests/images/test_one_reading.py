@@ -408,7 +408,7 @@ def test_rows_of_arrays_are_read(form: str, model: HolisticCLIPModel, processor:
     dataset = Dataset.from_list(rows, features=corpus_features())
     formatted = undecoded(dataset.with_format(form))
     batch = HolisticCLIPCollator(processor, ["short"])([formatted[0], formatted[1]])
-    assert list(batch["left_out"]) == ["shares"] and "shares of 1" in batch["unreadable"]["shares"]
+    assert list(batch["left_out"]) == ["shares"] and "shares of 1" in batch["left_out"]["shares"]
     expected = processor(images=COLOURS, return_tensors="pt")["pixel_values"]
     assert batch["pixel_values"][:1].equal(expected)
     found = encode_images(model, processor, dataset.select([0]).with_format(form), batch_size=1)
