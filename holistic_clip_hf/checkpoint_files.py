@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .configuration_holistic_clip import is_foreign_attention
+from .configuration_holistic_clip import is_foreign_attention, settings_of
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -60,7 +60,7 @@ def require_all_weights(source: str | Path, missing: Iterable[str], name: str) -
         name: Name of the option or argument, for the message.
 
     Raises:
-        ValueError: there is one.
+        ValueError: weights are missing.
     """
     if lacking := sorted(missing):
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
@@ -133,14 +133,3 @@ def setting_problems(content: Any) -> Iterator[str]:
             yield f"takes weights from {value!r} (`transformers_weights`)"
         elif is_foreign_attention(key, value):
             yield f"takes attention from {value!r} (`{key}`), which is code of another repository"
-
-
-def settings_of(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every key with its value, at any depth."""
-    waiting = [content]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            yield from found.items()
-        if isinstance(found, dict | list):
-            waiting += found.values() if isinstance(found, dict) else found

@@ -139,6 +139,22 @@ def _refusing_plainly(kind: type[Config]) -> type[Config]:
 _OTHER_ARCHITECTURES = ("CLIPForImageClassification",)
 
 
+def _read_config(read: Callable[..., Any], source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the configuration of a checkpoint, and refuse one that is not of a model that we read.
+
+    Args:
+        read: `PreTrainedConfig.get_config_dict`.
+        source: Folder of the checkpoint, or its name on the Hub.
+        kwargs: Options of `read`.
+    """
+    try:
+        found, rest = read(source, **kwargs)
+    except TypeError:  # transformers looks for keys in whatever the file holds
+        found, rest = None, {}
+    _require_architecture(found, source)
+    return found, rest
+
+
 def _require_architecture(config_dict: Any, source: Any) -> None:
     """Raise `ValueError` for weights that would load by name into a model that computes something else."""
     if not isinstance(config_dict, Mapping):
@@ -149,6 +165,18 @@ def _require_architecture(config_dict: Any, source: Any) -> None:
             f"{str(source)!r} was saved by {found[0]}, whose classifier reads the mean of the patches; expected a "
             f"checkpoint of CLIPModel or of this package. Load it with {found[0]}."
         )
+
+
+def settings_of(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every key of a file's settings with its value, at any depth."""
+    waiting = [content]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, Mapping):
+            yield from found.items()
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
 
 
 def is_foreign_attention(key: str, value: Any) -> bool:
@@ -162,16 +190,12 @@ def require_own_attention(config_dict: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it does, with the repository.
     """
-    waiting: list[Any] = [config_dict]
-    while waiting:
-        found = waiting.pop()
-        for key, value in found.items() if isinstance(found, Mapping) else ():
-            if is_foreign_attention(str(key), value):
-                raise ValueError(
-                    f"`{key}` of the checkpoint is {value!r}, which is code of another repository; expected sdpa, "
-                    "eager, flash_attention_2 or flex_attention. Remove it from config.json."
-                )
-            waiting.append(value)
+    for key, value in settings_of(config_dict):
+        if is_foreign_attention(str(key), value):
+            raise ValueError(
+                f"`{key}` of the checkpoint is {value!r}, which is code of another repository; expected sdpa, eager, "
+                "flash_attention_2 or flex_attention. Remove it from config.json."
+            )
 
 
 def _require_family(config_dict: dict[str, Any], *families: str) -> None:
@@ -234,11 +258,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Refuse the checkpoint of a model that reads the tower in another way; merge the tower's name of old ones."""
-        try:
-            found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except TypeError:  # transformers looks for keys in whatever the file holds
-            found, rest = None, {}
-        _require_architecture(found, pretrained_model_name_or_path)
+        found, rest = _read_config(super().get_config_dict, pretrained_model_name_or_path, **kwargs)
         old = found.get("vision_config_dict")
         if old is not None:
             found["vision_config"] = {**(found.get("vision_config") or {}), **CLIPVisionConfig(**old).to_dict()}
@@ -403,11 +423,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Refuse the checkpoint of a model that reads the tower in another way."""
-        try:
-            found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except TypeError:  # transformers looks for keys in whatever the file holds
-            found, rest = None, {}
-        _require_architecture(found, pretrained_model_name_or_path)
+        found, rest = _read_config(super().get_config_dict, pretrained_model_name_or_path, **kwargs)
         return found, rest
 
     @classmethod

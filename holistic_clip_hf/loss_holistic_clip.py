@@ -3,7 +3,7 @@
 
 - Pure functions of tensors: no model, no process group, no training step. Gathering happens at the edge.
 - Negatives come only from the *same slot* of other images, as in the paper.
-- The logits themselves, and their gradients: `streaming_holistic_clip`. Which branch: `matching_holistic_clip`.
+- Logits are made block by block, with their gradients (`_SumOverQueries`). `assign_branches` says which branch.
 - A missing caption is neither query nor candidate. What images with the same caption are to each other is an option.
 
 Axes: N images in the batch, G images after gathering over ranks (G = N without), H branches, M caption slots,

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import reprlib
@@ -21,7 +22,7 @@ from typing import IO, Any
 import yaml
 from filelock import FileLock, Timeout
 
-from .words import closest
+from .words import MOST_SHOWN, closest, shorten
 
 # What a process that was killed while it wrote leaves behind: the name, the process, an ending that nobody else uses.
 PARTIAL = re.compile(r"\..+\.[0-9]+\.partial")
@@ -79,21 +80,21 @@ class InUseError(TimeoutError):
 
 
 @contextmanager
-def hold_lock(path: Path, *, wait: bool = False, keep: bool = True) -> Iterator[None]:
+def hold_lock(path: Path, *, wait: float = 0.0, keep: bool = True) -> Iterator[None]:
     """Hold the lock at `path`, so that one process at a time writes what lies beside it.
 
     A folder that was made for the lock alone is removed with it.
 
     Args:
         path: File of the lock, which is made.
-        wait: Wait for the other process, and do not refuse.
+        wait: Seconds to wait for the other process before it is refused; `math.inf` for no end.
         keep: Leave the file there.
 
     Raises:
         InUseError: another process holds it, and the message says which.
     """
     folder, is_new, lock = path.parent, not path.parent.exists(), FileLock(path)
-    if not _acquired(lock, path, -1 if wait else 0):
+    if not _acquired(lock, path, wait):
         holder = _read_holder(path)
         if _is_alive(holder) or not _acquired(lock, path, _SECONDS_OF_ORPHANS):
             raise InUseError(
@@ -121,7 +122,7 @@ def _acquired(lock: FileLock, path: Path, seconds: float) -> bool:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=seconds)
+            lock.acquire(timeout=-1 if math.isinf(seconds) else seconds)
         except FileNotFoundError:  # its last holder has just removed the folder
             continue
         except Timeout:
@@ -191,15 +192,6 @@ def import_extra(name: str, extra: str, remedy: str = "") -> Any:
     except ImportError as error:
         said = f"{package} is not installed. Run: pip install 'holistic-clip-hf[{extra}]'"
         raise ImportError(f"{said}. {remedy}" if remedy else said) from error
-
-
-MOST_SHOWN = 200  # letters of a value that somebody wrote, in a message
-
-
-def shorten(text: str) -> str:
-    """Return a text as a message may have it, without its middle if it is long."""
-    half = MOST_SHOWN // 2
-    return text if len(text) <= MOST_SHOWN else f"{text[:half]} ... {text[-half:]}"
 
 
 def shown(value: Any) -> str:

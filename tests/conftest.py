@@ -57,10 +57,15 @@ def tokenizer(session_tokenizer: CLIPTokenizer) -> CLIPTokenizer:
     return copy.deepcopy(session_tokenizer)
 
 
-@pytest.fixture
-def processor(tokenizer: CLIPTokenizer) -> HolisticCLIPProcessor:
+def make_processor(tokenizer: CLIPTokenizer) -> HolisticCLIPProcessor:
+    """A processor of images of IMAGE_SIZE."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return HolisticCLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), tokenizer)
+
+
+@pytest.fixture
+def processor(tokenizer: CLIPTokenizer) -> HolisticCLIPProcessor:
+    return make_processor(tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ MOST_MS = 60_000
 
 @contextmanager
 def opened_browser() -> Iterator[Any]:
-    """Chromium; the test is skipped where there is none."""
+    """Chromium; without it the test is skipped."""
     if CHROMIUM is None:
         pytest.skip("there is no chromium on this machine: apt-get install chromium")
     with sync_playwright() as driver:

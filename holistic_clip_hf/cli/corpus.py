@@ -159,14 +159,14 @@ class Command:
             ValueError: as `build_from_sources` does.
         """
         from ..corpus.card import CorpusFacts
-        from ..evaluation.records import command_as_typed
+        from ..evaluation.records import CONSOLE_SCRIPT, shareable_command
 
         facts = CorpusFacts(
             title=self.card.title or self.output.resolve().name,
             description=self.card.description,
             license=self.card.license,
             languages=self.card.language,
-            command=command_as_typed(["", "holistic-clip", *sys.argv[1:]]),
+            command=shareable_command([CONSOLE_SCRIPT, *sys.argv[1:]]),
         )
         self.options.build(self.source.open(), self.output, facts)
         show(self.output)

@@ -135,11 +135,11 @@ class Command:
 
     def _build(self, source: "Source", corpus: Path) -> None:
         from ..corpus.card import CorpusFacts
-        from ..evaluation.records import command_as_typed
+        from ..evaluation.records import CONSOLE_SCRIPT, shareable_command
 
         options = BuildOptions(rows=self.rows, validation=self.validation, test=self.test, report=False)
         name = self.output.resolve().name
-        command = command_as_typed(["", "holistic-clip", *sys.argv[1:]])
+        command = shareable_command([CONSOLE_SCRIPT, *sys.argv[1:]])
         options.build(source, corpus, CorpusFacts(title=name, command=command))
 
     def _source(self) -> "Source":

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn
 
 from ..stopping import Stopped, raise_stopped
-from ..words import closest
+from ..words import closest, shorten
 from .option_names import as_options
 
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
@@ -211,7 +211,7 @@ def require_once(program: str, given: Sequence[str], repeated: Collection[str]) 
     """Refuse an option that is given twice, of which the first would not count.
 
     Raises:
-        SystemExit: one is (2).
+        SystemExit: an option is given twice (2).
     """
     names = [word.partition("=")[0].replace("_", "-") for word in given if re.match(r"--[a-z]", word)]
     for name in names:
@@ -280,9 +280,7 @@ def is_mistake(error: Exception) -> bool:
 
 def sentence_of(error: Exception) -> str:
     """Return the error's text on one line, without its middle if it is long, or its kind if it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if len(text) > MOST_LETTERS:
-        text = f"{text[: MOST_LETTERS // 2]} ... {text[-MOST_LETTERS // 2 :]}"
+    text = shorten(" ".join(str(error).split()) or type(error).__name__, MOST_LETTERS)
     if isinstance(error, RecursionError):
         return f"A file is nested deeper than can be read ({text}); expected one that is not damaged. Get it again."
     if PEER_ENDED in text:

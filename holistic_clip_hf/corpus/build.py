@@ -7,6 +7,7 @@ A row is one image and its captions, each with its perspective and source.
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -246,7 +247,7 @@ def write_corpus(
     directory, is_new = Path(directory), not Path(directory).exists()
     require_corpus_folder(directory)
     try:
-        with hold_lock(directory / _LOCK, wait=True):
+        with hold_lock(directory / _LOCK, wait=math.inf):
             if check is not None:
                 check()
             (directory / "data").mkdir(exist_ok=True)

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-from filelock import FileLock, Timeout
-
 from ..images.files import read_file
-from ..storage import require_place, write_atomically
+from ..storage import InUseError, hold_lock, lock_beside, require_place, write_atomically
 from .captions import FILE_NAME, Captions, CaptionsById
 
 ENDING = ".jsonl"
@@ -76,9 +74,8 @@ class CaptionFile:
             OSError: the file cannot be written, and is as it was.
             ValueError: as `read`.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=_SECONDS):
+            with hold_lock(lock_beside(self.path), wait=_SECONDS):
                 records = self._records()
                 if not self.path.exists():
                     own = {each: own_captions(pairs) for each, pairs in shown.items()}
@@ -93,7 +90,7 @@ class CaptionFile:
                 records[image_id] = _record_of(image_id, captions) | kept
                 with write_atomically(self.path) as file:
                     file.writelines(_line(record) for record in records.values())
-        except Timeout as error:
+        except InUseError as error:
             raise RefusedCaptionsError("Others are saving captions just now. Save again in a moment.") from error
 
     def _records(self) -> dict[str, dict[str, Any]]:

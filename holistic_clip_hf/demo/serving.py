@@ -6,9 +6,8 @@ import atexit
 import logging
 import os
 import shutil
-import signal
 import tempfile
-import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import gradio
 from starlette.middleware import Middleware
 
+from ..stopping import StopRequest
 from .guard import KnownHosts, RequestGuard
 from .uploads import MOST_BYTES
 
@@ -122,15 +122,10 @@ def _limit_connections(config: Any) -> None:
 
 def _wait(blocks: gradio.Blocks) -> None:
     """Wait until the page ends or the process is asked to, then close the page."""
-    is_asked = threading.Event()
-    is_main = threading.current_thread() is threading.main_thread()  # no other may handle signals
-    before = signal.signal(signal.SIGTERM, lambda *_: is_asked.set()) if is_main else None
+    request = StopRequest()
     try:
-        while blocks.is_running and not is_asked.wait(0.2):
-            pass
-    except KeyboardInterrupt:
-        logger.info("Interrupted.")
+        with request.listen():
+            while blocks.is_running and request.signum is None:
+                time.sleep(0.2)
     finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
         blocks.close(verbose=False)

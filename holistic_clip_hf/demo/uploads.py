@@ -1,6 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Images that visitors upload: which are taken, and how they are read without much memory."""
 
+from dataclasses import replace
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 import gradio
 from PIL import Image, UnidentifiedImageError
 
-from ..images.decoding import UnreadableImageError, open_image, read_image
-from ..processing_holistic_clip import MAX_RATIO
+from ..images.decoding import READABLE, UnreadableImageError, open_image, read_image
 
 MOST_BYTES = 10 * 2**20
 MOST_PIXELS = 20_000_000  # of a decoded image; a small file can hold very many
+UPLOADED = replace(READABLE, max_pixels=MOST_PIXELS)
 MOST_AT_ONCE = 2  # images that are decoded
 LEAST_SIDE = 1_024  # pixels of the shorter side that are kept; models see a few hundred
 # Types of files that are served back. Browsers run scripts in SVG, and what they do not know they guess.
@@ -64,11 +65,10 @@ def fault_of_upload(path: str | Path) -> str:
     try:
         with open_image(path) as image:
             _reduce(image)
-            width, height = image.size
+            fault = UPLOADED.fault_of(image.size)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return _NO_IMAGE
-    is_fitting = width * height <= MOST_PIXELS and 0 < max(width, height) <= MAX_RATIO * min(width, height)
-    return "" if is_fitting else _TOO_LARGE
+    return _TOO_LARGE if fault else ""
 
 
 def read_upload(path: str) -> Image.Image:

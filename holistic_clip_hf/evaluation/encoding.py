@@ -145,7 +145,7 @@ def encode_images(
 
 
 def _read(processor: Processor, images: Sequence[Any]) -> list[Tensor | str]:
-    """Return (3, height, width) of each image, or the reason why there is none.
+    """Return (3, height, width) of each image, or the reason why it cannot be read.
 
     They are processed one by one, so that a batch of large photos is never held in full size.
     """
@@ -154,7 +154,7 @@ def _read(processor: Processor, images: Sequence[Any]) -> list[Tensor | str]:
 
 
 def image_or_reason(image: Any, *, is_mask: bool = False) -> Any:
-    """Return the image of a row, decoded, or the reason why there is none; of a mask, whose values are kept."""
+    """Return the image of a row, decoded, or the reason why it cannot be read; of a mask, the values stay."""
     try:
         return decode_image(image) if is_mask else read_image(image)
     except UnreadableImageError as error:

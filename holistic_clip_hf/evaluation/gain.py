@@ -4,15 +4,13 @@
 Axes: N images, Q queries, H branches, D projection width.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from .encoding import DualEncoder, fuse
-from .ranking import DIRECTIONS, bootstrap_interval, rank_both_directions
-from .records import FUSED, Provenance, Record, Recorder
-from .retrieval import EmbeddedCorpus, per_perspective
+from .encoding import DualEncoder
+from .ranking import DIRECTIONS, bootstrap_interval
+from .records import FUSED, PER_PERSPECTIVE, Provenance, Record, Recorder
+from .retrieval import EmbeddedCorpus, ranks_by_question
 
 TASK = "fine_tuning"
 
@@ -45,7 +43,7 @@ def measure_gain(
     if len(base[1].branch_embeds) != len(tuned[1].branch_embeds):
         raise ValueError("The two models saw different images. Encode the corpus with one processor for both.")
     recorder, records = Recorder(provenance, TASK, len({**base[1].left_out, **tuned[1].left_out})), []
-    before, after = (dict(_hits(*each, k)) for each in (base, tuned))
+    before, after = (_hits(*each, k) for each in (base, tuned))
     for direction in DIRECTIONS:
         values = {
             "recall_before": before[direction],
@@ -65,12 +63,9 @@ def measure_gain(
     return records
 
 
-def _hits(model: DualEncoder, corpus: EmbeddedCorpus, k: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield for each direction which queries found an answer of theirs among the first k, (Q,)."""
+def _hits(model: DualEncoder, corpus: EmbeddedCorpus, k: int) -> dict[str, Tensor]:
+    """Return for each direction which queries found an answer of theirs among the first k, (Q,)."""
     found: dict[str, list[Tensor]] = {direction: [] for direction in DIRECTIONS}
-    for asked in per_perspective(corpus.captions):
-        vectors = fuse(model, corpus.branch_embeds[asked.images], corpus.embeds_of(asked.texts))
-        ranked = rank_both_directions(vectors.images, vectors.texts, asked.pairs, score=vectors.score)
-        for direction, result in ranked.items():
-            found[direction].append((torch.as_tensor(result.ranks) < k).double())
-    return ((direction, torch.cat(hits)) for direction, hits in found.items())
+    for told, ranked in ranks_by_question(PER_PERSPECTIVE, model, corpus, with_branches=False):
+        found[str(told["direction"])].append((torch.as_tensor(ranked.ranks) < k).double())
+    return {direction: torch.cat(hits) for direction, hits in found.items()}

@@ -230,7 +230,7 @@ def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
                 "them apart in `details`."
             )
         new[record.key] = record
-    with hold_lock(lock_beside(path), wait=True, keep=False):
+    with hold_lock(lock_beside(path), wait=math.inf, keep=False):
         merged = {record.key: record for record in (load_records(path) if path.exists() else [])} | new
         write_json(path, [asdict(merged[key]) for key in sorted(merged)])
 

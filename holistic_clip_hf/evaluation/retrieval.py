@@ -313,15 +313,16 @@ def measure_retrieval(
     corpus.require_images()
     recorder, records = Recorder(provenance, TASK, len(corpus.left_out)), []
     for protocol in protocols:
-        asked = _asked_at_once if protocol == CAPTION_SETS else partial(_asked_one_by_one, protocol)
+        asked = _asked_at_once if protocol == CAPTION_SETS else partial(ranks_by_question, protocol)
         for details, ranks in asked(model, corpus, with_branches):
             records += _records_of_ranks(ranks, recorder, {"protocol": protocol, **details}, ks)
     return records
 
 
-def _asked_one_by_one(
+def ranks_by_question(
     protocol: str, model: DualEncoder, corpus: EmbeddedCorpus, with_branches: bool
 ) -> Iterator[tuple[dict[str, Detail], DirectionRanks]]:
+    """Yield the ranks of a protocol's queries, perspective by perspective, with what a record says of them."""
     for question in PROTOCOLS[protocol](corpus.captions):
         images, texts = corpus.branch_embeds[question.images], corpus.embeds_of(question.texts)
         for details, vectors in vectors_by_name(model, images, texts, with_branches=with_branches):

@@ -21,9 +21,9 @@ from ..checkpoint_files import (
     index_problems,
     is_link_of_the_cache,
     setting_problems,
-    settings_of,
     weights_problems,
 )
+from ..configuration_holistic_clip import settings_of
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 TRAVELLING_FILES = tuple(

@@ -7,6 +7,7 @@ package has it too.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -417,7 +418,7 @@ def write_model_card(folder: str | Path) -> Path:
             "Correct the path."
         )
     config, card = HolisticCLIPConfig.from_pretrained(folder), folder / CARD_FILE
-    with hold_lock(lock_beside(card), wait=True, keep=False):
+    with hold_lock(lock_beside(card), wait=math.inf, keep=False):
         facts = known_facts(folder)
         records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
         pictures = _draw_branches([record for record in records if record.model == facts.model_name], config, folder)

@@ -31,11 +31,11 @@ from ..storage import (
     checksum,
     hold_lock,
     require_own_folder,
-    shorten,
     shown,
     write_atomically,
     write_json,
 )
+from ..words import shorten
 
 FORMAT = 1
 READING = 1  # to be raised when an image that was left out is to be read, or others have other pixels

@@ -421,7 +421,7 @@ class OneLineProgress(ProgressCallback):
 
 
 class OneLinePrinter(TrainerCallback):
-    """The same lines with the time that is left, where there is no terminal for a bar."""
+    """The same lines with the time that is left, for output that is not a terminal."""
 
     def __init__(self) -> None:
         self.started, self.first_step = time.monotonic(), 0

@@ -188,7 +188,7 @@ class HolisticCLIPCollator:
         return image, self._draw_captions(captions, generator)
 
     def _read_image(self, image: Any, generator: torch.Generator) -> Any:
-        """Return the image, augmented, or the reason why there is none.
+        """Return the image, augmented, or the reason why it cannot be read.
 
         It is made small at once, so that a batch of large photos is never held in full size.
         """

@@ -6,7 +6,8 @@ They part because what is a branch's own learns faster than the rest.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -29,6 +30,7 @@ from ..configuration_holistic_clip import HolisticCLIPConfig, require_own_attent
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..storage import require_free_space, write_atomically
 
+EXPECTED_BASE = "expected a CLIP or a checkpoint of this package, by its folder or its name on the Hub"
 RUN = "model"  # the only run of such a recipe, and the name of its folder
 # As CLIP is fine-tuned contrastively (FLYP, https://arxiv.org/abs/2212.00638, section 4: 1e-5 for ViT-B/16). Towers of
 # the quickstart's size take ten times that: training/LOG.md.
@@ -90,10 +92,6 @@ class Choice:
         return f"{self.name} {self.value}: {self.reason}"
 
 
-class _OtherModelError(ValueError):
-    """A checkpoint of a model that is not a CLIP."""
-
-
 def read_base(name: str) -> Base:
     """Read what has to be known of a checkpoint, without its weights.
 
@@ -102,21 +100,16 @@ def read_base(name: str) -> Base:
     """
     if Path(name).is_dir():
         require_loadable(name, "base")
-    expected = "expected a CLIP or a checkpoint of this package, by its folder or its name on the Hub"
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
-        raise ValueError(f"`base` is {name}, which is not a folder; {expected}. Correct the path.")
-    try:
+        raise ValueError(f"`base` is {name}, which is not a folder; {EXPECTED_BASE}. Correct the path.")
+    with _refusing(name):
         require_own_attention(PreTrainedConfig.get_config_dict(name)[0])
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        if not isinstance(config, CLIPConfig | HolisticCLIPConfig):
-            raise _OtherModelError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {expected}.")
+    if not isinstance(config, CLIPConfig | HolisticCLIPConfig):
+        raise ValueError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {EXPECTED_BASE}.")
+    with _refusing(name):
         processor = CLIPImageProcessorPil.from_pretrained(name)
         tokenizer = CLIPTokenizer.from_pretrained(name)
-    except _OtherModelError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"`base` is {name}; {expected}. transformers says: {reason}.") from error
     vision, is_ours = cast(Any, config.vision_config), isinstance(config, HolisticCLIPConfig)
     positions = cast(Any, config.text_config).max_position_embeddings
     return Base(
@@ -128,6 +121,16 @@ def read_base(name: str) -> Base:
         image_size=dict(processor.crop_size)["height"],
         max_length=min(tokenizer.model_max_length, positions),
     )
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Raise a `ValueError` about the base for what transformers cannot read of it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"`base` is {name}; {EXPECTED_BASE}. transformers says: {reason}.") from error
 
 
 def require_few_left_out(num_rows: int, reasons: Mapping[str, int]) -> None:

@@ -356,6 +356,11 @@ def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
     start = cast(str, recipe.start_from)
     if PreTrainedConfig.get_config_dict(start)[0].get("model_type") != HolisticCLIPConfig.model_type:
         return from_clip(start, perturbation=recipe.perturbation or 0.0, seed=recipe.seed, **fields)
+    if recipe.perturbation is not None:
+        raise ValueError(
+            f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has a `perturbation`; "
+            "expected none, since it parts the copies of a CLIP. Leave it out."
+        )
     if recipe.model:
         raise ValueError(
             f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has "

@@ -64,7 +64,7 @@ class Campaign:
     about: str
     tries: int
     attempt: Callable[[Path, Place, Draw], Outcome]
-    prepare: Callable[[Path], None]
+    prepare: Callable[[Path], None] = field(default=lambda shared: None)
     unit: str = ""
     obstacle: Callable[[], str] = field(default=lambda: "")
 

@@ -99,6 +99,11 @@ def list_words(shared: Path) -> list[str | Path]:
     return ["list", shared / "captions.csv", "--root", shared / "photos", *COLUMNS]
 
 
+def make_index(shared: Path) -> None:
+    """Index the photos by the model that all tries share."""
+    command("search", "index", shared / "photos", "--model", shared / "model", "--index", shared / "index")()
+
+
 def make_world(shared: Path) -> None:
     """Make all that the verbs need."""
     from tiny_captioner import make_tiny_captioner

@@ -63,5 +63,4 @@ CAMPAIGN = Campaign(
     "numbers, or one sentence at construction",
     tries=300,
     attempt=attempt,
-    prepare=lambda shared: None,
 )

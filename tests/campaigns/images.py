@@ -12,7 +12,7 @@ from pathlib import Path
 from _child import Place, command, run, sentence
 from _frame import REFUSED, SECONDS, Campaign, Draw, Outcome, changed, judge, surroundings
 from _nonsense import flip
-from _verbs import COLUMNS, PERSPECTIVES, draw_photo, make_world, rows_of_index, write_list
+from _verbs import COLUMNS, PERSPECTIVES, draw_photo, make_index, make_world, rows_of_index, write_list
 from PIL import Image
 
 MODES = ("RGB", "RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "I", "F", "YCbCr")
@@ -288,7 +288,7 @@ def attempt(shared: Path, place: Place, draw: Draw) -> Outcome:
 
 def prepare(shared: Path) -> None:
     make_world(shared)
-    command("search", "index", shared / "photos", "--model", shared / "model", "--index", shared / "index")()
+    make_index(shared)
 
 
 CAMPAIGN = Campaign(

@@ -10,7 +10,16 @@ from typing import Any
 from _child import Place, command, run
 from _frame import FINISHED, REFUSED, SECONDS, Campaign, Draw, Outcome, changed, judge, surroundings
 from _nonsense import flip, nonsense
-from _verbs import SPLIT, list_words, make_checkpoints, make_corpus, make_photos, rows_of_corpus, rows_of_index
+from _verbs import (
+    SPLIT,
+    list_words,
+    make_checkpoints,
+    make_corpus,
+    make_index,
+    make_photos,
+    rows_of_corpus,
+    rows_of_index,
+)
 from kills import differences
 
 Words = list[Any]
@@ -120,7 +129,7 @@ def prepare(shared: Path) -> None:
     make_photos(shared)
     make_checkpoints(shared)
     make_corpus(shared)
-    command("search", "index", shared / "photos", "--model", shared / "model", "--index", shared / "index")()
+    make_index(shared)
 
 
 CAMPAIGN = Campaign(

@@ -7,7 +7,7 @@ from typing import Any
 
 from _child import Place, command, run
 from _frame import FINISHED, SECONDS, Campaign, Draw, Outcome, changed, judge, snapshot, surroundings
-from _verbs import COLUMNS, list_words, make_world
+from _verbs import COLUMNS, list_words, make_index, make_world
 
 WORDS = ("", " ", "-", "--", "0", "-1", "1e400", "nan", "inf", "one", "é", "'", '"; x', "$HOME", "\n", "*", "None")
 
@@ -91,7 +91,7 @@ def attempt(shared: Path, place: Place, draw: Draw) -> Outcome:
 
 def prepare(shared: Path) -> None:
     make_world(shared)
-    command("search", "index", shared / "photos", "--model", shared / "model", "--index", shared / "index")()
+    make_index(shared)
 
 
 CAMPAIGN = Campaign(

@@ -174,5 +174,4 @@ CAMPAIGN = Campaign(
     "sizes that lie, gzip bombs, cuts and flipped bits",
     tries=100,
     attempt=attempt,
-    prepare=lambda shared: None,
 )

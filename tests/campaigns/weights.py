@@ -10,7 +10,7 @@ from typing import Any
 from _child import Place, command, run
 from _frame import SECONDS, Campaign, Draw, Outcome, changed, judge, surroundings
 from _nonsense import VALUES, flip, nonsense
-from _verbs import make_checkpoints, make_photos, rows_of_index
+from _verbs import make_checkpoints, make_index, make_photos, rows_of_index
 from kills import differences
 
 from images import Touching
@@ -127,7 +127,7 @@ def attempt(shared: Path, place: Place, draw: Draw) -> Outcome:
 def prepare(shared: Path) -> None:
     make_photos(shared)
     make_checkpoints(shared)
-    command("search", "index", shared / "photos", "--model", shared / "model", "--index", shared / "index")()
+    make_index(shared)
 
 
 CAMPAIGN = Campaign(

@@ -207,7 +207,7 @@ def test_options_are_refused_before_anything_is_loaded(
 def test_places_are_checked_before_anything_is_loaded(
     splits: dict[str, Dataset], run: Callable[..., list[Record]], tmp_path: Path
 ) -> None:
-    """There is no checkpoint: its absence would be told if it were looked for."""
+    """The checkpoint is missing: that would be told if it were looked for."""
     photo = tmp_path / "photo.png"
     Image.new("RGB", (4, 4)).save(photo)
     before = photo.read_bytes()

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from conftest import COLOURS, IMAGE_SIZE, SHAPES, draw
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from conftest import COLOURS, SHAPES, draw, make_processor
+from holistic_clip_hf import HolisticCLIPModel
 
 gradio = pytest.importorskip("gradio")
 pytest.importorskip("gradio_client")
@@ -66,8 +66,7 @@ def showcase(
     folder = tmp_path_factory.mktemp("demo") / "drawings"
     fill(folder, draw)
     (folder.parent / "secret.txt").write_text(SECRET)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor = HolisticCLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), session_tokenizer)
+    processor = make_processor(session_tokenizer)
     captions = {f"{colour}-{shape}.png": [("short", f"a {colour} {shape}")] for colour in COLOURS for shape in SHAPES}
     captions[SCRIPT_FILE] = [("short", SCRIPT), ("style", "drawn flat")]
     return open_drawings(folder, make_model(perspectives=["short", "main_object", "style"]), processor, captions)

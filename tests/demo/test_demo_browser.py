@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import CLIPImageProcessor, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from conftest import IMAGE_SIZE, draw
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from conftest import draw, make_processor
+from holistic_clip_hf import HolisticCLIPModel
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'holistic-clip-hf[browser]'")
@@ -28,8 +28,7 @@ def address(
 ) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("browser") / "drawings"
     fill(folder, draw)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor = HolisticCLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), session_tokenizer)
+    processor = make_processor(session_tokenizer)
     captions = {"red-square.png": [("short", "a red square"), ("style", SCRIPT)]}
     model = make_model(perspectives=["short", "main_object", "style"])
     with served(open_drawings(folder, model, processor, captions)) as blocks:

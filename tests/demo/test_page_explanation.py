@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from conftest import IMAGE_SIZE, draw
+from conftest import draw, make_processor
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.search import FUSED, Term
 from holistic_clip_hf.visualization import branch_relevance
@@ -27,8 +27,7 @@ PERSPECTIVES = ["short", "main_object", "style"]
 
 @pytest.fixture(scope="module")
 def processor(session_tokenizer: CLIPTokenizer) -> HolisticCLIPProcessor:
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return HolisticCLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), session_tokenizer)
+    return make_processor(session_tokenizer)
 
 
 @pytest.fixture(scope="module")

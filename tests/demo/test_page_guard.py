@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from conftest import IMAGE_SIZE, draw
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from conftest import draw, make_processor
+from holistic_clip_hf import HolisticCLIPModel
 
 gradio = pytest.importorskip("gradio")
 
@@ -40,8 +40,7 @@ def showcase(
 ) -> Showcase:
     folder = tmp_path_factory.mktemp("guard") / "drawings"
     fill(folder, draw)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor = HolisticCLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), session_tokenizer)
+    processor = make_processor(session_tokenizer)
     return open_drawings(folder, make_model(perspectives=["short", "main_object", "style"]), processor)
 
 

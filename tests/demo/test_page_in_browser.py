@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import CLIPImageProcessor, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from conftest import COLOURS, IMAGE_SIZE, SHAPES, draw
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from conftest import COLOURS, IMAGE_SIZE, SHAPES, draw, make_processor
+from holistic_clip_hf import HolisticCLIPModel
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'holistic-clip-hf[browser]'")
@@ -47,8 +47,7 @@ def showcase(
         name = LONG_NAME if number == 0 else f"{number:02d}-{colour}-{shape}.png"
         draw(colour, shape, IMAGE_SIZE + number).save(folder / name)
         captions[name] = [("short", f"a {colour} {shape}"), ("style", f"drawn flat, {colour}")]
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor = HolisticCLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), session_tokenizer)
+    processor = make_processor(session_tokenizer)
     model = make_model(perspectives=["short", "main_object", "style"])
     return open_drawings(folder, model, processor, captions, CaptionFile(captions_file))
 

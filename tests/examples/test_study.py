@@ -210,7 +210,7 @@ def with_sets(row: dict[str, Any], by: str, value: float) -> dict[str, Any]:
 
 
 def test_all_captions_at_once_have_tables_and_panels_of_their_own() -> None:
-    """Only of two of the three methods it is known; it is no perspective, and not in the mean over them."""
+    """Known of two of the three methods only, and left out of the mean over perspectives."""
     found = []
     for replicate, level in enumerate((0.1, 0.5)):
         found.append(with_sets(result("one_to_many", replicate, mean=level), "fused, mean", level))

@@ -221,7 +221,7 @@ for line in sys.stdin:
 
 @pytest.mark.slow
 def test_kills_at_random_moments(bring: Indexing, photos: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Also while an index that is there is brought up to date: it can be opened at any moment."""
+    """Also while an existing index is brought up to date: it can be opened at any moment."""
     draw, index, num_killed = random.Random(0), tmp_path / "index", 0
     bring(lookup="ivf")
     for number in range(40):

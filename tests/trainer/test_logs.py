@@ -46,7 +46,7 @@ def test_branches_that_stay_copies_are_warned_of_once(
 def test_one_line_for_each_log_from_python(
     make_trainer: MakeTrainer, corpus: Dataset, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of loss and of evaluation, with the time that is left, where there is no terminal."""
+    """Of loss and of evaluation, with the time that is left, if the output is not a terminal."""
     make_trainer(evaluation=corpus, eval_strategy="steps", eval_steps=2, max_steps=4, logging_steps=2).train()
     shown = capfd.readouterr()
     lines = [line for line in shown.err.splitlines() if line.startswith("step")]

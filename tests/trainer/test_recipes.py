@@ -371,3 +371,13 @@ def test_perturbation_parts_copies_and_is_kept_out_of_older_fingerprints(ingredi
     path.write_text(f"{RECIPES['emoji'].read_text()}perturbation: 0.1\n")
     with pytest.raises(ValueError, match="`perturbation` is 0.1 without `start_from`"):
         load_recipe(path)
+
+
+def test_a_perturbation_of_a_checkpoint_of_ours_is_refused(ingredients: Path, tmp_path: Path) -> None:
+    """Its branches are kept by name, so that no copy would be parted, silently."""
+    exact = shrink(load_recipe(RECIPES["photos"]), ingredients)
+    tokenizer = make_processor(exact, load_corpus(ingredients / "corpus")).tokenizer
+    make_model(exact, "holistic", tokenizer).save_pretrained(tmp_path)
+    ours = replace(exact, start_from=str(tmp_path), model={}, perturbation=0.1)
+    with pytest.raises(ValueError, match="has a `perturbation`; expected none, since it parts the copies of a CLIP"):
+        make_model(ours, "holistic", tokenizer)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -302,7 +303,7 @@ def test_a_lock_waits_for_what_a_dead_process_has_forked(tmp_path: Path) -> None
 
 def test_a_lock_that_waits_and_a_folder_made_for_it(tmp_path: Path) -> None:
     other = holder(tmp_path / "one", 1)
-    with hold_lock(tmp_path / "one" / ".lock", wait=True):
+    with hold_lock(tmp_path / "one" / ".lock", wait=math.inf):
         assert other.wait() == 0
     assert not (tmp_path / "one").exists() or os.listdir(tmp_path / "one") == [".lock"]
     with pytest.raises(RuntimeError), hold_lock(tmp_path / "two" / ".lock"):

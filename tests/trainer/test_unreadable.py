@@ -159,7 +159,7 @@ def test_a_last_evaluation_batch_of_which_nothing_counts(
 
 
 def test_evaluation_does_not_count_damaged_images(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path) -> None:
-    """The recall of the others; candidates that cannot be seen are none."""
+    """The recall of the others, without candidates that cannot be seen."""
     captionless = corpus.map(lambda row, i: {"captions": row["captions"] if i != 2 else []}, with_indices=True)
     expected = make_trainer(evaluation=captionless).evaluate()
     found = make_trainer(evaluation=damaged(corpus, 2)).evaluate()
