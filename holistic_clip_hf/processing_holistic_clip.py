@@ -271,6 +271,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
             logger.warning(
                 f"{num_cut} of {len(encoded.encodings)} texts are too long and cut (said once; see `num_truncated`): "
                 f"`tokenizer.model_max_length` is {self.tokenizer.model_max_length} tokens. Remedy: shorter texts, or "
+                "longer positions: `holistic-clip finetune` with `--max-length`, or, in Python, "
                 "`holistic_clip_hf.initialization.stretch_text_positions` and a larger `model_max_length`."
             )
         self.num_truncated += num_cut

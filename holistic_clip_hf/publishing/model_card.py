@@ -24,7 +24,7 @@ from ..evaluation.branch_report import TASK as BRANCHES
 from ..evaluation.branch_report import branch_picture
 from ..evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from ..evaluation.records import BY_NAME, FUSED, PER_PERSPECTIVE, Record, load_records
-from ..evaluation.retrieval import CAPTION_SETS
+from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
 from ..storage import field_names, hold_lock, lock_beside, require_keys, write_atomically, write_json
 from ..words import markdown_table
 
@@ -239,6 +239,8 @@ def _retrieval_section(where: str, records: Sequence[Record], names: Sequence[st
     )
     if any(record.details["protocol"] == CAPTION_SETS for record in records):
         text += f" In the row `{AT_ONCE}` all captions of an image ask together."
+    if note := note_of_few_images(records):
+        text += f" **{note}**"
     return Section(f"Retrieval on {where}", text, markdown_table(table[0], table[1:]))
 
 

@@ -6,6 +6,7 @@ They part because what is a branch's own learns faster than the rest.
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ from transformers import (
 
 from ..checkpoint_files import require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig, require_own_attention
+from ..images.decoding import NOT_READ
+from ..images.sources import Skipped
 from ..modeling_holistic_clip import HolisticCLIPModel
+from ..processing_holistic_clip import clean_caption
 from ..storage import require_free_space, write_atomically
 
 EXPECTED_BASE = "expected a CLIP or a checkpoint of this package, by its folder or its name on the Hub"
@@ -51,8 +55,10 @@ LOGS = 50  # lines of loss in all
 # folder or the list was read wrongly: a table in another encoding loses each line with an accent.
 MOST_LEFT_OUT = {
     ("does not decode", "no image", "0 bytes"): (0.5, "Copy the photos anew, or remove the broken ones."),
+    (NOT_READ,): (0.5, "Convert them, as with `magick mogrify -format jpg *.heic`."),
     ("not in UTF-8",): (0.1, "Name the encoding of the list, as `--encoding cp1252`."),
 }
+MOST_NAMED = 3  # photos, in a refusal
 # Copies of the weights on the disk at once: two states, each with weights and two moments of Adam, and the result.
 COPIES_OF_WEIGHTS, BYTES_OF_WEIGHT = 7, 4
 
@@ -133,24 +139,24 @@ def _refusing(name: str) -> Iterator[None]:
         raise ValueError(f"`base` is {name}; {EXPECTED_BASE}. transformers says: {reason}.") from error
 
 
-def require_few_left_out(num_rows: int, reasons: Mapping[str, int]) -> None:
+def require_few_left_out(num_rows: int, left_out: Iterable[Skipped]) -> None:
     """Refuse a corpus that lost most of its photos, or many lines of its list, to damage.
 
     Args:
         num_rows: Images of the corpus.
-        reasons: Number of images and lines left out, by their reason.
+        left_out: Images and lines that were left out, with their reasons.
 
     Raises:
         ValueError: more was left out for one reason than single faults explain.
     """
+    items = list(left_out)
     for begins, (most, remedy) in MOST_LEFT_OUT.items():
-        found = {reason: count for reason, count in reasons.items() if reason.startswith(begins)}
-        count = sum(found.values())
-        if count > most * (num_rows + count):
-            told = ", ".join(reason.partition(";")[0] for reason in found)
+        found = [item for item in items if item.reason.startswith(begins)]
+        if len(found) > most * (num_rows + len(found)):
+            told = ", ".join(dict.fromkeys(re.split("[:;]", item.reason)[0] for item in found))
             raise ValueError(
-                f"{count:,} of {num_rows + count:,} photos were left out ({told}); expected at most {most:.0%}. "
-                f"{remedy}"
+                f"{len(found):,} of {num_rows + len(found):,} photos were left out ({told}), the first "
+                f"{', '.join(item.item for item in found[:MOST_NAMED])}; expected at most {most:.0%}. {remedy}"
             )
 
 
@@ -169,11 +175,12 @@ def require_telling_captions(captions: Iterable[Sequence[Mapping[str, str]]]) ->
             texts = found.setdefault(caption["perspective"], [])
             texts.extend([frozenset()] * (number + 1 - len(texts)))
             texts[number] |= {caption["text"].strip()}
-    distinct = {text for texts in found.values() for each in texts for text in each}
-    if len(distinct) == 1 and max(map(len, found.values())) > 1:
+    distinct = [set().union(*texts) for texts in found.values()]
+    if max(map(len, distinct)) == 1 and max(map(len, found.values())) > 1:
+        told = " or ".join(repr(text) for text in sorted(set().union(*distinct)))
         raise ValueError(
-            f"All captions are {distinct.pop()!r}; expected captions that tell the photos apart. Correct them, or "
-            "name another column with `--caption`."
+            f"All captions are {told}; expected captions that tell the photos apart. Correct them, or name another "
+            "column with `--caption`."
         )
     for first, second in combinations(found, 2):
         both = [pair for pair in zip(found[first], found[second], strict=False) if all(pair)]
@@ -207,13 +214,36 @@ def order_of_branches(base: Base, perspectives: Sequence[str]) -> list[str]:
     return [*kept, *(name for name in perspectives if name not in kept)]
 
 
-def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list[Choice]:
+def require_length(base: Base, max_length: int | None) -> None:
+    """Raise `ValueError` for fewer tokens of a caption than the base reads."""
+    if max_length is not None and max_length < base.max_length:
+        raise ValueError(
+            f"`max_length` is {max_length}; expected {base.max_length}, which the base reads, or more. Leave it out, "
+            "or shorten the captions."
+        )
+
+
+def caption_lengths(base: Base, captions: Iterable[Sequence[Mapping[str, str]]]) -> list[int]:
+    """Return the number of tokens of each distinct caption, as the base's tokenizer counts them.
+
+    Args:
+        base: Checkpoint that is fine-tuned.
+        captions: Captions of each training image, with their `text`.
+    """
+    texts = list({clean_caption(caption["text"]) for of_image in captions for caption in of_image})
+    tokenizer = CLIPTokenizer.from_pretrained(base.name)
+    return [len(tokens) for tokens in tokenizer(texts, verbose=False)["input_ids"]] if texts else []
+
+
+def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any], lengths: Sequence[int] = ()) -> list[Choice]:
     """Choose the settings of training by the number of images, the device and the base; `given` ones stand.
 
     Args:
         num_rows: Number of training images.
         base: Checkpoint that is fine-tuned.
-        given: Values by name of `batch_size`, `epochs`, `learning_rate`; `None` where nothing is asked for.
+        given: Values by name of `batch_size`, `epochs`, `learning_rate`, `max_length`; `None` where nothing is asked
+            for.
+        lengths: Tokens of each caption.
 
     Raises:
         ValueError: fewer than two images.
@@ -234,6 +264,7 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
     of_branches = BRANCH_RATES[base.branch_type]
     why = {name: "as asked for" for name, value in given.items() if value}
     return [
+        _choose_length(base, given.get("max_length"), lengths),
         Choice("batch size", batch, why.get("batch_size", f"{num_rows:,} images on {device}, {batches} batches")),
         Choice("epochs", epochs, why.get("epochs", f"{epochs * batches:,} steps; {most} or {STEPS} steps are enough")),
         Choice("learning rate", rate, why.get("learning_rate", f"towers of width {base.width}")),
@@ -243,6 +274,18 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
         Choice("warm-up steps", max(1, round(WARMUP * epochs * batches)), f"{WARMUP:.0%} of the training"),
         Choice("steps between lines of loss", max(1, round(epochs * batches / LOGS)), f"about {LOGS} lines"),
     ]
+
+
+def _choose_length(base: Base, given: int | None, lengths: Sequence[int]) -> Choice:
+    """Choose how many tokens of a caption are read: the base's, since stretched positions change its answers."""
+    length = given or base.max_length
+    num_cut = sum(each > length for each in lengths)
+    reason = "as asked for" if given else "as the base reads"
+    if num_cut:
+        reason += (
+            f". {num_cut:,} of {len(lengths):,} captions are longer and cut; `--max-length {max(lengths)}` reads all"
+        )
+    return Choice("tokens of a caption", length, reason)
 
 
 def make_recipe(
@@ -258,7 +301,7 @@ def make_recipe(
         "split_column": "split",
         "image_size": base.image_size,
         "start_from": base.name,
-        "tokenizer": {"checkpoint": base.name, "max_length": base.max_length},
+        "tokenizer": {"checkpoint": base.name, "max_length": chosen["tokens of a caption"]},
         "model": model,
         "training": {
             "seed": seed,

@@ -269,7 +269,7 @@ def test_captions_that_teach_nothing_are_refused(
     said = capsys.readouterr()
     assert ended.value.code == 2 and re.search(message, said.err.strip().splitlines()[-1]), said.err
     assert "photos with captions: " in said.out
-    assert not (tmp_path / "mine" / "recipe.yaml").exists()
+    assert not (tmp_path / "mine").exists(), "corrected captions from another file would be those of another corpus"
 
 
 def test_a_folder_of_broken_photos_is_refused_and_one_with_some_is_not(
@@ -283,8 +283,85 @@ def test_a_folder_of_broken_photos_is_refused_and_one_with_some_is_not(
         (photos / f"{number}.png").write_bytes(b"<html>" if number < 30 else b"")
     with pytest.raises(SystemExit):
         finetune(photos, clip, tmp_path / "most", *COLUMNS, "--epochs", "1", "--batch-size", "8")
-    assert "36 of 40 photos were left out (no image, 0 bytes); expected at most 50%." in capsys.readouterr().err
-    assert not (tmp_path / "most" / "recipe.yaml").exists()
+    said = capsys.readouterr().err
+    assert re.search(r"36 of 40 photos were left out \((no image|0 bytes), .*\), the first .*png; expected at", said)
+    assert not (tmp_path / "most").exists(), "a list that is corrected begins anew"
+
+
+def test_a_refusal_leaves_what_lay_in_the_output(photos: Path, clip: Path, tmp_path: Path) -> None:
+    _list_of(photos, lambda number, title, colour: ["a shape", "a shape"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1")
+    assert [path.name for path in (tmp_path / "mine").iterdir() if path.name != ".lock"] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("named", [COLUMNS, ()], ids=["named", "proposed"])
+def test_captions_that_are_all_alike_are_refused_in_one_sentence(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], named: tuple[str, ...]
+) -> None:
+    _list_of(photos, lambda number, title, colour: ["a shape", "all red"])
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *named, "--epochs", "1")
+    assert "All captions are 'a shape' or 'all red'; expected captions that tell" in capsys.readouterr().err
+
+
+def test_photos_of_phones_are_told_from_what_is_not_an_image(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(30):
+        (photos / f"{number}.png").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1")
+    said = capsys.readouterr().err
+    assert "30 of 40 photos were left out (the format HEIC is not read), the first" in said
+    assert "expected at most 50%. Convert them, as with `magick mogrify" in said
+
+
+def test_few_held_out_photos_are_said_to_mean_little(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (*COLUMNS, "--epochs", "1", "--batch-size", "8", "--test")
+    for share, is_few in (("0.1", True), ("0.4", False)):
+        output = tmp_path / f"mine-{share}"
+        finetune(photos, clip, output, *options, share)
+        count = load_corpus(output / "corpus")["split"].count("test")
+        assert (count < 10) is is_few
+        said, card = capsys.readouterr().out, (output / "model" / "README.md").read_text()
+        note = f"Recall was measured on {count} images, too few to mean much"
+        assert (note in said and "such as `--test 0.3`" in said) is is_few
+        assert (note in card) is is_few
+    made = tmp_path / "mine-0.1"
+    options = ("--model", f"{made / 'model'}", "--corpus", f"{made / 'corpus'}", "--output", f"{made / 'r.json'}")
+    main(["evaluate", *options])
+    assert "too few to mean much" in capsys.readouterr().out
+    names = {record.dataset for record in load_records(made / "r.json") + load_records(made / "model/results.json")}
+    assert names == {"mine-0.1"}, "both verbs call the corpus alike"
+
+
+def test_longer_captions_are_read_if_asked(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = read_base(str(clip))
+    _list_of(photos, lambda number, title, colour: [f"{title} " + "with a dot " * base.max_length, colour])
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "less", *COLUMNS, "--max-length", str(base.max_length - 1))
+    assert f"`--max-length` is {base.max_length - 1}; expected {base.max_length}" in capsys.readouterr().err
+    assert not (tmp_path / "less").exists()
+    options = (*COLUMNS, "--epochs", "1", "--batch-size", "8")
+    finetune(photos, clip, tmp_path / "cut", *options)
+    said = capsys.readouterr().out
+    found = re.search(r"tokens of a caption (\d+): as the base reads\. [\d,]+ of [\d,]+ .* `--max-length (\d+)`", said)
+    assert found and int(found[1]) == base.max_length < int(found[2])
+    finetune(photos, clip, tmp_path / "long", *options, "--max-length", found[2])
+    assert f"tokens of a caption {found[2]}: as asked for\n" in capsys.readouterr().out
+    model = HolisticCLIPModel.from_pretrained(tmp_path / "long" / "model")
+    processor = HolisticCLIPProcessor.from_pretrained(tmp_path / "long" / "model")
+    assert model.config.text_config.max_position_embeddings == processor.tokenizer.model_max_length == int(found[2])
+    kept = model.text_model.embeddings.position_embedding.weight[:20]
+    stock = CLIPModel.from_pretrained(clip).text_model.embeddings.position_embedding.weight[:20]
+    assert (kept - stock).abs().max() < 0.01, "the first twenty positions are the base's"
 
 
 def test_a_text_model_is_not_a_base(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
