@@ -9,12 +9,14 @@ from .clip import from_clip
 from .holistic_clip import from_holistic_clip
 from .open_clip import from_official, from_open_clip
 from .positions import stretch_positions, stretch_text_positions
+from .siglip import from_siglip
 
 __all__ = [
     "from_clip",
     "from_holistic_clip",
     "from_official",
     "from_open_clip",
+    "from_siglip",
     "stretch_positions",
     "stretch_text_positions",
 ]
