@@ -38,6 +38,7 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 # The order in which the paper's released code merges its captions (PAPER: one web text, five generated ones).
 PAPER_PERSPECTIVES = ("web", "detail", "nouns", "background", "main_object", "style")
 
+MODEL_TYPES = ("holistic_clip", "holistic_siglip")
 BRANCH_TYPES = ("cls", "mlp", "probe")
 BRANCH_ISOLATIONS = ("isolated", "strict", "anchored", "open", "official")
 PATCH_STEMS = ("linear", "convolutional")

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, PreTrainedConfig
 
-from ..configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
-from ..modeling_holistic_clip import HolisticCLIPModel
+from ..configuration_holistic_clip import (
+    MODEL_TYPES,
+    HolisticCLIPConfig,
+    HolisticCLIPVisionConfig,
+    HolisticSiglipConfig,
+)
+from ..modeling_holistic_clip import HolisticCLIPModel, HolisticSiglipModel
 from .assembly import EMBEDDINGS, HEAD
 from .positions import stretch_text_positions
 
@@ -35,9 +40,11 @@ def from_holistic_clip(
         ValueError: not a checkpoint of this package, or names that are not distinct.
     """
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    if found != HolisticCLIPConfig.model_type:
-        raise ValueError(f"{str(source)!r} is of model type {found!r}; expected {HolisticCLIPConfig.model_type!r}.")
-    model = HolisticCLIPModel.from_pretrained(source, dtype=torch.float32)
+    if found not in MODEL_TYPES:
+        expected = " or ".join(map(repr, MODEL_TYPES))
+        raise ValueError(f"{str(source)!r} is of model type {found!r}; expected {expected}.")
+    kind = HolisticSiglipModel if found == HolisticSiglipConfig.model_type else HolisticCLIPModel
+    model = kind.from_pretrained(source, dtype=torch.float32)
     if list(perspectives) != model.config.perspectives:
         model = _rebranched(model, list(perspectives))
     length = cast(CLIPTextConfig, model.config.text_config).max_position_embeddings
@@ -54,11 +61,11 @@ def _rebranched(model: HolisticCLIPModel, names: list[str]) -> HolisticCLIPModel
         name: value for name, value in model.config.to_dict().items() if name not in ("fusion_scale", "branch_weights")
     }
     fields["vision_config"] = {**fields["vision_config"], "num_branches": len(names)}
-    config = HolisticCLIPConfig(**{**fields, "perspectives": names, "fusion": "centroid"})
+    config = type(model.config)(**{**fields, "perspectives": names, "fusion": "centroid"})
     state = model.state_dict()
     kept = {name: value for name, value in state.items() if ".branch_" not in name and "branch_fusion" not in name}
     state = {**kept, **_branches_in_order(state, model.config, order)}
-    made = HolisticCLIPModel._from_config(config, dtype=torch.float32)
+    made = type(model)._from_config(config, dtype=torch.float32)
     made.load_state_dict(state)
     return made
 

@@ -22,6 +22,7 @@ from transformers import (
     MetaClip2Config,
     MetaClip2Model,
     PreTrainedConfig,
+    PreTrainedModel,
     ResNetConfig,
     Siglip2Config,
     Siglip2Model,
@@ -43,10 +44,11 @@ from holistic_clip_hf import (
     HolisticBackboneVisionModel,
     HolisticCLIPConfig,
     HolisticCLIPModel,
+    HolisticCLIPProcessor,
     HolisticSiglipConfig,
     HolisticSiglipModel,
 )
-from holistic_clip_hf.initialization import from_clip, from_siglip
+from holistic_clip_hf.initialization import from_backbone, from_clip, from_siglip, make_processor
 from holistic_clip_hf.visualization import branch_attention, branch_relevance, patch_grid
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -483,3 +485,69 @@ def test_fields_follow_the_backbone() -> None:
     assert (vision.num_attention_heads, vision.intermediate_size, vision.patch_norm) == (2, 48, False)
     assert siglip.objective == "sigmoid" and not siglip.visual_projection
     assert HolisticSiglipConfig.from_dict(siglip.to_dict()).to_dict() == siglip.to_dict()
+
+
+@pytest.mark.parametrize("name", ["dinov3", "resnet", "convnext"])
+@pytest.mark.parametrize("texts", ["clip", "siglip", "bert"])
+@torch.no_grad()
+def test_any_two_towers_are_joined(name: str, texts: str, tmp_path: Path) -> None:
+    tower = AutoModel.from_config(BACKBONES[name]).eval()
+    tower.save_pretrained(tmp_path)
+    text: PreTrainedModel = make_metaclip()
+    if texts == "siglip":
+        text = make_siglip()
+    if texts == "bert":
+        text = BertModel(BertConfig(**TOWER, **TOKENS), add_pooling_layer=False).eval()
+    pooling = "mean" if texts == "bert" else None
+    vision = {"image_size": side_of(name)}
+    model = from_backbone(tmp_path, text, text_pooling=pooling, perspectives=["a", "b"], vision_config=vision, seed=1)
+    images = torch.randn(2, 3, side_of(name), side_of(name))
+    states = tower(images).last_hidden_state
+    patches = states.flatten(2).mT if states.ndim == 4 else states
+    found = model.vision_model(images).last_hidden_state
+    torch.testing.assert_close(found, patches[:, patches.shape[1] - found.shape[1] :], rtol=1e-5, atol=1e-5)
+    ids, mask = make_texts([4, 9], end=2)
+    embeds = model.get_text_features(ids, mask).text_embeds
+    if texts == "clip":
+        expected = text.get_text_features(ids, mask).pooler_output
+    elif texts == "siglip":
+        expected = text.get_text_features(full_length(ids)).pooler_output
+    else:
+        expected = model.text_projection(model.text_model(ids, mask).pooler_output)
+    torch.testing.assert_close(embeds, F.normalize(expected, dim=-1), **CLOSE)
+    again = from_backbone(tower, text, text_pooling=pooling, perspectives=["a", "b"], vision_config=vision, seed=1)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_what_is_left_out_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="holistic_clip_hf"):
+        from_backbone(make_siglip(), make_metaclip(), perspectives=["a"])
+    assert "Left out of The model" in caplog.text and "head.probe" in caplog.text
+
+
+def test_towers_that_cannot_be_joined_are_refused() -> None:
+    with pytest.raises(ValueError, match="`text_pooling` is None; expected one of 'mean'"):
+        from_backbone(make_siglip(), BertModel(BertConfig(**TOWER)))
+    with pytest.raises(ValueError, match="with the 64 patches of 4 pixels at the end"):
+        from_backbone(AutoModel.from_config(BACKBONES["vit"]), make_metaclip(), vision_config={"patch_size": 4})
+    with pytest.raises(ValueError, match="`model` is a dict"):
+        from_backbone({}, make_metaclip())
+
+
+def test_processors_come_along(tokenizer: CLIPTokenizer, red_square: Image.Image, tmp_path: Path) -> None:
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    stock = make_siglip(vocab_size=len(tokenizer), **ends)
+    for part in (stock, tokenizer, SiglipImageProcessorPil(size={"height": 32, "width": 32})):
+        part.save_pretrained(tmp_path)
+    model = from_siglip(tmp_path, perspectives=["a", "b"])
+    assert model.config.text_config.pad_token_id == tokenizer.pad_token_id
+    processor = make_processor(model, tmp_path)
+    assert isinstance(processor, HolisticCLIPProcessor) and processor.tokenizer.model_max_length == 12
+    batch = processor(images=[red_square], text=["a red square", "a green circle on white"], return_tensors="pt")
+    assert model(**batch).logits_per_image.shape == (1, 2)
+    SiglipImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"gives \(1, 3, 24, 24\); expected images of 32 x 32 pixels"):
+        make_processor(model, tmp_path)
+    with pytest.raises(ValueError, match="expected at most 60, which the text encoder knows"):
+        SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+        make_processor(from_siglip(make_siglip(), perspectives=["a"]), tmp_path)
