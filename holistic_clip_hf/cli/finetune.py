@@ -185,12 +185,12 @@ def _zero_shot(
     """Measure the base as it is; a CLIP has one vector, and the processor of what was made of it."""
     from ..evaluation.encoding import load_checkpoint
     from ..evaluation.retrieval import embed_corpus, measure_retrieval
-    from ..initialization import from_clip
+    from ..initialization import from_checkpoint
 
     if base.branches:
         model, processor = load_checkpoint(base.name)
     else:
-        model = from_clip(base.name, perspectives=["all"])
+        model = from_checkpoint(base.name, perspectives=["all"])
     embedded = embed_corpus(model, processor, rows, perspectives=_asked(rows, names))
     return measure_retrieval(model, embedded, provenance=run, ks=KS, with_branches=False)
 

@@ -6,6 +6,7 @@ unexpected weights raise an error that lists them. Text positions are stretched 
 """
 
 from .backbone import from_backbone
+from .checkpoint import from_checkpoint
 from .clip import from_clip
 from .holistic_clip import from_holistic_clip
 from .open_clip import from_official, from_open_clip
@@ -15,6 +16,7 @@ from .siglip import from_siglip
 
 __all__ = [
     "from_backbone",
+    "from_checkpoint",
     "from_clip",
     "from_holistic_clip",
     "from_official",
