@@ -167,7 +167,7 @@ def load_whole(kind: type[PreTrainedModel], source: str | PathLike) -> Any:
 
 def name_of(source: Any) -> str:
     """Return how a message calls a checkpoint, given as `type_of` takes it."""
-    return "The model" if isinstance(source, PreTrainedModel) else repr(str(source))
+    return f"The {type(source).__name__}" if isinstance(source, PreTrainedModel) else repr(str(source))
 
 
 def type_of(source: Any) -> str:

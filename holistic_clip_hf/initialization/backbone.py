@@ -90,7 +90,7 @@ def _copy(state: Mapping[str, Tensor], tower: nn.Module, source: str) -> None:
         raise ValueError(f"{source} lacks {listed(lacking)}; expected all weights of a {type(tower).__name__}.")
     unused = sorted(state.keys() - own.keys())
     if unused:
-        logger.warning("Left out of %s, since probes or projections stand there: %s.", source, listed(unused))
+        logger.warning("%s: left out, since probes or projections stand there, are %s.", source, listed(unused))
     tower.load_state_dict({name: state[name].to(torch.float32) for name in own})
 
 

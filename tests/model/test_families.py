@@ -522,7 +522,7 @@ def test_any_two_towers_are_joined(name: str, texts: str, tmp_path: Path) -> Non
 def test_what_is_left_out_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", logger="holistic_clip_hf"):
         from_backbone(make_siglip(), make_metaclip(), perspectives=["a"])
-    assert "Left out of The model" in caplog.text and "head.probe" in caplog.text
+    assert "The SiglipModel: left out, since" in caplog.text and "head.probe" in caplog.text
 
 
 def test_towers_that_cannot_be_joined_are_refused() -> None:
