@@ -133,9 +133,7 @@ def test_not_a_clip_is_refused(make_clip: MakeClip, make_config: MakeConfig, tmp
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is of model type 'bert'; expected one of 'clip'"):
         from_clip(str(tmp_path))
-    with pytest.raises(
-        ValueError, match="The HolisticCLIPModel is of model type 'holistic_clip'; expected one of 'clip'"
-    ):
+    with pytest.raises(ValueError, match="The HolisticCLIPModel is of model type 'holistic_clip'; expected"):
         from_clip(HolisticCLIPModel(make_config()))
     state = make_clip().state_dict()
     del state["visual_projection.weight"]
