@@ -141,7 +141,7 @@ def test_a_siglip_is_given_probes(
 ) -> None:
     output = tmp_path / "mine"
     finetune(photos, siglip, output, *COLUMNS, "--epochs", "1", "--batch-size", "8")
-    assert "base -> mine: text to image" in capsys.readouterr().out
+    assert "recall@5 in %, base -> mine" in capsys.readouterr().out
     model = HolisticSiglipModel.from_pretrained(output / "model")
     assert model.config.perspectives == ["palette", "short"] and model.config.vision_config.branched_head_mlp
     assert {record.model for record in load_records(output / "model" / "results.json")} == {"mine", "base"}
