@@ -254,9 +254,9 @@ def _tell(base: "Base", branches: list[str], choices: "list[Choice]") -> None:
 def _load_base(base: "Base") -> "HolisticCLIPModel":
     """Load the base as it is; a CLIP has one vector."""
     from ..evaluation.encoding import load_checkpoint
-    from ..initialization import from_clip
+    from ..initialization import from_checkpoint
 
-    return load_checkpoint(base.name)[0] if base.branches else from_clip(base.name, perspectives=["all"])
+    return load_checkpoint(base.name)[0] if base.branches else from_checkpoint(base.name, perspectives=["all"])
 
 
 def _against_base(gained: "list[Record]", name: str, num_rows: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
@@ -419,7 +419,7 @@ def write_model_card(folder: str | Path) -> Path:
             f"`checkpoint` is {folder}, which has no {CONFIG_NAME}; expected the folder of a checkpoint or of a card. "
             "Correct the path."
         )
-    config, card = HolisticCLIPConfig.from_pretrained(folder), folder / CARD_FILE
+    config, card = AutoConfig.from_pretrained(folder, trust_remote_code=False), folder / CARD_FILE
     with hold_lock(lock_beside(card), wait=math.inf, keep=False):
         facts = known_facts(folder)
         records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
@@ -485,8 +485,9 @@ def _architecture(config: HolisticCLIPConfig) -> dict[str, str]:
     vision: Any = config.vision_config
     text: Any = config.text_config
     size = f"images of {vision.image_size} pixels, patches of {vision.patch_size}"
+    family = f"{vision.backbone.model_type}, " if hasattr(vision, "backbone_config") else ""
     rows = {
-        "image tower": f"{vision.num_hidden_layers} layers of width {vision.hidden_size}, {size}",
+        "image tower": f"{family}{vision.num_hidden_layers} layers of width {vision.hidden_size}, {size}",
         "text tower": f"{text.num_hidden_layers} layers of width {text.hidden_size}, "
         f"{text.max_position_embeddings} tokens",
         "vector": f"{config.projection_dim} numbers",
@@ -509,7 +510,7 @@ def _settings(config: HolisticCLIPConfig) -> dict[str, Any]:
     before.
     """
 
-    sections: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {"": (config, HolisticCLIPConfig())}
+    sections: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {"": (config, type(config)())}
     for tower in ("text_config", "vision_config"):
         settings: PreTrainedConfig = getattr(config, tower)
         sections[f"{tower}."] = (settings, type(settings)())

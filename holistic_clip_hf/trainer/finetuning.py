@@ -16,32 +16,26 @@ from typing import Any, cast
 
 import torch
 import yaml
-from transformers import (
-    AutoConfig,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, CLIPConfig, MetaClip2Config, PreTrainedConfig, SiglipConfig
 
 from ..checkpoint_files import require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig, require_own_attention
 from ..images.decoding import NOT_READ
 from ..images.sources import Skipped
-from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import clean_caption
 from ..storage import require_free_space, write_atomically
+from .recipes import load_image_processor, load_tokenizer
 
-EXPECTED_BASE = "expected a CLIP or a checkpoint of this package, by its folder or its name on the Hub"
+EXPECTED_BASE = (
+    "expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint of this package, by its folder or its name on the Hub"
+)
 RUN = "model"  # the only run of such a recipe, and the name of its folder
 # As CLIP is fine-tuned contrastively (FLYP, https://arxiv.org/abs/2212.00638, section 4: 1e-5 for ViT-B/16). Towers of
 # the quickstart's size take ten times that: training/LOG.md.
 LEARNING_RATE, SMALL_LEARNING_RATE, SMALL_WIDTH = 1e-5, 1e-4, 256
 # Adam moves a number by the rate, whatever its gradient: at one rate, copies stay copies. Branched MLPs at ten times
-# the rate were best by name in a trial, single class tokens and probes need more.
-BRANCH_RATES = {"mlp": 10.0, "cls": 30.0, "probe": 30.0}
+# the rate were best by name in a trial, single class tokens need more. Probes come with linears of their own.
+BRANCH_RATES = {"mlp": 10.0, "cls": 30.0, "probe": 10.0}
 BRANCH_LAYERS = 3  # at the end of a CLIP, as in the paper
 STEPS = 300  # that a few hundred images are given at least, so that branches have time to part
 LEAST_EPOCHS, MOST_EPOCHS = 5, 30
@@ -69,8 +63,8 @@ class Base:
 
     Args:
         name: Name on the Hub, or folder.
-        branches: Names of its branches; none if it is a CLIP.
-        branch_type: Kind of its branches; `mlp` for those that a CLIP is given.
+        branches: Names of its branches; none if it is a checkpoint of another family.
+        branch_type: Kind of its branches; `mlp` for those that a CLIP is given, `probe` for SigLIP's.
         width: E, of the vision tower.
         layers: Layers of the vision tower.
         image_size: Side of the square that it sees.
@@ -102,7 +96,7 @@ def read_base(name: str) -> Base:
     """Read what has to be known of a checkpoint, without its weights.
 
     Raises:
-        ValueError: neither a CLIP nor a checkpoint of this package, or a folder that is not safe to load.
+        ValueError: none of `EXPECTED_BASE`, or a folder that is not safe to load.
     """
     if Path(name).is_dir():
         require_loadable(name, "base")
@@ -111,20 +105,20 @@ def read_base(name: str) -> Base:
     with _refusing(name):
         require_own_attention(PreTrainedConfig.get_config_dict(name)[0])
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if not isinstance(config, CLIPConfig | HolisticCLIPConfig):
+    if not isinstance(config, CLIPConfig | MetaClip2Config | SiglipConfig | HolisticCLIPConfig):
         raise ValueError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {EXPECTED_BASE}.")
     with _refusing(name):
-        processor = CLIPImageProcessorPil.from_pretrained(name)
-        tokenizer = CLIPTokenizer.from_pretrained(name)
+        _, seen = load_image_processor(name)
+        tokenizer = load_tokenizer(name)
     vision, is_ours = cast(Any, config.vision_config), isinstance(config, HolisticCLIPConfig)
     positions = cast(Any, config.text_config).max_position_embeddings
     return Base(
         name=name,
         branches=list(config.perspectives) if is_ours else [],
-        branch_type=vision.branch_type if is_ours else "mlp",
+        branch_type=vision.branch_type if is_ours else "probe" if isinstance(config, SiglipConfig) else "mlp",
         width=vision.hidden_size,
         layers=vision.num_hidden_layers,
-        image_size=dict(processor.crop_size)["height"],
+        image_size=seen["height"],
         max_length=min(tokenizer.model_max_length, positions),
     )
 
@@ -203,7 +197,7 @@ def require_space(directory: Path, base: Base) -> None:
     """
     config = AutoConfig.from_pretrained(base.name, trust_remote_code=False)
     with torch.device("meta"):
-        model: PreTrainedModel = (HolisticCLIPModel if base.branches else CLIPModel)(config)
+        model = AutoModel.from_config(config, trust_remote_code=False)
     needed = BYTES_OF_WEIGHT * model.num_parameters() * COPIES_OF_WEIGHTS
     require_free_space(directory, needed, "the training", "choose an `--output` on another disk. Nothing was trained")
 
@@ -231,7 +225,7 @@ def caption_lengths(base: Base, captions: Iterable[Sequence[Mapping[str, str]]])
         captions: Captions of each training image, with their `text`.
     """
     texts = list({clean_caption(caption["text"]) for of_image in captions for caption in of_image})
-    tokenizer = CLIPTokenizer.from_pretrained(base.name)
+    tokenizer = load_tokenizer(base.name)
     return [len(tokens) for tokens in tokenizer(texts, verbose=False)["input_ids"]] if texts else []
 
 
@@ -293,7 +287,9 @@ def make_recipe(
 ) -> dict[str, Any]:
     """Return the content of a recipe file that `load_recipe` reads."""
     chosen = {choice.name: choice.value for choice in choices}
-    branched = {"branch_type": base.branch_type, "num_branch_layers": min(BRANCH_LAYERS, base.layers)}
+    branched: dict[str, Any] = {"branch_type": base.branch_type, "branched_head_mlp": True}
+    if base.branch_type != "probe":
+        branched = {"branch_type": base.branch_type, "num_branch_layers": min(BRANCH_LAYERS, base.layers)}
     model: dict[str, Any] = {} if base.branches else {"vision_config": branched}
     rates = {"*.branch_*": BRANCH_RATES[base.branch_type]} if len(branches) > 1 else {}
     return {

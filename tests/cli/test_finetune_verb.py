@@ -14,11 +14,12 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from torch.nn import functional as F
-from transformers import BertConfig, CLIPConfig, CLIPModel
+from transformers import BertConfig, CLIPConfig, CLIPModel, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, HolisticSiglipModel
 from holistic_clip_hf.cli.main import main
 from holistic_clip_hf.corpus.build import load_corpus
+from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.records import load_records
 from holistic_clip_hf.initialization import from_holistic_clip
 from holistic_clip_hf.storage import hold_lock
@@ -121,6 +122,39 @@ def test_columns_of_texts_become_perspectives_and_are_said(
     assert kept == {"title", "colour", "main_object"}
 
 
+@pytest.fixture
+def siglip(processor: HolisticCLIPProcessor, tmp_path: Path) -> Path:
+    """A stock SigLIP with its processor, of two layers a tower, as a folder."""
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = processor.tokenizer
+    texts = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(3)
+    config = SiglipConfig(text_config={**tower, **texts}, vision_config={**tower, "image_size": 32, "patch_size": 8})
+    SiglipModel(config).save_pretrained(tmp_path / "siglip")
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "siglip")
+    tokenizer.save_pretrained(tmp_path / "siglip")
+    return tmp_path / "siglip"
+
+
+def test_a_siglip_is_given_probes(
+    photos: Path, siglip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pixel_values: torch.Tensor
+) -> None:
+    output = tmp_path / "mine"
+    finetune(photos, siglip, output, *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert "recall@5 in %, base -> mine" in capsys.readouterr().out
+    model = HolisticSiglipModel.from_pretrained(output / "model")
+    assert model.config.perspectives == ["palette", "short"] and model.config.vision_config.branched_head_mlp
+    assert {record.model for record in load_records(output / "model" / "results.json")} == {"mine", "base"}
+    recipe = load_recipe(output / "recipe.yaml")
+    begun = make_model(recipe, "model", make_tokenizer(recipe, load_corpus(output / "corpus"))).eval()
+    with torch.no_grad():
+        expected = SiglipModel.from_pretrained(siglip).eval().get_image_features(pixel_values).pooler_output
+        found = begun.get_image_features(pixel_values).pooler_output
+    torch.testing.assert_close(found, F.normalize(expected, dim=-1), rtol=0, atol=2e-6)
+    finetune(photos, output / "model", tmp_path / "again", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert type(load_checkpoint(str(tmp_path / "again" / "model"))[0]) is HolisticSiglipModel
+
+
 def test_a_list_as_spreadsheets_write_it(photos: Path, clip: Path, tmp_path: Path) -> None:
     """With semicolons, in the encoding of Western Europe; the options that its refusals name are this verb's too."""
     listing, options = tmp_path / "captions.csv", (*COLUMNS, "--epochs", "1", "--batch-size", "8")
@@ -182,8 +216,11 @@ def test_settings_fit_the_number_of_images(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"base": "nowhere"}, "`--base` is .*nowhere, which is not a folder; expected a CLIP or a checkpoint"),
-        ({"base": "photos"}, "`--base` is .*photos; expected a CLIP or a checkpoint of this package"),
+        (
+            {"base": "nowhere"},
+            "`--base` is .*nowhere, which is not a folder; expected a CLIP, MetaCLIP 2",
+        ),
+        ({"base": "photos"}, "`--base` is .*photos; expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint"),
         ({"columns": ("--caption", "heading=short")}, "'heading'"),
         ({"options": ("--validation", "0.5", "--test", "0.5")}, "expected shares from 0, below 1 together"),
     ],
