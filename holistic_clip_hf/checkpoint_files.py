@@ -1,26 +1,43 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files of a checkpoint, judged before anything in them is loaded: weights, and settings that name code or files.
+"""Files of a checkpoint: written together, and judged before anything in them is loaded.
 
 Nothing here runs or unpickles what it looks at.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from .configuration_holistic_clip import is_foreign_attention, settings_of
+from .storage import parse_json, write_folder
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 SHARD = r"model-\d{5}-of-\d{5}\.safetensors"
 CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 ADAPTER_FILE = "adapter_config.json"
+# Weights of another size or number of shards, beside which a new checkpoint would be read as a mixture of both.
+_WEIGHTS = rf"{re.escape(WEIGHTS_FILE)}|{SHARD}|{re.escape(INDEX_FILE)}"
 MAX_HEADER_BYTES = 10_000_000  # of safetensors: some 100 bytes a tensor
 MAX_JSON_BYTES = 200_000_000  # a tokenizer of a million tokens is some 50 MB
+
+
+def write_checkpoint(folder: Path) -> AbstractContextManager[Path]:
+    """Provide a folder to save model and processor into, which become the checkpoint in `folder` together.
+
+    Until all is on disk, and after any error, `folder` holds the checkpoint that it held, or none.
+
+    Raises:
+        OSError: as writing does; of a full disk it says which.
+
+    >>> with write_checkpoint(Path("runs/emoji")) as partial:
+    ...     model.save_pretrained(partial)
+    """
+    return write_folder(folder, last="config.json", replaced=_WEIGHTS)
 
 
 def require_loadable(folder: str | Path, name: str) -> None:
@@ -75,7 +92,7 @@ def _problems_of_json(path: Path) -> Iterator[str]:
         yield f"has {size:,} bytes; {MAX_JSON_BYTES:,} are the most"
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         yield f"is not JSON: {error}"
         return

@@ -12,7 +12,8 @@ import reprlib
 import shutil
 import socket
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -52,6 +53,45 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def write_folder(directory: Path, *, last: str, replaced: str) -> Iterator[Path]:
+    """Provide a folder whose files come into `directory` once all of them are on disk; after any error none does.
+
+    Other files in `directory` stay. One process at a time may write it: what a killed one left is removed.
+
+    Args:
+        directory: Folder that is to have the files; it need not exist.
+        last: Name of the file by which others know that the folder is written. It comes last.
+        replaced: Pattern of names that leave `directory` if they are not among the new files.
+
+    Raises:
+        OSError: as writing does; of a full disk it says which.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.glob(".*.partial"):
+        if PARTIAL.fullmatch(stale.name) and stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale)
+    # Inside, since the folder may be a disk of its own, onto which nothing can be renamed.
+    partial = directory / f".folder.{os.getpid()}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        for path in partial.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        names = sorted(os.listdir(partial), key=lambda name: (name == last, name))
+        for stale in directory.iterdir():
+            if re.fullmatch(replaced, stale.name) and stale.name not in names:
+                stale.unlink()
+        for name in names:
+            os.replace(partial / name, directory / name)
+    except OSError as error:
+        raise_if_disk_full(error, directory / last)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
     """Write `content` as JSON that appears at `path` complete or not at all, letters as they are.
 
@@ -63,6 +103,45 @@ def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
     with write_atomically(path) as file:
         # A lone surrogate, which UTF-8 has no bytes for, becomes what JSON calls it.
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+class RepeatedKeyError(json.JSONDecodeError):
+    """A JSON object with a key that stands twice, of which `json` itself would keep the last value.
+
+    Args:
+        key: The key.
+        text: Whole text.
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        self.key = key
+        super().__init__(f"the key {shown(key)} stands twice", text, max(0, text.rfind(json.dumps(key))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, self.doc)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON that somebody wrote, in which no key of an object stands twice.
+
+    >>> parse_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    holistic_clip_hf.storage.RepeatedKeyError: the key 'a' stands twice: line 1 column 10 (char 9)
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or a key stands twice.
+        UnicodeDecodeError: bytes that are not UTF-8.
+    """
+    decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise RepeatedKeyError(next(key for key in keys if keys.count(key) > 1), decoded)
+        return found
+
+    return json.loads(decoded, object_pairs_hook=once)
 
 
 LOCK = ".lock"  # in the folder of an output
@@ -163,6 +242,64 @@ def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_root() -> Path:
+    """Return the folder of downloads and example corpora: `$HOLISTIC_CLIP_CACHE`, or the user's cache."""
+    if root := os.environ.get("HOLISTIC_CLIP_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holistic-clip-hf"
+
+
+VERIFIED = "verified.txt"  # in the cache: states of files whose contents were read and found to be as written
+_MOST_VERIFIED_BYTES = 20_000_000  # 300,000 states
+# Clocks of file systems tick some milliseconds apart, so a change right after another may leave no trace.
+_SETTLED_NANOSECONDS = 1_000_000_000
+
+
+def changed_files(digests: Mapping[Path, str]) -> list[Path]:
+    """Return the files whose contents are not those of their SHA-256.
+
+    A file is read once on each machine, at some 1.5 GB/s, and again only after its size, its place or one of its times
+    has changed. Until then it costs a look at these.
+
+    Args:
+        digests: SHA-256 in hexadecimal digits by path of a file.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    verified = cache_root() / VERIFIED
+    try:
+        known = set(verified.read_text("ascii", "replace").splitlines())
+    except OSError:
+        known = set()
+    changed, found = [], []
+    for path, digest in digests.items():
+        state = _state_of(path, digest)
+        if state in known:
+            continue
+        if checksum(path) != digest:
+            changed.append(path)
+        elif time.time_ns() - path.stat().st_ctime_ns > _SETTLED_NANOSECONDS:
+            found.append(state)
+    if found:
+        with suppress(OSError):  # without a cache, all is read again
+            _keep_verified(verified, found)
+    return changed
+
+
+def _state_of(path: Path, digest: str) -> str:
+    facts = path.stat()
+    state = (str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, digest)
+    return hashlib.sha256(repr(state).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _keep_verified(path: Path, states: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_long = path.is_file() and path.stat().st_size > _MOST_VERIFIED_BYTES
+    with open(path, "w" if is_long else "a", encoding="ascii") as file:
+        file.write("".join(f"{state}\n" for state in states))
 
 
 def stable_number(text: str) -> int:

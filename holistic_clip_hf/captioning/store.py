@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..storage import InUseError, hold_lock, require_own_folder, stable_number, write_atomically
+from ..storage import InUseError, hold_lock, parse_json, require_own_folder, stable_number, write_atomically
 
 
 class Key(NamedTuple):
@@ -245,7 +245,7 @@ def _to_line(row: CaptionRow) -> bytes:
 
 def _from_line(line: bytes) -> CaptionRow | None:
     try:
-        fields: Any = json.loads(line)
+        fields: Any = parse_json(line)
     except (ValueError, RecursionError):
         return None
     is_row = (

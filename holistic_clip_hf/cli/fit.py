@@ -59,6 +59,7 @@ class Command:
             self._fit(output)
 
     def _fit(self, output: Path) -> None:
+        from ..checkpoint_files import write_checkpoint
         from ..corpus.build import find_corpus, open_split
         from ..evaluation.encoding import load_checkpoint
         from ..evaluation.fusion_fitting import fit_fusion
@@ -77,8 +78,9 @@ class Command:
         names = list(model.config.perspectives)
         corpus = embed_corpus(model, processor, dataset, perspectives=names, with_images=not is_routed, progress=True)
         fit_fusion(model, corpus, self.fusion, seed=self.seed)
-        for part in (model, processor):
-            part.save_pretrained(output)
+        with write_checkpoint(output) as partial:
+            for part in (model, processor):
+                part.save_pretrained(partial)
         print(f"{output} now answers with fusion={self.fusion!r}, fitted on {len(dataset):,} rows of {split}.")
         print(f"Before, {self.model} had {', '.join(f'{name}={value!r}' for name, value in before.items())}.")
         if model.config.branch_weights is not None:

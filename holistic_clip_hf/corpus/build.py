@@ -29,8 +29,11 @@ from ..images.sources import SPLITS, Skipped
 from ..storage import (
     LOCK,
     PARTIAL,
+    cache_root,
+    changed_files,
     checksum,
     hold_lock,
+    parse_json,
     remove_own_files,
     require_free_space,
     require_own_folder,
@@ -111,13 +114,6 @@ def require_perspectives(dataset: Dataset, perspectives: Sequence[str], *, name:
 
 
 EXAMPLES = {"emoji": "emoji-96px"}  # corpora of the examples, and their folders in the cache
-
-
-def cache_root() -> Path:
-    """Return the folder of downloads and example corpora: `$HOLISTIC_CLIP_CACHE`, or the user's cache."""
-    if root := os.environ.get("HOLISTIC_CLIP_CACHE"):
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holistic-clip-hf"
 
 
 def find_corpus(name: str | Path) -> Path:
@@ -310,7 +306,7 @@ def require_corpus_folder(directory: str | Path) -> None:
     manifest, is_damaged = directory / MANIFEST, False
     if manifest.is_file():
         try:
-            found = json.loads(manifest.read_bytes())
+            found = parse_json(manifest.read_bytes())
         except (UnicodeDecodeError, json.JSONDecodeError):
             is_damaged = True  # it is made anew, but not among files that are not ours
         else:
@@ -351,7 +347,8 @@ def load_corpus(directory: str | Path) -> Dataset:
 
     Raises:
         ValueError: it is not finished or was changed since.
-        DamagedCorpusError: a shard cannot be read, although it is as long as it was.
+        DamagedCorpusError: a shard has other contents than a build wrote, although it is as long as it was. All are
+            read at the first opening on a machine, and those that changed at later ones.
     """
     directory, manifest = Path(directory), read_manifest(directory)
     paths = []
@@ -365,15 +362,25 @@ def load_corpus(directory: str | Path) -> Dataset:
                 f"{MANIFEST} says. Delete {MANIFEST} and build the corpus again."
             )
         paths.append(str(path))
+    if changed := changed_files(_digests(directory, manifest)):
+        names = ", ".join(path.relative_to(directory).as_posix() for path in changed[:3])
+        more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
+        raise DamagedCorpusError(
+            f"`corpus` is {directory}, of which {names}{more} changed since the build; expected what it wrote. Build "
+            "the corpus again, or get these files again."
+        )
     try:
         return Dataset.from_parquet(paths)
     except (DatasetGenerationError, pa.ArrowInvalid, OSError) as error:
-        shards = manifest["shards"].values()
-        damaged = [shard["file"] for shard in shards if checksum(directory / shard["file"]) != shard.get("sha256")]
         raise DamagedCorpusError(
-            f"`corpus` is {directory}, of which {', '.join(damaged) or 'a shard'} cannot be read ({_cause(error)}); "
-            f"expected what a build wrote. Delete what is damaged with {MANIFEST}, and build the corpus again."
+            f"`corpus` is {directory}, of which a shard cannot be read ({_cause(error)}); expected what a build "
+            f"wrote. Delete what is damaged with {MANIFEST}, and build the corpus again."
         ) from error
+
+
+def _digests(directory: Path, manifest: Mapping[str, Any]) -> dict[Path, str]:
+    """Return the SHA-256 of each shard by its path."""
+    return {directory / shard["file"]: shard["sha256"] for shard in manifest["shards"].values() if "sha256" in shard}
 
 
 def _cause(error: BaseException) -> str:
@@ -404,7 +411,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         )
         raise ValueError(f"`corpus` is {directory}, which holds {state}; expected {MANIFEST} in it. {remedy}")
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         found = None
     if not _is_manifest(found):
@@ -443,7 +450,12 @@ def is_whole(directory: str | Path, fingerprint: str) -> bool:
         return False
     sizes = {directory / record["file"]: record["bytes"] for record in manifest["shards"].values()}
     in_place = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
-    return in_place and manifest["fingerprint"] == fingerprint
+    if not in_place or manifest["fingerprint"] != fingerprint:
+        return False
+    for path in (changed := changed_files(_digests(directory, manifest))):
+        logger.warning("%s changed since it was written, and will be written again", path)
+        path.unlink()  # or it would be taken up for what an earlier build had finished
+    return not changed
 
 
 def _write_shard(path: Path, shard: Shard, features: Features, fingerprint: str, counted: Sequence[str]) -> None:

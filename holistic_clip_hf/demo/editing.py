@@ -16,7 +16,7 @@ from typing import Any
 from unicodedata import category
 
 from ..images.files import read_file
-from ..storage import InUseError, hold_lock, lock_beside, require_place, write_atomically
+from ..storage import InUseError, hold_lock, lock_beside, parse_json, require_place, write_atomically
 from .captions import FILE_NAME, Captions, CaptionsById
 
 ENDING = ".jsonl"
@@ -161,7 +161,7 @@ def clean_edited(given: Any, perspectives: Sequence[str]) -> list[tuple[str, str
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except (ValueError, RecursionError):
         return None
     is_record = isinstance(record, dict) and all(

@@ -2,7 +2,6 @@
 """Records: measured numbers, each with all that is needed to measure it again, and the file that holds them."""
 
 import contextlib
-import json
 import math
 import os
 import platform
@@ -17,7 +16,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..storage import field_names, hold_lock, lock_beside, require_keys, write_json
+from ..storage import field_names, hold_lock, lock_beside, parse_json, require_keys, write_json
 
 Detail = str | int | float | bool
 # Values of details that those who write records and those who read them must spell alike.
@@ -238,7 +237,7 @@ def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
 def load_records(path: str | os.PathLike) -> list[Record]:
     """Return the records in a file written by `save_records`. Raises `ValueError` for anything else."""
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{path} is not JSON ({error}). Expected a file that `holistic-clip evaluate` wrote."

@@ -22,7 +22,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..storage import is_utf8
+from ..storage import RepeatedKeyError, is_utf8, parse_json, shown
 from .files import is_address, read_file
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ _MOST_LINES = 50
 # A field of CSV with the comma behind it. Nothing is tried twice, so that long fields take linear time.
 _FIELD = r'(?:"[^"]*+(?:""[^"]*+)*+"|[^"{0}\r\n][^{0}\r\n]*+)?+{0}'
 _NO_RECORD = "no record in JSON"
+_TWICE = "a key stands twice in its JSON"
 NOT_UTF8 = "not in UTF-8; name the encoding of the list, with `--encoding latin-1`"
 _DELIMITERS = ("\t", "|", ";", ",")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -169,7 +170,9 @@ def _parse(line: str) -> Record | str:
     if not is_utf8(line):
         return NOT_UTF8
     try:
-        record = json.loads(line)
+        record = parse_json(line)
+    except RepeatedKeyError as error:
+        return f"{_TWICE}: {shown(error.key)}"
     except (json.JSONDecodeError, RecursionError):
         return _NO_RECORD
     return record if isinstance(record, dict) else _NO_RECORD
@@ -184,7 +187,8 @@ def _has_lines(path: Path, encoding: str) -> bool:
         is_whole = not file.read(_HEAD).strip()
     if is_whole:  # one record, or one object that holds them
         return False
-    return isinstance(_parse(line), dict)
+    first = _parse(line)
+    return first.startswith(_TWICE) if isinstance(first, str) else True
 
 
 def _read_array(path: Path, encoding: str) -> Iterator[Numbered]:
@@ -198,7 +202,7 @@ def _read_array(path: Path, encoding: str) -> Iterator[Numbered]:
             if pending[place : place + 1] == "]":
                 return
             try:
-                element, place = decoder.raw_decode(pending, place)
+                _, end = decoder.raw_decode(pending, place)
             except (json.JSONDecodeError, RecursionError) as error:
                 more = file.read(max(_HEAD, len(pending) - place)) if len(pending) - place < _MOST_LINE else ""
                 if not more:
@@ -208,8 +212,8 @@ def _read_array(path: Path, encoding: str) -> Iterator[Numbered]:
                     ) from error
                 pending, place = pending[place:] + more, 0
                 continue
-            yield number, element if isinstance(element, dict) else _NO_RECORD
-            number += 1
+            yield number, _parse(pending[place:end])
+            number, place = number + 1, end
             if place > _HEAD:
                 pending, place = pending[place:], 0
 
@@ -225,7 +229,7 @@ def _skip(text: str, place: int) -> int:
 def _read_object(path: Path, encoding: str) -> Iterator[Numbered]:
     """Read records that lie in an object, under a key, or each under its image."""
     try:
-        whole = json.loads(read_file(path, _MOST_WHOLE).decode(encoding))
+        whole = parse_json(read_file(path, _MOST_WHOLE).decode(encoding))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}); expected an object, an array, or an object on each line. Correct it."

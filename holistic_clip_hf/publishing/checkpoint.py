@@ -18,11 +18,20 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 
-from ..checkpoint_files import is_link_of_the_cache, require_all_weights, require_loadable
+from ..checkpoint_files import is_link_of_the_cache, require_all_weights, require_loadable, write_checkpoint
 from ..configuration_holistic_clip import MODEL_TYPES
 from ..evaluation.records import Record, load_records, shareable_command
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..storage import LOCK, raise_if_disk_full, require_apart, require_free_space, require_own_folder, write_json
+from ..storage import (
+    LOCK,
+    PARTIAL,
+    parse_json,
+    raise_if_disk_full,
+    require_apart,
+    require_free_space,
+    require_own_folder,
+    write_json,
+)
 from . import stranger
 from .inventory import ALLOWED, TRAVELLING_FILES, require_own_code, require_png, require_safe_folder
 from .model_card import FACTS_FILE, CardFacts, known_facts, render_model_card, save_facts
@@ -67,12 +76,19 @@ def require_checkpoint_folder(directory: Path) -> None:
         ValueError: somebody else's files lie there, another kind of checkpoint among them.
     """
     try:
-        found = json.loads((directory / "config.json").read_bytes())
+        found = parse_json((directory / "config.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
         found = None
     if not isinstance(found, dict) or found.get("model_type") not in MODEL_TYPES:
-        # Saving begins with the code that travels along.
-        require_own_folder(directory, lambda path: path in (LOCK, *TRAVELLING_FILES), holds="a checkpoint")
+        # What a killed process was saving lies in a folder of its own, from which `config.json` comes last.
+        partial = [path.name for path in directory.glob(".*.partial") if PARTIAL.fullmatch(path.name)]
+
+        def is_ours(path: str) -> bool:
+            is_begun = bool(partial) and bool(ALLOWED.fullmatch(path))
+            # Earlier versions saved in place, beginning with the code that travels along.
+            return is_begun or path.split("/")[0] in (LOCK, *TRAVELLING_FILES, *partial)
+
+        require_own_folder(directory, is_ours, holds="a checkpoint")
 
 
 def facts_of(checkpoint: Path, repo_id: str) -> CardFacts:
@@ -107,8 +123,9 @@ def stage(
             checkpoint, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         require_all_weights(checkpoint, report["missing_keys"], "checkpoint")
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-        HolisticCLIPProcessor.from_pretrained(checkpoint).save_pretrained(folder)
+        with write_checkpoint(folder) as partial:
+            model.save_pretrained(partial, max_shard_size=max_shard_size)
+            HolisticCLIPProcessor.from_pretrained(checkpoint).save_pretrained(partial)
         records = _copy_records(checkpoint, folder)
         save_facts(folder / FACTS_FILE, facts)
         (folder / CARD).write_text(render_model_card(model.config, records, facts), encoding="utf-8")

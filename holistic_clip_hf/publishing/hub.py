@@ -5,7 +5,6 @@ A checkpoint is staged, verified, pushed in one commit, pulled, and verified aga
 corpus is its parquet shards, the manifest that makes them whole, and the card.
 """
 
-import json
 import logging
 import re
 import tempfile
@@ -21,7 +20,7 @@ from ..checkpoint_files import MAX_JSON_BYTES
 from ..configuration_holistic_clip import MODEL_TYPES
 from ..corpus.build import MANIFEST, load_corpus, read_manifest, require_corpus_folder
 from ..stopping import cleaning_up
-from ..storage import checksum, require_own_folder
+from ..storage import checksum, parse_json, require_own_folder
 from .checkpoint import MAX_SHARD_SIZE, VerificationError, facts_of, require_checkpoint, stage, verify
 from .inventory import ALLOWED, require_own_code, require_png, require_safe_folder
 from .model_card import CardFacts
@@ -125,7 +124,7 @@ def _model_type(remote: Remote, destination: Destination) -> str | None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = hf_hub_download(remote.repo_id, CONFIG, revision=remote.head, local_dir=folder, token=token)
-            return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+            return parse_json(Path(path).read_text(encoding="utf-8")).get("model_type")
     except HUB_ERRORS as error:
         raise PublishingError(
             f"{CONFIG} of {remote.repo_id} could not be read: {reason_of(error)}. Nothing was sent."
@@ -277,7 +276,7 @@ def _require_kind(path: Path) -> None:
         text = _read_text(path)
         for line in text.splitlines() if path.suffix == ".jsonl" else [text] if path.suffix == ".json" else []:
             try:
-                json.loads(line)
+                parse_json(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} is not JSON ({error}). Build the corpus again, or leave it out.") from error
 

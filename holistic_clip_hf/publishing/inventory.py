@@ -6,7 +6,6 @@ it looks at, so that a folder can be judged before anything in it is loaded.
 """
 
 import filecmp
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,6 +23,7 @@ from ..checkpoint_files import (
     weights_problems,
 )
 from ..configuration_holistic_clip import settings_of
+from ..storage import parse_json
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 TRAVELLING_FILES = tuple(
@@ -152,7 +152,7 @@ def _content_problems(name: str, folder: Path) -> Iterator[str]:
             yield f"is not a picture of a card: {error}"
     elif name.endswith(".json"):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             yield f"is not JSON: {error}"
             return

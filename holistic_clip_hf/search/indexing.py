@@ -75,7 +75,7 @@ def take_up(
     """
     known = [directory / segment.file for segment in before.segments] if before else []
     loose = sorted(set((directory / SEGMENTS).glob("*.arrow")) - set(known))
-    sound = [path for path in known if _is_sound(directory, before, path)]
+    sound = [directory / each.file for each in (before.segments if before else ()) if _is_sound(directory, each)]
     taken: set[str] = set()
     parts, left_out = [], list(before.left_out) if before else []
     for path in [*sound, *loose]:
@@ -98,8 +98,7 @@ def take_up(
     return parts, [each for image_id, each in kept.items() if image_id not in taken]
 
 
-def _is_sound(directory: Path, before: Manifest | None, path: Path) -> bool:
-    segment = next(each for each in (before.segments if before else ()) if directory / each.file == path)
+def _is_sound(directory: Path, segment: Segment) -> bool:
     try:
         require_whole(directory, segment)
     except ValueError as error:
@@ -429,7 +428,8 @@ class _Build:
     def _neighbours(self, segments: Sequence[Segment]) -> Mapping[str, Segment]:
         """Keep the approximate indexes if they number the same rows, or build them."""
         before, files = self.before, [each.file for each in segments]
-        if before and before.lookup == self.lookup and [each.file for each in before.segments] == files:
+        is_same = before and before.lookup == self.lookup and [each.file for each in before.segments] == files
+        if before and is_same and all(_is_sound(self.directory, each) for each in before.neighbours.values()):
             return before.neighbours
         datasets = [part.dataset for part in self.parts]
         return build_neighbours(self.directory, self.layout, self.writer.model, datasets, self.lookup)

@@ -28,8 +28,10 @@ from datasets import Dataset, Features, List, Value
 from ..storage import (
     PARTIAL,
     InUseError,
+    changed_files,
     checksum,
     hold_lock,
+    parse_json,
     require_own_folder,
     shown,
     write_atomically,
@@ -161,7 +163,7 @@ def read_index_manifest(directory: str | Path) -> Manifest:
         state = "a half-built index" if (path.parent / SEGMENTS).is_dir() else "no index"
         raise ValueError(f"{directory} holds {state}. Run the indexing (again): it goes on where it stopped.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         if found.get("format") != FORMAT:
             raise ValueError(
                 f"{directory} has format {found.get('format')}; this version reads {FORMAT}. Delete the directory and "
@@ -276,7 +278,7 @@ def describe_file(directory: Path, path: Path, rows: int, dead: Sequence[int] = 
 
 
 def require_whole(directory: Path, segment: Segment, *, read: bool = False) -> Path:
-    """Return the segment's file; with `read`, its contents are held against their hash.
+    """Return the segment's file, whose contents are held against their hash: once on a machine, or with `read` anew.
 
     Raises:
         ValueError: it is missing, or not as it was written.
@@ -284,12 +286,10 @@ def require_whole(directory: Path, segment: Segment, *, read: bool = False) -> P
     path = directory / segment.file
     size = path.stat().st_size if path.is_file() else None
     problem = "" if size == segment.bytes else "missing" if size is None else f"{size} bytes long, not {segment.bytes}"
-    if not problem and read and describe_file(directory, path, segment.rows).sha256 != segment.sha256:
+    if not problem and (checksum(path) != segment.sha256 if read else changed_files({path: segment.sha256})):
         problem = "changed since it was written"
     if problem:
-        raise ValueError(
-            f"{path} is {problem}. Delete it if it is there, and run the indexing again: what it held is encoded anew."
-        )
+        raise ValueError(f"{path} is {problem}. Run the indexing again: what it held is encoded anew.")
     return path
 
 
@@ -417,7 +417,7 @@ def require_index_folder(directory: Path) -> None:
     path = directory / MANIFEST
     if path.is_file():
         with suppress(UnicodeDecodeError, json.JSONDecodeError):
-            found = json.loads(path.read_bytes())
+            found = parse_json(path.read_bytes())
             if isinstance(found, dict) and "format" in found:
                 return
     # The manifest's name is anybody's. Of a damaged one, beside what indexing wrote, `read_index_manifest` says what

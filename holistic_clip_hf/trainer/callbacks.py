@@ -25,7 +25,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 
 from ..images.left_out import LeftOutLog, warn_of_all
 from ..loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, branch_shares
-from ..storage import write_json
+from ..storage import parse_json, write_json
 from .collator import HolisticCLIPCollator
 from .distributed import gather_objects, rank, sum_over_ranks
 from .streams import EndlessRows, Place
@@ -83,7 +83,7 @@ class LeftOutRows(TrainerCallback):
     def _listed(self, path: Path) -> dict[str, str]:
         """Return a list of an interrupted run; of a damaged one nothing, which is told."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
         except ValueError:
             found = None
         if isinstance(found, dict):

@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..stopping import Stopped, StopRequest
-from ..storage import LOCK, InUseError, hold_lock, write_json
+from ..storage import LOCK, InUseError, hold_lock, parse_json, write_json
 from .distributed import gather_objects, rank, sum_over_ranks, world_size
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def find_lack(checkpoint: Path) -> str:
     if WHOLE_NAME not in files:
         return next((f"{name} is cut short" for name in files if _is_cut(checkpoint / name)), "")
     try:
-        listed = json.loads((checkpoint / WHOLE_NAME).read_bytes())["files"]
+        listed = parse_json((checkpoint / WHOLE_NAME).read_bytes())["files"]
     except (ValueError, KeyError, TypeError):
         return f"{WHOLE_NAME} is damaged"
     if not isinstance(listed, dict):

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 
+from ..checkpoint_files import write_checkpoint
 from ..evaluation.encoding import score_of
 from ..evaluation.retrieval import recall_by_slot
 from ..images.tables import undecoded
@@ -30,6 +31,7 @@ from ..publishing.hub import Publication, publish, require_publishable
 from ..publishing.model_card import CardFacts, changed_arguments
 from ..publishing.push import MAIN, Destination
 from ..stopping import DeafWorker
+from ..storage import write_folder
 from . import arguments as checks
 from .arguments import HolisticCLIPTrainingArguments, is_adapted
 from .callbacks import (
@@ -106,6 +108,7 @@ class ResultToHub:
     def save_result(self, folder: Path) -> None:
         """Save model and processor as `from_pretrained` takes them, by the first process. Call it on all ranks.
 
+        They appear together once both are on disk; after an error, `folder` holds what it held.
         An adapter of PEFT is saved by itself, in the folder `adapter`, and merged into the weights.
         """
         weights = self.accelerator.get_state_dict(self.model)  # shards are gathered from all ranks
@@ -113,12 +116,14 @@ class ResultToHub:
             return
         trained = self.accelerator.unwrap_model(self.model)
         if is_adapted(trained):
-            trained.save_pretrained(folder / ADAPTER)  # nothing can be merged back out
+            with write_folder(folder / ADAPTER, last="adapter_config.json", replaced="") as partial:
+                trained.save_pretrained(partial)  # nothing can be merged back out
             weights = copy.deepcopy(trained).merge_and_unload().state_dict()
         model = HolisticCLIPModel(self.model.config)  # FSDP2 has put a class of its own in place of the trained one's
         model.load_state_dict(weights)
-        for part in (model, self.processing_class):
-            part.save_pretrained(folder)
+        with write_checkpoint(folder) as partial:
+            for part in (model, self.processing_class):
+                part.save_pretrained(partial)
 
     def _destination(self, name: str, token: str | None, revision: str | None, private: bool | None) -> Destination:
         return Destination(

@@ -1,5 +1,6 @@
 """A folder's card, rendered from the files beside it; and its snippets, run as a reader would run them."""
 
+import json
 import re
 import threading
 import time
@@ -66,6 +67,15 @@ def test_a_card_waits_for_who_is_writing_it(folder: Path) -> None:
     assert done == ["other"]
     other.join()
     assert not list(folder.glob("*.lock")) and not list(folder.glob(".*.lock"))
+
+
+def test_facts_that_are_refused_stay_as_they_are(folder: Path) -> None:
+    path = folder / "card_facts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_name": "another"}))  # of whom no record is
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+    with pytest.raises(ValueError, match="No record is of 'another'"):
+        write_model_card(folder)
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(

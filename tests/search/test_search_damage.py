@@ -1,5 +1,6 @@
 """Wrong numbers in an index: each is a sentence that names the file, none a crash, and indexing again mends it."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ from datasets import Dataset
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.search import SearchIndex
 from holistic_clip_hf.search.store import open_segment, read_index_manifest, vectors_of
+from holistic_clip_hf.storage import checksum
 from photo_index import NAMES, Indexing, counts, indexing, rows, write_photos
 
 
@@ -42,13 +44,37 @@ def test_a_vector_that_is_no_vector_is_refused_and_mended(
         content = path.read_bytes()
         assert content.count(last) == 1
         path.write_bytes(content.replace(last, np.float32(wrong).tobytes()))
+        with pytest.raises(ValueError, match=f"{path.name} is changed since it was written. Run the indexing again"):
+            SearchIndex(directory, model, processor)
+        before = (directory / "index.json").read_text()
+        told = before.replace(hashlib.sha256(content).hexdigest(), checksum(path))  # as if it had been written so
+        (directory / "index.json").write_text(told)
         with pytest.raises(
             ValueError, match=f"{path.name} is damaged. Run the indexing again: what it held is encoded"
         ):
             SearchIndex(directory, model, processor)
-        path.unlink()  # what is in place and of its size is taken for what it was
+        (directory / "index.json").write_text(before)
         bring()
         assert rows(directory) == whole
+
+
+@pytest.mark.parametrize("lookup", ["ivf", "hnsw"])
+def test_a_changed_look_up_is_refused_and_mended(
+    bring: Indexing, model: HolisticCLIPModel, processor: HolisticCLIPProcessor, tmp_path: Path, lookup: str
+) -> None:
+    """One bit of a vector within a file of faiss, by which it would propose other neighbours."""
+    pytest.importorskip("faiss")
+    directory = tmp_path / "index"
+    bring(lookup=lookup)
+    expected = [hit.image_id for hit in SearchIndex(directory, model, processor).search("a red square", k=8)]
+    path = directory / read_index_manifest(directory).neighbours[NAMES[0]].file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name} is changed since it was written. Run the indexing again"):
+        SearchIndex(directory, model, processor)
+    bring(lookup=lookup)
+    assert [hit.image_id for hit in SearchIndex(directory, model, processor).search("a red square", k=8)] == expected
 
 
 # Opens a segment whose bytes differ in one integer, and reads all of it, many times.
