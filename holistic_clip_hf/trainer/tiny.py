@@ -112,10 +112,22 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _shrink_model(model: dict[str, Any]) -> dict[str, Any]:
-    vision = model["vision_config"] | TOWER | {"patch_size": PATCH_SIZE}
+    vision = model["vision_config"]
+    if "backbone_config" in vision:
+        vision = vision | {"backbone_config": _shrink_backbone(vision["backbone_config"])}
+    else:
+        vision = vision | TOWER | {"patch_size": PATCH_SIZE}
     if "num_branch_layers" in vision:
         vision["num_branch_layers"] = min(vision["num_branch_layers"], TOWER["num_hidden_layers"])
     return model | {"projection_dim": PROJECTION, "text_config": model["text_config"] | TOWER, "vision_config": vision}
+
+
+def _shrink_backbone(backbone: dict[str, Any]) -> dict[str, Any]:
+    """Return a backbone at its smallest; sizes that the recipe does not say stay those of its family."""
+    width = TOWER["hidden_size"]
+    small = {**TOWER, "image_size": IMAGE_SIZE, "embedding_size": width}
+    small |= {name: [size] * len(backbone.get(name, ())) for name, size in (("hidden_sizes", width), ("depths", 1))}
+    return {name: small.get(name, value) for name, value in backbone.items()}
 
 
 def _shrink_training(training: dict[str, Any]) -> dict[str, Any]:
