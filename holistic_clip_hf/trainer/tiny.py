@@ -125,7 +125,7 @@ def _shrink_model(model: dict[str, Any]) -> dict[str, Any]:
 def _shrink_backbone(backbone: dict[str, Any]) -> dict[str, Any]:
     """Return a backbone at its smallest; sizes that the recipe does not say stay those of its family."""
     width = TOWER["hidden_size"]
-    small = {**TOWER, "image_size": IMAGE_SIZE, "embedding_size": width}
+    small: dict[str, Any] = {**TOWER, "image_size": IMAGE_SIZE, "embedding_size": width}
     small |= {name: [size] * len(backbone.get(name, ())) for name, size in (("hidden_sizes", width), ("depths", 1))}
     return {name: small.get(name, value) for name, value in backbone.items()}
 
