@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 BENCHMARKS := $(sort $(filter-out tests/benchmarks/_%,$(wildcard tests/benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-long test test-all test-peers test-browser test-lowest test-newest docs check format bench clean
+.PHONY: help quickstart quickstart-long test test-all test-peers test-browser test-lowest test-newest docs check format bench campaigns clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,9 @@ format: $(STAMP)  ## reformat the code and apply the safe fixes
 bench: $(STAMP)  ## run tests/benchmarks by hand
 	@test -n "$(BENCHMARKS)" || { echo "There are no benchmarks yet: put them into tests/benchmarks/." >&2; exit 1; }
 	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(RUN) $$file; done
+
+campaigns: $(STAMP)  ## attacks and accidents by the hundred, and their table in SECURITY.md; takes hours
+	$(RUN) tests/campaigns; $(RUN) tests/campaigns/_table.py
 
 clean:  ## remove the environment, caches and build products
 	rm -rf $(VENV) .venv-lowest .venv-newest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -154,14 +154,63 @@ def _refusing_plainly(kind: type[Config]) -> type[Config]:
 _OTHER_ARCHITECTURES = ("CLIPForImageClassification",)
 
 
-def _require_architecture(config_dict: Mapping[str, Any], source: Any) -> None:
+def _read_config(read: Callable[..., Any], source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the configuration of a checkpoint, and refuse one that is not of a model that we read.
+
+    Args:
+        read: `PreTrainedConfig.get_config_dict`.
+        source: Folder of the checkpoint, or its name on the Hub.
+        kwargs: Options of `read`.
+    """
+    try:
+        found, rest = read(source, **kwargs)
+    except TypeError:  # transformers looks for keys in whatever the file holds
+        found, rest = None, {}
+    _require_architecture(found, source)
+    return found, rest
+
+
+def _require_architecture(config_dict: Any, source: Any) -> None:
     """Raise `ValueError` for weights that would load by name into a model that computes something else."""
+    if not isinstance(config_dict, Mapping):
+        raise ValueError(f"The configuration of {str(source)!r} is not a JSON object; expected one. Get it again.")
     found = [name for name in config_dict.get("architectures") or () if name in _OTHER_ARCHITECTURES]
     if found:
         raise ValueError(
             f"{str(source)!r} was saved by {found[0]}, whose classifier reads the mean of the patches; expected a "
             f"checkpoint of CLIPModel or of this package. Load it with {found[0]}."
         )
+
+
+def settings_of(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every key of a file's settings with its value, at any depth."""
+    waiting = [content]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, Mapping):
+            yield from found.items()
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
+
+
+def is_foreign_attention(key: str, value: Any) -> bool:
+    """Tell whether a setting of a file takes attention from a repository: transformers would run its code."""
+    return "attn_implementation" in key and "/" in str(value)
+
+
+def require_own_attention(config_dict: Mapping[str, Any]) -> None:
+    """Refuse the configuration of a file that takes attention from a repository, at any depth.
+
+    Raises:
+        ValueError: it does, with the repository.
+    """
+    for key, value in settings_of(config_dict):
+        if is_foreign_attention(str(key), value):
+            raise ValueError(
+                f"`{key}` of the checkpoint is {value!r}, which is code of another repository; expected sdpa, eager, "
+                "flash_attention_2 or flex_attention. Remove it from config.json."
+            )
 
 
 def _clip_types(kind: type[PreTrainedConfig]) -> tuple[str, ...]:
@@ -230,8 +279,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Refuse the checkpoint of a model that reads the tower in another way; merge the tower's name of old ones."""
-        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        _require_architecture(found, pretrained_model_name_or_path)
+        found, rest = _read_config(super().get_config_dict, pretrained_model_name_or_path, **kwargs)
         old = found.get("vision_config_dict")
         if old is not None:
             found["vision_config"] = {**(found.get("vision_config") or {}), **CLIPVisionConfig(**old).to_dict()}
@@ -240,6 +288,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPVisionConfig":
         """Refuse the configuration of another architecture than this tower or CLIP's, and keywords that do not fit."""
+        require_own_attention(config_dict)
         _require_family(config_dict, *cls.families)
         with _as_value_error(cls.__name__):
             return _require_valid(super().from_dict(config_dict, **kwargs))
@@ -506,8 +555,9 @@ class HolisticCLIPConfig(PreTrainedConfig):
             five do not reach.
         diversity_weight, diversity_threshold: Weight and threshold of the penalty on branches that say the same; 1.0
             and 0.7 in the paper's released code.
-        duplicate_captions: Relation of two images with the same caption: `"positive"`, `"ignore"` or
-            `"negative"` (the paper).
+        duplicate_captions: Relation of two images with the same caption: `"positive"` (the target is shared),
+            `"ignore"` (left out) or `"negative"` (the paper). With softmax and matching by name, `"positive"` and
+            `"negative"` are the same loss. They differ in free slots and with sigmoid.
 
     Example:
 
@@ -557,8 +607,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Refuse the checkpoint of a model that reads the tower in another way."""
-        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        _require_architecture(found, pretrained_model_name_or_path)
+        found, rest = _read_config(super().get_config_dict, pretrained_model_name_or_path, **kwargs)
         return found, rest
 
     @classmethod
@@ -567,6 +616,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
         The configuration of a vision tower is completed.
         """
+        require_own_attention(config_dict)
         kind = {one.model_type: one for one in (HolisticCLIPVisionConfig, HolisticBackboneVisionConfig)}.get(
             config_dict.get("model_type", "")
         )

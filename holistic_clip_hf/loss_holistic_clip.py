@@ -3,8 +3,8 @@
 
 - Pure functions of tensors: no model, no process group, no training step. Gathering happens at the edge.
 - Negatives come only from the *same slot* of other images, as in the paper.
-- The logits themselves, and their gradients: `streaming_holistic_clip`. Which branch: `matching_holistic_clip`.
-- A missing caption is neither query nor candidate; images with the same caption are not each other's negatives.
+- Logits are made block by block, with their gradients (`_SumOverQueries`). `assign_branches` says which branch.
+- A missing caption is neither query nor candidate. What images with the same caption are to each other is an option.
 
 Axes: N images in the batch, G images after gathering over ranks (G = N without), H branches, M caption slots,
 D projection width.
@@ -144,55 +144,63 @@ LOGITS_IN_MEMORY = 2**24
 class Side:
     """Rows of one of the tensors given: `tensors[tensor][rows, place]`, (R, D).
 
-    For routed captions, rows are all branches of an image side by side, or a text once for each branch, (R, H * D).
-    They are made when a contest reads them, so that those of one slot exist at a time.
-
     Args:
-        tensor, place: which tensor, and where on its second axis (a branch, a slot); None for all branches.
+        tensor, place: which tensor, and where on its second axis (a branch, a slot).
         rows: (R,) int64, none twice.
         ids: (R,) int64; two rows, here and on the other side, are positives of each other where they are equal.
         ignored_ids: (R,) int64; two rows that are not positives are left out if these are equal. Default: no row is.
-        routing: Position of the tensor (any, any, H) that says how much each branch answers. Default: not routed.
+        routing: Position of the tensor (any, any, H) that says how much each branch answers, and the branch whose
+            share each row is multiplied by. Default: none is.
     """
 
     tensor: int
-    place: int | None
+    place: int
     rows: Tensor
     ids: Tensor
     ignored_ids: Tensor | None = None
-    routing: int | None = None
-
-    @property
-    def at(self) -> tuple[Any, ...]:
-        """Index of the rows in their tensor."""
-        return (self.rows,) if self.place is None else (self.rows, self.place)
+    routing: tuple[int, int] | None = None
 
     def read(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """Return the rows, (R, D) or (R, H * D)."""
-        values = tensors[self.tensor][self.at].to(dtype)
-        if self.routing is None:
-            return values.flatten(1)
-        return route(values, tensors[self.routing][self.at].to(dtype))
+        """Return the rows, (R, D)."""
+        values = tensors[self.tensor][self.rows, self.place].to(dtype)
+        return values if self.routing is None else values * self._shares(tensors, dtype)
 
     def give_back(self, gradients: Sequence[Tensor | None], tensors: Sequence[Tensor], gradient: Tensor) -> None:
         """Add the gradient of what was read to those of the tensors that it was made of."""
+        at = (self.rows, self.place)
         if self.routing is None:
-            axes = tensors[self.tensor].shape[len(self.at) :]  # (D,) or (H, D)
-            _accumulate(gradients[self.tensor], self.at, gradient.unflatten(-1, axes))
+            _accumulate(gradients[self.tensor], at, gradient)
             return
-        shares = tensors[self.routing][self.at].to(gradient)
-        texts, by_branch = tensors[self.tensor][self.at].to(gradient), gradient.unflatten(-1, (shares.shape[-1], -1))
-        _accumulate(gradients[self.tensor], self.at, torch.einsum("rhd,rh->rd", by_branch, shares))
-        _accumulate(gradients[self.routing], self.at, torch.einsum("rhd,rd->rh", by_branch, texts))
+        tensor, branch = self.routing
+        _accumulate(gradients[tensor], (*at, branch), (gradient * tensors[self.tensor][at].to(gradient)).sum(dim=1))
+        _accumulate(gradients[self.tensor], at, gradient * self._shares(tensors, gradient.dtype))
+
+    def _shares(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        assert self.routing is not None
+        tensor, branch = self.routing
+        return tensors[tensor][self.rows, self.place, branch].to(dtype)[:, None]
 
 
 @dataclass
 class Contest:
-    """Each query against all candidates; if `mutual`, two sides with the same ids, also each candidate as a query."""
+    """Each query against all candidates; if `mutual`, two sides with the same ids, also each candidate as a query.
 
-    queries: Side
-    candidates: Side
+    A logit is the sum of the products of `parts`, pairs of queries and candidates with the same rows. Routed captions
+    have one for each branch, since all branches side by side are H times as large as the captions.
+    """
+
+    parts: list[tuple[Side, Side]]
     mutual: bool = False
+
+    @property
+    def queries(self) -> Side:
+        """Rows that ask."""
+        return self.parts[0][0]
+
+    @property
+    def candidates(self) -> Side:
+        """Rows that are asked for."""
+        return self.parts[0][1]
 
     def left_out(self, block: slice) -> Tensor | None:
         """Mark pairs that are left out: (B, C) bool, or None if nothing is."""
@@ -232,9 +240,13 @@ class Objective:
                 f"`chunk_size` is {self.chunk_size}; expected 1 or more queries, or None for the default."
             )
 
-    def logits(self, contest: Contest, block: slice, queries: Tensor, candidates: Tensor) -> Tensor:
+    def logits(self, contest: Contest, block: slice, parts: Sequence["_Part"]) -> Tensor:
         """Return the logits (B, C), -inf where a pair is left out."""
+        queries, candidates = parts[0].rows()
         logits = (self.logit_scale * queries[block]) @ candidates.T
+        for part in parts[1:]:
+            queries, candidates = part.rows()
+            logits.addmm_(self.logit_scale * queries[block], candidates.T)
         if self.logit_bias is not None:
             logits += self.logit_bias
         left_out = contest.left_out(block)
@@ -281,14 +293,8 @@ class _SumOverQueries(torch.autograd.Function):
         ]
         value = torch.zeros((), dtype=exact, device=tensors[0].device)
         for contest in contests:
-            sides = contest.queries, contest.candidates
-            queries, candidates = (side.read(tensors, exact) for side in sides)
-            sums = _run(contest, objective, queries, candidates, differentiate=any(wanted))
-            value += sums.value
-            _accumulate(gradients[0], ..., (sums.of_queries * queries).sum())
-            _accumulate(gradients[1], ..., sums.of_bias)
-            for side, gradient in zip(sides, (sums.of_queries, sums.of_candidates), strict=True):
-                side.give_back(gradients[2:], tensors, scale * gradient)
+            parts = [_Part(pair, contest, scale, gradients, tensors, exact) for pair in contest.parts]
+            value += _run(contest, objective, parts, gradients)
         ctx.save_for_backward(*gradients)
         return value
 
@@ -308,62 +314,119 @@ def _accumulate(total: Tensor | None, place: Any, part: Tensor) -> None:
         total[place] += part
 
 
-@dataclass
-class _Sums:
-    """Value of one contest and its gradients. Those of the embeddings still lack the factor `logit_scale`."""
+class _Part:
+    """One of the products that the logits of a contest are the sum of, and the gradients of its two sides.
 
-    value: Tensor
-    of_queries: Tensor
-    of_candidates: Tensor
-    of_bias: Tensor
+    The only part of a contest stays in memory while it runs. Of several, one is there at a time.
+    """
+
+    def __init__(
+        self,
+        sides: tuple[Side, Side],
+        contest: Contest,
+        scale: Tensor,
+        gradients: Sequence[Tensor | None],
+        tensors: Sequence[Tensor],
+        exact: torch.dtype,
+    ) -> None:
+        self._sides, self._scale, self._gradients = sides, scale, gradients
+        self._tensors, self._exact, self._stays = tensors, exact, len(contest.parts) == 1
+        self._rows: tuple[Tensor, Tensor] | None = None
+        self._slopes: tuple[Tensor, Tensor] | None = None  # of both sides, which still lack the factor `logit_scale`
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return queries (R, D) and candidates (C, D)."""
+        if self._rows is not None:
+            return self._rows
+        queries, candidates = (side.read(self._tensors, self._exact) for side in self._sides)
+        if self._stays:
+            self._rows = queries, candidates
+        return queries, candidates
+
+    def pull(self, of_queries: Tensor, of_candidates: Tensor) -> None:
+        """Take the gradients of what pulls together, (R, D) and (C, D)."""
+        self._slopes = of_queries, of_candidates
+        if not self._stays:
+            self.give_back()
+
+    def push(self, block: slice, push: Tensor) -> None:
+        """Take the gradient (B, C) of the logits of a block of queries."""
+        queries, candidates = self.rows()
+        of_queries, of_candidates = self._slopes or (torch.zeros_like(queries), torch.zeros_like(candidates))
+        of_queries[block].addmm_(push, candidates)
+        of_candidates.addmm_(push.T, queries[block])
+        self._slopes = of_queries, of_candidates
+        if not self._stays:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Add what was taken to the gradients of the tensors and of the scale."""
+        if self._slopes is None:
+            return
+        _accumulate(self._gradients[0], ..., (self._slopes[0] * self.rows()[0]).sum())
+        for side, slope in zip(self._sides, self._slopes, strict=True):
+            side.give_back(self._gradients[2:], self._tensors, slope.mul_(self._scale))
+        self._slopes = None
 
 
-def _run(contest: Contest, objective: Objective, queries: Tensor, candidates: Tensor, *, differentiate: bool) -> _Sums:
-    pulled, sums = _pull_together(contest, objective, queries, candidates)
-    blocks = objective.blocks(contest)
+def _run(contest: Contest, objective: Objective, parts: Sequence[_Part], gradients: Sequence[Tensor | None]) -> Tensor:
+    """Return the loss of a contest's queries, a scalar, and add to the gradients if any is wanted."""
+    differentiate = any(gradient is not None for gradient in gradients)
+    pulled = _pull_together(contest, objective, parts, gradients, differentiate)
+    blocks, value = objective.blocks(contest), pulled.new_zeros(())
     columns = None
     if contest.mutual:
-        columns = queries.new_full(candidates.shape[:1], -torch.inf)
+        columns = pulled.new_full(contest.candidates.rows.shape, -torch.inf)
         for block in blocks:
-            logits = objective.logits(contest, block, queries, candidates)
+            logits = objective.logits(contest, block, parts)
             columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
     for block in blocks:
         # A block that is the only one is still there.
         if columns is None or len(blocks) > 1:
-            logits = objective.logits(contest, block, queries, candidates)
+            logits = objective.logits(contest, block, parts)
         rows, push = _push_softmax(logits, columns) if objective.name == "softmax" else _push_sigmoid(logits)
         if columns is not None:
             rows = rows + columns[block]
-        sums.value += (rows - pulled[block]).sum()
+        value += (rows - pulled[block]).sum()
         if differentiate:
-            sums.of_queries[block].addmm_(push, candidates)
-            sums.of_candidates.addmm_(push.T, queries[block])
+            for part in parts:
+                part.push(block, push)
             if objective.logit_bias is not None:
-                sums.of_bias += push.sum()
-    return sums
+                _accumulate(gradients[1], ..., push.sum())
+    for part in parts:
+        part.give_back()
+    return value
 
 
 def _pull_together(
-    contest: Contest, objective: Objective, queries: Tensor, candidates: Tensor
-) -> tuple[Tensor, _Sums]:
-    """Return for each query the mean logit of its positives with softmax, their sum with sigmoid, (R,), and its
-    gradients.
-    """
+    contest: Contest,
+    objective: Objective,
+    parts: Sequence[_Part],
+    gradients: Sequence[Tensor | None],
+    differentiate: bool,
+) -> Tensor:
+    """Return for each query the mean logit of its positives with softmax, their sum with sigmoid, (R,)."""
     groups, members, counts = contest.candidates.ids.unique(return_inverse=True, return_counts=True)
     mine = torch.searchsorted(groups, contest.queries.ids)
-    weights = torch.ones_like(counts, dtype=queries.dtype)[:, None]
-    if objective.name == "softmax":
-        # A mutual contest has two cross entropies, which draw the same pairs together.
-        weights *= (2 if contest.mutual else 1) / counts.to(weights)[:, None]
-    asked, asking = (queries.new_zeros(len(groups), queries.shape[1]) for _ in range(2))
-    asked = asked.index_add_(0, members, candidates).mul_(weights)[mine]
-    asking = asking.index_add_(0, mine, queries).mul_(weights)[members]
-    pulled = objective.logit_scale * (asked * queries).sum(dim=1)
-    of_bias = queries.new_zeros(())
+    pulled: Tensor | float = 0.0
+    for part in parts:
+        queries, candidates = part.rows()
+        weights = torch.ones_like(counts, dtype=queries.dtype)[:, None]
+        if objective.name == "softmax":
+            # A mutual contest has two cross entropies, which draw the same pairs together.
+            weights *= (2 if contest.mutual else 1) / counts.to(weights)[:, None]
+        asked, asking = (queries.new_zeros(len(groups), queries.shape[1]) for _ in range(2))
+        asked = asked.index_add_(0, members, candidates).mul_(weights)[mine]
+        pulled = pulled + objective.logit_scale * (asked * queries).sum(dim=1)
+        if differentiate:
+            asking = asking.index_add_(0, mine, queries).mul_(weights)[members]
+            part.pull(asked.neg_(), asking.neg_())
+    assert isinstance(pulled, Tensor)
     if objective.logit_bias is not None:
         pulled += objective.logit_bias * counts[mine]
-        of_bias -= counts[mine].sum()
-    return pulled, _Sums(queries.new_zeros(()), asked.neg_(), asking.neg_(), of_bias)
+        if differentiate:
+            _accumulate(gradients[1], ..., -counts[mine].sum())
+    return pulled
 
 
 def _push_softmax(logits: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -437,7 +500,10 @@ class LossOptions:
             most similar branch (`"free"`, in all slots). `"balanced"` frees all slots too, but shares their captions,
             of the whole batch, out evenly between the branches.
         duplicate_captions: Relation of images whose caption in a slot has the same id: `"positive"` (the target is
-            shared between them), `"ignore"` (left out) or `"negative"` (the paper).
+            shared between them), `"ignore"` (left out) or `"negative"` (the paper). With softmax and aligned slots,
+            `"positive"` and `"negative"` are the same loss, to the last digit, if captions of one id have one vector:
+            over such a group, the means of their logits add up to what their own logits add up to. They differ in
+            free slots, where each caption may meet another branch, and with sigmoid.
         fused_weight: Weight of a second contrastive term, the one-to-many loss of the fused score against all
             captions, so that the score used at inference is trained too. Not in the paper. Ignored if H = 1.
         fusion: Fused score that this term trains: `"centroid"` (the branches' mean, made of unit length), `"mean"` or
@@ -655,10 +721,11 @@ def _contests(
     """Yield, per slot and branch, the captions that met it against the images, and these against the captions."""
     whole, softmax = everyone is local, objective.name == "softmax"
     shift = 0 if whole else 2 + is_routed  # where the tensors of all ranks begin
-    num_slots, num_branches = local.text_embeds.shape[1], 1 if is_routed else local.branch_embeds.shape[1]
+    num_slots, num_branches = local.text_embeds.shape[1], local.branch_embeds.shape[1]
+    answering = [range(num_branches)] if is_routed else [[branch] for branch in range(num_branches)]
     columns_of_slot = [everyone.caption_mask[:, slot].nonzero().squeeze(1) for slot in range(num_slots)]
-    for slot, branch in product(range(num_slots), range(num_branches)):
-        rows = (local.caption_mask[:, slot] & (assignment[:, slot] == branch)).nonzero().squeeze(1)
+    for slot, (met, branches) in product(range(num_slots), enumerate(answering)):
+        rows = (local.caption_mask[:, slot] & (assignment[:, slot] == met)).nonzero().squeeze(1)
         if len(rows) == 0:
             continue
         columns = columns_of_slot[slot]
@@ -668,11 +735,14 @@ def _contests(
         ignored = captions if duplicate_captions == "ignore" else (None, None)
         here, there = (rows, ids[0], ignored[0]), (columns, ids[1], ignored[1])
         mutual = whole and softmax and len(rows) == len(columns)
-        place, routing, their_routing = (None, ROUTING, shift + ROUTING) if is_routed else (branch, None, None)
-        images_there = Side(shift + BRANCHES, place, *there)
-        yield Contest(Side(TEXTS, slot, *here, routing), images_there, mutual)
+        asks, answers = [], []
+        for branch in branches:
+            routing = [(place, branch) if is_routed else None for place in (ROUTING, shift + ROUTING)]
+            asks.append((Side(TEXTS, slot, *here, routing[0]), Side(shift + BRANCHES, branch, *there)))
+            answers.append((Side(BRANCHES, branch, *here), Side(shift + TEXTS, slot, *there, routing[1])))
+        yield Contest(asks, mutual)
         if softmax and not mutual:
-            yield Contest(Side(BRANCHES, place, *here), Side(shift + TEXTS, slot, *there, their_routing))
+            yield Contest(answers)
 
 
 def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "pairwise") -> Tensor:

@@ -36,7 +36,15 @@ from .configuration_holistic_clip import (
     require_choice,
 )
 from .loss_holistic_clip import LOSS_PARTS, LossOptions, MultiToMultiLoss, branch_mean, multi_to_multi_loss, route
-from .text_holistic_clip import ROW_LENGTH, HolisticCLIPTextModel, PackedTexts, make_text_tower, pack_texts
+from .text_holistic_clip import (
+    PADDED_IN_FRONT,
+    ROW_LENGTH,
+    HolisticCLIPTextModel,
+    PackedTexts,
+    make_text_tower,
+    pack_texts,
+    padded_in_front,
+)
 from .vision_holistic_clip import (
     HolisticCLIPPreTrainedModel,
     HolisticCLIPVisionModel,
@@ -277,10 +285,10 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         """Encode texts: (T, L) to `text_embeds` (T, D) of unit length, and `pooler_output`, what fusion makes of them.
 
         Raises:
-            ValueError: texts longer than the model has positions or without the end token, or token ids that it does
-                not know.
+            ValueError: texts longer than the model has positions, without the end token or padded in front, or token
+                ids that it does not know.
         """
-        self._check_tokens(input_ids)
+        self._check_tokens(input_ids, attention_mask)
         kwargs = with_asked_for(kwargs, self.config, self.text_model.config)
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
@@ -336,20 +344,27 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             return HolisticCLIPPatchOutput(patch_embeds=embeds)
         return HolisticCLIPPatchOutput(patch_embeds=self.branch_fusion.mean(embeds), branch_patch_embeds=embeds)
 
-    def _check_tokens(self, input_ids: Tensor) -> None:
+    def _check_tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
         longest = getattr(self.text_model.config, "max_position_embeddings", None)
         known = self.get_input_embeddings().num_embeddings
         if longest is not None and input_ids.shape[-1] > longest:
             raise ValueError(
                 f"Texts of {input_ids.shape[-1]} tokens for a model of {longest} positions. Truncate them with the "
-                f"processor, or stretch the positions with `holistic_clip_hf.initialization.stretch_text_positions`."
+                f"processor, whose `tokenizer.model_max_length` is to be {longest}, or stretch the positions with "
+                f"`holistic_clip_hf.initialization.stretch_text_positions`."
             )
         # On a GPU an unknown id would end the process. A compiled graph cannot look at values.
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or input_ids.numel() == 0:
             return
         end = self.text_model.end_token
         has_end = (input_ids == (-1 if end is None else end)).any(dim=-1).all().to(input_ids)
-        lowest, highest, has_end = torch.stack([*input_ids.aminmax(), has_end]).tolist()  # at once: each waits for it
+        is_padded_in_front = has_end.new_zeros(())
+        if attention_mask is not None and attention_mask.shape == input_ids.shape:
+            is_padded_in_front = padded_in_front(attention_mask).to(has_end)
+        found = torch.stack([*input_ids.aminmax(), has_end, is_padded_in_front]).tolist()  # at once: each waits for it
+        lowest, highest, has_end, is_padded_in_front = found
+        if is_padded_in_front:
+            raise ValueError(PADDED_IN_FRONT)
         if lowest < 0 or highest >= known:
             raise ValueError(
                 f"Token ids from {lowest} to {highest} for a vocabulary of {known}. Use this checkpoint's own "
@@ -385,8 +400,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         has_tokens = attention_mask.any(dim=-1)
-        if (attention_mask[..., 0].logical_not() & has_tokens).any():
-            raise ValueError("Captions are padded in front. Set the tokenizer's `padding_side` to 'right'.")
+        if padded_in_front(attention_mask):
+            raise ValueError(PADDED_IN_FRONT)
         if caption_mask is None:
             caption_mask = has_tokens
         if (caption_mask.bool() & ~has_tokens).any():

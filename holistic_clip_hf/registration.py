@@ -125,7 +125,9 @@ class _Watcher(MetaPathFinder):
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the spec that the other finders give, with a loader that tells."""
-        if not name.startswith("transformers.") and name not in self._waiting:
+        # Registering imports the files that travel, so none of them may be half imported then.
+        travels = name.startswith(f"{PACKAGE}.") and name.endswith("_holistic_clip")
+        if not name.startswith("transformers.") and not travels:
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(name, path, target)

@@ -5,19 +5,25 @@ import errno
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
+import reprlib
 import shutil
+import socket
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from filelock import FileLock, Timeout
 
-from .words import closest
+from .words import MOST_SHOWN, closest, shorten
 
 # What a process that was killed while it wrote leaves behind: the name, the process, an ending that nobody else uses.
 PARTIAL = re.compile(r"\..+\.[0-9]+\.partial")
@@ -47,6 +53,45 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def write_folder(directory: Path, *, last: str, replaced: str) -> Iterator[Path]:
+    """Provide a folder whose files come into `directory` once all of them are on disk; after any error none does.
+
+    Other files in `directory` stay. One process at a time may write it: what a killed one left is removed.
+
+    Args:
+        directory: Folder that is to have the files; it need not exist.
+        last: Name of the file by which others know that the folder is written. It comes last.
+        replaced: Pattern of names that leave `directory` if they are not among the new files.
+
+    Raises:
+        OSError: as writing does; of a full disk it says which.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.glob(".*.partial"):
+        if PARTIAL.fullmatch(stale.name) and stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale)
+    # Inside, since the folder may be a disk of its own, onto which nothing can be renamed.
+    partial = directory / f".folder.{os.getpid()}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        for path in partial.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        names = sorted(os.listdir(partial), key=lambda name: (name == last, name))
+        for stale in directory.iterdir():
+            if re.fullmatch(replaced, stale.name) and stale.name not in names:
+                stale.unlink()
+        for name in names:
+            os.replace(partial / name, directory / name)
+    except OSError as error:
+        raise_if_disk_full(error, directory / last)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
     """Write `content` as JSON that appears at `path` complete or not at all, letters as they are.
 
@@ -60,10 +105,201 @@ def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
+class RepeatedKeyError(json.JSONDecodeError):
+    """A JSON object with a key that stands twice, of which `json` itself would keep the last value.
+
+    Args:
+        key: The key.
+        text: Whole text.
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        self.key = key
+        super().__init__(f"the key {shown(key)} stands twice", text, max(0, text.rfind(json.dumps(key))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, self.doc)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON that somebody wrote, in which no key of an object stands twice.
+
+    >>> parse_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    holistic_clip_hf.storage.RepeatedKeyError: the key 'a' stands twice: line 1 column 10 (char 9)
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or a key stands twice.
+        UnicodeDecodeError: bytes that are not UTF-8.
+    """
+    decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise RepeatedKeyError(next(key for key in keys if keys.count(key) > 1), decoded)
+        return found
+
+    return json.loads(decoded, object_pairs_hook=once)
+
+
+LOCK = ".lock"  # in the folder of an output
+# What a killed process had forked, such as the workers of a data loader, notices its end within seconds.
+_SECONDS_OF_ORPHANS = 20.0
+
+
+def lock_beside(path: Path) -> Path:
+    """Return the file of the lock of a single file."""
+    return path.with_name(f".{path.name}{LOCK}")
+
+
+class InUseError(TimeoutError):
+    """An output that another process is writing."""
+
+
+@contextmanager
+def hold_lock(path: Path, *, wait: float = 0.0, keep: bool = True) -> Iterator[None]:
+    """Hold the lock at `path`, so that one process at a time writes what lies beside it.
+
+    A folder that was made for the lock alone is removed with it.
+
+    Args:
+        path: File of the lock, which is made.
+        wait: Seconds to wait for the other process before it is refused; `math.inf` for no end.
+        keep: Leave the file there.
+
+    Raises:
+        InUseError: another process holds it, and the message says which.
+    """
+    folder, is_new, lock = path.parent, not path.parent.exists(), FileLock(path)
+    if not _acquired(lock, path, wait):
+        holder = _read_holder(path)
+        if _is_alive(holder) or not _acquired(lock, path, _SECONDS_OF_ORPHANS):
+            raise InUseError(
+                f"{folder} is being written by {_describe_holder(holder)}; expected one process at a time. Wait for "
+                "its end, or name another output."
+            )
+    try:
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(OSError):  # a full disk is told by what is written next
+            path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": moment}))
+        yield
+    finally:
+        with suppress(FileNotFoundError):  # its holder may have removed the folder
+            if is_new and os.listdir(folder) == [path.name]:
+                path.unlink()
+                folder.rmdir()
+            elif keep:
+                os.truncate(path, 0)
+            else:
+                path.unlink()  # those who wait make it anew
+        lock.release()
+
+
+def _acquired(lock: FileLock, path: Path, seconds: float) -> bool:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=-1 if math.isinf(seconds) else seconds)
+        except FileNotFoundError:  # its last holder has just removed the folder
+            continue
+        except Timeout:
+            return False
+        return True
+
+
+def _read_holder(path: Path) -> dict[str, Any]:
+    """Read who holds a lock; nothing if its file does not say, as those of earlier versions."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("process"), int) else {}
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Tell whether the process that took a lock may still run. Of other machines that cannot be known."""
+    if not holder or holder.get("host") != socket.gethostname() or os.name != "posix":
+        return True
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _describe_holder(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    where = "" if holder.get("host") == socket.gethostname() else f" on {str(holder.get('host'))[:80]}"
+    return f"process {holder['process']}{where} since {str(holder.get('since'))[:40]}"
+
+
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_root() -> Path:
+    """Return the folder of downloads and example corpora: `$HOLISTIC_CLIP_CACHE`, or the user's cache."""
+    if root := os.environ.get("HOLISTIC_CLIP_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holistic-clip-hf"
+
+
+VERIFIED = "verified.txt"  # in the cache: states of files whose contents were read and found to be as written
+_MOST_VERIFIED_BYTES = 20_000_000  # 300,000 states
+# Clocks of file systems tick some milliseconds apart, so a change right after another may leave no trace.
+_SETTLED_NANOSECONDS = 1_000_000_000
+
+
+def changed_files(digests: Mapping[Path, str]) -> list[Path]:
+    """Return the files whose contents are not those of their SHA-256.
+
+    A file is read once on each machine, at some 1.5 GB/s, and again only after its size, its place or one of its times
+    has changed. Until then it costs a look at these.
+
+    Args:
+        digests: SHA-256 in hexadecimal digits by path of a file.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    verified = cache_root() / VERIFIED
+    try:
+        known = set(verified.read_text("ascii", "replace").splitlines())
+    except OSError:
+        known = set()
+    changed, found = [], []
+    for path, digest in digests.items():
+        state = _state_of(path, digest)
+        if state in known:
+            continue
+        if checksum(path) != digest:
+            changed.append(path)
+        elif time.time_ns() - path.stat().st_ctime_ns > _SETTLED_NANOSECONDS:
+            found.append(state)
+    if found:
+        with suppress(OSError):  # without a cache, all is read again
+            _keep_verified(verified, found)
+    return changed
+
+
+def _state_of(path: Path, digest: str) -> str:
+    facts = path.stat()
+    state = (str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, digest)
+    return hashlib.sha256(repr(state).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _keep_verified(path: Path, states: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_long = path.is_file() and path.stat().st_size > _MOST_VERIFIED_BYTES
+    with open(path, "w" if is_long else "a", encoding="ascii") as file:
+        file.write("".join(f"{state}\n" for state in states))
 
 
 def stable_number(text: str) -> int:
@@ -95,6 +331,21 @@ def import_extra(name: str, extra: str, remedy: str = "") -> Any:
         raise ImportError(f"{said}. {remedy}" if remedy else said) from error
 
 
+def shown(value: Any) -> str:
+    """Write a value that somebody wrote, for a message, in bounded time and length.
+
+    >>> shown({"a": [1, 2]}), len(shown("x" * 1_000_000)) < 250
+    ("{'a': [1, 2]}", True)
+    """
+    return shorten(_SHOWN.repr(value))
+
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = MOST_SHOWN
+_SHOWN.maxdict = _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxset = 8
+_SHOWN.maxlong = 40
+
+
 def field_names(kind: type) -> set[str]:
     """Return the names of a dataclass's fields, for `require_keys`."""
     return {field.name for field in fields(kind)}
@@ -113,13 +364,14 @@ def require_keys(where: str, found: Any, valid: Collection[str], needed: Collect
         ValueError: it is not a mapping, or keys are unknown or missing, each by its name.
     """
     if not isinstance(found, dict):
-        got = "nothing" if found is None else repr(found)
+        got = "nothing" if found is None else shown(found)
         raise ValueError(f"{where}: got {got}; expected keys and values, with the keys {_named(valid)}.")
-    unknown, missing = sorted(map(str, found.keys() - set(valid))), sorted(set(needed) - found.keys())
+    unknown = sorted(shorten(str(key)) for key in found.keys() - set(valid))
+    missing = sorted(set(needed) - found.keys())
     if unknown or missing:
         problems = {"unknown keys": unknown, "missing keys": missing}
-        got = "; ".join(f"{what} {', '.join(keys)}" for what, keys in problems.items() if keys)
-        hint = " ".join(f"Did you mean {near}?" for key in unknown if (near := closest(key, valid)))
+        got = "; ".join(f"{what} {_named(keys)}" for what, keys in problems.items() if keys)
+        hint = " ".join(f"Did you mean {near}?" for key in unknown[:_MOST_KEYS] if (near := closest(key, valid)))
         listed = "" if hint and len(valid) > _MOST_KEYS else f"Valid keys: {_named(valid)}."
         raise ValueError(" ".join(filter(None, (f"{where}: {got}.", hint, listed))))
     return dict(found)
@@ -294,8 +546,37 @@ def scratch_database() -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
+MOST_YAML_BYTES = 1_000_000
+# Letters and values of a file, each counted as often as aliases (`*name`) repeat it.
+_MOST_YAML_SIZE = 4_000_000
+_DEEPEST_YAML = 50
+
+
 class _YAMLLoader(yaml.SafeLoader):
-    """YAML 1.1, whose numbers need a point, with `1e-5` as the number that YAML 1.2 and everybody takes it for."""
+    """YAML 1.1, whose numbers need a point, with `1e-5` as the number that YAML 1.2 and everybody takes it for, and
+    without keys that stand twice, of which YAML 1.1 would take the last."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _DEEPEST_YAML:
+            problem = f"it is nested more than {_DEEPEST_YAML} deep"
+            raise yaml.composer.ComposerError(problem=problem, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in lines:
+                problem = f"the key {shown(key.value)} stands in line {lines[key.value]}, too"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
 
 
 _YAMLLoader.yaml_implicit_resolvers = {
@@ -310,14 +591,49 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        ValueError: the file is not UTF-8 or not YAML, with the line.
+        ValueError: the file is not UTF-8 or not YAML, with the line; a key stands twice; it is too large, by itself or
+            by what its aliases repeat.
     """
+    if (size := path.stat().st_size) > MOST_YAML_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; expected at most {MOST_YAML_BYTES:,}. Name another file.")
     try:
-        return _YAMLLoader(path.read_bytes()).get_single_data()
+        loader = _YAMLLoader(path.read_bytes())
+        node = loader.get_single_node()
+        is_large = node is not None and _expanded_size(node, {}) > _MOST_YAML_SIZE
+        if not is_large:
+            return None if node is None else loader.construct_document(node)
+    except ValueError as error:  # a date that does not exist, or a number of thousands of digits
+        raise ValueError(
+            f"{path} has a value that cannot be read ({shorten(str(error))}); expected texts and numbers. Put it "
+            "between quotes."
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}: line {mark.line + 1}" if mark is not None else str(path)
         problem = getattr(error, "problem", None) or "it is not UTF-8"
         raise ValueError(
-            f"{where} is not valid YAML ({problem}); expected keys and values. Correct the file."
+            f"{where} is not valid YAML ({shorten(problem)}); expected keys and values. Correct the file."
         ) from error
+    raise ValueError(f"{path} repeats too much by aliases (`*name`); expected a small file. Write it out.")
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the size of a value with all that aliases repeat, in linear time; `known` has those of other nodes.
+
+    Raises:
+        yaml.YAMLError: an alias stands in what it names.
+    """
+    if id(node) in known:
+        if known[id(node)] < 0:
+            raise yaml.constructor.ConstructorError(
+                problem="an alias stands in what it names", problem_mark=node.start_mark
+            )
+        return known[id(node)]
+    known[id(node)] = -1
+    if isinstance(node, yaml.ScalarNode):
+        size = 1 + len(node.value)
+    else:
+        parts = [part for each in node.value for part in (each if isinstance(each, tuple) else [each])]
+        size = 1 + sum(_expanded_size(part, known) for part in parts)
+    known[id(node)] = size
+    return size

@@ -254,15 +254,23 @@ class HolisticBackboneTextModel(PreTrainedModel):
         return states[torch.arange(len(states), device=states.device), at.to(states.device)]
 
 
+PADDED_IN_FRONT = (
+    "`attention_mask` is of texts that are padded in front; expected padding behind, since positions count from the "
+    "first token. Set the tokenizer's `padding_side` to 'right', or take this package's processor."
+)
+
+
+def padded_in_front(attention_mask: Tensor) -> Tensor:
+    """Tell whether any text of (..., L) has tokens, and none at its first place: a scalar of bool."""
+    return (attention_mask[..., 0].logical_not() & attention_mask.any(dim=-1)).any()
+
+
 def require_padding_behind(attention_mask: Tensor) -> None:
     """Raise `ValueError` for texts (T, L) padded in front; a graph that is compiled cannot look at values."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or attention_mask.numel() == 0:
         return
-    if bool((attention_mask[:, 0] == 0).any()):
-        raise ValueError(
-            "`attention_mask` begins with zero, so texts are padded in front; expected padding behind. Set the "
-            "tokenizer's `padding_side` to 'right'."
-        )
+    if padded_in_front(attention_mask):
+        raise ValueError(PADDED_IN_FRONT)
 
 
 def make_text_tower(config: HolisticCLIPConfig) -> Any:

@@ -64,6 +64,15 @@ def closest(word: str, valid: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(word, list(valid), n=1)), "")
 
 
+MOST_SHOWN = 200  # letters of a value that somebody wrote, in a message
+
+
+def shorten(text: str, most: int = MOST_SHOWN) -> str:
+    """Return a text as a message may have it, without its middle if it is long."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+
+
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, align: str = "") -> str:
     """Return a table in Markdown, in which no cell can break its row.
 

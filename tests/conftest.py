@@ -57,10 +57,15 @@ def tokenizer(session_tokenizer: CLIPTokenizer) -> CLIPTokenizer:
     return copy.deepcopy(session_tokenizer)
 
 
-@pytest.fixture
-def processor(tokenizer: CLIPTokenizer) -> HolisticCLIPProcessor:
+def make_processor(tokenizer: CLIPTokenizer) -> HolisticCLIPProcessor:
+    """A processor of images of IMAGE_SIZE."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return HolisticCLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), tokenizer)
+
+
+@pytest.fixture
+def processor(tokenizer: CLIPTokenizer) -> HolisticCLIPProcessor:
+    return make_processor(tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +181,8 @@ def make_trainer(
         model = make_model(**{"perspectives": CORPUS_SLOTS, **(model_options or {})})
         options = {"max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0, "per_device_train_batch_size": 4}
         options |= {"per_device_eval_batch_size": 4, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
-        args = HolisticCLIPTrainingArguments(str(tmp_path), disable_tqdm=True, **(options | arguments))
+        options |= {"output_dir": str(tmp_path), "disable_tqdm": True}
+        args = HolisticCLIPTrainingArguments(**(options | arguments))
         return HolisticCLIPTrainer(
             model,
             args,

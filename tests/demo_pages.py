@@ -11,8 +11,10 @@ import gradio
 from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.demo.captions import CaptionsById
+from holistic_clip_hf.demo.editing import CaptionFile
 from holistic_clip_hf.demo.page import serve
-from holistic_clip_hf.demo.showcase import CaptionsById, Showcase
+from holistic_clip_hf.demo.showcase import Showcase
 from holistic_clip_hf.search import FolderImages, SearchIndex, index_images
 
 SCRIPT = "<img src=x onerror=alert(1)>"  # in a file's name, a caption and a query
@@ -30,12 +32,17 @@ def fill(folder: Path, draw: Callable[..., Image.Image]) -> None:
 
 
 def open_drawings(
-    folder: Path, model: HolisticCLIPModel, processor: HolisticCLIPProcessor, captions: CaptionsById | None = None
+    folder: Path,
+    model: HolisticCLIPModel,
+    processor: HolisticCLIPProcessor,
+    captions: CaptionsById | None = None,
+    edited: CaptionFile | None = None,
 ) -> Showcase:
     """The showcase of a folder."""
     directory = folder.with_name(f"{folder.name}.index")
     index_images(directory, FolderImages(folder), model, processor)
-    return Showcase(SearchIndex(directory, model, processor), model, processor, captions=captions, name="tiny")
+    index = SearchIndex(directory, model, processor)
+    return Showcase(index, model, processor, captions=captions, name="tiny", edited=edited)
 
 
 @contextmanager

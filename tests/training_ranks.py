@@ -49,6 +49,7 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
     from transformers import TrainerCallback
 
     from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+    from holistic_clip_hf.stopping import Stopped
     from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
     from holistic_clip_hf.trainer.arguments import require_finite_loss
     from holistic_clip_hf.trainer.collator import Augmentation
@@ -69,6 +70,8 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
             syncs.append(0)
             if state.global_step == job.get("stall"):
                 time.sleep(LIMIT)
+            if [rank, state.global_step] == job.get("signal"):
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def count_and_reduce(state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
         syncs[-1] += bucket.is_last()
@@ -91,7 +94,16 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
         eval_dataset=corpus.select(range(9)),
     )
     trainer.add_callback(Watch())
-    trainer.train(resume_from_checkpoint=job.get("resume"))
+    if job.get("eval_rows"):
+        measured = {rows: trainer.evaluate(corpus.select(range(rows))) for rows in job["eval_rows"]}
+        torch.save(measured, folder / f"{name}-{rank}.pt")
+        return
+    try:
+        trainer.train(resume_from_checkpoint=job.get("resume"))
+    except Stopped as stopped:
+        torch.save({"stopped": str(stopped)}, folder / f"{name}-{rank}.pt")
+        trainer.accelerator.end_training()
+        return
     left = {"weights": trainer.model.state_dict(), "logs": trainer.state.log_history, "syncs": syncs, "images": images}
     if job.get("evaluate"):
         left["metrics"] = trainer.evaluate()

@@ -55,6 +55,7 @@ class Method:
         model, training: Differences from the recipe; sections are merged.
         as_much_compute_as: another method; the number of steps is then such that both do as many multiplications.
         replicates: Number of the study's replicates. Default: all.
+        label: Words that tables and pictures have for it, where its name in the records misleads. Default: the name.
     """
 
     perspectives: list[str]
@@ -63,6 +64,7 @@ class Method:
     training: dict[str, Any] = field(default_factory=dict)
     as_much_compute_as: str | None = None
     replicates: int | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class Study:
     @property
     def results(self) -> Path:
         return self.path.with_suffix("") / RESULTS
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Words for each method, by its name."""
+        return {name: method.label or name for name, method in self.methods.items()}
 
     def runs(self) -> list[tuple[str, int]]:
         """Return methods and replicates, those with all replicates first; replicate by replicate, so that a study cut

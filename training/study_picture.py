@@ -6,7 +6,7 @@ left out.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,14 @@ FEWEST = 5  # runs of a method; the interval of three is so wide that nothing be
 
 
 def study_picture(
-    rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, *, fewest: int = FEWEST
+    rows: Sequence[dict[str, Any]], labels: Mapping[str, str], against: str, *, fewest: int = FEWEST
 ) -> "Figure":
     """Return a line for each method with enough runs, panels for question and direction; for light pages and dark
-    ones.
+    ones. `labels` are the words for each method, by its name.
 
     Raises `ValueError` where no method has `fewest` runs.
     """
-    shown = {column: _measured(rows, methods, against, column, fewest) for column in QUESTIONS}
+    shown = {column: _measured(rows, list(labels), against, column, fewest) for column in QUESTIONS}
     shown = {column: names for column, names in shown.items() if names}
     if not shown:
         raise ValueError(f"No method but {against} has {fewest} finished runs. Run more of the study.")
@@ -46,7 +46,9 @@ def study_picture(
                 for shift, by, colour in ((-0.12, trained_for(rows, name), COLOURS[0]), (0.12, BY_NAME, COLOURS[1])):
                     _draw(panel, place + shift, difference(rows, name, by, against, direction, column), colour)
             panel.set_title(f"{QUESTIONS[column]}, {direction.replace('_', ' ')}", color=INK, fontsize=10)
-            _style(panel, [name.replace("_", " ") for name in names] if panel is line[0] else [""] * len(names))
+            _style(
+                panel, [labels[name].replace("_", " ") for name in names] if panel is line[0] else [""] * len(names)
+            )
     for panel in panels[-1]:
         panel.set_xlabel(f"{METRIC}, % points above {against}", color=INK, fontsize=9)
     for label, colour in (("the score it was trained for", COLOURS[0]), (f"branch {BY_NAME}", COLOURS[1])):
@@ -92,7 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     study = load_study(options.study)
     output = options.output or study.results.with_name(PICTURE)
-    study_picture(load_results(study.results), list(study.methods), options.against).savefig(output, dpi=110)
+    study_picture(load_results(study.results), study.labels, options.against).savefig(output, dpi=110)
     print(output)
 
 

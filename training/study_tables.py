@@ -7,7 +7,7 @@ method, replicate by replicate: where such an interval leaves out zero, the meth
 import argparse
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,14 +101,17 @@ def trained_for(rows: Sequence[dict[str, Any]], method: str) -> str:
     return next((next(iter(row["numbers"])) for row in rows if row["model"] == method), "")
 
 
-def summary_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], against: str, column: str = MEAN) -> str:
-    """Return Markdown: a line for each method and way to ask, what it reached, and the difference to `against`."""
+def summary_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, str], against: str, column: str = MEAN) -> str:
+    """Return Markdown: a line for each method and way to ask, what it reached, and the difference to `against`.
+
+    `labels` are the words for each method, by its name.
+    """
     table = []
-    for method in methods:
+    for method, label in labels.items():
         for by in (trained_for(rows, method), BY_NAME):
             found = [column_of(scores_of(rows, method, by, direction), column) for direction in DIRECTIONS]
             if found[0]:
-                cells = [f"{method}, {by.removeprefix(f'{FUSED}, ')}", str(len(found[0]))]
+                cells = [f"{label}, {by.removeprefix(f'{FUSED}, ')}", str(len(found[0]))]
                 for values, direction in zip(found, DIRECTIONS, strict=True):
                     cells.append(str(estimate(list(values.values()))))
                     paired = difference(rows, method, by, against, direction, column)
@@ -118,13 +121,19 @@ def summary_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], agains
     return markdown_table(["method", "n", *(cell for word in words for cell in (word, "difference"))], table)
 
 
-def full_tables(rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str) -> str:
-    """Return Markdown: for each direction, recall of every method and fusion, then differences to `against`."""
+def full_tables(
+    rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str, labels: Mapping[str, str]
+) -> str:
+    """Return Markdown: for each direction, recall of every method and fusion, then differences to `against`.
+
+    `labels` are words for methods, by their names; a method without has its name.
+    """
     columns, sections = [MEAN, *perspectives, CAPTION_SETS], []
     for direction in DIRECTIONS:
         plain, differences = [], []
         for method, by in entries_of(rows):
-            scores, name = scores_of(rows, method, by, direction), f"{method}, {by.removeprefix(f'{FUSED}, ')}"
+            scores = scores_of(rows, method, by, direction)
+            name = f"{labels.get(method, method)}, {by.removeprefix(f'{FUSED}, ')}"
             cells = [estimate(list(column_of(scores, column).values())) for column in columns]
             plain.append([name, str(len(scores)), *map(str, cells)])
             paired = [difference(rows, method, by, against, direction, column) for column in columns]
@@ -157,9 +166,9 @@ def main() -> None:
         raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
     if options.summary:
         for column, words in QUESTIONS.items():
-            print(f"### {words.capitalize()}\n\n{summary_table(rows, list(study.methods), options.against, column)}\n")
+            print(f"### {words.capitalize()}\n\n{summary_table(rows, study.labels, options.against, column)}\n")
     else:
-        print(full_tables(rows, study.perspectives, options.against))
+        print(full_tables(rows, study.perspectives, options.against, study.labels))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..images.decoding import ImageLimits, UnreadableImageError, decode_image, map_ahead, verify_image
+from ..images.decoding import UnreadableImageError, map_ahead, read_image, verify_image
 from ..images.sources import Item, Skipped, Source, require_apart_from
 from ..processing_holistic_clip import on_background
 from ..storage import write_json
@@ -69,7 +69,6 @@ logger = logging.getLogger(__name__)
 
 _READERS = 4  # threads that read and decode images while others are asked about
 _IMAGES_AHEAD = 8  # decoded and waiting, of up to 270 MB each
-_LIMITS = ImageLimits()
 _MOST_REASONS = 1_000  # that are counted apart; some name a file
 
 
@@ -231,8 +230,8 @@ class _Run:
     def _open(self, item: Item) -> Image.Image | str:
         """Return the image, or why it cannot be read."""
         try:
-            data, _ = verify_image(self.source.read(item.place), _LIMITS)
-            return on_background(decode_image({"bytes": data, "path": None})).convert("RGB")
+            data, _ = verify_image(self.source.read(item.place))
+            return on_background(read_image(data))
         except UnreadableImageError as error:
             return " ".join(str(error).split())
         except (OSError, ValueError) as error:  # also of pixels that cannot be made RGB

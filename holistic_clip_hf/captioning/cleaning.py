@@ -14,6 +14,7 @@ from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
 
+from ..processing_holistic_clip import is_blank
 from ..storage import import_extra
 from ..words import _MARKS, _WORD, COMMAS, split_sentences, split_words
 from .perspectives import Answer, Perspective
@@ -235,7 +236,7 @@ def clean_answer(text: str, finished: bool, perspective: Perspective) -> Cleaned
     caption, answer = repair(text, perspective), perspective.answer
     if perspective.prompt is not None and (thought := thought_in(text, finished)):
         return Cleaned(caption, "unfinished", f"thinking that did not end in a caption: {thought!r}")
-    if finished and not split_words(caption):
+    if finished and (not split_words(caption) or is_blank(caption)):
         return Cleaned("", "empty", "nothing but marks, thinking or an announcement" if text.strip() else "no text")
     for status, fault in _FAULTS.items():
         if reason := fault(caption, perspective):

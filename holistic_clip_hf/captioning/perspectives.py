@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..storage import field_names, read_yaml, require_keys
+from ..storage import field_names, read_yaml, require_keys, shown
 
 DEFAULT_FILE = Path(__file__).with_name("perspectives.yaml")
 FORMS = ("sentences", "phrase", "list")
@@ -175,7 +175,7 @@ def _require(thing: Answer | Perspective, checks: dict[str, bool]) -> None:
     for rule, holds in checks.items():
         if not holds:
             name, _, expected = rule.partition(": ")
-            raise ValueError(f"`{name}` is {getattr(thing, name)!r}; expected {expected}. Correct it.")
+            raise ValueError(f"`{name}` is {shown(getattr(thing, name))}; expected {expected}. Correct it.")
 
 
 def _is_text(value: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..processing_holistic_clip import on_background
+
 # From the best on; the last one is kept and the picture made smaller.
 _ENCODINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "jpeg": ({"quality": 95, "subsampling": 0}, {"quality": 90}),
@@ -40,8 +42,8 @@ class SentLimits:
 
 
 def data_url(image: Image.Image, image_format: str, limits: SentLimits) -> str:
-    """Encode an image, made as much smaller as the limits ask for."""
-    image = _within(image, limits.max_side)
+    """Encode an image of any mode, made as much smaller as the limits ask for."""
+    image = _within(on_background(image), limits.max_side)  # palettes are resized by the nearest pixel
     while True:
         for options in _ENCODINGS[image_format]:
             url = _encode(image, image_format, options)

@@ -15,14 +15,12 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
-from ..storage import require_own_folder, stable_number, write_atomically
+from ..storage import InUseError, hold_lock, parse_json, require_own_folder, stable_number, write_atomically
 
 
 class Key(NamedTuple):
@@ -194,16 +192,14 @@ class CaptionStore:
             OSError: the rows cannot be written; all earlier files are as they were.
         """
         self.require_own()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f".{shard}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(
-                f"`shard` is {shard} of {self.folder}, which another process is writing; expected a shard of its own "
-                "for each. Wait for its end, or divide the work into more shards."
-            ) from error
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(hold_lock(self.folder / f".{shard}.lock"))
+            except InUseError as error:
+                raise ValueError(
+                    f"`shard` is {shard} of {self.folder}, which another process is writing; expected a shard of its "
+                    f"own for each. Wait for its end, or divide the work into more shards. ({error})"
+                ) from error
             for partial in self.folder.glob(f".*.{shard}.json*.partial"):
                 if _OWN.fullmatch(partial.name):
                     partial.unlink(missing_ok=True)  # of a process that was killed while it wrote
@@ -212,8 +208,6 @@ class CaptionStore:
                 yield writer
             finally:
                 writer.commit()
-        finally:
-            lock.release()
 
     def require_own(self) -> None:
         """Refuse to write into a folder that has files of others, and none with rows.
@@ -251,7 +245,7 @@ def _to_line(row: CaptionRow) -> bytes:
 
 def _from_line(line: bytes) -> CaptionRow | None:
     try:
-        fields: Any = json.loads(line)
+        fields: Any = parse_json(line)
     except (ValueError, RecursionError):
         return None
     is_row = (

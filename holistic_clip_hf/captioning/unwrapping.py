@@ -16,6 +16,7 @@ THINKING = (
     ("[THINK]", "[/THINK]"),  # Magistral
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|channel>thought", "<channel|>"),  # Gemma 4
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # Harmony, of gpt-oss
 )
 
 _DO = (

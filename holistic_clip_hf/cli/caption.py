@@ -17,7 +17,6 @@ A model behind a server that speaks OpenAI's chat completions, many times faster
 On a cluster, each of n processes gets its own --shard, from 0/n on, and all get the same --output.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,8 +205,10 @@ def read_object(text: str | None, option: str) -> dict[str, Any]:
     Raises:
         ValueError: it is something else.
     """
+    from ..storage import parse_json
+
     try:
-        value = json.loads(text or "{}")
+        value = parse_json(text or "{}")
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

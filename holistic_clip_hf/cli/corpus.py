@@ -13,7 +13,6 @@ its reason in corpus.json or skipped.jsonl. README.md in the corpus is its card.
 """
 
 import json
-import shlex
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import UseAppendAction
 
-from ..images.decoding import ImageLimits
+from ..images.limits import ImageLimits
 from .sources import AnySource
 
 if TYPE_CHECKING:
@@ -160,13 +159,14 @@ class Command:
             ValueError: as `build_from_sources` does.
         """
         from ..corpus.card import CorpusFacts
+        from ..evaluation.records import CONSOLE_SCRIPT, shareable_command
 
         facts = CorpusFacts(
             title=self.card.title or self.output.resolve().name,
             description=self.card.description,
             license=self.card.license,
             languages=self.card.language,
-            command=shlex.join(["holistic-clip", *sys.argv[1:]]),
+            command=shareable_command([CONSOLE_SCRIPT, *sys.argv[1:]]),
         )
         self.options.build(self.source.open(), self.output, facts)
         show(self.output)
@@ -180,7 +180,7 @@ def _usable_captions(store: "CaptionStore", known: dict[str, list[str]]) -> "Ite
 
 def show(directory: Path) -> None:
     """Print the counts of a corpus, and what was left out of it."""
-    from ..corpus.build import MANIFEST, read_manifest
+    from ..corpus.build import read_manifest
 
     manifest = read_manifest(directory)
     for name, shard in manifest["shards"].items():
@@ -188,10 +188,17 @@ def show(directory: Path) -> None:
         print(f"{name:24} {shard['rows']:9,} rows, {skipped:7,} skipped")
     print(f"{'all':24} {manifest['rows']:9,} rows")
     print(json.dumps({"perspectives": manifest["perspectives"], **manifest["columns"]}, indent=2))
+    show_left_out(directory, manifest)
+    print(directory)
+
+
+def show_left_out(directory: Path, manifest: dict[str, Any]) -> None:
+    """Print what was left out of a corpus, by reason, and where it is listed."""
+    from ..corpus.build import MANIFEST
+
     if reasons := manifest.get("reasons"):
         print(f"left out, listed in {directory / manifest.get('skipped_file', MANIFEST)}:")
         for reason, count in list(reasons.items())[:MOST_REASONS]:
             print(f"{count:9,} {reason}")
         if len(reasons) > MOST_REASONS:
             print(f"{sum(list(reasons.values())[MOST_REASONS:]):9,} {len(reasons) - MOST_REASONS} other reasons")
-    print(directory)

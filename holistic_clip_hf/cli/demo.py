@@ -3,6 +3,7 @@
 
   holistic-clip demo runs/emoji/holistic photos
   holistic-clip demo me/holistic-clip-photos corpora/photos --port 7861
+  holistic-clip demo runs/emoji/holistic photos --edit-captions captions.jsonl
 
 Images are indexed first, into IMAGES.index unless --index says otherwise. A second start indexes only what is new.
 """
@@ -11,7 +12,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 MOST_PORTS = 65_535
 
@@ -26,6 +27,8 @@ class Command:
         index: Folder of the index, which is brought up to date. Default: IMAGES.index.
         replace: Permission to replace an index of other images.
         host: Address to listen on. 0.0.0.0 lets other machines in.
+        allow_host: Further name that the page is served under, such as that of a proxy before it.
+        edit_captions: JSON-lines file in which captions that visitors correct are saved. Default: nobody can.
         port: Port to listen on. Default: the first free one from 7860.
     """
 
@@ -35,20 +38,25 @@ class Command:
     replace: bool = False
     host: str = "127.0.0.1"
     port: int | None = None
+    allow_host: UseAppendAction[tuple[str, ...]] = ()
+    edit_captions: Path | None = None
 
     def __call__(self) -> None:
         """Index what is new among the images, then serve.
 
         Raises:
             ImportError: gradio is not installed.
-            ValueError: no such checkpoint or folder, an index of another checkpoint, or an address that is not free.
+            ValueError: no such checkpoint or folder, an index of another checkpoint, an address that is not free, or
+                a file for captions that cannot be one.
         """
         require_address(self.host, self.port)  # before minutes of indexing
         from ..demo.page import serve
         from ..demo.showcase import open_showcase
 
-        showcase = open_showcase(self.checkpoint, self.images, index=self.index, replace=self.replace)
-        serve(showcase, host=self.host, port=self.port)
+        showcase = open_showcase(
+            self.checkpoint, self.images, index=self.index, replace=self.replace, edit_captions=self.edit_captions
+        )
+        serve(showcase, host=self.host, port=self.port, allow_hosts=self.allow_host)
 
 
 def require_address(host: str, port: int | None) -> None:

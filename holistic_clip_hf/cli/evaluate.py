@@ -106,7 +106,7 @@ class Command:
 
     Args:
         model: Folder of a checkpoint, or its name on the Hub.
-        name: Name of the model in records. Default: the end of --model.
+        name: Name of the model in records. Default: that of its card, or the end of --model.
         tasks: Tasks to measure.
         split: Split to measure on.
         batch_size: Number of images that are encoded together.
@@ -139,7 +139,7 @@ class Command:
         from ..evaluation.branch_report import branch_picture
         from ..evaluation.records import save_records
         from ..visualization.result_grid import draw_results
-        from .tables import results_table
+        from .tables import advice_on_few_images, results_table
 
         evaluation, records = Evaluation(self), []
         evaluation.open_data()
@@ -163,6 +163,8 @@ class Command:
                     batch_size=self.batch_size,
                     seed=self.seed,
                 )
+        if advice := advice_on_few_images(records):
+            print(advice)
         print(f"{len(records):,} records are in {self.output}.")
 
     def require_options(self) -> None:
@@ -388,6 +390,7 @@ class Evaluation:
             classes,
             provenance=self._provenance(name),
             templates=templates.name,
+            num_unusable=self._test_images.num_unusable,
         )
 
     def probes(self) -> "list[Record]":
@@ -441,21 +444,22 @@ class Evaluation:
         from ..evaluation.probes import LabelledImages
 
         labels = checked_labels(images.dataset, images.class_names)
-        branches = encode_images(
+        encoded = encode_images(
             self.model, self.processor, images.dataset, batch_size=self.options.batch_size, progress=True
         )
-        return LabelledImages(branches, labels)
+        return LabelledImages.of(encoded, labels)
 
     def _split_of_corpus(self, split: str) -> tuple[str, "Dataset"]:
-        from ..corpus.build import find_corpus, open_split
+        from ..corpus.build import corpus_name, find_corpus, open_split
 
         directory = find_corpus(self.options.texts.corpus or "")
-        return directory.name, open_split(directory, split, split_column=self.options.texts.split_column)
+        return corpus_name(directory), open_split(directory, split, split_column=self.options.texts.split_column)
 
     def _provenance(self, dataset: str, split: str | None = None) -> "Provenance":
         from ..evaluation.records import capture_provenance
+        from ..publishing.model_card import known_facts
 
-        name = self.options.name or Path(self.options.model).name
+        name = self.options.name or known_facts(Path(self.options.model)).model_name
         return capture_provenance(
             model=name, dataset=dataset, split=split or self.options.split, seed=self.options.seed
         )

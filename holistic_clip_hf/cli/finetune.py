@@ -11,26 +11,28 @@ Each is as the single verbs make it, and what is finished is not made again: an 
 given again. For photos without captions, `holistic-clip caption` writes them.
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .corpus import BuildOptions
+from .corpus import BuildOptions, show_left_out
 from .sources import CaptionOptions, Folder, Listed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..evaluation.records import Provenance, Record
+    from ..evaluation.records import Record
     from ..images.sources import Source
-    from ..processing_holistic_clip import HolisticCLIPProcessor
+    from ..modeling_holistic_clip import HolisticCLIPModel
     from ..trainer.finetuning import Base, Choice
 
-MOST_ALIKE = 0.95  # mean cosine between branches, from which they say the same
 VALIDATION, TEST = 0.1, 0.1  # shares; of a few hundred photos less would say nothing
 KS = (1, 5, 10)
+GAIN_K = 5
 BASE = "base"  # in records
 
 
@@ -42,12 +44,14 @@ class Settings:
         epochs: Number of passes over the photos.
         batch_size: Number of photos of a step.
         learning_rate: Learning rate of the towers; branches learn faster.
+        max_length: Tokens of a caption that are read. More than the base's stretch the positions of its text tower.
         seed: Seed of all that is random.
     """
 
     epochs: float | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    max_length: int | None = None
     seed: int = 0
 
 
@@ -61,7 +65,7 @@ class Command:
         output: Folder of the corpus, the recipe and the checkpoint.
         captions: File with the captions. Default: the list in the folder, or a .txt file beside each photo.
         caption: Column that holds captions, and their perspective, as `title=short`. Default: the columns of a known
-            layout.
+            layout, or else every column of texts, as the perspective of its own name.
         image_column: Column of that file with the path of the photo. Default: one with a known name, such as image.
         encoding: Encoding of that file, unless it begins with a byte order mark.
         rows: Folder of caption rows, as `holistic-clip caption` writes them.
@@ -87,46 +91,87 @@ class Command:
 
         Raises:
             ValueError: photos, captions or a base that cannot be used.
+            InUseError: another command writes into the output.
         """
         from datasets import disable_progress_bars
         from transformers import logging
 
-        from ..corpus.build import open_split, read_manifest
-        from ..trainer.finetuning import RUN, choose_settings, make_recipe, order_of_branches, read_base, write_recipe
-        from ..trainer.recipes import load_recipe, require_own_run, train_run
+        from ..storage import LOCK, hold_lock
+        from ..trainer.finetuning import RUN, read_base, require_length
+        from ..trainer.recipes import require_own_run
 
         disable_progress_bars()
         logging.disable_progress_bar()
-        source, corpus, checkpoint = self._source(), self.output / "corpus", self.output / RUN
-        require_own_run(checkpoint)
+        source = self._source()
+        require_own_run(self.output / RUN)
         base = read_base(self.base)
-        self._build(source, corpus)
+        require_length(base, self.settings.max_length)
+        with hold_lock(self.output / LOCK):
+            self._make(source, base)
+
+    def _make(self, source: "Source", base: "Base") -> None:
+        from ..corpus.build import read_manifest, remove_corpus
+        from ..trainer.finetuning import (
+            RUN,
+            caption_lengths,
+            choose_settings,
+            make_recipe,
+            order_of_branches,
+            require_space,
+            write_recipe,
+        )
+        from ..trainer.recipes import load_recipe, train_run
+
+        corpus, checkpoint = self.output / "corpus", self.output / RUN
+        is_new = not corpus.exists()
+        try:
+            self._build(source, corpus)
+            train = _usable_split(corpus)
+        except ValueError:
+            if is_new:  # with it, corrected captions from another file would be refused
+                remove_corpus(corpus)
+            raise
         perspectives = list(read_manifest(corpus)["perspectives"])
         branches = order_of_branches(base, perspectives)
-        asked = {name: getattr(self.settings, name) for name in ("batch_size", "epochs", "learning_rate")}
-        choices = choose_settings(len(open_split(corpus, "train")), base, asked)
+        asked = {name: value for name, value in vars(self.settings).items() if name != "seed"}
+        lengths = caption_lengths(base, train["captions"])
+        choices = choose_settings(len(train), base, asked, lengths)
         _tell(base, branches, choices)
         path = self.output / "recipe.yaml"
         write_recipe(path, make_recipe(base, branches, choices, corpus, self.settings.seed))
         recipe = load_recipe(path)
+        if not any(self.output.glob(f"{RUN}*")):  # what has begun has its room
+            require_space(self.output, base)
         train_run(recipe, RUN, corpus, checkpoint)
         self._measure(base, corpus, checkpoint)
 
     def _build(self, source: "Source", corpus: Path) -> None:
         from ..corpus.card import CorpusFacts
+        from ..evaluation.records import CONSOLE_SCRIPT, shareable_command
 
         options = BuildOptions(rows=self.rows, validation=self.validation, test=self.test, report=False)
         name = self.output.resolve().name
-        options.build(source, corpus, CorpusFacts(title=name, command="holistic-clip finetune"))
+        command = shareable_command([CONSOLE_SCRIPT, *sys.argv[1:]])
+        options.build(source, corpus, CorpusFacts(title=name, command=command, name=name))
 
     def _source(self) -> "Source":
+        """Open the photos and their captions; columns that nobody named are proposed, and said."""
+        source = self._open(self.caption)
+        proposed: dict[str, str] = {} if self.caption or self.rows else getattr(source, "propose", dict)()
+        if not proposed:
+            return source
+        said = ", ".join(f"{column} as {name}" for column, name in proposed.items())
+        print(f"captions are taken from the columns {said}; name others with --caption COLUMN=PERSPECTIVE")
+        return self._open([f"{column}={name}" for column, name in proposed.items()])
+
+    def _open(self, caption: Sequence[str]) -> "Source":
         if self.captions is None:
-            return Folder(self.photos, caption=self.caption).open()
+            return Folder(self.photos, caption=tuple(caption)).open()
         listed = Listed(
             self.captions,
             root=self.photos,
             image_column=self.image_column,
-            caption=self.caption,
+            caption=tuple(caption),
             encoding=self.encoding,
         )
         return listed.open()
@@ -136,9 +181,10 @@ class Command:
         from ..corpus.build import EmptySplitError, open_split
         from ..evaluation.branch_report import report_branches
         from ..evaluation.encoding import load_checkpoint
+        from ..evaluation.gain import measure_gain
         from ..evaluation.records import capture_provenance, save_records
-        from ..evaluation.retrieval import RETRIEVAL_PROTOCOLS, embed_corpus, measure_retrieval
-        from .tables import results_table
+        from ..evaluation.retrieval import RETRIEVAL_PROTOCOLS, embed_alike, embed_corpus, measure_retrieval
+        from .tables import advice_on_few_images, results_table
 
         try:
             rows = open_split(corpus, "test")
@@ -154,13 +200,39 @@ class Command:
         records = measure_retrieval(model, embedded, provenance=run, protocols=protocols, ks=KS)
         if len(names) > 1:
             records += report_branches(model, embedded, provenance=run)
-        records += _zero_shot(base, processor, rows, names, replace(run, model=BASE))
+        starting = _load_base(base)
+        processor.limit_texts(base.max_length)
+        before = embed_alike(starting, processor, rows, embedded)
+        records += measure_retrieval(starting, before, provenance=replace(run, model=BASE), ks=KS, with_branches=False)
+        gained = measure_gain((starting, before), (model, embedded), provenance=run, k=GAIN_K)
+        records += gained
         save_records(checkpoint / "results.json", records)
-        own = [record for record in records if record.model == name]
+        own = [record for record in records if record.model == name and record not in gained]
         print(results_table(own, names))
-        print(_against_base(records, name, len(rows)))
+        print(_against_base(gained, name, len(embedded.branch_embeds)))
+        if advice := advice_on_few_images(own):
+            print(advice)
         _warn_of_copies(own)
         _write_card(checkpoint, base, name)
+
+
+def _usable_split(corpus: Path) -> "Dataset":
+    """Say what the corpus holds and what was left out of it, and return its training split.
+
+    Raises:
+        ValueError: much was left out as damaged, or the captions tell nothing.
+    """
+    from ..corpus.build import open_split, read_manifest, read_skipped
+    from ..trainer.finetuning import require_few_left_out, require_telling_captions
+
+    manifest = read_manifest(corpus)
+    splits = ", ".join(f"{count:,} {name}" for name, count in manifest["columns"].get("split", {}).items())
+    print(f"{manifest['rows']:,} photos with captions: {splits}")
+    require_few_left_out(manifest["rows"], read_skipped(corpus))
+    train = open_split(corpus, "train")
+    require_telling_captions(train["captions"])
+    show_left_out(corpus, manifest)
+    return train
 
 
 def _asked(rows: "Dataset", names: list[str]) -> list[str]:
@@ -179,48 +251,34 @@ def _tell(base: "Base", branches: list[str], choices: "list[Choice]") -> None:
         print(choice)
 
 
-def _zero_shot(
-    base: "Base", processor: "HolisticCLIPProcessor", rows: "Dataset", names: list[str], run: "Provenance"
-) -> "list[Record]":
-    """Measure the base as it is; a CLIP has one vector, and the processor of what was made of it."""
+def _load_base(base: "Base") -> "HolisticCLIPModel":
+    """Load the base as it is; a CLIP has one vector."""
     from ..evaluation.encoding import load_checkpoint
-    from ..evaluation.retrieval import embed_corpus, measure_retrieval
     from ..initialization import from_checkpoint
 
-    if base.branches:
-        model, processor = load_checkpoint(base.name)
-    else:
-        model = from_checkpoint(base.name, perspectives=["all"])
-    embedded = embed_corpus(model, processor, rows, perspectives=_asked(rows, names))
-    return measure_retrieval(model, embedded, provenance=run, ks=KS, with_branches=False)
+    return load_checkpoint(base.name)[0] if base.branches else from_checkpoint(base.name, perspectives=["all"])
 
 
-def _against_base(records: "list[Record]", name: str, num_rows: int) -> str:
-    """Say how recall changed from the base to the result, mean over perspectives, by the fused score."""
+def _against_base(gained: "list[Record]", name: str, num_rows: int) -> str:
+    """Say how recall changed from the base to the result, by the fused score."""
     from ..evaluation.ranking import DIRECTIONS
-    from ..evaluation.records import FUSED, PER_PERSPECTIVE
 
-    def mean(model: str, direction: str) -> float:
-        found = [
-            record.value
-            for record in records
-            if record.model == model
-            and record.label == "recall@5"
-            and record.details.get("protocol") == PER_PERSPECTIVE
-            and record.details.get("branch") == FUSED
-            and "without" not in record.details
-            and record.details.get("direction") == direction
-        ]
-        return 100 * sum(found) / len(found)
-
-    said = "; ".join(
-        f"{direction.replace('_', ' ')} {mean(BASE, direction):.1f} -> {mean(name, direction):.1f}"
-        for direction in DIRECTIONS
-    )
-    return f"recall@5 in % on {num_rows:,} photos not trained on, base -> {name}: {said}"
+    told = {(record.metric, record.details["direction"]): record for record in gained}
+    lines = [f"recall@{GAIN_K} in %, base -> {name}, on {num_rows:,} photos not trained on:"]
+    for direction in DIRECTIONS:
+        before, after, gain = (told[f"recall_{metric}", direction] for metric in ("before", "after", "gain"))
+        low, high = gain.confidence_interval or (0.0, 0.0)
+        lines.append(
+            f"  {direction.replace('_', ' ')}  {100 * before.value:.1f} -> {100 * after.value:.1f}, gained "
+            f"{100 * gain.value:+.1f} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
+            f"{gain.counts['n_queries']} queries"
+        )
+    return "\n".join(lines)
 
 
 def _warn_of_copies(records: "list[Record]") -> None:
+    from ..trainer.callbacks import MOST_ALIKE
+
     alike = [record.value for record in records if record.metric == "similarity"]
     if alike and sum(alike) / len(alike) > MOST_ALIKE:
         print(
@@ -231,8 +289,11 @@ def _warn_of_copies(records: "list[Record]") -> None:
 
 def _write_card(checkpoint: Path, base: "Base", name: str) -> None:
     from ..publishing.model_card import FACTS_FILE, CardFacts, save_facts, write_model_card
+    from ..trainer.recipes import CURVES
 
     if not (checkpoint / FACTS_FILE).is_file():
         on_hub = "" if Path(base.name).exists() else base.name
-        save_facts(checkpoint / FACTS_FILE, CardFacts(f"me/{name}", model_name=name, base_model=on_hub))
+        pictures = {"Loss and recall during training": CURVES} if (checkpoint / CURVES).is_file() else {}
+        facts = CardFacts(f"me/{name}", model_name=name, base_model=on_hub, pictures=pictures)
+        save_facts(checkpoint / FACTS_FILE, facts)
     print(f"{write_model_card(checkpoint)}\n{checkpoint}")

@@ -48,13 +48,23 @@ class Command:
         Raises:
             ValueError: no such checkpoint, corpus or split, a split of few rows, or an output folder that holds other
                 things, or a checkpoint that is not to be replaced.
+            InUseError: another command writes there.
         """
+        from ..storage import LOCK, hold_lock
+
+        output = self._output()
+        self._require_free(output)
+        with hold_lock(output / LOCK, keep=False):
+            self._require_free(output)
+            self._fit(output)
+
+    def _fit(self, output: Path) -> None:
+        from ..checkpoint_files import write_checkpoint
         from ..corpus.build import find_corpus, open_split
         from ..evaluation.encoding import load_checkpoint
         from ..evaluation.fusion_fitting import fit_fusion
         from ..evaluation.retrieval import embed_corpus
 
-        output = self._output()
         is_routed = self.fusion == "routed"
         split = self.split or ("train" if is_routed else "validation")
         dataset = open_split(find_corpus(self.corpus), split, split_column=self.split_column)
@@ -68,8 +78,9 @@ class Command:
         names = list(model.config.perspectives)
         corpus = embed_corpus(model, processor, dataset, perspectives=names, with_images=not is_routed, progress=True)
         fit_fusion(model, corpus, self.fusion, seed=self.seed)
-        for part in (model, processor):
-            part.save_pretrained(output)
+        with write_checkpoint(output) as partial:
+            for part in (model, processor):
+                part.save_pretrained(partial)
         print(f"{output} now answers with fusion={self.fusion!r}, fitted on {len(dataset):,} rows of {split}.")
         print(f"Before, {self.model} had {', '.join(f'{name}={value!r}' for name, value in before.items())}.")
         if model.config.branch_weights is not None:
@@ -79,19 +90,21 @@ class Command:
             print(f"scale {model.config.fusion_scale:.2f}")
 
     def _output(self) -> Path:
-        """Return the folder to write, which holds nothing that is not to be replaced."""
-        from ..publishing.checkpoint import require_checkpoint_folder
-
-        output = self.output or Path(self.model)
+        """Return the folder to write."""
         if self.output is None and not self.replace:
             raise ValueError(
                 "`output` is missing; expected the folder of the new checkpoint. Name it, or change "
                 f"{self.model} itself with `replace`."
             )
+        return self.output or Path(self.model)
+
+    def _require_free(self, output: Path) -> None:
+        """Refuse a folder with something that is not to be replaced."""
+        from ..publishing.checkpoint import require_checkpoint_folder
+
         require_checkpoint_folder(output)
         if not self.replace and (output / "config.json").is_file():
             raise ValueError(
                 f"`output` is {output}, which holds a checkpoint; expected a new folder. Name another, or give "
                 "`replace`."
             )
-        return output

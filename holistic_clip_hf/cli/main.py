@@ -1,6 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """From a command line to the verb that it names. A user's mistake becomes one sentence and exit code 2."""
 
+import errno
 import importlib
 import io
 import logging
@@ -12,12 +13,17 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn
 
-from ..words import closest
+from ..stopping import Stopped, raise_stopped
+from ..words import closest, shorten
 from .option_names import as_options
 
 PROGRAM, PACKAGE = "holistic-clip", "holistic_clip_hf"
-MISTAKE, STOPPED = 2, 130  # exit codes: of a usage error, as argparse has it; of Ctrl-C, as shells have it
+MISTAKE = 2  # exit code of a usage error, as argparse has it
+MOST_LETTERS = 4_000  # of an error, some of which list all that is wrong
 DAMAGED = "SafetensorError"  # of a library that help does not import
+# Two libraries' words for weights and states that cannot be written; torch does not say why.
+NO_SPACE, UNWRITTEN = os.strerror(errno.ENOSPC), ("inline_container", "iostream error")
+PEER_ENDED = "Connection closed by peer"  # as gloo says it
 SHELLS = ("bash", "zsh")
 
 # In the order of the road from images to a page. Each is a module of this package.
@@ -60,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the verb that the command line names, or print help.
 
     Raises:
-        SystemExit: the command line or what it names is wrong (2), or the verb was stopped by a signal (130).
+        SystemExit: the command line or what it names is wrong (2), or the verb was stopped by Ctrl-C (130) or
+            SIGTERM (143).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -79,31 +86,46 @@ def end_in_a_sentence(program: str, given: Sequence[str] = (), *, debug: bool = 
         debug: Show the traceback instead.
 
     Raises:
-        SystemExit: a mistake (2), or a signal (130).
+        SystemExit: a mistake (2), Ctrl-C (130) or SIGTERM (143).
     """
     # Clusters end jobs with SIGTERM: stop as on Ctrl-C, so that uploads and scratch files are removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, raise_stopped)
     try:
         with log_to_stderr():
             yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print(f"\n{program}: stopped. Give the same command again to go on.", file=sys.stderr)
-        sys.exit(STOPPED)
+        stopped = stop if isinstance(stop, Stopped) else Stopped(signal.SIGINT)
+        said = str(stopped) or "stopped. Give the same command again to go on."
+        print(f"\n{program}: {said}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if debug or not is_mistake(error):
             raise
+        close_progress_bars()
         refuse(f"{program}: {as_options(sentence_of(error), given)}")
+
+
+class LinesAboveBars(logging.StreamHandler):
+    """Handler that gives what is logged a line of its own, above the bars of progress that are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, as inherited."""
+        if "tqdm.std" not in sys.modules:  # it is imported only where a bar is shown
+            super().emit(record)
+            return
+        with sys.modules["tqdm.std"].tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
     """Show what this package logs. Other packages have handlers of their own, so the root gets none: they would say
     everything twice."""
-    handler, logger = logging.StreamHandler(), logging.getLogger(PACKAGE)
+    handler, logger = LinesAboveBars(), logging.getLogger(PACKAGE)
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -201,7 +223,7 @@ def require_once(program: str, given: Sequence[str], repeated: Collection[str]) 
     """Refuse an option that is given twice, of which the first would not count.
 
     Raises:
-        SystemExit: one is (2).
+        SystemExit: an option is given twice (2).
     """
     names = [word.partition("=")[0].replace("_", "-") for word in given if re.match(r"--[a-z]", word)]
     for name in names:
@@ -263,13 +285,30 @@ def is_mistake(error: Exception) -> bool:
     The package's own exceptions say themselves what to do.
     """
     is_ours = type(error).__module__.startswith(PACKAGE)
-    return isinstance(error, ValueError | OSError | ImportError) or is_ours or type(error).__name__ == DAMAGED
+    is_refusal = isinstance(error, ValueError | OSError | ImportError | RecursionError)
+    is_known = any(words in str(error) for words in (PEER_ENDED, *UNWRITTEN))
+    return is_refusal or is_ours or is_known or type(error).__name__ == DAMAGED
 
 
 def sentence_of(error: Exception) -> str:
-    """Return the error's text on one line, or its kind where it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"A file of weights is damaged ({text}). Get it again." if type(error).__name__ == DAMAGED else text
+    """Return the error's text on one line, without its middle if it is long, or its kind if it has none."""
+    text = shorten(" ".join(str(error).split()) or type(error).__name__, MOST_LETTERS)
+    if isinstance(error, RecursionError):
+        return f"A file is nested deeper than can be read ({text}); expected one that is not damaged. Get it again."
+    if PEER_ENDED in text:
+        return f"Another process of this run has ended ({PEER_ENDED}). Read what it said, and start all of them again."
+    if type(error).__name__ == DAMAGED and NO_SPACE not in text:
+        return f"A file of weights is damaged ({text}). Get it again."
+    if type(error).__name__ == DAMAGED or any(words in text for words in UNWRITTEN):
+        return f"A file cannot be written, most likely since the disk is full ({text}). Free space and run again."
+    return text
+
+
+def close_progress_bars() -> None:
+    """End the lines of progress bars, so that a sentence gets a line of its own."""
+    if "tqdm.std" in sys.modules:  # it is imported only where a bar is shown
+        for bar in list(sys.modules["tqdm.std"].tqdm._instances):
+            bar.close()
 
 
 def refuse(sentence: str) -> NoReturn:

@@ -179,11 +179,11 @@ def read_example(path: Path) -> "Image":
     Raises:
         ValueError: it cannot be read.
     """
-    from ..images.decoding import UnreadableImageError, decode
+    from ..images.decoding import UnreadableImageError, read_image
     from ..images.files import read_file
 
     try:
-        return decode(read_file(path))
+        return read_image(read_file(path))
     except (OSError, UnreadableImageError) as error:
         reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
         raise ValueError(

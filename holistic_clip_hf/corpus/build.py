@@ -7,6 +7,7 @@ A row is one image and its captions, each with its perspective and source.
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -20,14 +21,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value
+from datasets.exceptions import DatasetGenerationError
 from datasets.table import embed_table_storage
-from filelock import FileLock
 
 from ..images.files import read_named
 from ..images.sources import SPLITS, Skipped
 from ..storage import (
+    LOCK,
     PARTIAL,
+    cache_root,
+    changed_files,
     checksum,
+    hold_lock,
+    parse_json,
     remove_own_files,
     require_free_space,
     require_own_folder,
@@ -90,7 +96,7 @@ def count_perspectives(dataset: Dataset) -> dict[str, int]:
     """Return the number of captions of each perspective, most frequent first; images are not read."""
     counts: Counter[str] = Counter()
     for table in dataset.select_columns("captions").with_format("arrow").iter(batch_size=10_000):
-        perspectives = table["captions"].combine_chunks().flatten().field("perspective")
+        perspectives = table["captions"].combine_chunks().flatten().field("perspective").drop_null()
         counts.update({pair["values"]: pair["counts"] for pair in pc.value_counts(perspectives).to_pylist()})
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
@@ -110,13 +116,6 @@ def require_perspectives(dataset: Dataset, perspectives: Sequence[str], *, name:
 EXAMPLES = {"emoji": "emoji-96px"}  # corpora of the examples, and their folders in the cache
 
 
-def cache_root() -> Path:
-    """Return the folder of downloads and example corpora: `$HOLISTIC_CLIP_CACHE`, or the user's cache."""
-    if root := os.environ.get("HOLISTIC_CLIP_CACHE"):
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holistic-clip-hf"
-
-
 def find_corpus(name: str | Path) -> Path:
     """Find a corpus by its folder, or by its name in the cache.
 
@@ -132,6 +131,35 @@ def find_corpus(name: str | Path) -> Path:
         f"`corpus` is {name}; expected the folder of a corpus, or the name of one in {cache_root() / 'corpora'}. "
         "Build it with `holistic-clip corpus`, or, for an example, with `python -m training.emoji` in a checkout."
     )
+
+
+def corpus_name(directory: str | Path) -> str:
+    """Return what records call a corpus: the name that its build was given, or that of its folder.
+
+    Raises:
+        ValueError: as `read_manifest`.
+    """
+    return (read_manifest(directory).get("about") or {}).get("name") or Path(directory).resolve().name
+
+
+def read_skipped(directory: str | Path) -> Iterator[Skipped]:
+    """Yield what a build left out, with the reason of each.
+
+    Raises:
+        ValueError: as `read_manifest`.
+    """
+    manifest = read_manifest(directory)
+    if "skipped_file" in manifest:
+        with (Path(directory) / SKIPPED).open(encoding="utf-8") as lines:
+            yield from (Skipped(**json.loads(line)) for line in lines)
+        return
+    for part in (manifest, *manifest["shards"].values()):
+        yield from (Skipped(**item) for item in part.get("skipped", ()))
+
+
+def remove_corpus(directory: Path) -> None:
+    """Remove what a build wrote into a folder that was new, and nothing else that lies there."""
+    remove_own_files(directory, lambda path: path == CARD or is_corpus_file(directory, path))
 
 
 class EmptyCorpusError(ValueError):
@@ -190,7 +218,7 @@ _SHARD_KEY = b"holistic_clip_shard"
 # Small row groups, so that streaming readers can skip through images, and so that writing takes little memory.
 _ROWS_PER_GROUP, _BYTES_PER_GROUP = 100, 64_000_000
 SKIPPED = "skipped.jsonl"
-CARD, _LOCK = "README.md", ".lock"
+CARD, _LOCK = "README.md", LOCK
 # By these names a build knows what earlier builds wrote; nothing else in its folder is ever removed.
 SHARD_NAME = re.compile(r".+-[0-9a-f]{8}\.parquet")
 BESIDE = re.compile(r"skipped\.jsonl|diversity\.(?:png|json)")
@@ -230,26 +258,29 @@ def write_corpus(
     counted: Sequence[str] = (),
     skipped: Callable[[], Iterable[Skipped]] = tuple,
     required_bytes: int = 0,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Write each shard, then `README.md` (from `card`, given the manifest), then the manifest.
 
     A shard is a function that yields rows and `Skipped` items; `fingerprint` stands for all that decides its rows.
     Finished shards of the same fingerprint are kept. A corpus of another fingerprint stays whole and loadable until
     the new manifest replaces its own. The manifest counts the values of the `counted` columns and lists what was
-    skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Raises `ValueError` for a
-    malformed row and for a corpus without rows, `OSError` when the disk is full.
+    skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Processes that build into
+    one folder wait for each other; `check` is asked once the folder is this one's. Raises `ValueError` for a malformed
+    row and for a corpus without rows, `OSError` when the disk is full.
     """
     directory, is_new = Path(directory), not Path(directory).exists()
     require_corpus_folder(directory)
-    (directory / "data").mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(directory / _LOCK):
+        with hold_lock(directory / _LOCK, wait=math.inf):
+            if check is not None:
+                check()
+            (directory / "data").mkdir(exist_ok=True)
             if not is_whole(directory, fingerprint):
                 require_free_space(directory, required_bytes, "the corpus", "choose a directory on another disk")
                 records = {}
                 for name, shard in shards.items():
-                    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:8]
-                    path = directory / "data" / f"{name}-{digest}.parquet"
+                    path = directory / "data" / f"{name}-{digest_of(fingerprint)}.parquet"
                     if _read_shard_facts(path, fingerprint) is None:
                         _write_shard(path, shard, features, fingerprint, counted)
                     records[name] = _describe_shard(path, fingerprint)
@@ -258,6 +289,11 @@ def write_corpus(
         if is_new:  # nothing in it is worth to go on from
             remove_own_files(directory, partial(is_corpus_file, directory))
         raise
+
+
+def digest_of(fingerprint: str) -> str:
+    """Return the end of the names of shards of this fingerprint."""
+    return hashlib.sha256(fingerprint.encode()).hexdigest()[:8]
 
 
 def require_corpus_folder(directory: str | Path) -> None:
@@ -270,18 +306,19 @@ def require_corpus_folder(directory: str | Path) -> None:
     manifest, is_damaged = directory / MANIFEST, False
     if manifest.is_file():
         try:
-            found = json.loads(manifest.read_bytes())
+            found = parse_json(manifest.read_bytes())
         except (UnicodeDecodeError, json.JSONDecodeError):
             is_damaged = True  # it is made anew, but not among files that are not ours
         else:
             if isinstance(found, dict) and {"fingerprint", "shards"} <= found.keys():
                 return
     # The names beside the shards are anybody's. A build writes its lock before them, and some have been without one.
-    has_begun = (directory / _LOCK).is_file() or any(map(_is_shard, directory.glob("data/*.parquet")))
+    has_shards = any(map(_is_shard, directory.glob("data/*.parquet")))
+    has_begun = has_shards or (directory / _LOCK).is_file()
 
     def is_ours(path: str) -> bool:
         if path in (CARD, MANIFEST) or BESIDE.fullmatch(path):
-            return has_begun and (path != MANIFEST or is_damaged)
+            return has_begun and (path != MANIFEST or is_damaged or has_shards)
         return is_corpus_file(directory, path)
 
     require_own_folder(directory, is_ours, holds="a corpus")
@@ -306,7 +343,13 @@ def _is_shard(path: Path) -> bool:
 
 
 def load_corpus(directory: str | Path) -> Dataset:
-    """Return the corpus, memory-mapped; `ValueError` for a directory that is not finished or was changed since."""
+    """Return the corpus, memory-mapped.
+
+    Raises:
+        ValueError: it is not finished or was changed since.
+        DamagedCorpusError: a shard has other contents than a build wrote, although it is as long as it was. All are
+            read at the first opening on a machine, and those that changed at later ones.
+    """
     directory, manifest = Path(directory), read_manifest(directory)
     paths = []
     for name, record in manifest["shards"].items():
@@ -319,11 +362,36 @@ def load_corpus(directory: str | Path) -> Dataset:
                 f"{MANIFEST} says. Delete {MANIFEST} and build the corpus again."
             )
         paths.append(str(path))
-    return Dataset.from_parquet(paths)
+    if changed := changed_files(_digests(directory, manifest)):
+        names = ", ".join(path.relative_to(directory).as_posix() for path in changed[:3])
+        more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
+        raise DamagedCorpusError(
+            f"`corpus` is {directory}, of which {names}{more} changed since the build; expected what it wrote. Build "
+            "the corpus again, or get these files again."
+        )
+    try:
+        return Dataset.from_parquet(paths)
+    except (DatasetGenerationError, pa.ArrowInvalid, OSError) as error:
+        raise DamagedCorpusError(
+            f"`corpus` is {directory}, of which a shard cannot be read ({_cause(error)}); expected what a build "
+            f"wrote. Delete what is damaged with {MANIFEST}, and build the corpus again."
+        ) from error
+
+
+def _digests(directory: Path, manifest: Mapping[str, Any]) -> dict[Path, str]:
+    """Return the SHA-256 of each shard by its path."""
+    return {directory / shard["file"]: shard["sha256"] for shard in manifest["shards"].values() if "sha256" in shard}
+
+
+def _cause(error: BaseException) -> str:
+    """Return what `datasets` wraps in an error that says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).rstrip(".")
 
 
 class DamagedCorpusError(ValueError):
-    """A manifest that no build wrote, or that was cut or changed since."""
+    """A manifest or shard that no build wrote, or that was cut or changed since."""
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -343,7 +411,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         )
         raise ValueError(f"`corpus` is {directory}, which holds {state}; expected {MANIFEST} in it. {remedy}")
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         found = None
     if not _is_manifest(found):
@@ -360,6 +428,7 @@ def _is_manifest(found: Any) -> bool:
     return (
         isinstance(found, dict)
         and all(isinstance(found.get(each), dict) for each in mappings)
+        and all(isinstance(counts, dict) for counts in found["columns"].values())
         and isinstance(found.get("rows"), int)
         and isinstance(found.get("fingerprint"), str)
         and all(
@@ -381,7 +450,12 @@ def is_whole(directory: str | Path, fingerprint: str) -> bool:
         return False
     sizes = {directory / record["file"]: record["bytes"] for record in manifest["shards"].values()}
     in_place = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
-    return in_place and manifest["fingerprint"] == fingerprint
+    if not in_place or manifest["fingerprint"] != fingerprint:
+        return False
+    for path in (changed := changed_files(_digests(directory, manifest))):
+        logger.warning("%s changed since it was written, and will be written again", path)
+        path.unlink()  # or it would be taken up for what an earlier build had finished
+    return not changed
 
 
 def _write_shard(path: Path, shard: Shard, features: Features, fingerprint: str, counted: Sequence[str]) -> None:

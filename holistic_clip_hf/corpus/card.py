@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCardData
 from ..images.sources import SPLITS, Source, origins_of
 from ..storage import stable_number, write_atomically, write_json
 from ..words import markdown_table
-from .build import MANIFEST, SKIPPED, DamagedCorpusError, is_whole, read_manifest
+from .build import MANIFEST, SKIPPED, DamagedCorpusError, digest_of, is_whole, read_manifest
 from .diversity import DiversityReport, Embed, measure_diversity
 from .diversity_picture import draw_diversity
 from .plan import BuildSettings
@@ -35,6 +35,7 @@ class CorpusFacts:
         license: Licence of images and captions, as the Hub spells it (`cc-by-4.0`).
         languages: Languages of the captions (`en`).
         command: Command that builds the corpus again.
+        name: Name of the corpus in records. Default: that of its folder.
     """
 
     title: str
@@ -42,6 +43,7 @@ class CorpusFacts:
     license: str = ""
     languages: tuple[str, ...] = ()
     command: str = ""
+    name: str = ""
 
     def about(self, sources: Sequence[Source], settings: BuildSettings, similar: str) -> dict[str, Any]:
         """Return these facts for the manifest, with what the corpus was built from and how."""
@@ -70,7 +72,14 @@ def require_same_origins(directory: Path, fingerprint: str, sources: Sequence[So
         return
     try:
         about = read_manifest(directory).get("about") or {}
-    except DamagedCorpusError:
+    except DamagedCorpusError as error:
+        digest = digest_of(fingerprint)
+        names = [path.stem for path in (directory / "data").glob("*.parquet")]
+        if names and not any(name.endswith(digest) for name in names):
+            raise ValueError(
+                f"`output` is {directory}, whose {MANIFEST} is damaged, so that it does not say what it was built "
+                "from; expected the sources as they were. Name another folder, or give `replace`."
+            ) from error
         return
     if "origins" in about:
         lost = [name for key, name in about["origins"].items() if key not in hashed_origins(sources)]
@@ -179,11 +188,12 @@ def _diversity(report: DiversityReport | None) -> list[str]:
 
 
 def _images(limits: Mapping[str, int]) -> str:
+    shape = f", no side over {limits['max_ratio']:,} times the other" if "max_ratio" in limits else ""
     return (
         f"Every image was decoded. Sides have {limits['min_side']:,} to {limits['max_side']:,} pixels, at most "
-        f"{limits['max_pixels']:,} in all. Files are as they came, transparency included, except that photographs "
-        "were turned upright as their camera noted, of animations only the first picture is there, and colours of "
-        "print (CMYK) became RGB."
+        f"{limits['max_pixels']:,} in all{shape}. Files are as they came, transparency included, except that "
+        "photographs were turned upright as their camera noted, of animations only the first picture is there, and "
+        "colours of print (CMYK) became RGB."
     )
 
 

@@ -194,8 +194,7 @@ def build_from_sources(
     ):
         if diversity:
             _require_few_slots(plan)
-        if not replace:
-            require_same_origins(directory, plan.fingerprint, sources)
+        check = None if replace else partial(require_same_origins, directory, plan.fingerprint, sources)
         decode = partial(map_ahead, pool, 2 * workers)
         maker = _RowMaker(plan, sources, settings, similar, decode, bar)
         write_corpus(
@@ -207,6 +206,7 @@ def build_from_sources(
             card=lambda manifest: write_card(directory, manifest, facts, diversity=diversity, embed=embed),
             counted=(SPLIT_COLUMN,),
             skipped=plan.skipped,
+            check=check,
         )
     _warn_of_empty_splits(directory, settings)
 

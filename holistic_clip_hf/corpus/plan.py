@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from ..images.decoding import ImageLimits
+from ..images.limits import ImageLimits
 from ..images.sources import SPLITS, Item, Skipped, Source
+from ..processing_holistic_clip import is_blank
 from ..storage import require_count, scratch_database, stable_number
 
 _RULES = 1  # to be raised when the same sources and settings are to give other rows
@@ -213,10 +214,10 @@ class _Planner:
         return sorted(kept.values(), key=lambda each: order.index(each["perspective"])) if order else [*kept.values()]
 
     def _fault(self, text: str) -> str:
-        if not text.strip():
-            return "caption is empty"
         if not _is_utf8(text):
             return "caption is not UTF-8"
+        if is_blank(text):
+            return "caption is empty"
         length = len(text.encode())
         return f"caption too long: {length:,} bytes" if length > self._settings.max_caption_bytes else ""
 

@@ -12,14 +12,18 @@ from html import escape
 from PIL import Image
 
 from ..processing_holistic_clip import on_background
-from ..search import Hit
+from ..search import FUSED, Hit, Term
 from ..visualization import map_over_image
 from ..visualization.maps import stretched
 from ..visualization.result_grid import LABEL_COLOURS
-from .showcase import Inspection, LabelledMap, Matching
+from .editing import LONGEST_EDITED, digest_of
+from .explanation import NO_WORDS, SHARED_ATTENTION, Inspection, LabelledMap, Matching, TermMaps
 
 THUMBNAIL, TILE, LARGE = 224, 200, 480  # pixels of the longer side
+MOST_SHOWN = 240  # images on the page
 NEAR_ZERO = 0.005  # below, a share rounds to nothing
+LONGEST_TITLE = 80  # letters of a term in a heading
+AGAINST = "not wanted"
 
 
 def picture(image: Image.Image, side: int) -> str:
@@ -36,6 +40,11 @@ def message(text: str) -> str:
     return f'<p class="hc-message">{escape(text)}</p>'
 
 
+def problem(text: str) -> str:
+    """Return what went wrong, so that it is seen and read out as that."""
+    return f'<p class="hc-error" role="alert">{escape(text)}</p>'
+
+
 def legend(branches: Sequence[str]) -> str:
     """Return the colour of each branch."""
     spots = [f'<span style="--hue:{colour_of(name, branches)}">{_plain(name)}</span>' for name in branches]
@@ -47,8 +56,31 @@ def colour_of(branch: str, branches: Sequence[str]) -> str:
     return LABEL_COLOURS[branches.index(branch) % len(LABEL_COLOURS)] if branch in branches else "#85888f"
 
 
-def results(hits: Sequence[Hit], thumbnails: Mapping[str, str], branches: Sequence[str]) -> str:
-    """Return a grid of images that were found, best first, each a button with what its branches added to its score."""
+def examples(queries: Sequence[str]) -> str:
+    """Return queries to begin with, each a button."""
+    if not queries:
+        return ""
+    buttons = [f'<button data-query="{escape(each, quote=True)}">{escape(each)}</button>' for each in queries]
+    return f'<div class="hc-examples"><span>For example</span>{"".join(buttons)}</div>'
+
+
+def results(
+    hits: Sequence[Hit],
+    thumbnails: Mapping[str, str],
+    branches: Sequence[str],
+    *,
+    wishes: Sequence[Term],
+    num_images: int,
+) -> str:
+    """Return a grid of images that were found, best first, each a button with what its branches added to its score.
+
+    Args:
+        hits: Images that were found.
+        thumbnails: Value of `src` for each of them, by image id.
+        branches: Names of the branches.
+        wishes: Terms of the query; none if nothing was asked.
+        num_images: Number of images that could have been found.
+    """
     cards = []
     for place, hit in enumerate(hits, start=1):
         name = escape(hit.image_id, quote=True)
@@ -59,7 +91,49 @@ def results(hits: Sequence[Hit], thumbnails: Mapping[str, str], branches: Sequen
             f"{_strip(shares(hit), branches)}"
             f"{_score(hit)}</button>"
         )
-    return f'{legend(branches)}<div class="hc-grid">{"".join(cards)}</div>'
+    is_taken_over = bool(wishes) and all(wish.perspective != FUSED for wish in wishes)
+    said = f'<p class="hc-said">{escape(_sliders_said(wishes))}</p>' if _sliders_said(wishes) else ""
+    return (
+        f'<div data-sliders="{"off" if is_taken_over else "on"}">{said}{legend(branches)}{_numbers(hits, wishes)}'
+        f'<div class="hc-grid">{"".join(cards)}</div>{_more(len(hits), num_images)}</div>'
+    )
+
+
+def _sliders_said(wishes: Sequence[Term]) -> str:
+    """Say which terms the sliders hold for, where some name their perspective themselves."""
+    named = [wish for wish in wishes if wish.perspective != FUSED]
+    if not named:
+        return ""
+    names = " and ".join(dict.fromkeys(wish.perspective.replace("_", " ") for wish in named))
+    if len(named) == len(wishes):
+        return f"The words say which perspective counts ({names}), so the sliders have no effect."
+    left = " and ".join(f"“{_title(wish)}”" for wish in wishes if wish.perspective == FUSED)
+    return f"The sliders hold for {left} alone: the rest of the query names its perspective ({names})."
+
+
+def _numbers(hits: Sequence[Hit], wishes: Sequence[Term]) -> str:
+    """Say how the scores are to be read, if there are any."""
+    if not hits or not hits[0].parts:
+        return ""
+    reach = sum(abs(part.term.weight) for part in hits[0].parts)
+    terms = "the image that you gave" if wishes and wishes[0].image is not None else "each term of the query"
+    told = (
+        f"The number on an image is its score, the cosine similarity between its vectors and {terms}. Each term "
+        f"counts by its weight, and what is not wanted is subtracted. This query can reach from {-reach:.3g} to "
+        f"{reach:.3g}. Compare scores within one query only, since what is unrelated may lie well above 0. The strip "
+        f"below an image shows what each branch added to its score; hatched parts lower it."
+    )
+    return f'<details class="hc-how"><summary>What the numbers mean</summary><p>{escape(told)}</p></details>'
+
+
+def _more(num_shown: int, num_images: int) -> str:
+    """Say how many images are not shown, and give the button that shows more, up to the most of a page."""
+    if num_shown >= num_images or not num_shown:
+        return ""
+    told = f"{num_shown:,} of {num_images:,} images."
+    if num_shown >= MOST_SHOWN:
+        return f'<div class="hc-more"><span>{told} Ask more precisely to see others.</span></div>'
+    return f'<div class="hc-more"><span>{told}</span><button data-shown="{num_shown}">Show more</button></div>'
 
 
 def shares(hit: Hit) -> dict[str, float]:
@@ -71,23 +145,111 @@ def shares(hit: Hit) -> dict[str, float]:
     return added
 
 
-def detail(hit: Hit | None, title: str, image: Image.Image, found: Inspection, text: str) -> str:
-    """Return one image from all sides, in a panel above the page."""
+def detail(image_id: str, image: Image.Image, found: Inspection, *, hit: Hit | None, told: str, editor: str) -> str:
+    """Return one image from all sides, in a panel above the page.
+
+    Args:
+        image_id: Id of the image.
+        image: Image itself.
+        found: Maps and matching of the image.
+        hit: Image as an answer to the query, if one was asked.
+        told: HTML of what there is to say first, such as an error.
+        editor: HTML of the form in which its captions are corrected, or nothing.
+    """
     branches = found.matching.branches if found.matching else [each.name for each in found.attention]
-    blocks = [_reasons(shares(hit), branches)] if hit is not None else []
-    blocks += [
-        _tiles("Where each branch looks", "Attention of the branch's token or probe.", found.seen, found.attention),
-        _tiles(f"What speaks for “{text}”", "Patches that raise the branch's score.", found.seen, found.relevance),
-        _tiles("Words and patches", "Patches that each word agrees with most.", found.seen, found.words),
-        _matrix(found.matching) if found.matching else "",
-    ]
+    reasons = _term_reasons(hit) + _reasons(shares(hit), branches) if hit is not None else ""
     return (
         '<div class="hc-overlay" role="dialog" aria-modal="true" tabindex="-1"><div class="hc-panel">'
         '<button class="hc-close" aria-label="Close">×</button>'
-        f'<div class="hc-head"><img src="{picture(image, LARGE)}" alt=""><div><h3>{escape(title)}</h3>'
-        f"{blocks[0] if hit is not None else ''}</div></div>"
-        f"{''.join(blocks[1:] if hit is not None else blocks)}</div></div>"
+        f'<div class="hc-head"><img src="{picture(image, LARGE)}" alt=""><div><h3>{escape(image_id)}</h3>'
+        f"{told}{reasons}</div></div>{explained(found)}"
+        f"{_matrix(found.matching) if found.matching else ''}{editor}</div></div>"
     )
+
+
+def explained(found: Inspection) -> str:
+    """Return the maps of an image: where branches look, what speaks for each term, what words agree with."""
+    blocks = [
+        _tiles("Where each branch looks", "Attention of the branch's token or probe.", found.seen, found.attention)
+        or _section("Where each branch looks", SHARED_ATTENTION)
+    ]
+    blocks += [_term_tiles(found.seen, each) for each in found.terms]
+    if found.num_terms > len(found.terms):
+        rest = f"{found.num_terms - len(found.terms)} more terms count for the score and are not drawn."
+        blocks.append(_section("Further terms", rest))
+    if any(each.asked.term.text is not None for each in found.terms):
+        more = f" The first {len(found.words)} of {found.num_words}." if found.num_words > len(found.words) else ""
+        told = f"Patches that each word of the query agrees with most.{more}"
+        blocks.append(
+            _tiles("Words and patches", told, found.seen, found.words) or _section("Words and patches", NO_WORDS)
+        )
+    return "".join(blocks)
+
+
+def _term_tiles(image: Image.Image, found: TermMaps) -> str:
+    term = found.asked.term
+    name = "the image that you gave" if term.text is None else f"“{_title(term)}”"
+    asked = "" if term.perspective == FUSED else f" Asked of {term.perspective.replace('_', ' ')} alone."
+    if not found.maps:
+        return _section(f"What speaks for {name}", "The sliders leave this term to no branch.")
+    if found.asked.is_wanted:
+        return _tiles(f"What speaks for {name}", f"Patches that raise the branch's score.{asked}", image, found.maps)
+    told = f"Patches that agree with what is not wanted, and so lower the score.{asked}"
+    return _tiles(f"What speaks against: {name} is not wanted", told, image, found.maps, is_against=True)
+
+
+def _title(term: Term) -> str:
+    words = " ".join((term.text or "the image that you gave").split())
+    return words if len(words) <= LONGEST_TITLE else f"{words[:LONGEST_TITLE].rstrip()}…"
+
+
+def _term_reasons(hit: Hit) -> str:
+    """Show what each term added, if there are several."""
+    by_term: dict[tuple[str, str, bool], float] = {}
+    for part in hit.parts:
+        key = (_title(part.term), part.term.perspective, part.term.weight < 0)
+        by_term[key] = by_term.get(key, 0.0) + part.score
+    if len(by_term) < 2:
+        return ""
+    lines = []
+    for (name, perspective, is_against), score in by_term.items():
+        asked = "" if perspective == FUSED else f"{perspective.replace('_', ' ')}: "
+        mark = f" <small>{AGAINST}</small>" if is_against else ""
+        lines.append(f"<li><span>{escape(asked + name)}{mark}</span><b>{score:+.2f}</b></li>")
+    return f'<p>What each term adds to its score</p><ul class="hc-terms">{"".join(lines)}</ul>'
+
+
+def editor(
+    image_id: str, captions: Sequence[tuple[str, str]], perspectives: Sequence[str], *, seen: str, told: str = ""
+) -> str:
+    """Return the form in which the captions of an image are corrected.
+
+    Args:
+        image_id: Id of the image.
+        captions: Perspective and text of each.
+        perspectives: Perspectives that a caption may have; those without one get an empty field.
+        seen: `editing.digest_of` the captions that are saved.
+        told: HTML of what became of the last wish to save.
+    """
+    fields = [*captions, *((name, "") for name in perspectives if name not in {each for each, _ in captions})]
+    is_saved = digest_of(captions) == seen
+    rows = [
+        f"<label><span>{_plain(name)}</span>"
+        f'<textarea data-perspective="{escape(name, quote=True)}" rows="2" maxlength="{LONGEST_EDITED}">'
+        f"{escape(text)}</textarea></label>"
+        for name, text in fields
+    ]
+    hint = "An empty field is no caption. Saved captions are shown and compared from now on."
+    return (
+        f'<section class="hc-editor" data-image-id="{escape(image_id, quote=True)}" data-seen="{escape(seen, True)}"'
+        f"{'' if is_saved else ' data-unsaved'}><h4>Correct its captions</h4><p>{hint}</p>{''.join(rows)}"
+        f'<div class="hc-save"><button data-save>Save captions</button>{told}</div></section>'
+    )
+
+
+def saved(text: str) -> str:
+    """Return that something was done."""
+    return f'<span class="hc-saved" role="status">{escape(text)}</span>'
 
 
 def nearest(found: Mapping[str, Sequence[tuple[str, float]]], branches: Sequence[str]) -> str:
@@ -99,27 +261,29 @@ def nearest(found: Mapping[str, Sequence[tuple[str, float]]], branches: Sequence
             f'<div class="hc-branch" style="--hue:{colour_of(branch, branches)}"><h4>{_plain(branch)}</h4>'
             f"<ol>{lines}</ol></div>"
         )
-    return f'<div class="hc-branches">{"".join(columns)}</div>'
+    told = "Captions that each branch agrees with most, with their cosine similarity (1 at most)."
+    return f'<p class="hc-hint">{told}</p><div class="hc-branches">{"".join(columns)}</div>' if columns else ""
 
 
-def tiles_of(image: Image.Image, title: str, explained: str, maps: Sequence[LabelledMap]) -> str:
-    """Return maps of an image, side by side."""
-    return _tiles(title, explained, image, maps)
+def _section(title: str, told: str, content: str = "") -> str:
+    return f"<section><h4>{escape(title)}</h4><p>{escape(told)}</p>{content}</section>"
 
 
-def _tiles(title: str, explained: str, image: Image.Image, maps: Sequence[LabelledMap]) -> str:
+def _tiles(title: str, told: str, image: Image.Image, maps: Sequence[LabelledMap], *, is_against: bool = False) -> str:
+    """Return maps of an image side by side; `is_against` if the heading says so of all of them."""
     if not maps:
         return ""
     square = on_background(image).convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
     figures = []
     for each in maps:
         drawn = map_over_image(square, stretched(each.values.flatten()).reshape(each.values.shape))
+        mark = "" if each.is_wanted or is_against else f" · {AGAINST}"
+        blank = f'<em class="hc-blank">{escape(each.blank)}</em>' if each.blank else ""
         figures.append(
             f'<figure><img src="{picture(drawn, TILE)}" alt=""><figcaption>{_plain(each.name)}'
-            f"<small>{escape(each.note)}</small></figcaption></figure>"
+            f"<small>{escape(each.note + mark)}</small>{blank}</figcaption></figure>"
         )
-    head = f"<h4>{escape(title)}</h4><p>{escape(explained)}</p>"
-    return f'<section>{head}<div class="hc-tiles">{"".join(figures)}</div></section>'
+    return _section(title, told, f'<div class="hc-tiles">{"".join(figures)}</div>')
 
 
 def _score(hit: Hit) -> str:

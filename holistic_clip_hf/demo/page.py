@@ -1,35 +1,58 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""The page, built of gradio, and how it is served: no telemetry, no files of the machine, requests of bounded size."""
+"""The page, built of gradio: what it shows, and what happens when a visitor asks."""
 
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio
 from PIL import Image
-from starlette.middleware import Middleware
 
-from ..search import FUSED, Hit
+from ..search import FUSED, Hit, Term
 from . import markup
-from .guard import MOST_BYTES, RequestGuard, upload_field
-from .showcase import Showcase
+from .editing import RefusedCaptionsError, digest_of, is_pairs, own_captions
+from .serving import Address, serve_blocks
+from .showcase import SHOWN, Showcase
+from .uploads import MOST_AT_ONCE, upload_field
 
 logger = logging.getLogger(__name__)
 
 TITLE = "Holistic search"
-MOST_WAITING = 256  # requests; beyond, visitors are asked to come back
+TEXT, IMAGE = "text", "image"  # what a query is
 MOST_THUMBNAILS = 4_096
 STRONGEST = 2.0  # a weight
-OVERHEAD = 2**20  # bytes of a request besides the file in it
 KEPT_SECONDS = 3600  # uploads
 
 
 def _asset(name: str) -> str:
     """Read a style or a script that lies beside this file."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Query as it was asked last, which the boxes of the page need not show any more.
+
+    Args:
+        mode: `TEXT` or `IMAGE`.
+        text: Text of the query; empty if nothing was asked.
+        image: Image of the query, if it is one.
+        weights: Weights of the sliders, in the order of `Page.weighted`.
+    """
+
+    mode: str
+    text: str
+    image: Image.Image | None
+    weights: Sequence[float]
+
+    @property
+    def query(self) -> str | Image.Image:
+        """Text or image that was asked; an empty text if nothing was."""
+        return self.image if self.mode == IMAGE and self.image is not None else (self.text or "").strip()
 
 
 class Page:
@@ -43,55 +66,85 @@ class Page:
 
     def search(self, text: str, *weights: float) -> str:
         """Return results for a text; without one, images from everywhere."""
-        if not (text or "").strip():
-            return self._results(self.showcase.browse())
-        return self._asked(text, weights)
+        return self.results(Asked(TEXT, text, None, weights))
+
+    def results(self, asked: Asked, num_shown: int = 0) -> str:
+        """Return the first images for a query, some more than there were."""
+        k = min(max(0, num_shown) + SHOWN, markup.MOST_SHOWN)
+        if not asked.query:
+            return self._results(self.showcase.browse(k), [])
+        try:
+            hits = self.showcase.search(asked.query, self._sliders(asked), k=k)
+            return self._results(hits, self.showcase.wishes(asked.query))
+        except ValueError as error:
+            return markup.problem(str(error))
 
     def look(self, image: Image.Image | None, *weights: float) -> tuple[str, str, str]:
         """Return similar images, nearest captions, and maps of an uploaded image."""
         if image is None:
             return markup.message("Upload an image to begin."), "", ""
         captions = self.showcase.nearest_captions(image)
-        found = self.showcase.inspect(image)
-        maps = markup.tiles_of(found.seen, "Where each branch looks", "In your image.", found.attention)
+        maps = markup.explained(self.showcase.inspect(image))
         told = markup.nearest(captions, self.showcase.branches)
-        return self._asked(image, weights), told, f'<div class="hc-maps">{maps}</div>'
+        return self.results(Asked(IMAGE, "", image, weights)), told, f'<div class="hc-maps">{maps}</div>'
 
-    def again(self, mode: str, text: str, image: Image.Image | None, *weights: float) -> str:
-        """Return results for what was asked last, with other weights."""
-        if mode == "image" and image is not None:
-            return self._asked(image, weights)
-        return self.search(text, *weights)
+    def inspect(self, image_id: str, asked: Asked, editor: str | None = None) -> str:
+        """Return one image from all sides, as an answer to the query that was asked, if any.
 
-    def inspect(self, image_id: str, text: str, *weights: float) -> str:
-        """Return one image from all sides; the text is what it was found by, if any."""
-        index = self.showcase.index
+        Args:
+            image_id: Id of the image.
+            asked: Query that it was found by.
+            editor: HTML of the form for its captions. Default: the form with the captions as they are.
+        """
         try:
-            image = index.image(image_id)
-            found = self.showcase.inspect(image, text or "", image_id=image_id)
+            image = self.showcase.index.image(image_id)
         except (KeyError, ValueError):
             logger.warning("An image that was asked for cannot be shown.", exc_info=True)
             return ""
-        return markup.detail(self._hit(image_id, text, weights), image_id, image, found, (text or "").strip())
-
-    def _asked(self, query: str | Image.Image, weights: Sequence[float]) -> str:
+        sliders, query, hit, told = self._sliders(asked), asked.query, None, ""
         try:
-            hits = self.showcase.search(query, dict(zip(self.weighted, weights, strict=True)))
+            if query:
+                hit = next(iter(self.showcase.search(query, sliders, only=image_id)), None)
         except ValueError as error:
-            return markup.message(str(error))
-        return self._results(hits)
-
-    def _hit(self, image_id: str, text: str, weights: Sequence[float]) -> Hit | None:
-        """Return the image as an answer to the text, with the reasons for its score."""
-        if not (text or "").strip():
-            return None
+            query, told = "", markup.problem(str(error))
         try:
-            hits = self.showcase.search(text, dict(zip(self.weighted, weights, strict=True)), only=image_id)
+            found = self.showcase.inspect(image, query, sliders, image_id=image_id)
         except ValueError:
-            return None
-        return hits[0] if hits else None
+            logger.warning("%s cannot be looked into.", image_id, exc_info=True)
+            return ""
+        form = self._editor(image_id) if editor is None else editor
+        return markup.detail(image_id, image, found, hit=hit, told=told, editor=form)
 
-    def _results(self, hits: Sequence[Hit]) -> str:
+    def save(self, image_id: str, seen: str, given: Any, asked: Asked) -> str:
+        """Save corrected captions and return the image again; what was refused stays in the form."""
+        try:
+            self.showcase.correct(image_id, seen, given)
+        except RefusedCaptionsError as error:
+            told = markup.problem(str(error))
+        except (KeyError, OSError, ValueError):
+            logger.warning("Captions cannot be saved.", exc_info=True)
+            told = markup.problem("Not saved: the file of captions cannot be written. Look into the log of the page.")
+        else:
+            return self.inspect(image_id, asked, self._editor(image_id, markup.saved("Saved.")))
+        if not is_pairs(given) or image_id not in self.showcase.index:
+            return told
+        perspectives = self.showcase.caption_perspectives
+        return self.inspect(
+            image_id, asked, markup.editor(image_id, [(a, b) for a, b in given], perspectives, seen=seen, told=told)
+        )
+
+    def _editor(self, image_id: str, told: str = "") -> str:
+        """Return the form for the captions of an image, or nothing where they cannot be corrected."""
+        if self.showcase.edited is None:
+            return ""
+        own = own_captions(self.showcase.captions.get(image_id, ()))
+        perspectives = self.showcase.caption_perspectives
+        return markup.editor(image_id, own, perspectives, seen=digest_of(own), told=told)
+
+    def _sliders(self, asked: Asked) -> dict[str, float]:
+        return dict(zip(self.weighted, asked.weights, strict=True))
+
+    def _results(self, hits: Sequence[Hit], wishes: Sequence[Term]) -> str:
         shown, thumbnails = [], {}
         for hit in hits:
             try:
@@ -100,7 +153,8 @@ class Page:
                 logger.warning("%s is in the index and cannot be read.", hit.image_id, exc_info=True)
                 continue
             shown.append(hit)
-        return markup.results(shown, thumbnails, self.showcase.branches)
+        num_images = len(self.showcase.index)
+        return markup.results(shown, thumbnails, self.showcase.branches, wishes=wishes, num_images=num_images)
 
     def _thumbnail(self, image_id: str) -> str:
         with self._lock:
@@ -122,11 +176,13 @@ def build(showcase: Showcase) -> gradio.Blocks:
     with blocks:
         gradio.HTML(_head(showcase), elem_classes="hc-title")
         with gradio.Tabs():
-            with gradio.Tab("By text"), gradio.Row(equal_height=True):
-                text = gradio.Textbox(
-                    placeholder="Describe an image …", show_label=False, scale=6, max_length=4_000, autofocus=True
-                )
-                button = gradio.Button("Search", variant="primary", scale=1, min_width=110)
+            with gradio.Tab("By text"):
+                with gradio.Row(equal_height=True):
+                    text = gradio.Textbox(
+                        placeholder="Describe an image …", show_label=False, scale=6, max_length=4_000, autofocus=True
+                    )
+                    button = gradio.Button("Search", variant="primary", scale=1, min_width=110)
+                examples = gradio.HTML(markup.examples(showcase.examples), js_on_load=_asset("ask_example.js"))
             with gradio.Tab("By image"):
                 image = upload_field(
                     label="An image of yours", sources=["upload", "clipboard"], height=240, type="pil", buttons=[]
@@ -137,83 +193,122 @@ def build(showcase: Showcase) -> gradio.Blocks:
                 weights = [_slider(name) for name in page.weighted]
             gradio.HTML(_hint(page.weighted))
         results = gradio.HTML(js_on_load=_asset("open_card.js"), elem_id="hc-results")
-        _wire_queries(page, text, button, image, weights, results, told)
-        _wire_panel(page, text, weights, results)
+        panel = gradio.HTML(js_on_load=_asset("close_panel.js"), elem_id="hc-panel")
+        # What was asked last is kept by the browser: the server holds nothing for a visitor who has left.
+        asked = [gradio.Textbox(TEXT, visible=False), gradio.Textbox("", visible=False)]
+        parts = _Parts(text, image, weights, results, told, asked)
+        _wire_queries(page, parts, [text.submit, button.click])
+        _wire_examples(page, parts, examples)
+        _wire_results(page, parts, panel)
         blocks.load(page.search, [text, *weights], results, api_visibility="private")
     return blocks
 
 
 def serve(
-    showcase: Showcase, *, host: str = "127.0.0.1", port: int | None = None, block: bool = True
+    showcase: Showcase,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    allow_hosts: Sequence[str] = (),
+    block: bool = True,
 ) -> gradio.Blocks:
     """Serve the page, on this machine alone unless `host` says otherwise; `"0.0.0.0"` is what a Space needs.
 
-    Without `block` it returns at once, and `close()` ends it.
+    Without `block` it returns at once, and `close()` ends it. With it, it ends by Ctrl-C or a signal to terminate, and
+    uploads are removed.
+
+    Args:
+        showcase: Images and captions to show.
+        host: Address to listen on.
+        port: Port to listen on. Default: the first free one from 7860.
+        allow_hosts: Further names that the page is served under, such as that of a proxy before it.
+        block: Wait until the page ends.
     """
-    blocks = build(showcase)
-    blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4, api_open=False)
-    # `launch`, not `mount_gradio_app`: a mounted page of gradio 6.31 takes any path for an uploaded file.
-    blocks.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        show_error=False,
-        prevent_thread_lock=True,
-        max_file_size=MOST_BYTES,
-        app_kwargs={"middleware": [Middleware(RequestGuard, most_bytes=MOST_BYTES + OVERHEAD)]},
-        enable_monitoring=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        run_history=False,
-        footer_links=["api", "gradio"],
-        _frontend=False,  # spares a check that gives the page 3 seconds, and else demands a public link
+    return serve_blocks(
+        lambda: build(showcase),
+        Address(host, port, tuple(allow_hosts)),
+        block=block,
         theme=gradio.themes.Soft(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         css=_asset("page.css"),
     )
-    logger.info("The page is at %s", blocks.local_url)
-    if block:
-        blocks.block_thread()
-    return blocks
 
 
-def _wire_queries(
-    page: Page, text: Any, button: Any, image: Any, weights: list[Any], results: Any, told: list[Any]
-) -> None:
-    """Connect text, image and sliders to the search. `told` is filled with what there is to say about the image."""
-    mode, private = gradio.State("text"), {"api_visibility": "private"}
-    live = {"show_progress": "minimal", "trigger_mode": "always_last"}
+class _Parts(NamedTuple):
+    """Components of the page; `told` is filled with what there is to say about an uploaded image, `asked` with mode
+    and text of the query that was asked last.
+    """
 
-    def by_text(*given: Any) -> tuple[str, str]:
-        return "text", page.search(*given)
+    text: Any
+    image: Any
+    weights: list[Any]
+    results: Any
+    told: list[Any]
+    asked: list[Any]
 
-    def by_image(*given: Any) -> tuple[str, str, str, str]:
-        return "image", *page.look(*given)
-
-    def without_image(*given: Any) -> tuple[str, str, str, str]:
-        return "text", page.search(*given), "", ""
-
-    asked, shown = [text, *weights], [mode, results, *told]
-    gradio.on([text.submit, button.click], by_text, asked, [mode, results], api_name="search", **live)
-    image.upload(by_image, [image, *weights], shown, api_name="look", show_progress_on=image)
-    image.clear(without_image, asked, shown, **private)
-    for slider in weights:
-        slider.change(page.again, [mode, text, image, *weights], results, **live, **private)
+    @property
+    def query(self) -> list[Any]:
+        """Inputs that `_asked` reads."""
+        return [*self.asked, self.image, *self.weights]
 
 
-def _wire_panel(page: Page, text: Any, weights: list[Any], results: Any) -> None:
-    """Make a click on an image open a panel above the page."""
-    panel = gradio.HTML(js_on_load=_asset("close_panel.js"), elem_id="hc-panel")
+_PRIVATE = {"api_visibility": "private"}
+_LIVE = {"show_progress": "minimal", "trigger_mode": "always_last"}
+# Images cost more memory than texts.
+_HEAVY = {"concurrency_id": "images", "concurrency_limit": MOST_AT_ONCE}
 
-    def opened(event: gradio.EventData, *given: Any) -> str:
-        return page.inspect(str(event.image_id), *given)
+
+def _wire_queries(page: Page, parts: _Parts, begins: Sequence[Any]) -> None:
+    """Connect text, image and sliders to the search."""
+
+    def without_image(text: str, *weights: float) -> tuple[str, str, str, str, str]:
+        return page.search(text, *weights), "", "", TEXT, text or ""
+
+    def again(mode: str, text: str, image: Image.Image | None, *weights: float) -> str:
+        return page.results(Asked(mode, text, image, weights))
+
+    by_words, shown = [parts.text, *parts.weights], [parts.results, *parts.told]
+    gradio.on(begins, page.search, by_words, parts.results, api_name="search", **_LIVE)
+    gradio.on(begins, None, parts.text, parts.asked, js=f"text => ['{TEXT}', text]", **_PRIVATE)
+    given, options = [parts.image, *parts.weights], {"show_progress_on": parts.image, **_LIVE, **_HEAVY}
+    looked = parts.image.upload(page.look, given, shown, api_name="look", **options)
+    looked.success(None, None, parts.asked, js=f"() => ['{IMAGE}', '']", **_PRIVATE)
+    parts.image.clear(without_image, by_words, [*shown, *parts.asked], **_PRIVATE)
+    for slider in parts.weights:
+        slider.change(again, parts.query, parts.results, **_LIVE, **_PRIVATE, **_HEAVY)
+
+
+def _wire_examples(page: Page, parts: _Parts, examples: Any) -> None:
+    """Make a click on an example ask it."""
+
+    def ask(event: gradio.EventData, *weights: float) -> tuple[str, str, str, str]:
+        query = str(event.query)
+        return page.search(query, *weights), TEXT, query, query
+
+    examples.ask(ask, parts.weights, [parts.results, *parts.asked, parts.text], **_PRIVATE, **_LIVE)
+
+
+def _wire_results(page: Page, parts: _Parts, panel: Any) -> None:
+    """Make a click on an image open a panel above the page, and one on the button below show more of them."""
+
+    def opened(event: gradio.EventData, mode: str, text: str, image: Any, *weights: float) -> str:
+        return page.inspect(str(event.image_id), Asked(mode, text, image, weights))
+
+    def more(event: gradio.EventData, mode: str, text: str, image: Any, *weights: float) -> str:
+        num_shown = event.shown if isinstance(event.shown, int) else 0
+        return page.results(Asked(mode, text, image, weights), num_shown)
 
     def inspect(image_id: str, text: str) -> str:
-        return page.inspect(image_id, text, 1.0, *[0.0 for _ in page.weighted[1:]])
+        return page.inspect(image_id, Asked(TEXT, text, None, [1.0, *(0.0 for _ in page.weighted[1:])]))
 
-    results.inspect(opened, [text, *weights], panel, show_progress="hidden", api_visibility="private")
-    gradio.api(inspect, api_name="inspect")
+    def save(event: gradio.EventData, mode: str, text: str, image: Any, *weights: float) -> str:
+        return page.save(str(event.image_id), str(event.seen), event.captions, Asked(mode, text, image, weights))
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE, **_HEAVY}
+    parts.results.inspect(opened, parts.query, panel, **quiet)
+    parts.results.more(more, parts.query, parts.results, **quiet)
+    gradio.api(inspect, api_name="inspect", **_HEAVY)
+    if page.showcase.edited is not None:
+        panel.save(save, parts.query, panel, **quiet)
 
 
 def _slider(name: str) -> gradio.Slider:

@@ -31,7 +31,6 @@ Masks are brought to one form: positions in the list of class names, and 255 for
 """
 
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +43,8 @@ from PIL import Image
 from ..corpus.build import corpus_features, count_perspectives, validate_row
 from ..images.decoding import open_image
 from ..images.files import allow_folder
+from ..images.left_out import LeftOutLog, row_names, usable_captions
+from ..storage import parse_json
 from .segmentation import IGNORED
 
 CAPTIONS_OF_KARPATHY = 5
@@ -71,7 +72,7 @@ def open_retrieval(name: str, root: Path, *, split: str = "test") -> Dataset:
 
 
 def _karpathy(root: Path, split: str, file: str, folder: str | None, source: str) -> Iterator[dict[str, Any]]:
-    for image in json.loads(_text(root / file))["images"]:
+    for image in parse_json(_text(root / file))["images"]:
         if image["split"] == split:
             path = root / (folder or image["filepath"]) / image["filename"]
             texts = [sentence["raw"].strip() for sentence in image["sentences"][:CAPTIONS_OF_KARPATHY]]
@@ -95,14 +96,14 @@ def _urban1k(root: Path, split: str) -> Iterator[dict[str, Any]]:
 
 def _docci(root: Path, split: str) -> Iterator[dict[str, Any]]:
     for line in _text(root / "docci_descriptions.jsonlines").strip().split("\n"):
-        entry = json.loads(line)
+        entry = parse_json(line)
         if entry["split"] == split:
             path = root / "images" / entry["image_file"]
             yield _row(entry["example_id"], path, "detail", [entry["description"].strip()], "docci")
 
 
 def _sharegpt4v(root: Path, split: str) -> Iterator[dict[str, Any]]:
-    entries = json.loads(_text(root / SHAREGPT4V_FILE))
+    entries = parse_json(_text(root / SHAREGPT4V_FILE))
     tested = {"test": entries[:IMAGES_OF_SHAREGPT4V], "train": entries[IMAGES_OF_SHAREGPT4V:]}
     for entry in tested.get(split, []):
         answer = next((turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt"), None)
@@ -226,11 +227,13 @@ def _classes_of(kind: str, split: Dataset) -> Sequence[str | None]:
             f"strings ({', '.join(columns)})."
         )
     found: list[str | None] = []
-    for row, captions in enumerate(split["captions"]):
-        texts = {caption["text"] for caption in captions if caption["perspective"] == kind}
+    faults: dict[str, str] = {}
+    for name, captions in zip(row_names(split), split["captions"], strict=True):
+        texts = {text for perspective, text in usable_captions(name, captions, faults) if perspective == kind}
         if len(texts) > 1:
-            raise ValueError(f"Row {row} has {len(texts)} different captions of {kind!r}; expected one, its class.")
+            raise ValueError(f"{name} has {len(texts)} different captions of {kind!r}; expected one, its class.")
         found.append(texts.pop() if texts else None)
+    LeftOutLog().note(faults)
     return found
 
 

@@ -50,7 +50,7 @@ def report_branches(
     if len(names) < 2:
         raise ValueError("The model has one branch. A report compares several.")
     corpus.require_images()
-    recorder = Recorder(provenance, TASK)
+    recorder = Recorder(provenance, TASK, len(corpus.left_out))
     records = _similarity_records(corpus.branch_embeds, names, recorder)
     for question in per_perspective(corpus.captions):
         records += _win_records(corpus, question, names, recorder)

@@ -19,7 +19,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..processing_holistic_clip import clean_caption
+from ..images.left_out import row_names
+from ..processing_holistic_clip import clean_caption, is_blank
 from ..storage import read_yaml
 from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name
 from .ranking import bootstrap_interval, mean_per_class, recall_at, retrieval_ranks
@@ -105,9 +106,16 @@ def evaluate_classification(
     """
     labels = checked_labels(dataset, class_names)
     classes = encode_classes(model, processor, class_names, templates, batch_size=batch_size, progress=progress)
-    branches = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
+    images = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
     return measure_classification(
-        model, branches, labels, classes, provenance=provenance, templates=templates.name, ks=ks
+        model,
+        images.branch_embeds,
+        labels[images.rows],
+        classes,
+        provenance=provenance,
+        templates=templates.name,
+        num_unusable=len(images.left_out),
+        ks=ks,
     )
 
 
@@ -119,11 +127,15 @@ def measure_classification(
     *,
     provenance: Provenance,
     templates: str,
+    num_unusable: int = 0,
     ks: Sequence[int] = ACCURACY_KS,
 ) -> list[Record]:
-    """Return the same of images (N, H, D) and classes (C, D) that are encoded already; `labels` (N,)."""
+    """Return the same of images (N, H, D) and classes (C, D) that are encoded already; `labels` (N,).
+
+    `num_unusable` counts the rows that were left out, as their image cannot be used.
+    """
     pairs = torch.stack([torch.arange(len(labels)), labels], dim=1)
-    recorder, records = Recorder(provenance, TASK), []
+    recorder, records = Recorder(provenance, TASK, num_unusable), []
     for told, vectors in vectors_by_name(model, branch_embeds, class_embeds):
         ranks = retrieval_ranks(vectors.images, vectors.texts, pairs, score=vectors.score)
         details = {**told, "templates": templates}
@@ -171,9 +183,9 @@ def checked_labels(dataset: Dataset, class_names: Sequence[str]) -> Tensor:
     wrong = [row for row, label in enumerate(found) if not _is_place(label, len(class_names))]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of {len(found)} rows have a label without a name, such as {found[wrong[0]]!r} in "
-            f"row {wrong[0]}; expected indices of {len(class_names)} class names. Name every class, or leave such "
-            f"rows out."
+            f"{len(wrong)} of {len(found)} rows have a label without a name, such as {found[wrong[0]]!r} of "
+            f"{row_names(dataset)[wrong[0]]}; expected indices of {len(class_names)} class names. Name every class, "
+            "or leave such rows out."
         )
     return torch.tensor(found)
 
@@ -187,7 +199,7 @@ def checked_names(class_names: Sequence[str]) -> list[str]:
     names = [clean_caption(name) if isinstance(name, str) else "" for name in class_names]
     if not names:
         raise ValueError("There are no class names. Pass one for each class.")
-    if nameless := [index for index, name in enumerate(names) if not name]:
+    if nameless := [index for index, name in enumerate(names) if is_blank(name)]:
         raise ValueError(
             f"`class_names` has {class_names[nameless[0]]!r} for class {nameless[0]}, and {len(nameless)} of "
             f"{len(names)} "

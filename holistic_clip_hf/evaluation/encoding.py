@@ -8,18 +8,20 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from datasets import Dataset
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from ..checkpoint_files import require_all_weights, require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..images.decoding import UnreadableImageError, decode_image
+from ..images.decoding import UnreadableImageError, decode_image, read_image
+from ..images.left_out import LeftOutLog, row_names, warn_of_all
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import BranchFusion, HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
@@ -54,8 +56,11 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
     """Load a checkpoint with its processor, as anybody would, onto the device that training would use.
 
     Raises:
-        ValueError: neither the folder of one of our checkpoints nor its name on the Hub.
+        ValueError: neither the folder of one of our checkpoints nor its name on the Hub, or a folder that is not safe
+            to load.
     """
+    if Path(name).is_dir():
+        require_loadable(name, "model")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     expected = "expected the folder of a checkpoint of this package, or its name on the Hub"
     try:
@@ -69,12 +74,15 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
             "over with `holistic_clip_hf.initialization`."
         )
     try:
-        model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False).to(device)
-    except (SafetensorError, EOFError) as error:
+        model, report = AutoModel.from_pretrained(
+            name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    except (SafetensorError, EOFError, RuntimeError) as error:  # the last one, if a shape is not the configuration's
         raise ValueError(
             f"`model` is {name}, whose weights are damaged ({error}); expected whole ones. Download or save it again."
         ) from error
-    return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    require_all_weights(name, report["missing_keys"], "model")
+    return model.to(device), AutoProcessor.from_pretrained(name, trust_remote_code=False)
 
 
 @contextmanager
@@ -90,28 +98,79 @@ def evaluation_mode(model: DualEncoder) -> Iterator[None]:
             module.training = training
 
 
+class EncodedImages(NamedTuple):
+    """Images of a data set as one model sees them.
+
+    Args:
+        branch_embeds: (N, H, D) of unit length, float32 on the CPU.
+        rows: (N,) int64, the row of each.
+        left_out: Reasons by name of the rows without an image that can be encoded.
+    """
+
+    branch_embeds: Tensor
+    rows: Tensor
+    left_out: Mapping[str, str] = MappingProxyType({})
+
+
 def encode_images(
     model: DualEncoder, processor: Processor, dataset: Dataset, *, batch_size: int, progress: bool = False
-) -> Tensor:
-    """Embed the column `image` of N rows, in their order: (N, H, D) of unit length, float32 on the CPU.
+) -> EncodedImages:
+    """Embed the column `image`, in the order of the rows; rows whose image is missing or does not decode are left out,
+    and named in a warning each.
 
-    Raises `ValueError` for no rows, a row whose image is missing or does not decode, and vectors that are not finite.
+    Raises `ValueError` for no rows, none with an image, and vectors that are not finite.
     """
     require_count("batch_size", batch_size)
-    images, branches = undecoded(dataset.select_columns("image")), []
+    images, names, log = undecoded(dataset.select_columns("image")), row_names(dataset), LeftOutLog()
+    branches: list[Tensor] = []
+    rows: list[int] = []
     with evaluation_mode(model):
         for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
-            batch = [
-                decode_row(image, row) for row, image in enumerate(images[start : start + batch_size]["image"], start)
-            ]
-            pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
-            output = model.get_image_features(pixel_values=pixel_values.to(model.device))
-            branches.append(output.branch_embeds.float().cpu())
-    if not branches:
+            read = _read(processor, images[start : start + batch_size]["image"])
+            log.note({names[start + place]: each for place, each in enumerate(read) if isinstance(each, str)})
+            pixels = {start + place: each for place, each in enumerate(read) if isinstance(each, Tensor)}
+            if pixels:
+                output = model.get_image_features(pixel_values=torch.stack([*pixels.values()]).to(model.device))
+                branches.append(output.branch_embeds.float().cpu())
+                rows += pixels
+    if not len(images):
         raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
+    if not rows:
+        name, reason = next(iter(log.reasons.items()))
+        raise ValueError(f"None of {len(images)} images is readable, such as {name}: {reason}. Check where they are.")
     embeds = torch.cat(branches).clone()  # outside of inference mode again
-    _require_finite(embeds, "image of row {}")
-    return embeds
+    _require_finite(embeds, "image of row {}", rows)
+    warn_of_all(len(log.reasons))
+    return EncodedImages(embeds, torch.tensor(rows), log.reasons)
+
+
+def _read(processor: Processor, images: Sequence[Any]) -> list[Tensor | str]:
+    """Return (3, height, width) of each image, or the reason why it cannot be read.
+
+    They are processed one by one, so that a batch of large photos is never held in full size.
+    """
+    decoded = (image_or_reason(image) for image in images)
+    return [each if isinstance(each, str) else readable_pixels(processor, [each])[0] for each in decoded]
+
+
+def image_or_reason(image: Any, *, is_mask: bool = False) -> Any:
+    """Return the image of a row, decoded, or the reason why it cannot be read; of a mask, the values stay."""
+    try:
+        return decode_image(image) if is_mask else read_image(image)
+    except UnreadableImageError as error:
+        return str(error)
+
+
+def readable_pixels(processor: Processor, images: Sequence[Any]) -> list[Tensor | str]:
+    """Return (3, height, width) of each image, or the reason why the processor refuses it."""
+    if not images:
+        return []
+    try:
+        return list(processor(images=list(images), return_tensors="pt")["pixel_values"])
+    except ValueError as error:
+        if len(images) == 1:
+            return [f"the processor refuses it: {error}"]
+        return [readable_pixels(processor, [image])[0] for image in images]
 
 
 def encode_texts(
@@ -154,23 +213,12 @@ def first_read_alike(processor: Processor, texts: Sequence[str], *, batch_size: 
     return found
 
 
-def decode_row(image: Any, row: int) -> Image.Image:
-    """Return the image of a row that is evaluated.
-
-    Raises:
-        ValueError: it does not decode.
-    """
-    try:
-        return decode_image(image)
-    except UnreadableImageError as error:
-        raise ValueError(f"Row {row}: {error}. Repair the image, or leave the row out before evaluating.") from error
-
-
-def _require_finite(embeds: Tensor, what: str) -> None:
+def _require_finite(embeds: Tensor, what: str, places: Sequence[int] | None = None) -> None:
     broken = embeds.flatten(1).isfinite().all(dim=1).logical_not().nonzero().flatten().tolist()
     if broken:
+        first = broken[0] if places is None else places[broken[0]]
         raise ValueError(
-            f"{len(broken)} of {len(embeds)} vectors are not finite, first that of the {what.format(broken[0])}. "
+            f"{len(broken)} of {len(embeds)} vectors are not finite, first that of the {what.format(first)}. "
             "Check the model's weights, and its precision if it runs in half."
         )
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .classification import ACCURACY_KS, accuracy_records, checked_labels
-from .encoding import DualEncoder, Processor, encode_images
+from .encoding import DualEncoder, EncodedImages, Processor, encode_images
 from .ranking import top_candidates
 from .records import FUSED, Detail, Provenance, Record, Recorder
 
@@ -79,10 +79,19 @@ IMAGES_AT_ONCE = 4_096
 
 
 class LabelledImages(NamedTuple):
-    """Images as one model sees them, `branch_embeds` (N, H, D) of unit length, and their classes `labels` (N,)."""
+    """Images as one model sees them, `branch_embeds` (N, H, D) of unit length, and their classes `labels` (N,).
+
+    `num_unusable` counts the rows that were left out, as their image cannot be used.
+    """
 
     branch_embeds: Tensor
     labels: Tensor
+    num_unusable: int = 0
+
+    @classmethod
+    def of(cls, encoded: EncodedImages, labels: Tensor) -> "LabelledImages":
+        """Join images that were encoded and the labels (N,) of all rows of their data set."""
+        return cls(encoded.branch_embeds, labels[encoded.rows], len(encoded.left_out))
 
 
 def evaluate_probes(
@@ -109,7 +118,7 @@ def evaluate_probes(
     seen, unseen = (checked_labels(rows, class_names) for rows in (train, test))
     _check_training(seen, neighbours)
     found = [
-        LabelledImages(encode_images(model, processor, rows, batch_size=batch_size, progress=progress), labels)
+        LabelledImages.of(encode_images(model, processor, rows, batch_size=batch_size, progress=progress), labels)
         for rows, labels in ((train, seen), (test, unseen))
     ]
     return measure_probes(
@@ -134,7 +143,8 @@ def measure_probes(
     progress: bool = False,
 ) -> list[Record]:
     """Return the same of images that are encoded already. What is drawn at random is drawn by `provenance.seed`."""
-    linear, nearest = Recorder(provenance, LINEAR_TASK), Recorder(provenance, NEIGHBOURS_TASK)
+    num_unusable = train.num_unusable + test.num_unusable
+    linear, nearest = (Recorder(provenance, task, num_unusable) for task in (LINEAR_TASK, NEIGHBOURS_TASK))
     _check_training(train.labels, neighbours)
     counts = {"n_train": len(train.labels), "n_images": len(test.labels), "n_classes": num_classes}
     # What is known without looking at an image: which classes are frequent.

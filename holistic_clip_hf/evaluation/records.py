@@ -2,10 +2,10 @@
 """Records: measured numbers, each with all that is needed to measure it again, and the file that holds them."""
 
 import contextlib
-import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..storage import field_names, require_keys, write_json
+from ..storage import field_names, hold_lock, lock_beside, parse_json, require_keys, write_json
 
 Detail = str | int | float | bool
 # Values of details that those who write records and those who read them must spell alike.
@@ -25,6 +25,10 @@ FUSED = "fused"  # of `branch`
 BY_NAME = "by name"  # of `branch`: the one that is called as the perspective of each text
 PACKAGES = ("holistic-clip-hf", "torch", "transformers", "datasets")
 CONSOLE_SCRIPT = "holistic-clip"  # as setup.cfg names it
+HIDDEN = "..."  # in a published command, in place of what is of this machine
+_SECRET_OPTION = re.compile(r"-{1,2}[\w-]*(?:token|api[_-]?key|secret|password)", re.IGNORECASE)
+# As the Hub, OpenAI and GitHub write tokens; and the password in an address.
+_SECRET = re.compile(r"\b(?:hf_|sk-|gh[a-z]_|github_pat_)[\w-]{8,200}|(?<=://)[^/@\s]{1,200}(?=@)")
 GIT_TIMEOUT_SECONDS = 10  # a checkout on a stalled network drive must not hold up an evaluation
 # A study that adds to results which are tracked does not change the code that it measures.
 ALL_BUT_RESULTS = (":(top)", *(f":(top,exclude,glob)**/{name}" for name in ("results.json", "results.jsonl")))
@@ -38,7 +42,7 @@ class Provenance:
         model: name of the checkpoint, the one its card uses.
         dataset, split: Data that was measured on.
         seed: Seed of everything random in the measurement.
-        command: Command as typed, without the paths of the interpreter and of the console script.
+        command: Command as typed, without paths of this machine, tokens and passwords.
         commit: Commit of the checkout that holds this package; `None` outside one.
         uncommitted_changes: True if tracked files, other than results, differed from `commit`; `None` outside a
             checkout.
@@ -118,6 +122,12 @@ class Record(Provenance):
 class Recorder:
     """Maker of the records of one task, all with the origin of one run.
 
+    Args:
+        provenance: Origin of the records.
+        task: Name of the task.
+        num_unusable: Number of images and captions of the data set that were left out, as they cannot be used. Each
+            record counts them, if there are any.
+
     >>> provenance = capture_provenance(model="tiny", dataset="squares", split="test", seed=0)
     >>> Recorder(provenance, "retrieval").record("recall", 0.5, {"k": 5}, {"n_queries": 8}).label
     'recall@5'
@@ -125,6 +135,7 @@ class Recorder:
 
     provenance: Provenance
     task: str
+    num_unusable: int = 0
 
     def record(
         self,
@@ -143,7 +154,7 @@ class Recorder:
             value=value,
             task=self.task,
             details=details,
-            counts=counts,
+            counts={**counts, "n_unusable": self.num_unusable} if self.num_unusable else counts,
             chance=chance,
             confidence_interval=confidence_interval,
         )
@@ -170,19 +181,45 @@ def command_as_typed(arguments: Sequence[str]) -> str:
     """Read the command that started a process, as another machine can run it, from its `sys.orig_argv`.
 
     A console script is started by the interpreter through its absolute path, which is nobody else's; on `PATH` its
-    name is enough.
+    name is enough. Paths and secrets are shortened, see `shareable_command`.
     """
     rest = list(arguments[1:])
     if rest and Path(rest[0]).stem == CONSOLE_SCRIPT:
-        return shlex.join([CONSOLE_SCRIPT, *rest[1:]])
-    return shlex.join(["python", *rest])
+        return shareable_command([CONSOLE_SCRIPT, *rest[1:]])
+    return shareable_command(["python", *rest])
+
+
+def shareable_command(words: Sequence[str]) -> str:
+    """Write a command so that it may be published: without folders of this machine, tokens and passwords.
+
+    An absolute path becomes relative to the working directory or, outside it, `.../` and its last part.
+
+    >>> shareable_command(["evaluate", "--corpus", "coco=/data/of/ada/coco", "--token", "hf_abcdefghijkl"])
+    'evaluate --corpus coco=.../coco --token ...'
+    """
+    told: list[str] = []
+    for word in words:
+        name, equals, value = word.rpartition("=")
+        is_secret = _SECRET_OPTION.fullmatch(name if equals else "".join(told[-1:])) is not None
+        told.append(f"{name}{equals}{HIDDEN if is_secret else _shareable(value)}")
+    return shlex.join(told)
+
+
+def _shareable(value: str) -> str:
+    value = _SECRET.sub(HIDDEN, value)
+    if not any(kind(value).is_absolute() for kind in (PurePosixPath, PureWindowsPath)):
+        return value
+    with contextlib.suppress(ValueError, OSError):
+        return PurePosixPath(value).relative_to(Path.cwd().as_posix()).as_posix()
+    kind = PurePosixPath if value.startswith("/") else PureWindowsPath
+    return f"{HIDDEN}/{kind(value).name}".rstrip("/")
 
 
 def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
     """Merge records into the file at `path`: the same measurement replaces, others stay, the order is by key.
 
-    The file is replaced in one step, so an interrupted write leaves the old one. Two processes that save to one file
-    at the same time are not merged: the later one wins.
+    The file is replaced in one step, so an interrupted write leaves the old one. Processes that save to one file at
+    the same time wait for each other, and all records are kept.
     """
     path, new = Path(path), {}
     for record in records:
@@ -192,16 +229,15 @@ def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
                 "them apart in `details`."
             )
         new[record.key] = record
-    merged = {record.key: record for record in (load_records(path) if path.exists() else [])} | new
-    rows = [asdict(merged[key]) for key in sorted(merged)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, rows)
+    with hold_lock(lock_beside(path), wait=math.inf, keep=False):
+        merged = {record.key: record for record in (load_records(path) if path.exists() else [])} | new
+        write_json(path, [asdict(merged[key]) for key in sorted(merged)])
 
 
 def load_records(path: str | os.PathLike) -> list[Record]:
     """Return the records in a file written by `save_records`. Raises `ValueError` for anything else."""
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{path} is not JSON ({error}). Expected a file that `holistic-clip evaluate` wrote."

@@ -7,8 +7,9 @@ per image), or all captions of an image at once, fused or by name.
 Axes: N images, T texts, H branches, D projection width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from ..images.left_out import LeftOutLog, row_names, usable_captions
 from ..processing_holistic_clip import clean_caption
 from .encoding import (
     DualEncoder,
@@ -46,9 +48,12 @@ from .ranking import (
 )
 from .records import BY_NAME, FUSED, PER_PERSPECTIVE, Detail, Provenance, Record, Recorder
 
+logger = logging.getLogger(__name__)
+
 STANDARD = "standard"
 PAPER = "paper"
 ALL_PERSPECTIVES = "all"
+FEWEST_IMAGES = 10  # with less, one image more or less moves recall by over ten points
 Captions = Mapping[str, Sequence[Sequence[str]]]
 
 
@@ -101,31 +106,40 @@ PROTOCOLS: dict[str, Callable[[Captions], list[TextSet]]] = {
 }
 
 
-def captions_by_perspective(dataset: Dataset, perspectives: Sequence[str]) -> dict[str, list[list[str]]]:
+def captions_by_perspective(
+    dataset: Dataset, perspectives: Sequence[str], log: LeftOutLog | None = None
+) -> dict[str, list[list[str]]]:
     """Collect for each perspective the texts of N images, cleaned as the processor does; an empty list for an image
     without.
+
+    Args:
+        dataset: Corpus of N rows.
+        perspectives: Names of those to collect.
+        log: Log of the captions that are left out, which are blank or not strings. Default: one of its own.
+
+    Raises:
+        ValueError: no perspective, or one without any caption.
     """
     if not perspectives:
         raise ValueError("`perspectives` is empty. Name at least one perspective of the corpus.")
-    rows = list(dataset["captions"])
-    found: dict[str, list[list[str]]] = {perspective: [[] for _ in rows] for perspective in perspectives}
-    for index, row in enumerate(rows):
-        for caption in row:
-            if caption["perspective"] in found:
-                text = clean_caption(caption["text"])
-                if not text:
-                    raise ValueError(
-                        f"Row {index}: the caption of {caption['perspective']} is empty once cleaned; it was "
-                        f"{caption['text']!r}. Leave a missing caption out of the list."
-                    )
-                found[caption["perspective"]][index].append(text)
-    absent = [perspective for perspective, texts in found.items() if not any(texts)]
-    if absent:
-        present = sorted({caption["perspective"] for row in rows for caption in row})
-        raise ValueError(
-            f"No image here has a caption of {', '.join(absent)}. It has {', '.join(present) or 'no captions'}."
-        )
+    names, faults, present = row_names(dataset), dict[str, str](), set[str]()
+    found: dict[str, list[list[str]]] = {perspective: [[] for _ in names] for perspective in perspectives}
+    for index, captions in enumerate(dataset["captions"]):
+        for perspective, text in usable_captions(names[index], captions, faults):
+            present.add(perspective)
+            if perspective in found:
+                found[perspective][index].append(clean_caption(text))
+    (LeftOutLog() if log is None else log).note(faults)
+    _require_captions(found, present)
     return found
+
+
+def _require_captions(captions: Captions, present: Iterable[str]) -> None:
+    if absent := [perspective for perspective, texts in captions.items() if not any(texts)]:
+        raise ValueError(
+            f"No image here has a caption of {', '.join(absent)}. "
+            f"It has {', '.join(sorted(present)) or 'no captions'}."
+        )
 
 
 CAPTION_SETS = "caption_sets"  # of `protocol`
@@ -203,11 +217,13 @@ class EmbeddedCorpus:
         branch_embeds: (N, H, D), unit length.
         captions: Texts of the N images by perspective. Of texts with the same tokens, the first stands for all.
         text_embeds: (D,) of each text, unit length.
+        left_out: Reasons by name of the images and captions of the corpus that cannot be used, and are not here.
     """
 
     branch_embeds: Tensor
     captions: Captions
     text_embeds: Mapping[str, Tensor]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def embeds_of(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of texts, (T, D)."""
@@ -231,19 +247,47 @@ def embed_corpus(
 ) -> EmbeddedCorpus:
     """Encode the images of a corpus and its captions of these perspectives; `batch_size` changes speed, not results.
 
-    Without images (a router is fitted to captions alone) there are no rows in `branch_embeds`. Raises `ValueError`
-    where the corpus has no caption of a perspective.
+    Images that do not decode are left out with their captions, and captions that are blank or not strings. Each is
+    named in a warning. Without images (a router is fitted to captions alone) there are no rows in `branch_embeds`.
+    Raises `ValueError` where the corpus has no caption of a perspective.
     """
-    captions = captions_by_perspective(dataset, perspectives)
+    log = LeftOutLog()
+    captions: Captions = captions_by_perspective(dataset, perspectives, log)
     images = torch.empty(0, len(model.config.perspectives), model.config.projection_dim)
+    left_out = dict(log.reasons)
     if with_images:
-        images = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
+        encoded = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
+        images, rows = encoded.branch_embeds, encoded.rows.tolist()
+        captions = {perspective: [owned[row] for row in rows] for perspective, owned in captions.items()}
+        _require_captions(captions, [name for name, owned in captions.items() if any(owned)])
+        left_out |= encoded.left_out
     texts = list(dict.fromkeys(text for owned in captions.values() for each in owned for text in each))
     first = first_read_alike(processor, texts, batch_size=batch_size)
     captions = {name: [[first[text] for text in each] for each in owned] for name, owned in captions.items()}
     texts = list(dict.fromkeys(first.values()))
-    encoded = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
-    return EmbeddedCorpus(images, captions, dict(zip(texts, encoded, strict=True)))
+    vectors = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
+    return EmbeddedCorpus(images, captions, dict(zip(texts, vectors, strict=True)), left_out)
+
+
+def embed_alike(
+    model: DualEncoder, processor: Processor, dataset: Dataset, corpus: EmbeddedCorpus, *, batch_size: int = 64
+) -> EmbeddedCorpus:
+    """Encode by another model what `embed_corpus` encoded: the same images, and the very same texts.
+
+    Its own processor may read fewer tokens; a text is then cut, and still the same question.
+
+    Args:
+        model: the other model.
+        processor: Processor of the other model.
+        dataset: Rows that the corpus was encoded from.
+        corpus: Corpus as the first model sees it.
+        batch_size: Number of images or texts that are encoded together.
+    """
+    encoded = encode_images(model, processor, dataset, batch_size=batch_size)
+    texts = list(corpus.text_embeds)
+    vectors = encode_texts(model, processor, texts, batch_size=batch_size)
+    text_embeds = dict(zip(texts, vectors, strict=True))
+    return EmbeddedCorpus(encoded.branch_embeds, corpus.captions, text_embeds, corpus.left_out)
 
 
 def evaluate_retrieval(
@@ -289,17 +333,18 @@ def measure_retrieval(
     if unknown := [protocol for protocol in protocols if protocol not in RETRIEVAL_PROTOCOLS]:
         raise ValueError(f"`protocols` has {unknown}; expected some of {', '.join(RETRIEVAL_PROTOCOLS)}.")
     corpus.require_images()
-    recorder, records = Recorder(provenance, TASK), []
+    recorder, records = Recorder(provenance, TASK, len(corpus.left_out)), []
     for protocol in protocols:
-        asked = _asked_at_once if protocol == CAPTION_SETS else partial(_asked_one_by_one, protocol)
+        asked = _asked_at_once if protocol == CAPTION_SETS else partial(ranks_by_question, protocol)
         for details, ranks in asked(model, corpus, with_branches):
             records += _records_of_ranks(ranks, recorder, {"protocol": protocol, **details}, ks)
     return records
 
 
-def _asked_one_by_one(
+def ranks_by_question(
     protocol: str, model: DualEncoder, corpus: EmbeddedCorpus, with_branches: bool
 ) -> Iterator[tuple[dict[str, Detail], DirectionRanks]]:
+    """Yield the ranks of a protocol's queries, perspective by perspective, with what a record says of them."""
     for question in PROTOCOLS[protocol](corpus.captions):
         images, texts = corpus.branch_embeds[question.images], corpus.embeds_of(question.texts)
         for details, vectors in vectors_by_name(model, images, texts, with_branches=with_branches):
@@ -356,6 +401,23 @@ def _records_of_ranks(
     return [*recalls, median, precision]
 
 
+def note_of_few_images(records: Iterable[Record]) -> str:
+    """Say that recall on a handful of images means little; nothing if there were more.
+
+    Args:
+        records: Records of retrieval, and any others.
+    """
+    found = [
+        record.counts["n_candidates"]
+        for record in records
+        if record.metric == "recall" and record.details.get("direction") == TEXT_TO_IMAGE
+    ]
+    if min(found, default=FEWEST_IMAGES) >= FEWEST_IMAGES:
+        return ""
+    images = f"{min(found)} images" if min(found) > 1 else "one image"
+    return f"Recall was measured on {images}, too few to mean much: one more or less moves it by {1 / min(found):.0%}."
+
+
 def recall_by_slot(
     slots: Sequence[str],
     image_embeds: Tensor,
@@ -376,20 +438,27 @@ def recall_by_slot(
         caption_ids, caption_mask: (N, M), as the collator makes them.
         score: Score of images and texts.
 
+    A slot without any caption has no recall, which is told in a warning.
+
     Raises:
-        ValueError: a slot without any caption.
+        ValueError: no slot with a caption.
     """
     # The collator leaves an image that does not decode without captions, and puts another's pixels in its place.
     seen = caption_mask.any(dim=1)
     image_embeds, text_embeds = image_embeds[seen], text_embeds[seen]
     caption_ids, caption_mask = caption_ids[seen], caption_mask[seen]
     metrics: dict[str, float] = {}
+    measured: dict[str, dict[str, float]] = {}
     for index, slot in enumerate(slots):
         if not caption_mask[:, index].any():
-            raise ValueError(f"No row of the evaluation set has a caption for the slot {slot!r}.")
+            logger.warning("No row evaluated has a usable caption for the slot %s: it has no recall.", slot)
+            continue
         rows, pairs = distinct_captions(caption_ids[:, index : index + 1], caption_mask[:, index : index + 1])
         recalls = retrieval_recalls(image_embeds, text_embeds[rows[:, 0], index], pairs, score=score)
         metrics.update({f"{slot}_{name}": value for name, value in recalls.items()})
+        measured[slot] = recalls
+    if not measured:
+        raise ValueError(f"No row of the evaluation set has a readable image and a caption for any of {list(slots)}.")
     for name in recalls:
-        metrics[name] = sum(metrics[f"{slot}_{name}"] for slot in slots) / len(slots)
+        metrics[name] = sum(each[name] for each in measured.values()) / len(measured)
     return metrics

@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..images.left_out import LeftOutLog, row_names, warn_of_all
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import HolisticCLIPModel
 from .classification import checked_names
-from .encoding import Processor, decode_row, evaluation_mode
+from .encoding import Processor, evaluation_mode, image_or_reason
 from .records import Detail, Provenance, Record, Recorder
 
 TASK = "segmentation"
@@ -101,27 +102,37 @@ def evaluate_segmentation(
         readout: One of `READOUTS`.
         progress: True to show a bar.
 
+    A row is left out, and named in a warning, if its image or mask does not decode, or if the mask has another size or
+    an index without a class.
+
     Raises:
-        ValueError: no rows, no pixel that counts, a mask of another size than its image, an index without a class, a
-            class without a name, an image or mask that does not decode, vectors that are not finite, or contradicting
-            arguments.
+        ValueError: no rows, none that can be used, no pixel that counts, a class without a name, vectors that are not
+            finite, or contradicting arguments.
     """
     windows = windows or Windows(short_side=model.vision_model.config.image_size)
     _check_arguments(model, classes, windows, readout)
     names, background = checked_names(classes.names), classes.background
     if len(dataset) == 0:
         raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
+    called, log = row_names(dataset), LeftOutLog()
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
     with evaluation_mode(model):
         rows = undecoded(undecoded(dataset), "mask")
         for index, row in enumerate(tqdm(rows, desc="masks", disable=not progress)):
-            image = decode_row(row["image"], index)
-            mask = _read_mask(decode_row(row["mask"], index), image.size, len(names), index)
+            image = image_or_reason(row["image"])
+            mask = image if isinstance(image, str) else _read_mask(row["mask"], image.size, len(names))
+            if isinstance(mask, str):
+                log.note({called[index]: mask})
+                continue
             scores = score_pixels(model, processor, image, classes.embeds, windows, readout)
             if not scores.isfinite().all():
                 raise ValueError(f"Row {index}: the model's scores are not finite. Check its weights.")
             predicted = classes.decide(scores, model.logit_scale.exp().item())
             counts += confusion(predicted, mask, len(names))
+    warn_of_all(len(log.reasons))
+    if log.reasons and len(log.reasons) == len(dataset):
+        name, reason = next(iter(log.reasons.items()))
+        raise ValueError(f"None of {len(dataset)} rows can be used, such as {name}: {reason}. Check the data set.")
     if counts.sum() == 0:
         raise ValueError(f"All pixels of all masks are {IGNORED}, which is ignored. There is nothing to measure.")
     details: dict[str, Detail] = {
@@ -131,7 +142,8 @@ def evaluate_segmentation(
         "background": "none" if background is None else names[background],
         "background_threshold": "none" if classes.threshold is None else classes.threshold,
     }
-    return _records(counts, len(dataset), background, Recorder(provenance, TASK), details)
+    num_images, recorder = len(dataset) - len(log.reasons), Recorder(provenance, TASK, len(log.reasons))
+    return _records(counts, num_images, background, recorder, details)
 
 
 def score_pixels(
@@ -213,15 +225,19 @@ def _places(size: tuple[int, int], side: int, stride: int) -> Iterator[tuple[int
     yield from ((left, top) for top in starts[1] for left in starts[0])
 
 
-def _read_mask(mask: Image.Image, size: tuple[int, int], num_classes: int, index: int) -> Tensor:
+def _read_mask(given: object, size: tuple[int, int], num_classes: int) -> Tensor | str:
+    """Return the class of each pixel, (height, width) int64, or the reason why the mask cannot be used."""
+    mask = image_or_reason(given, is_mask=True)
+    if isinstance(mask, str):
+        return f"its mask: {mask}"
     if mask.size != size:
-        raise ValueError(f"Row {index}: got a mask of {mask.size} for an image of {size}. Make them agree.")
+        return f"its mask has the size {mask.size}, and the image {size}"
     array = np.asarray(mask)
     if array.ndim != 2:
-        raise ValueError(f"Row {index}: got a mask of mode {mask.mode}; expected one channel of class indices.")
+        return f"its mask is of mode {mask.mode}, and not one channel of class indices"
     labels = torch.from_numpy(array.astype(np.int64))
     if unknown := sorted(set(labels.unique().tolist()) - {*range(num_classes), IGNORED}):
-        raise ValueError(f"Row {index}: got the class indices {unknown}, beyond the {num_classes} classes.")
+        return f"its mask has the class indices {unknown}, beyond the {num_classes} classes"
     return labels
 
 

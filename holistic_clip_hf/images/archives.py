@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from ..storage import require_utf8
+from ..storage import RepeatedKeyError, parse_json, require_utf8, shown
 from .files import MOST_BYTES
 from .records import IMAGE_ENDINGS
 from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped
@@ -142,9 +142,11 @@ def _read_text(file: IO[bytes], member: _Member) -> dict[str, Any]:
     data = file.read(member.size)
     try:
         text = data.decode("utf-8-sig")
-        record = json.loads(text) if member.ending == "json" else {member.ending: text}
+        record = parse_json(text) if member.ending == "json" else {member.ending: text}
     except UnicodeDecodeError as error:
         raise MalformedRecordError(f"its {member.ending} is not UTF-8") from error
+    except RepeatedKeyError as error:
+        raise MalformedRecordError(f"in its .json member, a key stands twice: {shown(error.key)}") from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise MalformedRecordError("its .json member is not valid JSON") from error
     if not isinstance(record, dict):

@@ -1,6 +1,9 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Decoding of images: the one door through which files and bytes are opened, and the bytes that a corpus keeps.
 
+`read_image` gives what a model sees of an image, whatever it came from; `docs/images.md` has the rules as a table.
+`verify_image` gives the bytes that a corpus stores:
+
 - Kept as they came: whatever decodes and needs nothing of the following. Transparency, palettes and grey stay.
 - Turned upright, if a camera noted how it was held, since many readers do not look at that note.
 - Animations and files of several pages: the first picture.
@@ -14,18 +17,32 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ..storage import require_count
+from ..processing_holistic_clip import FORMATS, MAX_BYTES, MAX_PIXELS, MAX_RATIO, eight_bits, from_array, upright
 from .files import read_named
+from .limits import ImageLimits
 
-# What pictures come in; not what makes Pillow start other programs (EPS), nor formats that hardly anything reads.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+STORABLE = ImageLimits()  # what a corpus takes; what is read at all is more
+READABLE = ImageLimits(
+    min_side=1, max_side=MAX_PIXELS, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES, max_ratio=MAX_RATIO
+)
+
+
+class UnreadableImageError(ValueError):
+    """An image that does not decode, or that is beyond the limits; its text is the reason."""
+
+
+class BeyondLimitsError(UnreadableImageError):
+    """An image of too many bytes or pixels, or of too narrow a shape."""
+
+
+class UnreadFormatError(UnidentifiedImageError):
+    """A file of a known format that is not read; its text is the reason, and what to do."""
 
 
 def open_image(given: bytes | str | Path | IO[bytes]) -> Image.Image:
@@ -34,17 +51,61 @@ def open_image(given: bytes | str | Path | IO[bytes]) -> Image.Image:
     What its name says does not count.
 
     Raises:
+        UnreadFormatError: of a format that is known and not read, such as HEIC.
         PIL.UnidentifiedImageError: not an image of one of `FORMATS`.
         OSError: the file cannot be read.
     """
-    return Image.open(io.BytesIO(given) if isinstance(given, bytes) else given, formats=known_formats())
+    file = io.BytesIO(given) if isinstance(given, bytes) else given
+    try:
+        return Image.open(file, formats=known_formats())
+    except UnidentifiedImageError as error:
+        if name := unread_format(_head(file)):
+            raise UnreadFormatError(f"{NOT_READ} {name} is not read; {CONVERT}") from error
+        raise
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its camera noted; many readers do not look at that note."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        return ImageOps.exif_transpose(image)
-    return image
+def _head(file: str | Path | IO[bytes]) -> bytes:
+    if isinstance(file, str | Path):
+        with open(file, "rb") as opened:
+            return opened.read(_BYTES_OF_HEAD)
+    file.seek(0)
+    return file.read(_BYTES_OF_HEAD)
+
+
+NOT_READ = "the format"  # beginning of the reason
+CONVERT = "convert it, as with `magick mogrify -format jpg FILE`"
+_BYTES_OF_HEAD = 512
+# Beginnings of files that people take for images. Photos of phones are boxes (ISO 14496-12) whose type comes fifth.
+_UNREAD_BEGINNINGS = {
+    b"\xff\n": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "PSD",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"FUJIFILMCCD-RAW": "RAF",
+    b"IIU\0": "RW2",
+    b"IIRO": "ORF",
+}
+_UNREAD_BOXES = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),  # where Pillow was built without it
+    b"crx ": "CR3",
+    **dict.fromkeys((b"isom", b"iso2", b"mp41", b"mp42", b"qt  ", b"M4V "), "video (MP4, MOV)"),
+}
+
+
+def unread_format(head: bytes) -> str:
+    """Return the name of a format that is known and not read, by the first bytes of a file; nothing for any other.
+
+    >>> unread_format(b"\\0\\0\\0\\x18ftypheic"), unread_format(b"GIF89a")
+    ('HEIC', '')
+    """
+    if head[4:8] == b"ftyp":
+        return _UNREAD_BOXES.get(head[8:12], "")
+    if b"<svg" in head:
+        return "SVG"
+    return next((name for begin, name in _UNREAD_BEGINNINGS.items() if head.startswith(begin)), "")
 
 
 @cache
@@ -54,117 +115,44 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-_ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
-_QUALITY = 95
-_MODES_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+def read_image(image: Any, roots: Sequence[str | Path] = (), limits: ImageLimits = READABLE) -> Image.Image:
+    """Return an image as a model is to see it: the first picture, upright, of 8 bits, within the limits.
 
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """Limits of an image; one beyond them is left out.
+    Transparency is kept, since the background is the processor's; see `on_background`.
 
     Args:
-        min_side: Pixels of the shorter side. Below 8, no patch of a vision tower is filled.
-        max_side: Pixels of the longer side, at most.
-        max_pixels: Limit of width times height; Pillow's own limit against decompression bombs is the default.
-        max_bytes: Bytes of the file, at most.
-    """
-
-    min_side: int = 8
-    max_side: int = 20_000
-    max_pixels: int = 89_478_485
-    max_bytes: int = 100_000_000
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require_count(name, value)
-        if self.max_side < self.min_side:
-            raise ValueError(
-                f"`max_side` is {self.max_side}; expected `min_side`, {self.min_side}, or more. Raise it."
-            )
-
-
-def verify_image(data: bytes, limits: ImageLimits = ImageLimits()) -> tuple[bytes, str]:
-    """Return the bytes to store and the ending that fits them; see the head of this module.
+        image: Bytes, row or Pillow image, as `decode_image` takes them, or an array or tensor, as the processor does.
+        roots: Folders below which a path may lie.
+        limits: Limits of the image.
 
     Raises:
-        UnreadableImageError: no image, a damaged one, or one beyond the limits; its text is the reason.
+        UnreadableImageError: as `decode_image`; pixels that are not finite, or whose scale is unknown.
     """
-    if len(data) > limits.max_bytes:
-        raise UnreadableImageError(f"file too large: {len(data):,} bytes")
-    image = _open(data)
-    _require_size(image.size, limits)
-    file_format = image.format or ""
     try:
-        changed = _changed(decode_image(image))
-    except UnreadableImageError as error:
-        raise UnreadableImageError(f"does not decode: {error}") from error
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
-        raise UnreadableImageError(f"does not decode: {type(error).__name__}, {error}") from error
-    if changed is None:
-        return data, _ENDINGS.get(file_format, file_format.casefold())
-    return _encode(changed, "JPEG" if file_format in ("JPEG", "MPO") else "PNG")
+        found = decode_image(image, roots, limits)
+        if not isinstance(found, Image.Image):
+            found = decode_image(from_array(found), limits=limits)
+        return eight_bits(found)
+    except UnreadableImageError:
+        raise
+    except ValueError as error:
+        raise UnreadableImageError(str(error)) from error
 
 
-def _open(data: bytes) -> Image.Image:
-    try:
-        return open_image(data)
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("no image" if data else "0 bytes") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"too many pixels: {error}") from error
-    except Exception as error:  # as above
-        raise UnreadableImageError(f"does not decode: {type(error).__name__}, {error}") from error
+def decode_image(image: Any, roots: Sequence[str | Path] = (), limits: ImageLimits = READABLE) -> Image.Image:
+    """Return the image of a row with the values that it holds, upright.
 
-
-def _require_size(size: tuple[int, int], limits: ImageLimits) -> None:
-    width, height = size
-    said = f"{width:,} x {height:,} pixels"
-    if min(size) < limits.min_side:
-        raise UnreadableImageError(f"too small: {said}")
-    if max(size) > limits.max_side or width * height > limits.max_pixels:
-        raise UnreadableImageError(f"too many pixels: {said}")
-
-
-def _changed(image: Image.Image) -> Image.Image | None:
-    """Return the first picture, upright and not in CMYK; `None` where the image is that already."""
-    # A picture of a phone (MPO) holds others beside the first, which is the one that was taken.
-    is_changed = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
-    if is_changed:
-        image.seek(0)
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image, is_changed = ImageOps.exif_transpose(image), True
-    if image.mode == "CMYK":
-        image, is_changed = image.convert("RGB"), True
-        image.info.pop("icc_profile", None)  # of the colours that it had
-    return image if is_changed else None
-
-
-def _encode(image: Image.Image, file_format: str) -> tuple[bytes, str]:
-    file = io.BytesIO()
-    if file_format == "JPEG":
-        image.save(file, "JPEG", quality=_QUALITY, icc_profile=image.info.get("icc_profile"))
-        return file.getvalue(), "jpg"
-    (image if image.mode in _MODES_OF_PNG else image.convert("RGB")).save(file, "PNG")
-    return file.getvalue(), "png"
-
-
-class UnreadableImageError(ValueError):
-    """An image that does not decode; its text is the reason."""
-
-
-def decode_image(image: Any, roots: Sequence[str | Path] = ()) -> Image.Image:
-    """Return the image of a row: one with `decode=False`, of which there are `bytes` or a `path`, or one that is
-    decoded.
+    It is for masks, whose values are numbers of classes and must not be scaled. For pictures there is `read_image`.
 
     Args:
-        image: Value of the column.
+        image: Value of the column: a mapping with `bytes` or a `path`, as `decode=False` gives it, a path, the bytes
+            of a file, or an image that is decoded.
         roots: Folders below which a path may lie; see `files.read_named`. Rows of strangers name any file.
+        limits: Limits of the image.
 
     Raises:
-        UnreadableImageError: truncated, not an image, more pixels than Pillow allows, no pixels, no such file, or one
-            that may not be read. Any other error of reading a file is raised as it is: next time the file may be
-            readable.
+        UnreadableImageError: truncated, not an image, beyond the limits, no pixels, no such file, or one that may not
+            be read. Any other error of reading a file is raised as it is: next time the file may be readable.
     """
     if isinstance(image, str):
         image = {"bytes": None, "path": image}
@@ -172,23 +160,42 @@ def decode_image(image: Any, roots: Sequence[str | Path] = ()) -> Image.Image:
         image = _read(image, roots)
     if image is None:
         raise UnreadableImageError("the row has no image")
+    if isinstance(image, bytes):
+        if len(image) > limits.max_bytes:
+            raise BeyondLimitsError(f"file too large: {len(image):,} bytes")
+        image = _decoded(lambda: open_image(image))
+    if not isinstance(image, Image.Image) and not hasattr(image, "shape"):  # an array, of whatever library
+        raise UnreadableImageError(f"it is {type(image).__name__}, not an image")
+    if not isinstance(image, Image.Image):
+        return image
+    if 0 in image.size:
+        raise UnreadableImageError(f"{image.width} x {image.height} pixels")
+    if fault := limits.fault_of(image.size):
+        raise BeyondLimitsError(fault)
+    _decoded(image.load)
+    return _decoded(lambda: upright(image))
+
+
+_ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>")
+Found = TypeVar("Found")
+
+
+def _decoded(run: Callable[[], Found]) -> Found:
     try:
-        decoded = open_image(image) if isinstance(image, bytes) else image
-        if isinstance(decoded, Image.Image):
-            decoded.load()
-        if isinstance(image, bytes):
-            decoded = upright(decoded)  # as `datasets` does
+        return run()
+    except UnreadFormatError as error:
+        raise UnreadableImageError(str(error)) from error
     except Exception as error:  # decoders raise whatever a damaged file leads them to
-        raise UnreadableImageError(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
-    if isinstance(decoded, Image.Image) and 0 in decoded.size:
-        raise UnreadableImageError(f"{decoded.width} x {decoded.height} pixels")
-    return decoded
+        # Where the bytes lay in memory is another place in every run.
+        said = _ADDRESS.sub("", f"{type(error).__name__}: {error}".replace("\n", " "))
+        is_bomb = isinstance(error, Image.DecompressionBombError)
+        raise (BeyondLimitsError if is_bomb else UnreadableImageError)(said) from error
 
 
 def _read(image: Mapping[str, Any], roots: Sequence[str | Path]) -> bytes:
-    if image["bytes"] is not None:
+    if image.get("bytes") is not None:
         return image["bytes"]
-    if image["path"] is None:
+    if image.get("path") is None:
         raise UnreadableImageError("the row has neither bytes nor a path")
     try:
         return read_named(image["path"], roots)
@@ -200,27 +207,69 @@ def _read(image: Mapping[str, Any], roots: Sequence[str | Path]) -> bytes:
         raise
 
 
-_ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>")
-MOST_ELONGATED = 100  # longer side by shorter; resizing the shorter side blows the longer one up
+_ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+_QUALITY = 95
+_MODES_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
-def decode(contents: bytes) -> Image.Image:
-    """Return the image in a file.
+def verify_image(data: bytes, limits: ImageLimits = STORABLE) -> tuple[bytes, str]:
+    """Return the bytes to store and the ending that fits them; see the head of this module.
 
     Raises:
-        UnreadableImageError: as `decode_image`; an image too elongated to be resized.
+        UnreadableImageError: no image, a damaged one, or one beyond the limits; its text is the reason.
     """
+    if len(data) > limits.max_bytes:
+        raise BeyondLimitsError(f"file too large: {len(data):,} bytes")
+    image = _open(data)
+    if fault := limits.fault_of(image.size):
+        raise BeyondLimitsError(fault)
+    file_format = image.format or ""
     try:
-        image = decode_image({"bytes": contents, "path": None})
-    except UnreadableImageError as error:
-        # Where the bytes lay in memory is another place in every run.
-        raise UnreadableImageError(_ADDRESS.sub("", str(error))) from error
-    longer, shorter = max(image.size), min(image.size)
-    if longer > MOST_ELONGATED * shorter:
-        raise UnreadableImageError(
-            f"{image.width} x {image.height} pixels; one side is over {MOST_ELONGATED} times the other"
-        )
-    return image
+        image.load()
+        changed = _changed(image)
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        raise UnreadableImageError(f"does not decode: {type(error).__name__}, {error}") from error
+    read_image(changed or image, limits=limits)  # refuses pixels that no model can be shown
+    if changed is None:
+        return data, _ENDINGS.get(file_format, file_format.casefold())
+    return _encode(changed, "JPEG" if file_format in ("JPEG", "MPO") else "PNG")
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return open_image(data)
+    except UnreadFormatError as error:
+        raise UnreadableImageError(str(error)) from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("no image" if data else "0 bytes") from error
+    except Image.DecompressionBombError as error:
+        raise BeyondLimitsError(f"too many pixels: {error}") from error
+    except Exception as error:  # as above
+        raise UnreadableImageError(f"does not decode: {type(error).__name__}, {error}") from error
+
+
+def _changed(image: Image.Image) -> Image.Image | None:
+    """Return the first picture, upright and not in CMYK; `None` where the image is that already."""
+    # A picture of a phone (MPO) holds others beside the first, which is the one that was taken.
+    is_changed = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    if is_changed:
+        image.seek(0)
+    turned = upright(image)  # a new image also where the note is damaged: other readers would stumble over it
+    image, is_changed = turned, is_changed or turned is not image
+    if image.mode == "CMYK":
+        image, is_changed = image.convert("RGB"), True
+        image.info.pop("icc_profile", None)  # of the colours that it had
+    return image if is_changed else None
+
+
+def _encode(image: Image.Image, file_format: str) -> tuple[bytes, str]:
+    file = io.BytesIO()
+    if file_format == "JPEG":
+        image.save(file, "JPEG", quality=_QUALITY, icc_profile=image.info.get("icc_profile"))
+        return file.getvalue(), "jpg"
+    image = image if image.mode in _MODES_OF_PNG else eight_bits(image)
+    (image.convert("RGBA") if image.mode == "PA" else image).save(file, "PNG")
+    return file.getvalue(), "png"
 
 
 Given = TypeVar("Given")

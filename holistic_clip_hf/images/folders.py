@@ -7,12 +7,14 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from datasets import Features
 
 from ..storage import is_utf8, require_utf8
+from .decoding import CONVERT
 from .files import MOST_BYTES, NamedFiles, fault_of, is_address, read_file, require_folder, walk
 from .layouts import (
     SPLIT_NAMES,
@@ -20,12 +22,13 @@ from .layouts import (
     find_image_column,
     name_columns,
     path_value,
+    propose_captions,
     recognise,
     refuse_addresses,
     refuse_unknown,
     split_value,
 )
-from .records import IMAGE_ENDINGS, PLAIN, Record, TextForm, first_line, read_records
+from .records import IMAGE_ENDINGS, PLAIN, UNREAD_ENDINGS, Record, TextForm, first_line, read_records
 from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped, join_captions
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,6 @@ _PAIRS = [(image, text) for image in ("image", "images") for text in ("caption",
 _OTHER_SOURCES = {
     ".tar": "Read archives with `tar` and the folder's name.",
     ".parquet": "Read parquet with `dataset` and the folder's name.",
-    ".heic": "Convert photos of phones, e.g. with `magick mogrify -format jpg *.heic`.",
 }
 
 
@@ -106,7 +108,8 @@ class ImageFolder:
             elif _stem(name) not in images:
                 told = f"the ending {ending}" if ending else "a name without an ending"
                 self._unread = _OTHER_SOURCES.get(ending, self._unread)
-                yield self._skipped(path, f"{told} is not read")
+                remedy = f"; {CONVERT}" if ending in UNREAD_ENDINGS else ""
+                yield self._skipped(path, f"{told} is not read{remedy}")
 
     def item(self, path: Path, text_path: Path | None = None) -> Item | Skipped:
         """Return the item of an image below the folder, with the text of a file."""
@@ -184,6 +187,18 @@ class ListedImages:
     def read(self, place: str) -> bytes:
         return read_file(self.root / place)
 
+    def propose(self) -> dict[str, str]:
+        """Return columns that may hold captions, with a perspective for each, if no layout says which do.
+
+        See `layouts.propose_captions`.
+        """
+        records = (record for _, record in read_records(self.listing, self.form) if not isinstance(record, str))
+        first = next(records, {})
+        image_column = self.image_column or find_image_column(first)
+        if self.captions or image_column is None or recognise(first, self.image_column):
+            return {}
+        return propose_captions(chain([first], records), image_column)
+
     def _rows(self) -> Iterator[Item | Skipped]:
         reader, fault = None, ""
         for number, record in read_records(self.listing, self.form):
@@ -219,7 +234,7 @@ class ListedImages:
             logger.info("%s: captions are in %s, as in %s.", self.listing, ", ".join(captions), layout.name)
         self.hint = (
             f"The images are looked for below {self.root}, the first as {str(record.get(image_column))[:200]!r}. Name "
-            "their folder, as `list --root images`."
+            "their folder, as `holistic-clip corpus list --root images`."
             if captions
             else name_columns(str(name) for name in record if name != image_column)
         )
@@ -301,6 +316,10 @@ class ListedFolder:
 
     def read(self, place: str) -> bytes:
         return read_file(self.root / place)
+
+    def propose(self) -> dict[str, str]:
+        """Return columns of its first list that may hold captions; see `ListedImages.propose`."""
+        return self._lists[0].propose()
 
     def _split(self, below: tuple[str, ...]) -> str:
         """Return the split that a folder with a list of its own stands for by its name."""

@@ -6,12 +6,13 @@ A layout is a row of `LAYOUTS`. A column whose values are more than texts has a 
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .files import is_address
 from .records import Record, first_line
-from .sources import Columns, MalformedRecordError
+from .sources import Columns, MalformedRecordError, list_in
 
 
 class Layout(NamedTuple):
@@ -48,6 +49,7 @@ LAYOUTS = (
 )
 # Also `caption_0` ... `caption_4`, as many repackaged datasets have them.
 _NUMBERED = re.compile(r"(?:caption|comment|sentence|text)_?[0-9]{1,3}")
+_WORD = re.compile(r"[^\W\d_]{2}")
 _USUAL = ("path", "file_path", "image_path", "img_path", "img")  # of lists that people write themselves
 IMAGE_COLUMNS = tuple(dict.fromkeys([*(layout.image for layout in LAYOUTS), *_USUAL]))
 SPLIT_COLUMN = "split"
@@ -74,6 +76,55 @@ def recognise(columns: Iterable[str], image_column: str | None = None) -> Layout
     image = image_column or find_image_column(names.values())
     numbered = {name: "short" for folded, name in names.items() if _NUMBERED.fullmatch(folded)}
     return Layout("numbered captions", image, numbered) if image and numbered else None
+
+
+_OTHER_FACTS = {
+    "id",
+    "url",
+    "license",
+    "licence",
+    "author",
+    "credit",
+    "source",
+    "date",
+    "filename",
+    "hash",
+    SPLIT_COLUMN,
+}
+_LOOKED_AT = 100  # records
+
+
+def propose_captions(records: Iterable[Record], image_column: str) -> dict[str, str]:
+    """Find the columns that hold texts about the images, each with a perspective of its own name.
+
+    Such a column has words in at least half of the records, and they differ, unless those of all columns are alike.
+    Names of files, addresses and what is usually kept beside a caption, such as a licence, are left out.
+
+    Args:
+        records: Records of a list; the first hundred are looked at.
+        image_column: Column with the path of the image.
+
+    >>> rows = [{"image": "1.png", "Title": "A frog.", "stars": 5}, {"image": "2.png", "Title": "A cat."}]
+    >>> propose_captions(rows, "image")
+    {'Title': 'title'}
+    """
+    looked = list(islice(records, _LOOKED_AT))
+    proposed: dict[str, str] = {}
+    alike: dict[str, str] = {}
+    for column in dict.fromkeys(name for record in looked for name in record):
+        if column == image_column or column.casefold() in {*_OTHER_FACTS, *IMAGE_COLUMNS}:
+            continue
+        texts = [value for record in looked if _is_text(value := record.get(column))]
+        if 2 * len(texts) >= len(looked):
+            differ = len(set(map(str, texts))) > min(1, len(looked) - 1)
+            (proposed if differ else alike)[column] = "_".join(column.casefold().split())
+    return proposed or alike  # which of them was meant, a refusal can say
+
+
+def _is_text(value: Any) -> bool:
+    texts = list_in(value)
+    words = " ".join(str(each) for each in texts) if isinstance(texts, list) else texts
+    return isinstance(words, str) and bool(_WORD.search(words)) and not is_address(words)
 
 
 def find_image_column(columns: Iterable[str]) -> str | None:
@@ -188,5 +239,5 @@ def refuse_unknown(path: Path, columns: Iterable[str]) -> None:
     raise ValueError(
         f"No column of {path} is known to name images; expected one of {', '.join(IMAGE_COLUMNS)}. It has "
         f"{', '.join(map(str, columns)) or 'no record'}, and begins with {first_line(path)!r}. Name the column of the "
-        "images, as `list --image-column path`. If it holds the images themselves, use `dataset`."
+        "images, with `--image-column`. If it holds the images themselves, use `holistic-clip corpus dataset`."
     )

@@ -22,12 +22,13 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..storage import is_utf8
+from ..storage import RepeatedKeyError, is_utf8, parse_json, shown
 from .files import is_address, read_file
 
 logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
+UNREAD_ENDINGS = (".heic", ".heif", ".jxl")  # of photos that have to be converted
 Record = Mapping[str, Any]
 Numbered = tuple[int, Record | str]  # number of the line or record, and a reason where it is not one
 
@@ -39,7 +40,8 @@ _MOST_LINES = 50
 # A field of CSV with the comma behind it. Nothing is tried twice, so that long fields take linear time.
 _FIELD = r'(?:"[^"]*+(?:""[^"]*+)*+"|[^"{0}\r\n][^{0}\r\n]*+)?+{0}'
 _NO_RECORD = "no record in JSON"
-NOT_UTF8 = "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`"
+_TWICE = "a key stands twice in its JSON"
+NOT_UTF8 = "not in UTF-8; name the encoding of the list, with `--encoding latin-1`"
 _DELIMITERS = ("\t", "|", ";", ",")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -123,8 +125,8 @@ def _encoding(path: Path, head: bytes, form: TextForm) -> str:
         return marked
     if b"\0" in head and not form.encoding.casefold().startswith("utf-16"):
         raise ValueError(
-            f"{path} has zero bytes; expected text in {form.encoding}. Correct the path, or name the encoding, as "
-            "`list --encoding utf-16-le`."
+            f"{path} has zero bytes; expected text in {form.encoding}. Correct the path, or name the encoding, with "
+            "`--encoding utf-16-le`."
         )
     return "utf-8-sig" if codecs.lookup(form.encoding).name == "utf-8" else form.encoding
 
@@ -135,7 +137,7 @@ def _decoding(path: Path, encoding: str) -> Iterator[None]:
         yield
     except UnicodeError as error:
         raise ValueError(
-            f"{path} is not {encoding} ({error}); expected its encoding. Name it, as `list --encoding latin-1`."
+            f"{path} is not {encoding} ({error}); expected its encoding. Name it, with `--encoding latin-1`."
         ) from error
 
 
@@ -168,7 +170,9 @@ def _parse(line: str) -> Record | str:
     if not is_utf8(line):
         return NOT_UTF8
     try:
-        record = json.loads(line)
+        record = parse_json(line)
+    except RepeatedKeyError as error:
+        return f"{_TWICE}: {shown(error.key)}"
     except (json.JSONDecodeError, RecursionError):
         return _NO_RECORD
     return record if isinstance(record, dict) else _NO_RECORD
@@ -183,7 +187,8 @@ def _has_lines(path: Path, encoding: str) -> bool:
         is_whole = not file.read(_HEAD).strip()
     if is_whole:  # one record, or one object that holds them
         return False
-    return isinstance(_parse(line), dict)
+    first = _parse(line)
+    return first.startswith(_TWICE) if isinstance(first, str) else True
 
 
 def _read_array(path: Path, encoding: str) -> Iterator[Numbered]:
@@ -197,7 +202,7 @@ def _read_array(path: Path, encoding: str) -> Iterator[Numbered]:
             if pending[place : place + 1] == "]":
                 return
             try:
-                element, place = decoder.raw_decode(pending, place)
+                _, end = decoder.raw_decode(pending, place)
             except (json.JSONDecodeError, RecursionError) as error:
                 more = file.read(max(_HEAD, len(pending) - place)) if len(pending) - place < _MOST_LINE else ""
                 if not more:
@@ -207,8 +212,8 @@ def _read_array(path: Path, encoding: str) -> Iterator[Numbered]:
                     ) from error
                 pending, place = pending[place:] + more, 0
                 continue
-            yield number, element if isinstance(element, dict) else _NO_RECORD
-            number += 1
+            yield number, _parse(pending[place:end])
+            number, place = number + 1, end
             if place > _HEAD:
                 pending, place = pending[place:], 0
 
@@ -224,7 +229,7 @@ def _skip(text: str, place: int) -> int:
 def _read_object(path: Path, encoding: str) -> Iterator[Numbered]:
     """Read records that lie in an object, under a key, or each under its image."""
     try:
-        whole = json.loads(read_file(path, _MOST_WHOLE).decode(encoding))
+        whole = parse_json(read_file(path, _MOST_WHOLE).decode(encoding))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}); expected an object, an array, or an object on each line. Correct it."
@@ -343,7 +348,7 @@ def _rows(path: Path, encoding: str, dialect: _Dialect) -> Iterator[tuple[int, l
                 raise ValueError(
                     f"{path}, line {place}: a double quote does not close as it should ({error}); expected each to be "
                     "closed before the next separator or the end of the line. Close it, or write it twice inside "
-                    "quotes, or say that quotes are letters (`list --no-quotes`)."
+                    "quotes, or say that quotes are letters (`--no-quotes`)."
                 ) from error
             if cells is None:
                 return
@@ -365,7 +370,7 @@ def _dialect(line: str, path: Path, has_quotes: bool) -> _Dialect:
     """Tell by the first line what separates cells, and whether it is the head."""
     if not is_utf8(line):
         raise ValueError(
-            f"The first line of {path} is not in UTF-8; expected its encoding. Name it, as `list --encoding latin-1`."
+            f"The first line of {path} is not in UTF-8; expected its encoding. Name it, with `--encoding latin-1`."
         )
     name, tab, _ = line.partition("\t")
     stem, mark, number = name.rpartition("#")
@@ -400,7 +405,7 @@ def _cells(line: str, delimiter: str, has_quotes: bool) -> list[str]:
 
 
 def _is_image_name(text: str) -> bool:
-    return os.path.splitext(text)[1].casefold() in IMAGE_ENDINGS
+    return os.path.splitext(text)[1].casefold() in (*IMAGE_ENDINGS, *UNREAD_ENDINGS)
 
 
 def _lines_of_whole_fields(lines: Sequence[str], delimiter: str) -> int:

@@ -11,6 +11,7 @@ from datasets import Dataset, Features, Image, Value, load_dataset, load_from_di
 from datasets import Image as ImageFeature
 from datasets import IterableDataset as DatasetsStream
 
+from ..processing_holistic_clip import eight_bits
 from .decoding import decode_image
 from .files import is_address, read_image_column
 from .folders import RESERVED
@@ -223,7 +224,7 @@ class OpenedImage(ImageFeature):
         if not isinstance(value, (dict, str)):
             return value
         image = decode_image(value)
-        return image.convert(self.mode) if self.mode and self.mode != image.mode else image
+        return eight_bits(image).convert(self.mode) if self.mode and self.mode != image.mode else image
 
 
 def undecoded(dataset: Any, column: str = "image") -> Any:

@@ -19,6 +19,7 @@ from ..configuration_holistic_clip import (
     HolisticBackboneVisionConfig,
     HolisticCLIPConfig,
     HolisticCLIPVisionConfig,
+    require_own_attention,
 )
 from ..modeling_holistic_clip import HolisticCLIPModel
 from .positions import stretch_positions
@@ -174,10 +175,12 @@ def type_of(source: Any) -> str:
     """Return the model type of a checkpoint, given as a model, a folder or a name on the Hub.
 
     Raises:
-        ValueError: neither of these.
+        ValueError: neither of these, or one whose attention is code of another repository.
     """
     if isinstance(source, PreTrainedModel):
         return source.config.model_type
     if not isinstance(source, str | PathLike):
         raise ValueError(f"`model` is a {type(source).__name__}. Give a model of transformers, a name or a folder.")
-    return PreTrainedConfig.get_config_dict(source)[0].get("model_type", "unknown")
+    found = PreTrainedConfig.get_config_dict(source)[0]
+    require_own_attention(found)
+    return found.get("model_type", "unknown")

@@ -76,7 +76,9 @@ def from_backbone(
 def _tower(source: Any, part: str) -> tuple[PreTrainedModel, Tensor | None]:
     """Return a tower, of a model of both the named part, and the weight of its projection if it is one of CLIP's."""
     type_of(source)
-    model = source if isinstance(source, PreTrainedModel) else AutoModel.from_pretrained(source)
+    model = (
+        source if isinstance(source, PreTrainedModel) else AutoModel.from_pretrained(source, trust_remote_code=False)
+    )
     tower = getattr(model, part, model)
     projection = getattr(model, "text_projection", None) if part == "text_model" else None
     return tower, projection.weight if isinstance(projection, nn.Linear) else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, PreTrainedConfig
 
+from ..checkpoint_files import require_all_weights
 from ..configuration_holistic_clip import (
     MODEL_TYPES,
     HolisticCLIPConfig,
@@ -44,7 +45,8 @@ def from_holistic_clip(
         expected = " or ".join(map(repr, MODEL_TYPES))
         raise ValueError(f"{str(source)!r} is of model type {found!r}; expected {expected}.")
     kind = HolisticSiglipModel if found == HolisticSiglipConfig.model_type else HolisticCLIPModel
-    model = kind.from_pretrained(source, dtype=torch.float32)
+    model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    require_all_weights(str(source), report["missing_keys"], "source")
     if list(perspectives) != model.config.perspectives:
         model = _rebranched(model, list(perspectives))
     length = cast(CLIPTextConfig, model.config.text_config).max_position_embeddings

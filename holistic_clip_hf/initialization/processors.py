@@ -25,8 +25,8 @@ def make_processor(
         ValueError: images of another size, a tokenizer of another vocabulary, without padding or of the slow kind, or
             one that ends texts with another token than the one at which they are read.
     """
-    image_processor = AutoImageProcessor.from_pretrained(images)
-    tokenizer = AutoTokenizer.from_pretrained(images if texts is None else texts)
+    image_processor = AutoImageProcessor.from_pretrained(images, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(images if texts is None else texts, trust_remote_code=False)
     text: Any = model.config.text_config
     positions = getattr(text, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)

@@ -77,7 +77,7 @@ def _tokens(source: Any, text: Mapping[str, Any], pad_token_id: int | None) -> d
     """Return the ids of special tokens, of the tokenizer in the checkpoint if there is one."""
     if not isinstance(source, PreTrainedModel):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError, ImportError):
             tokenizer = None
         if tokenizer is not None:

@@ -6,23 +6,34 @@ package.
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 
+from ..checkpoint_files import is_link_of_the_cache, require_all_weights, require_loadable, write_checkpoint
 from ..configuration_holistic_clip import MODEL_TYPES
-from ..evaluation.records import Record, load_records
+from ..evaluation.records import Record, load_records, shareable_command
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..storage import raise_if_disk_full, require_apart, require_free_space, require_own_folder
+from ..storage import (
+    LOCK,
+    PARTIAL,
+    parse_json,
+    raise_if_disk_full,
+    require_apart,
+    require_free_space,
+    require_own_folder,
+    write_json,
+)
 from . import stranger
-from .inventory import TRAVELLING_FILES, require_own_code, require_safe_folder
+from .inventory import ALLOWED, TRAVELLING_FILES, require_own_code, require_png, require_safe_folder
 from .model_card import FACTS_FILE, CardFacts, known_facts, render_model_card, save_facts
 
 CARD = "README.md"
@@ -32,12 +43,22 @@ SPARE_BYTES = 50_000_000  # configuration, tokenizer, code, pictures
 
 
 def require_checkpoint(checkpoint: Path) -> None:
-    """Raise `ValueError` unless `checkpoint` is a folder with a model of ours in it, in safetensors."""
+    """Raise `ValueError` unless `checkpoint` is a folder with a model of ours in it, in safetensors, safe to load.
+
+    What is published of it has to be files that lie there: a link is refused, which may lead to anything.
+    """
     if not (checkpoint / "config.json").is_file():
         raise ValueError(
             f"`checkpoint` is {checkpoint}, which has no `config.json`; expected a checkpoint. Pass the folder of a "
             f"checkpoint."
         )
+    for path in sorted(checkpoint.iterdir()):
+        if ALLOWED.fullmatch(path.name) and path.is_symlink() and not is_link_of_the_cache(path, checkpoint):
+            raise ValueError(
+                f"{path} is a symbolic link; expected a file of its own, since all that is published has to lie in "
+                "the folder. Put the file itself there."
+            )
+    require_loadable(checkpoint, "checkpoint")
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if config.model_type not in MODEL_TYPES:
         raise ValueError(
@@ -55,12 +76,19 @@ def require_checkpoint_folder(directory: Path) -> None:
         ValueError: somebody else's files lie there, another kind of checkpoint among them.
     """
     try:
-        found = json.loads((directory / "config.json").read_bytes())
+        found = parse_json((directory / "config.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
         found = None
     if not isinstance(found, dict) or found.get("model_type") not in MODEL_TYPES:
-        # Saving begins with the code that travels along.
-        require_own_folder(directory, lambda path: path in TRAVELLING_FILES, holds="a checkpoint")
+        # What a killed process was saving lies in a folder of its own, from which `config.json` comes last.
+        partial = [path.name for path in directory.glob(".*.partial") if PARTIAL.fullmatch(path.name)]
+
+        def is_ours(path: str) -> bool:
+            is_begun = bool(partial) and bool(ALLOWED.fullmatch(path))
+            # Earlier versions saved in place, beginning with the code that travels along.
+            return is_begun or path.split("/")[0] in (LOCK, *TRAVELLING_FILES, *partial)
+
+        require_own_folder(directory, is_ours, holds="a checkpoint")
 
 
 def facts_of(checkpoint: Path, repo_id: str) -> CardFacts:
@@ -91,9 +119,13 @@ def stage(
     require_checkpoint_folder(folder)
     _require_space(checkpoint, folder)
     try:
-        model = AutoModel.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-        HolisticCLIPProcessor.from_pretrained(checkpoint).save_pretrained(folder)
+        model, report = AutoModel.from_pretrained(
+            checkpoint, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+        require_all_weights(checkpoint, report["missing_keys"], "checkpoint")
+        with write_checkpoint(folder) as partial:
+            model.save_pretrained(partial, max_shard_size=max_shard_size)
+            HolisticCLIPProcessor.from_pretrained(checkpoint).save_pretrained(partial)
         records = _copy_records(checkpoint, folder)
         save_facts(folder / FACTS_FILE, facts)
         (folder / CARD).write_text(render_model_card(model.config, records, facts), encoding="utf-8")
@@ -112,14 +144,25 @@ def stage(
 def _copy_records(checkpoint: Path, folder: Path) -> Sequence[Record]:
     if not (checkpoint / RECORDS).is_file():
         return []
-    records = load_records(checkpoint / RECORDS)
-    shutil.copyfile(checkpoint / RECORDS, folder / RECORDS)
+    records = [
+        replace(record, command=shareable_command(_words_of(record.command)))  # as earlier versions did not write it
+        for record in load_records(checkpoint / RECORDS)
+    ]
+    write_json(folder / RECORDS, [asdict(record) for record in records])
     return records
+
+
+def _words_of(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an open quote
+        return command.split()
 
 
 def _copy_picture(checkpoint: Path, folder: Path, picture: str) -> None:
     if Path(picture).name != picture or not (checkpoint / picture).is_file():
         raise ValueError(f"The card shows {picture!r}, which is not a file in {checkpoint}. Draw it, or leave it out.")
+    require_png(checkpoint / picture)
     shutil.copyfile(checkpoint / picture, folder / picture)
 
 

@@ -5,11 +5,10 @@ A checkpoint is staged, verified, pushed in one commit, pulled, and verified aga
 corpus is its parquet shards, the manifest that makes them whole, and the card.
 """
 
-import json
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download, snapshot_download
 
+from ..checkpoint_files import MAX_JSON_BYTES
 from ..configuration_holistic_clip import MODEL_TYPES
 from ..corpus.build import MANIFEST, load_corpus, read_manifest, require_corpus_folder
-from ..storage import checksum, require_own_folder
+from ..stopping import cleaning_up
+from ..storage import checksum, parse_json, require_own_folder
 from .checkpoint import MAX_SHARD_SIZE, VerificationError, facts_of, require_checkpoint, stage, verify
-from .inventory import ALLOWED, require_own_code, require_safe_folder
+from .inventory import ALLOWED, require_own_code, require_png, require_safe_folder
 from .model_card import CardFacts
 from .push import (
     HUB_ERRORS,
@@ -83,11 +84,11 @@ def publish(
     remote = None if dry_run else require_publishable(destination)
     repo_id = destination.repo_id if remote is None else remote.repo_id
     facts = facts_of(checkpoint, repo_id) if facts is None else replace(facts, repo_id=repo_id)
-    with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
+    with cleaning_up(), tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         staged = Path(scratch) / "staged"
         files = stage(checkpoint, staged, facts, max_shard_size=max_shard_size)
         logger.info("Staged %d files, %d bytes; loading them as a stranger would", len(files), sum(files.values()))
-        expected = measure(str(checkpoint))
+        expected = measure(str(checkpoint), trust_remote_code=False)
         verify(staged, expected, scratch=Path(scratch) / "before")
         if remote is None:
             return Publication(repo_id, files)
@@ -123,7 +124,7 @@ def _model_type(remote: Remote, destination: Destination) -> str | None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = hf_hub_download(remote.repo_id, CONFIG, revision=remote.head, local_dir=folder, token=token)
-            return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+            return parse_json(Path(path).read_text(encoding="utf-8")).get("model_type")
     except HUB_ERRORS as error:
         raise PublishingError(
             f"{CONFIG} of {remote.repo_id} could not be read: {reason_of(error)}. Nothing was sent."
@@ -153,6 +154,9 @@ CARD = "README.md"
 SHARD = re.compile(r"data/[^/\\]+\.parquet")
 # Beside the shards: the manifest, the card and its pictures and reports, licences.
 BESIDE = re.compile(r"(corpus|diversity|skipped)\.jsonl?|[A-Za-z0-9_-]+\.png|README\.md|LICENSE|NOTICE")
+# Of these, what a build writes or takes over, and the pictures that a card shows, in Markdown or as a tag.
+BUILT = (MANIFEST, CARD, "skipped.jsonl", "diversity.json", "diversity.png", "LICENSE", "NOTICE")
+SHOWN = re.compile(r"(?:\]\(|src=[\"'])([A-Za-z0-9_-]{1,100}\.png)(?=[)\"' ])")
 CLIENT = ".cache/huggingface"  # where the Hub's client keeps account in a folder that it downloads to
 PULLED = ["data/*.parquet", "*.json", "*.jsonl", "*.png", "README.md", "LICENSE", "NOTICE"]
 
@@ -171,7 +175,7 @@ def publish_corpus(directory: str | Path, destination: Destination, *, dry_run: 
     """
     directory = Path(directory)
     files = _files_of(directory)
-    with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
+    with cleaning_up(), tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         card = Path(scratch) / CARD
         card.write_text(_with_data_files(files[CARD].read_text(encoding="utf-8")), encoding="utf-8")
         files[CARD] = card
@@ -229,16 +233,61 @@ def _require_pullable(directory: Path) -> None:
 
 
 def _files_of(directory: Path) -> dict[str, Path]:
-    """List what a corpus consists of, if it is finished. A half-built one must not get out."""
-    load_corpus(directory)
+    """List what a corpus consists of, if it is finished. A half-built one must not get out.
+
+    That is what a build writes and, of pictures, those that the card shows. Other files that lie there stay.
+    """
+    shards = [record["file"] for record in read_manifest(directory)["shards"].values()]
+    for name in shards:
+        if not SHARD.fullmatch(name):
+            raise ValueError(f"{MANIFEST} of {directory} names the shard {name!r}; expected one in `data`. Build it.")
     if not (directory / CARD).is_file():
         raise ValueError(
             f"{directory} has no card, {CARD}: where images and captions come from, and under which "
             "licences. Build the corpus with one (`card=` of `build_corpus`), or write it."
         )
-    shards = [record["file"] for record in read_manifest(directory)["shards"].values()]
-    beside = [path.name for path in directory.iterdir() if path.is_file() and BESIDE.fullmatch(path.name)]
-    return {name: directory / name for name in [*shards, *beside]}
+    names = [*shards, *(name for name in BUILT if (directory / name).is_file())]
+    _require_no_links(directory, [CARD, *names])  # before anything is read
+    text = _read_text(directory / CARD)
+    names += sorted({name for name in SHOWN.findall(text) if (directory / name).is_file()} - set(names))
+    _require_no_links(directory, names)
+    for name in names:
+        _require_kind(directory / name)
+    load_corpus(directory)
+    return {name: directory / name for name in names}
+
+
+def _require_no_links(directory: Path, names: Iterable[str]) -> None:
+    for name in names:
+        path = directory / name
+        for each in (path, *path.parents[: len(Path(name).parts) - 1]):
+            if each.is_symlink():
+                raise ValueError(
+                    f"{each} is a symbolic link; expected a file or folder of its own, since all that is published "
+                    "has to lie in the corpus. Put it there, or leave it out."
+                )
+
+
+def _require_kind(path: Path) -> None:
+    """Refuse a file whose content is not what its name says."""
+    if path.suffix == ".png":
+        require_png(path)
+    elif path.suffix != ".parquet":
+        text = _read_text(path)
+        for line in text.splitlines() if path.suffix == ".jsonl" else [text] if path.suffix == ".json" else []:
+            try:
+                parse_json(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path} is not JSON ({error}). Build the corpus again, or leave it out.") from error
+
+
+def _read_text(path: Path) -> str:
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; expected at most {MAX_JSON_BYTES:,}. Shorten it.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8; expected what its name says. Leave it out.") from error
 
 
 def _with_data_files(text: str) -> str:

@@ -6,13 +6,24 @@ it looks at, so that a folder can be judged before anything in it is loaded.
 """
 
 import filecmp
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from ..checkpoint_files import (
+    CONFIG_FILES,
+    INDEX_FILE,
+    MAX_JSON_BYTES,
+    SHARD,
+    WEIGHTS_FILE,
+    index_problems,
+    is_link_of_the_cache,
+    setting_problems,
+    weights_problems,
+)
+from ..configuration_holistic_clip import settings_of
+from ..storage import parse_json
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 TRAVELLING_FILES = tuple(
@@ -21,10 +32,6 @@ TRAVELLING_FILES = tuple(
 )
 # Files that 0.1.0 carried beside these; checkpoints that were published with them stay as they are.
 FORMER_FILES = tuple(f"{part}_holistic_clip.py" for part in ("fusion", "layers", "matching", "packing", "streaming"))
-CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
-SHARD = r"model-\d{5}-of-\d{5}\.safetensors"
 ALLOWED_FILES = {
     **dict.fromkeys(map(re.escape, TRAVELLING_FILES + FORMER_FILES), "code of the model and its processor"),
     **dict.fromkeys(map(re.escape, CONFIG_FILES), "configuration"),
@@ -35,9 +42,10 @@ ALLOWED_FILES = {
     r"special_tokens_map\.json|added_tokens\.json": "tokenizer, as older releases of transformers wrote it",
     r"README\.md|LICENSE|NOTICE": "card and licences",
     r"results\.json|card_facts\.json": "records, and what the card says beside them",
-    r"trainer_state\.json|finished\.json|unreadable_images\.json": "log of the training",
+    r"trainer_state\.json|finished\.json|left_out\.json|unreadable_images\.json": "log of the training",
     r"[A-Za-z0-9][A-Za-z0-9_-]*\.png": "a picture of the card",
     r"\.eval_results/[A-Za-z0-9_-]+\.yaml": "results as the Hub lists them",
+    r"\.lock|\.results\.json\.lock|\.README\.md\.lock": "locks between processes, which do not travel",
     r"\.gitattributes": "written by the Hub",
     r"\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/([\w.-]+/)*[\w.-]+\.(metadata|lock))": (
         "written by the Hub's client into folders that it downloads to"
@@ -51,9 +59,9 @@ REASONS = {
     r".*\.(py|pyc|pyd|so|dll|sh|ipynb)": "is code that is not the model's",
     r"adapter_.*": "would have transformers load another repository as the base of this one",
 }
-MAX_HEADER_BYTES = 10_000_000  # of safetensors: some 100 bytes a tensor
-MAX_JSON_BYTES = 200_000_000  # a tokenizer of a million tokens is some 50 MB
 MAX_CODE_BYTES = 1_000_000
+MAX_PICTURE_BYTES = 20_000_000
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def require_safe_folder(folder: str | Path) -> list[str]:
@@ -82,6 +90,27 @@ def require_safe_folder(folder: str | Path) -> list[str]:
     return files
 
 
+def require_png(path: Path) -> None:
+    """Refuse a picture that is not a PNG by its bytes, from its signature to its last chunk and no further.
+
+    Raises:
+        ValueError: another format, a file that is cut or goes on behind the picture, or one too large for a card.
+    """
+    if (size := path.stat().st_size) > MAX_PICTURE_BYTES:
+        raise ValueError(
+            f"{path} has {size:,} bytes; expected at most {MAX_PICTURE_BYTES:,} for a picture of a card. Shrink it."
+        )
+    content = path.read_bytes()
+    at, is_first, kind = len(PNG_SIGNATURE), True, b""
+    while content.startswith(PNG_SIGNATURE) and kind != b"IEND":
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        if is_first != (kind == b"IHDR") or at + 12 + length > size:
+            break
+        at, is_first = at + 12 + length, False
+    if kind != b"IEND" or at != size:
+        raise ValueError(f"{path} is not a PNG by its bytes; expected a whole one. Draw it again, or leave it out.")
+
+
 def require_own_code(folder: str | Path) -> None:
     """Raise `ValueError` where the folder's Python files are not, byte for byte, those of this package."""
     for name in TRAVELLING_FILES:
@@ -96,7 +125,7 @@ def require_own_code(folder: str | Path) -> None:
 
 
 def _kind_problem(name: str, path: Path, folder: Path) -> str | None:
-    if path.is_symlink() and not _is_link_of_the_cache(path, folder):
+    if path.is_symlink() and not is_link_of_the_cache(path, folder):
         return f"is a symbolic link, to {path.readlink()}"
     if path.is_dir():
         return None
@@ -108,12 +137,6 @@ def _kind_problem(name: str, path: Path, folder: Path) -> str | None:
     return reasons[0] if reasons else "is not on the list of files that a checkpoint has"
 
 
-def _is_link_of_the_cache(path: Path, folder: Path) -> bool:
-    """Tell whether the Hub's client made this link, from `snapshots/<commit>` to `blobs` in one cache."""
-    repository = folder.resolve().parent.parent
-    return folder.resolve().parent.name == "snapshots" and path.resolve().parent == repository / "blobs"
-
-
 def _content_problems(name: str, folder: Path) -> Iterator[str]:
     path = folder / name
     size = path.stat().st_size
@@ -121,45 +144,27 @@ def _content_problems(name: str, folder: Path) -> Iterator[str]:
     if size > limit:
         yield f"has {size:,} bytes; {limit:,} are the most"
     elif name.endswith(".safetensors"):
-        yield from _weights_problems(path)
+        yield from weights_problems(path)
+    elif name.endswith(".png"):
+        try:
+            require_png(path)
+        except ValueError as error:
+            yield f"is not a picture of a card: {error}"
     elif name.endswith(".json"):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             yield f"is not JSON: {error}"
             return
         if name == INDEX_FILE:
-            yield from _index_problems(content, folder)
+            yield from index_problems(content, folder)
         elif name in CONFIG_FILES:
-            yield from _setting_problems(content, folder)
-
-
-def _weights_problems(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER_BYTES:
-        yield f"is not a safetensors file, or its header has {length:,} bytes, where {MAX_HEADER_BYTES:,} are the most"
-        return
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except SafetensorError as error:
-        yield f"is damaged or no safetensors: {error}"
-
-
-def _index_problems(content: Any, folder: Path) -> Iterator[str]:
-    shards = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        yield "has no `weight_map` from weights to files"
-        return
-    named = set(shards.values())
-    for shard in sorted(named):
-        if not re.fullmatch(SHARD, shard):
-            yield f"takes weights from {shard!r}, which is not a shard in this folder"
-        elif not (folder / shard).is_file():
-            yield f"takes weights from {shard}, which is not there"
-    for stray in sorted({path.name for path in folder.iterdir() if re.fullmatch(SHARD, path.name)} - named):
-        yield f"takes no weight from {stray}"
+            yield from setting_problems(content)
+            for key, value in settings_of(content):
+                if key == "auto_map":
+                    yield from _code_problems(value, folder)
+                elif key.endswith("_file") and isinstance(value, str) and _leaves_the_folder(value):
+                    yield f"points outside the folder: `{key}` is {value!r}"
 
 
 def _sharding_problems(files: list[str]) -> Iterator[str]:
@@ -167,34 +172,6 @@ def _sharding_problems(files: list[str]) -> Iterator[str]:
         yield f"{WEIGHTS_FILE} stands beside {INDEX_FILE}: which of them is loaded would depend on the reader"
     if INDEX_FILE not in files:
         yield from (f"{name} is a shard without {INDEX_FILE}" for name in files if re.fullmatch(SHARD, name))
-
-
-def _setting_problems(content: Any, folder: Path) -> Iterator[str]:
-    if not isinstance(content, dict):
-        yield "holds no settings"
-        return
-    for key, value in _settings(content):
-        if key == "auto_map":
-            yield from _code_problems(value, folder)
-        elif key == "custom_pipelines":
-            yield "names pipelines of its own (`custom_pipelines`), which are code"
-        elif key == "transformers_weights" and value is not None:
-            yield f"takes weights from {value!r} (`transformers_weights`)"
-        elif "attn_implementation" in key and "/" in json.dumps(value):
-            yield f"takes attention from {value!r} (`{key}`), which is code of another repository"
-        elif key.endswith("_file") and isinstance(value, str) and _leaves_the_folder(value):
-            yield f"points outside the folder: `{key}` is {value!r}"
-
-
-def _settings(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every key with its value, at any depth."""
-    waiting = [content]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            yield from found.items()
-        if isinstance(found, dict | list):
-            waiting += found.values() if isinstance(found, dict) else found
 
 
 def _code_problems(auto_map: Any, folder: Path) -> Iterator[str]:

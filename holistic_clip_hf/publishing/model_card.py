@@ -6,7 +6,7 @@ configuration know, in a JSON file beside the checkpoint. The template lies besi
 package has it too.
 """
 
-import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME
 
@@ -23,8 +24,8 @@ from ..evaluation.branch_report import TASK as BRANCHES
 from ..evaluation.branch_report import branch_picture
 from ..evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from ..evaluation.records import BY_NAME, FUSED, PER_PERSPECTIVE, Record, load_records
-from ..evaluation.retrieval import CAPTION_SETS
-from ..storage import field_names, require_keys, write_atomically, write_json
+from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
+from ..storage import field_names, hold_lock, lock_beside, parse_json, require_keys, write_atomically, write_json
 from ..words import markdown_table
 
 FACTS_FILE = "card_facts.json"
@@ -143,7 +144,7 @@ def save_facts(path: str | os.PathLike, facts: CardFacts) -> None:
 def load_facts(path: str | os.PathLike) -> CardFacts:
     """Return facts as `save_facts` wrote them; what is left out is unknown. Raises `ValueError` for anything else."""
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        told = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{path} is not JSON ({error}). Correct it, or delete it: it is then made of names alone."
@@ -238,6 +239,8 @@ def _retrieval_section(where: str, records: Sequence[Record], names: Sequence[st
     )
     if any(record.details["protocol"] == CAPTION_SETS for record in records):
         text += f" In the row `{AT_ONCE}` all captions of an image ask together."
+    if note := note_of_few_images(records):
+        text += f" **{note}**"
     return Section(f"Retrieval on {where}", text, markdown_table(table[0], table[1:]))
 
 
@@ -392,6 +395,7 @@ def render_model_card(
         template_path=str(template_path),
         facts=facts,
         perspectives=names,
+        fusion=config.fusion if len(names) > 1 else "",
         architecture=_architecture(config),
         settings=_settings(config),
         text_length=_text_length(config),
@@ -416,28 +420,35 @@ def write_model_card(folder: str | Path) -> Path:
             f"`checkpoint` is {folder}, which has no {CONFIG_NAME}; expected the folder of a checkpoint or of a card. "
             "Correct the path."
         )
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    facts = known_facts(folder)
-    records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
-    pictures = _draw_branches([record for record in records if record.model == facts.model_name], config, folder)
-    facts = replace(facts, pictures={**facts.pictures, **pictures})
-    save_facts(folder / FACTS_FILE, facts)
-    card = folder / CARD_FILE
-    with write_atomically(card) as file:
-        file.write(render_model_card(config, records, facts).encode())
+    config, card = AutoConfig.from_pretrained(folder, trust_remote_code=False), folder / CARD_FILE
+    with hold_lock(lock_beside(card), wait=math.inf, keep=False):
+        facts = known_facts(folder)
+        records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
+        drawn = _draw_branches([record for record in records if record.model == facts.model_name], config)
+        facts = replace(facts, pictures={**facts.pictures, **{text: name for text, (name, _) in drawn.items()}})
+        text = render_model_card(config, records, facts)
+        # Nothing is written before all of it is known to be right.
+        for name, picture in drawn.values():
+            with write_atomically(folder / name) as file:
+                picture.save(file, "PNG")
+        save_facts(folder / FACTS_FILE, facts)
+        with write_atomically(card) as file:
+            file.write(text.encode())
     return card
 
 
-def _draw_branches(own: Sequence[Record], config: HolisticCLIPConfig, folder: Path) -> dict[str, str]:
-    """Draw pictures by alternative text, one for each split of a data set on which branches were measured."""
+def _draw_branches(own: Sequence[Record], config: HolisticCLIPConfig) -> dict[str, tuple[str, Image.Image]]:
+    """Draw pictures, one for each split of a data set on which branches were measured: name and picture by
+    alternative text.
+    """
     pictures = {}
     names = config.perspectives
     for dataset, split in dict.fromkeys((record.dataset, record.split) for record in own):
         here = [record for record in own if (record.dataset, record.split) == (dataset, split)]
         if any(record.details.get("branch") in names for record in here):
             name = f"branches-{re.sub('[^A-Za-z0-9]+', '-', f'{dataset}-{split}')}.png"
-            branch_picture(here, names=names).save(folder / name)
-            pictures[f"What each branch finds on {dataset}, {split}: recall of each branch on each perspective"] = name
+            text = f"What each branch finds on {dataset}, {split}: recall of each branch on each perspective"
+            pictures[text] = (name, branch_picture(here, names=names))
     return pictures
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPConfig
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..evaluation.encoding import DualEncoder, evaluation_mode
+from ..evaluation.encoding import DualEncoder, evaluation_mode, readable_pixels
 
 
 def embed_images(model: DualEncoder, processor: Any, images: Sequence[Image.Image], *, fused: bool) -> np.ndarray:
@@ -25,7 +25,10 @@ def embed_images(model: DualEncoder, processor: Any, images: Sequence[Image.Imag
     Raises:
         ValueError: as the processor.
     """
-    pixel_values = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    return _embed(model, processor(images=list(images), return_tensors="pt")["pixel_values"], fused)
+
+
+def _embed(model: DualEncoder, pixel_values: Tensor, fused: bool) -> np.ndarray:
     with evaluation_mode(model):
         output = model.get_image_features(pixel_values=pixel_values.to(model.device))
         found: Tensor = output.pooler_output[:, None] if fused else output.branch_embeds
@@ -36,12 +39,10 @@ def embed_each(
     model: DualEncoder, processor: Any, images: Sequence[Image.Image], *, fused: bool
 ) -> list[np.ndarray | str]:
     """Return for each image its vectors (H, D), or the reason why it has none."""
-    try:
-        found: list[np.ndarray | str] = list(embed_images(model, processor, images, fused=fused))
-    except ValueError as error:
-        if len(images) == 1:
-            return [f"the processor refuses it: {error}"]
-        found = [embed_each(model, processor, [image], fused=fused)[0] for image in images]
+    read = readable_pixels(processor, images)
+    pixels = [each for each in read if isinstance(each, Tensor)]
+    vectors = iter(_embed(model, torch.stack(pixels), fused) if pixels else ())
+    found = [each if isinstance(each, str) else next(vectors) for each in read]
     return [
         "the model gave vectors that are not finite" if isinstance(each, np.ndarray) and not _finite(each) else each
         for each in found

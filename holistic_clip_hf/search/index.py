@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..evaluation.encoding import DualEncoder, encode_texts
 from ..evaluation.records import FUSED
-from ..images.decoding import UnreadableImageError, decode
+from ..images.decoding import UnreadableImageError, read_image
 from ..images.folders import FolderImages
 from ..images.sources import Images
 from .encoding import embed_images
@@ -188,6 +188,10 @@ class SearchIndex:
         """Return the number of images that can be found."""
         return int(self._alive.sum())
 
+    def __contains__(self, image_id: str) -> bool:
+        """Tell whether an image can be found."""
+        return image_id in self._row_of
+
     @property
     def perspectives(self) -> list[str]:
         """Perspectives that can be queried one by one; none where the index holds fused vectors only."""
@@ -251,7 +255,7 @@ class SearchIndex:
         """
         self._row(image_id)
         try:
-            return decode(self._source.read(image_id))
+            return read_image(self._source.read(image_id))
         except (OSError, KeyError, UnreadableImageError) as error:
             raise ValueError(
                 f"{image_id} cannot be read any more ({error}). Bring the index up to date: run the indexing again."

@@ -2,7 +2,7 @@
 """Indexing of images: what is new or changed is encoded, what is gone no longer counts, a killed run goes on."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..evaluation.encoding import DualEncoder
-from ..images.decoding import UnreadableImageError, decode
+from ..images.decoding import UnreadableImageError, open_image, read_image
 from ..images.sources import Images, Item, Skipped
 from ..storage import require_apart, require_count, require_free_space, require_utf8
 from .encoding import embed_each, fingerprint
@@ -24,6 +24,7 @@ from .store import (
     BRANCHES,
     FUSED_ONLY,
     MANIFEST,
+    READING,
     SEGMENTS,
     VECTOR,
     VECTORS,
@@ -74,7 +75,7 @@ def take_up(
     """
     known = [directory / segment.file for segment in before.segments] if before else []
     loose = sorted(set((directory / SEGMENTS).glob("*.arrow")) - set(known))
-    sound = [path for path in known if _is_sound(directory, before, path)]
+    sound = [directory / each.file for each in (before.segments if before else ()) if _is_sound(directory, each)]
     taken: set[str] = set()
     parts, left_out = [], list(before.left_out) if before else []
     for path in [*sound, *loose]:
@@ -97,8 +98,7 @@ def take_up(
     return parts, [each for image_id, each in kept.items() if image_id not in taken]
 
 
-def _is_sound(directory: Path, before: Manifest | None, path: Path) -> bool:
-    segment = next(each for each in (before.segments if before else ()) if directory / each.file == path)
+def _is_sound(directory: Path, segment: Segment) -> bool:
     try:
         require_whole(directory, segment)
     except ValueError as error:
@@ -132,7 +132,8 @@ class Writer:
                 try:
                     for first in range(0, len(chunk), batch_size):
                         batch = chunk[first : first + batch_size]
-                        done, unread = self._encode(batch, list(pool.map(lambda item: _load(images, item), batch)))
+                        loaded = pool.map(lambda item: self._load(images, item), batch)
+                        done, unread = self._encode(batch, list(loaded))
                         rows += [(item, vectors, images.columns(item.image_id)) for item, vectors in done]
                         left_out += unread
                         bar.update(len(batch))
@@ -152,6 +153,15 @@ class Writer:
         pieces = [table.slice(start, size) for start in range(0, table.num_rows, size)]
         kept = [part for part in parts if not any(part is each for each in small)]
         return kept + [self._written(piece, []) for piece in pieces]
+
+    def _load(self, images: Images, item: Item) -> Image.Image | LeftOut:
+        try:
+            # Made small at once, so that a batch of large photos is never held in full size.
+            return self.processor.resized(read_image(images.read(item.place)))
+        except UnreadableImageError as error:
+            return LeftOut(item.image_id, item.stamp, str(error), again=False)
+        except OSError as error:
+            return LeftOut(item.image_id, item.stamp, f"{type(error).__name__}: {error}", again=True)
 
     def _encode(
         self, batch: Sequence[Item], loaded: Sequence[Image.Image | LeftOut]
@@ -176,15 +186,6 @@ class Writer:
         opened = open_segment(path, self.layout)
         assert opened is not None
         return SegmentRows(path, opened[0], list(range(table.num_rows)))
-
-
-def _load(images: Images, item: Item) -> Image.Image | LeftOut:
-    try:
-        return decode(images.read(item.place))
-    except UnreadableImageError as error:
-        return LeftOut(item.image_id, item.stamp, str(error), again=False)
-    except OSError as error:
-        return LeftOut(item.image_id, item.stamp, f"{type(error).__name__}: {error}", again=True)
 
 
 def _table(layout: Layout, rows: Sequence[EncodedRow]) -> pa.Table:
@@ -358,11 +359,26 @@ class _Build:
     def plan(self) -> None:
         """Take up what an earlier run encoded, and list the images that it did not."""
         self.parts, self.left_out = take_up(self.directory, self.layout, self.before, self.items)
+        if self.before is not None and self.before.reading != READING:
+            self._give_back()
         held = {image_id for part in self.parts for image_id in _ids(part)}
         held |= {each.image_id for each in self.left_out}
         self.todo = [item for image_id, item in self.items.items() if image_id not in held]
         needed = estimate_bytes(self.config, len(self.todo), vectors=self.layout.vectors, lookup=self.lookup)
         require_free_space(self.directory, needed, "the index", "choose another disk, or index with vectors='fused'")
+
+    def _give_back(self) -> None:
+        """Give back, for encoding, what other rules of reading made: images left out, and those with other pixels."""
+        self.left_out = []
+        stale = {
+            image_id
+            for part in self.parts
+            for image_id in _ids(part)
+            if _had_other_pixels(self.images, self.items[image_id])
+        }
+        self.parts = [_without(part, stale) for part in self.parts]
+        if stale:
+            logger.warning("%s images of 32 bits, once white or black, are encoded anew.", f"{len(stale):,}")
 
     def encode(self, batch_size: int, progress: bool) -> None:
         """Write a segment after the other, and merge those that have become small."""
@@ -388,6 +404,7 @@ class _Build:
             segments=segments,
             neighbours=self._neighbours(segments),
             left_out=sorted([*self.left_out, *self.skipped]),
+            reading=READING,
         )
         if manifest != self.before:
             write_index_manifest(self.directory, manifest)
@@ -411,7 +428,8 @@ class _Build:
     def _neighbours(self, segments: Sequence[Segment]) -> Mapping[str, Segment]:
         """Keep the approximate indexes if they number the same rows, or build them."""
         before, files = self.before, [each.file for each in segments]
-        if before and before.lookup == self.lookup and [each.file for each in before.segments] == files:
+        is_same = before and before.lookup == self.lookup and [each.file for each in before.segments] == files
+        if before and is_same and all(_is_sound(self.directory, each) for each in before.neighbours.values()):
             return before.neighbours
         datasets = [part.dataset for part in self.parts]
         return build_neighbours(self.directory, self.layout, self.writer.model, datasets, self.lookup)
@@ -471,6 +489,24 @@ def _list(images: Images) -> tuple[dict[str, Item], list[LeftOut]]:
 def _ids(part: SegmentRows) -> dict[str, str]:
     rows = stamps(part.dataset)
     return dict(rows[row] for row in part.alive)
+
+
+_DEEP_ENDINGS = ("", ".tif", ".tiff", ".pgm", ".pnm", ".ppm")  # of which whole files are read to see their modes
+
+
+def _had_other_pixels(images: Images, item: Item) -> bool:
+    """Tell whether an image was read otherwise before `READING` was written: whole numbers of 32 bits, and floats."""
+    if Path(item.image_id).suffix.casefold() not in _DEEP_ENDINGS:
+        return False
+    try:
+        return open_image(images.read(item.place)).mode in ("I", "F")
+    except Exception:  # parsers raise whatever a damaged file leads them to; its vectors were of something
+        return False
+
+
+def _without(part: SegmentRows, image_ids: Set[str]) -> SegmentRows:
+    rows = stamps(part.dataset)
+    return part._replace(alive=[row for row in part.alive if rows[row][0] not in image_ids])
 
 
 def _report(

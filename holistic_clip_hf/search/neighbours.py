@@ -16,10 +16,22 @@ from datasets import Dataset
 from ..evaluation.encoding import DualEncoder
 from ..evaluation.records import FUSED
 from ..storage import import_extra, write_atomically
-from .store import BRANCHES, NEIGHBOURS, VECTORS, Layout, Segment, describe_file, require_whole, vectors_of
+from .store import (
+    BRANCHES,
+    EXACT,
+    NEIGHBOURS,
+    STORED_LOOKUPS,
+    VECTORS,
+    Layout,
+    Segment,
+    describe_file,
+    require_whole,
+    vectors_of,
+)
 
+AUTO = "auto"
+LOOKUPS = (AUTO, *STORED_LOOKUPS)
 EXACT_UP_TO = 1_000_000  # images; beyond, reading every vector takes seconds
-LOOKUPS = ("auto", "exact", "ivf", "hnsw")
 HNSW_NEIGHBOURS = 32  # of each vector; twice as many on the lowest level
 _FLOAT, _HALF, _LINK = 4, 2, 4  # bytes
 _ROW_BYTES = 80  # of an image id, a stamp and their places, about
@@ -33,7 +45,7 @@ def choose_lookup(lookup: str, num_images: int) -> str:
     """
     if lookup not in LOOKUPS:
         raise ValueError(f"`lookup` is {lookup!r}; expected one of {', '.join(LOOKUPS)}.")
-    if lookup != "auto":
+    if lookup != AUTO:
         return lookup
     return "exact" if num_images <= EXACT_UP_TO else "ivf"
 
@@ -67,7 +79,6 @@ def estimate_bytes(config: Any, num_images: int, *, vectors: str = BRANCHES, loo
     return rows + num_indexes * each
 
 
-EXACT = "exact"
 _TRAINING_ROWS = 256  # for each list, faiss's own limit
 _CONSTRUCTION = 100  # candidates for the neighbours of a vector in HNSW
 _SEED = 0

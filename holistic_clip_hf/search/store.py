@@ -4,6 +4,7 @@
     index.json             checkpoint, columns, segments with their dead rows, what was left out
     segments/*.arrow       image ids, stamps, columns and vectors; `datasets.Dataset.from_file` opens one
     neighbours/*.faiss     one for each kind of vector, if the look-up is approximate
+    captions.safetensors   vectors of captions that the page keeps
 
 The manifest is replaced in one step, so a reader sees the index before or after a change. Segments that no manifest
 knows yet are what a killed run had finished, and the next run takes them up.
@@ -23,15 +24,30 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
-from filelock import FileLock, Timeout
 
-from ..storage import PARTIAL, checksum, require_own_folder, write_atomically, write_json
+from ..storage import (
+    PARTIAL,
+    InUseError,
+    changed_files,
+    checksum,
+    hold_lock,
+    parse_json,
+    require_own_folder,
+    shown,
+    write_atomically,
+    write_json,
+)
+from ..words import shorten
 
 FORMAT = 1
+READING = 1  # to be raised when an image that was left out is to be read, or others have other pixels
 MANIFEST, LOCK, SEGMENTS, NEIGHBOURS = "index.json", ".lock", "segments", "neighbours"
+CAPTION_VECTORS = "captions.safetensors"  # the page's, in the folder of its index
 VECTOR = "vector."  # before the name of a column of vectors
 BRANCHES, FUSED_ONLY = "branches", "fused"
 VECTORS = (BRANCHES, FUSED_ONLY)
+EXACT = "exact"  # look-up that reads every vector
+STORED_LOOKUPS = (EXACT, "ivf", "hnsw")
 _FILE = re.compile(rf"({SEGMENTS}|{NEIGHBOURS})/[\w-]+\.(arrow|faiss)")
 
 
@@ -105,6 +121,7 @@ class Manifest:
         segments: Segments in the order in which rows are numbered.
         neighbours: File of the approximate index and its bytes, by kind of vector.
         left_out: images that did not decode or could not be read, and why.
+        reading: Rules by which images were read (`READING`); earlier versions did not say.
     """
 
     layout: Layout
@@ -114,6 +131,7 @@ class Manifest:
     segments: Sequence[Segment]
     neighbours: Mapping[str, Segment]
     left_out: Sequence[LeftOut]
+    reading: int = 0
 
     @property
     def num_images(self) -> int:
@@ -125,16 +143,13 @@ def lock(directory: Path) -> Iterator[None]:
     """Hold the lock by which one process at a time changes an index.
 
     Raises:
-        TimeoutError: another one does.
+        InUseError: another one does.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(directory / LOCK, timeout=0):
+        with hold_lock(directory / LOCK):
             yield
-    except Timeout as error:
-        raise TimeoutError(
-            f"Another process is indexing into {directory}. Wait until it has finished, or stop it, and run again."
-        ) from error
+    except InUseError as error:
+        raise InUseError(f"Another process is indexing into {directory}: {error}") from error
 
 
 def read_index_manifest(directory: str | Path) -> Manifest:
@@ -148,7 +163,7 @@ def read_index_manifest(directory: str | Path) -> Manifest:
         state = "a half-built index" if (path.parent / SEGMENTS).is_dir() else "no index"
         raise ValueError(f"{directory} holds {state}. Run the indexing (again): it goes on where it stopped.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         if found.get("format") != FORMAT:
             raise ValueError(
                 f"{directory} has format {found.get('format')}; this version reads {FORMAT}. Delete the directory and "
@@ -188,15 +203,36 @@ def write_index_manifest(directory: Path, manifest: Manifest) -> None:
 def _manifest_from(found: Mapping[str, Any]) -> Manifest:
     for each in [*found["segments"], *found["neighbours"].values()]:
         if not _FILE.fullmatch(each["file"]):
-            raise ValueError(f"The manifest names {each['file']!r}, which is not a file of an index. Index again.")
+            raise ValueError(
+                f"The manifest names {shown(each['file'])}, which is not a file of an index. Index again."
+            )
+        dead = each.get("dead", [])
+        if not all(map(_is_count, (each["rows"], each["bytes"], *dead))) or max(dead, default=-1) >= each["rows"]:
+            raise TypeError(f"{each['file']} has {shown(each)}")
+    layout = found["layout"]
+    if not _is_count(layout["width"]) or not layout["width"] or layout["vectors"] not in VECTORS:
+        raise TypeError(f"the vectors are {shown(layout)}")
+    if found["lookup"] not in STORED_LOOKUPS:
+        raise TypeError(f"the look-up is {shown(found['lookup'])}")
+    reasons = [text for each in found["left_out"] for text in each[:3]]
+    if not all(isinstance(text, str) for text in (*layout["perspectives"], *found["origin"].values(), *reasons)):
+        raise TypeError("a name is not a text")
     fields = {name: found[name] for name in ("model", "origin", "lookup")}
+    folder_of(found["origin"])  # or what its kind needs is missing
+    if not isinstance(found["layout"]["checkpoint"], str):
+        raise TypeError("the checkpoint is not a text")
     return Manifest(
         layout=Layout(**found["layout"]),
         segments=[Segment(**each) for each in found["segments"]],
         neighbours={name: Segment(**each) for name, each in found["neighbours"].items()},
         left_out=[LeftOut(*each) for each in found["left_out"]],
+        reading=found.get("reading", 0),
         **fields,
     )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def sync_directory(directory: Path) -> None:
@@ -214,7 +250,8 @@ logger = logging.getLogger(__name__)
 _OPENINGS = 5
 # All that indexing writes. Nothing else in its folder is ever removed.
 _OWN = re.compile(
-    rf"{re.escape(LOCK)}|{re.escape(MANIFEST)}|{SEGMENTS}/[0-9]{{8}}\.arrow|{NEIGHBOURS}/[0-9]{{8}}-[0-9]+\.faiss"
+    rf"{re.escape(LOCK)}|{re.escape(MANIFEST)}|{re.escape(CAPTION_VECTORS)}"
+    rf"|{SEGMENTS}/[0-9]{{8}}\.arrow|{NEIGHBOURS}/[0-9]{{8}}-[0-9]+\.faiss"
     rf"|(?:{SEGMENTS}/|{NEIGHBOURS}/)?{PARTIAL.pattern}"
 )
 _ABOUT = b"holistic_clip_index"
@@ -241,7 +278,7 @@ def describe_file(directory: Path, path: Path, rows: int, dead: Sequence[int] = 
 
 
 def require_whole(directory: Path, segment: Segment, *, read: bool = False) -> Path:
-    """Return the segment's file; with `read`, its contents are held against their hash.
+    """Return the segment's file, whose contents are held against their hash: once on a machine, or with `read` anew.
 
     Raises:
         ValueError: it is missing, or not as it was written.
@@ -249,27 +286,72 @@ def require_whole(directory: Path, segment: Segment, *, read: bool = False) -> P
     path = directory / segment.file
     size = path.stat().st_size if path.is_file() else None
     problem = "" if size == segment.bytes else "missing" if size is None else f"{size} bytes long, not {segment.bytes}"
-    if not problem and read and describe_file(directory, path, segment.rows).sha256 != segment.sha256:
+    if not problem and (checksum(path) != segment.sha256 if read else changed_files({path: segment.sha256})):
         problem = "changed since it was written"
     if problem:
-        raise ValueError(
-            f"{path} is {problem}. Delete it if it is there, and run the indexing again: what it held is encoded anew."
-        )
+        raise ValueError(f"{path} is {problem}. Run the indexing again: what it held is encoded anew.")
     return path
 
 
 def open_segment(path: Path, layout: Layout) -> tuple[Dataset, list[LeftOut]] | None:
     """Return the rows, memory-mapped, and what was left out between them; `None` if damaged or of another layout."""
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            about = json.loads((reader.schema.metadata or {}).get(_ABOUT, b"{}"))
-        if about.get("key") != layout.key:
-            return None
-        dataset = Dataset.from_file(str(path))
-    except (pa.ArrowInvalid, OSError, json.JSONDecodeError) as error:
-        logger.warning("%s is damaged and is left aside: %s", path, error)
+        opened = _open_checked(path, layout)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s is damaged and is left aside: %s", path, shorten(str(error)))
         return None
+    return opened
+
+
+def _open_checked(path: Path, layout: Layout) -> tuple[Dataset, list[LeftOut]] | None:
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        schema = reader.schema
+    about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
+    if about.get("key") != layout.key:
+        return None
+    if not schema.equals(layout.features.arrow_schema, check_metadata=False):
+        raise ValueError("its columns are not those of the index")
+    dataset = Dataset.from_file(str(path))
+    if dataset.features != layout.features:
+        raise ValueError("its columns are described as others than they are")
+    _require_sound(dataset.data.table, layout)
     return dataset, [LeftOut(*each) for each in about["left_out"]]
+
+
+def _require_sound(table: pa.Table, layout: Layout) -> None:
+    """Refuse columns that would be read beyond their end, or as other rows, if one number in the file is wrong."""
+    names = {f"{VECTOR}{name}" for name in layout.vector_names}
+    table.drop_columns(sorted(names)).validate(full=True)  # offsets within the data, in order, texts in UTF-8
+    table.select(sorted(names)).validate()
+    for name in ("image_id", "stamp", *names):
+        for chunk in table.column(name).chunks:
+            is_vector = name in names
+            if chunk.null_count or (is_vector and chunk.flatten().null_count):
+                raise ValueError(f"the column {name} has gaps")
+            if is_vector and len(chunk.flatten()) != len(chunk) * layout.width:
+                raise ValueError(f"the column {name} has vectors of another length")
+
+
+def require_finite(directory: Path, segment: Segment, dataset: Dataset, layout: Layout) -> None:
+    """Refuse a segment with a vector that is not finite; all of them are read.
+
+    Raises:
+        ValueError: one has a number that is NaN, infinite or absurdly large.
+    """
+    for name in layout.vector_names:
+        for block in vectors_of(dataset, name):
+            flat = block.reshape(-1)
+            with np.errstate(over="ignore"):
+                is_finite = np.isfinite(np.dot(flat, flat))
+            if not is_finite:
+                raise ValueError(_damage(directory, segment))
+
+
+def _damage(directory: Path, segment: Segment) -> str:
+    return (
+        f"{directory / segment.file} is damaged. Run the indexing again: what it held is encoded anew, and the rest "
+        "is taken up."
+    )
 
 
 def open_whole(directory: Path) -> tuple[Manifest, list[Dataset]]:
@@ -289,12 +371,14 @@ def open_whole(directory: Path) -> tuple[Manifest, list[Dataset]]:
             if read_index_manifest(directory) == manifest:
                 raise
             continue
-        datasets = [each[0] for each in opened if each is not None]
-        if [len(each) for each in datasets] == [segment.rows for segment in manifest.segments]:
-            return manifest, datasets
-        raise ValueError(
-            f"Segments of {directory} are damaged. Run the indexing again: what they held is encoded anew."
-        )
+        datasets = []
+        for segment, each in zip(manifest.segments, opened, strict=True):
+            if each is None or len(each[0]) != segment.rows:
+                raise ValueError(_damage(directory, segment))
+            if manifest.lookup == EXACT:  # else only what is proposed is read
+                require_finite(directory, segment, each[0], manifest.layout)
+            datasets.append(each[0])
+        return manifest, datasets
     raise ValueError(f"{directory} changed {_OPENINGS} times while it was opened. Try again when indexing is done.")
 
 
@@ -333,7 +417,7 @@ def require_index_folder(directory: Path) -> None:
     path = directory / MANIFEST
     if path.is_file():
         with suppress(UnicodeDecodeError, json.JSONDecodeError):
-            found = json.loads(path.read_bytes())
+            found = parse_json(path.read_bytes())
             if isinstance(found, dict) and "format" in found:
                 return
     # The manifest's name is anybody's. Of a damaged one, beside what indexing wrote, `read_index_manifest` says what

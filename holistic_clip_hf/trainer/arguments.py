@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, PreTrainedTokenizerBase, TrainingArgume
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
+from transformers.utils import is_peft_available
 
 from ..configuration_holistic_clip import LEGACY_END, HolisticCLIPConfig
 from ..corpus.build import require_perspectives
@@ -27,7 +28,7 @@ from ..loss_holistic_clip import FREE
 from .distributed import gather_objects, sum_over_ranks
 
 
-@dataclass
+@dataclass(repr=False)  # the inherited one hides tokens
 class HolisticCLIPTrainingArguments(TrainingArguments):
     """`TrainingArguments`; only what differs stands here. Defaults are those of the paper's released `train.sh`.
 
@@ -286,6 +287,24 @@ def require_slots_for_all_branches(config: HolisticCLIPConfig, slots: list[str])
         raise ValueError(
             f"No slot trains the branches {idle}; the slots are {slots}. Add slots of these names, or build the model "
             f"with `perspectives={slots}`."
+        )
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Tell whether a model has an adapter of PEFT around it."""
+    if not is_peft_available():
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def require_mergeable(model: nn.Module, *, sharded: bool) -> None:
+    """Raise `ValueError` for an adapter that cannot be merged into weights that people load without PEFT."""
+    if sharded and is_adapted(model):
+        raise ValueError(
+            "`push_to_hub` is set for an adapter of PEFT with sharded weights; expected whole weights on every rank. "
+            "Train with DDP, or leave it out and merge the saved adapter."
         )
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Callbacks of training: temperature, epoch, moving average, logs, unreadable images, the place in a stream.
+"""Callbacks of training: temperature, epoch, moving average, logs, branches that stay alike, rows left out, streams.
 
 Ranks log what one process with the whole batch would.
 
@@ -9,6 +9,8 @@ Axes: N images of this rank, H branches, M caption slots.
 import json
 import logging
 import math
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,24 +20,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
+from ..images.left_out import LeftOutLog, warn_of_all
 from ..loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, branch_shares
-from ..storage import write_json
+from ..storage import parse_json, write_json
 from .collator import HolisticCLIPCollator
-from .distributed import gather_objects, rank, sum_over_ranks, world_size
+from .distributed import gather_objects, rank, sum_over_ranks
 from .streams import EndlessRows, Place
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE_NAME = "unreadable_images.json"
-MOST_WARNINGS = 20
+LEFT_OUT_NAME = "left_out.json"
+EARLIER_NAME = "unreadable_images.json"  # of 0.1.0, where only images were left out
+MOST_ALIKE = 0.95  # mean cosine between branches, from which they say the same
 
 
-class UnreadableImages(TrainerCallback):
-    """Unreadable images that trainer and evaluation met: the reason of each, by its id.
+class LeftOutRows(TrainerCallback):
+    """Images and captions that training and evaluation leave out: the reason of each, by its name.
 
     The list is written at every save and at the end, for all ranks by the first, and goes on where a run is resumed.
 
@@ -44,71 +47,61 @@ class UnreadableImages(TrainerCallback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / UNREADABLE_NAME
+        self.path = folder / LEFT_OUT_NAME
         self.reasons: dict[str, str] = {}
         self.unshared: dict[str, str] = {}  # what other ranks do not know yet
-        self.num_named = 0
+        self.where = f" {self.path} lists them."
+        self.log = LeftOutLog(self.where)
 
     def note(self, found: Mapping[str, str]) -> None:
         """Take up what this rank met; the first of them are named in a warning each."""
-        for image_id, reason in found.items():
-            if image_id in self.unshared or image_id in self.reasons:
-                continue
-            self.unshared[image_id] = reason
-            if self.num_named < MOST_WARNINGS:
-                self.num_named += 1
-                more = f" More are only counted; {self.path} lists all." if self.num_named == MOST_WARNINGS else ""
-                logger.warning("Image %s is left out: %s.%s", image_id, reason.rstrip("."), more)
+        new = {name: reason for name, reason in found.items() if name not in self.reasons}
+        self.unshared |= new
+        self.log.note(new)
 
     def count(self) -> int:
-        """Count the distinct unreadable images on any rank. Collective: call it on every rank."""
+        """Count what is left out on any rank, each once. Collective: call it on every rank."""
         for theirs in gather_objects(self.unshared):
             self.reasons |= theirs
         self.unshared = {}
         return len(self.reasons)
 
     def save(self) -> None:
-        """Write the list; to be called on all ranks. Where all images are readable, nothing is written."""
+        """Write the list; to be called on all ranks. Where nothing is left out, nothing is written."""
         if (self.count() or self.path.is_file()) and rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, dict(sorted(self.reasons.items())), indent=1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up what the interrupted run met, if this one resumes it."""
-        if state.global_step > 0 and self.path.is_file():
-            self.reasons |= json.loads(self.path.read_text(encoding="utf-8"))
+        if state.global_step == 0:
+            return
+        for path in (self.path.with_name(EARLIER_NAME), self.path):
+            if path.is_file():
+                self.reasons |= self._listed(path)
+
+    def _listed(self, path: Path) -> dict[str, str]:
+        """Return a list of an interrupted run; of a damaged one nothing, which is told."""
+        try:
+            found = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            return found
+        logger.warning("%s is damaged: what the interrupted run left out is no longer known. A new list begins.", path)
+        return {}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.save()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the list, and say how long it is."""
         self.save()
+        if rank() == 0:
+            warn_of_all(len(self.reasons), self.where)
 
 
 PLACE_NAME = "stream-{}.json"
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that all ranks have saved to its end, if any; to be called on all ranks, which
-    agree.
-    """
-    mine = {path.name for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)}
-    whole = set.intersection(*gather_objects(mine))
-    return folder / max(whole, key=lambda name: int(name.split("-")[-1])) if whole else None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint is whole as far as this rank knows. It saves its random numbers last, and the first
-    rank then the state of the run.
-    """
-    numbers = f"rng_state_{rank()}.pth" if world_size() > 1 else "rng_state.pth"
-    if not (checkpoint / numbers).is_file():
-        return False
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
 
 
 class StreamPlace(TrainerCallback):
@@ -222,6 +215,43 @@ class LossLog:
             )
 
 
+MOST_EMPTY = 3  # batches at the beginning, of which nothing can be used
+
+
+class UsableBatches:
+    """Check of whether batches hold anything to train on. The first of a run have to, later ones are left out.
+
+    Args:
+        slots: M names.
+        max_steps: Steps of the run, or -1 where epochs say.
+    """
+
+    def __init__(self, slots: Sequence[str], max_steps: int) -> None:
+        self.slots = list(slots)
+        self.num_empty = 0
+        self.most = min(MOST_EMPTY, max_steps) if max_steps > 0 else MOST_EMPTY
+        self.is_found = False
+
+    def take(self, mask: Tensor, left_out: Mapping[str, str]) -> bool:
+        """Tell whether a batch of all ranks, of this `caption_mask`, holds a readable image with a caption.
+
+        Raises:
+            ValueError: on all ranks, if no batch so far had a readable image with a caption.
+        """
+        is_usable = bool(mask.any())
+        self.is_found = self.is_found or is_usable
+        self.num_empty += not is_usable
+        if not self.is_found and self.num_empty >= self.most:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            raise ValueError(
+                f"No image of the first {self.num_empty} batches is readable and has a caption for one of the slots "
+                f"{self.slots}. {f'Left out are {reasons[:LONGEST_REASONS]}. ' if reasons else ''}Check where the "
+                "images are stored, and set `slots` to perspectives of the corpus."
+            )
+        return is_usable
+
+
+LONGEST_REASONS = 2000  # letters of a message
 EMA_NAME = "ema.safetensors"
 
 
@@ -322,6 +352,49 @@ def _exact(weight: Tensor) -> Tensor:
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
+class BranchSimilarity(TrainerCallback):
+    """Mean similarity between the branches of evaluated images, with a warning if they stay copies of each other.
+
+    A warm start begins with copies. If they do not part, naming a perspective changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.is_warned = False
+
+    def note(self, branch_embeds: Tensor) -> None:
+        """Take up images of all ranks, (N, H, D) of unit length."""
+        num_branches = branch_embeds.shape[1]
+        if num_branches > 1:
+            # The squared length of the sum is that of all pairs, of which H are a branch with itself.
+            pairs = branch_embeds.float().sum(dim=1).square().sum(dim=1) - num_branches
+            self.rows.append(pairs / (num_branches * (num_branches - 1)))
+
+    def take(self) -> dict[str, float]:
+        """Return the mean cosine of two different branches since the last call; nothing where nothing was noted."""
+        if not self.rows:
+            return {}
+        images = torch.cat(self.rows)
+        self.rows.clear()
+        return {"branch_similarity": images.mean().item()} if len(images) else {}
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Warn once, after half of the training, if the branches are still copies; at first they have to be."""
+        similarity = (metrics or {}).get("eval_branch_similarity", 0.0)
+        if self.is_warned or similarity <= MOST_ALIKE or 2 * state.global_step < state.max_steps:
+            return
+        self.is_warned = True
+        logger.warning(
+            "The branches are alike after step %d (mean cosine %.3f), so that naming one changes little. Train longer "
+            "or raise `learning_rate_multipliers` of `*.branch_*`, such as to 10 for branched MLPs or 30 for class "
+            "tokens.",
+            state.global_step,
+            similarity,
+        )
+
+
 SHOWN = {
     "loss": "loss {:.3f}",
     "logit_scale": "scale {:.1f}",
@@ -329,15 +402,53 @@ SHOWN = {
     "eval_loss": "held-out loss {:.3f}",
     "eval_text_to_image_recall@5": "text-to-image recall@5 {:.1%}",
     "eval_image_to_text_recall@5": "image-to-text recall@5 {:.1%}",
+    "eval_branch_similarity": "branches alike {:.2f}",
 }
 
 
+def one_line(logs: Mapping[str, float]) -> str:
+    """Return what people look at in a log, or nothing; the whole logs are in `trainer_state.json`.
+
+    >>> one_line({"loss": 2.5, "grad_norm": 1.0, "learning_rate": 1e-4, "epoch": 1.0})
+    'loss 2.500, lr 1.0e-04'
+    """
+    return ", ".join(form.format(logs[name]) for name, form in SHOWN.items() if name in logs)
+
+
 class OneLineProgress(ProgressCallback):
-    """`ProgressCallback` with short logs; the whole ones are in `trainer_state.json`."""
+    """`ProgressCallback` with a line for each log, for terminals."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is None or not logs:
+        if state.is_world_process_zero and (line := one_line(logs or {})):
+            tqdm.write(f"step {state.global_step:5}  {line}", file=sys.stderr)
+
+
+class OneLinePrinter(TrainerCallback):
+    """The same lines with the time that is left, for output that is not a terminal."""
+
+    def __init__(self) -> None:
+        self.started, self.first_step = time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not (line := one_line(logs or {})):
             return
-        shown = [form.format(logs[name]) for name, form in SHOWN.items() if name in logs]
-        if shown:
-            self.training_bar.write(f"step {state.global_step:5}  " + ", ".join(shown))
+        done, left = state.global_step - self.first_step, state.max_steps - state.global_step
+        told = ""
+        if done > 0 and left > 0:
+            told = f", {tqdm.format_interval((time.monotonic() - self.started) * left / done)} left"
+        of_all = f" of {state.max_steps}" if state.max_steps else ""  # evaluation by itself has no steps
+        tqdm.write(f"step {state.global_step:5}{of_all}  {line}{told}", file=sys.stderr)
+
+
+def with_one_line(callbacks: Sequence[TrainerCallback], *, has_bar: bool) -> list[TrainerCallback]:
+    """Return the callbacks with one line for each log in place of transformers' own, if those are the default.
+
+    Args:
+        callbacks: Callbacks of a trainer.
+        has_bar: Show a bar of progress.
+    """
+    ours = OneLineProgress() if has_bar else OneLinePrinter()
+    return [ours if type(each) in (PrinterCallback, ProgressCallback) else each for each in callbacks]

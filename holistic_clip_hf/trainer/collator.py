@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images.decoding import UnreadableImageError, decode_image
-from ..processing_holistic_clip import HolisticCLIPProcessor
+from ..evaluation.encoding import image_or_reason, readable_pixels
+from ..images.left_out import UsableCaption, usable_captions
+from ..processing_holistic_clip import HolisticCLIPProcessor, is_blank, on_background
 from ..words import split_sentences
 from .streams import PLACE
 
@@ -45,7 +46,8 @@ class Augmentation:
             raise ValueError(f"`scale` must rise within (0, 1], `ratio` above 0; got {self.scale} and {self.ratio}.")
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        """Return the window that `generator` draws."""
+        """Return the window that `generator` draws, in RGB: palettes and single bits cannot be interpolated."""
+        image = on_background(image)
         area, stretch, left, top = torch.rand(4, generator=generator).tolist()
         pixels = image.width * image.height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
         aspect = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** stretch
@@ -63,7 +65,7 @@ def sample_sentences(text: str, most: int, generator: torch.Generator) -> str:
 
     A caption of one sentence is returned as it is.
     """
-    sentences = split_sentences(text)
+    sentences = [sentence for sentence in split_sentences(text) if not is_blank(sentence)]
     if len(sentences) < 2:
         return text
     if torch.rand((), generator=generator) < _DROP_FIRST:
@@ -83,8 +85,9 @@ class HolisticCLIPCollator:
     one would have seen, in whatever process. Where a row has several captions of one perspective (several
     captioners), one of them is drawn in each epoch; evaluation takes the first.
 
-    An image that does not decode stays in the batch, so that all ranks bring equally many: without captions, and
-    behind the pixels of the first image that does. Nothing of it is in the loss.
+    What cannot be used of a row is left out and named, and never ends a run. A caption that is blank or not a string
+    counts as missing. An image that does not decode keeps its row, since all ranks bring equally many: its captions
+    are masked, and its pixels are a copy of the first readable image. Nothing of it is in the loss.
 
     Args:
         processor: Processor of the model.
@@ -94,6 +97,8 @@ class HolisticCLIPCollator:
         sentences_per_caption: while training, of captions of several sentences 1 to this many are drawn
             (`corpus.sampling`). Default: captions as they are.
         seed: Seed of all that is random.
+        takes_empty: while training, take a batch without any caption or readable image, as one of several ranks may
+            draw it. Default: refuse it.
 
     Raises:
         ValueError: slots that are not distinct, a batch without any caption for them, or without any readable image.
@@ -110,11 +115,12 @@ class HolisticCLIPCollator:
     tensor([[ True,  True],
             [ True, False]])
 
-    Besides, for the trainer and not for the model: `image_ids`, a list of N strings, and `unreadable`, the reasons of
-    images that do not decode, by their ids. Of a stream also `place`, the `reading.Place` of the last row.
+    Besides, the trainer and not the model gets `image_ids`, a list of N strings, `image_mask`, false for an image that
+    does not decode, and `left_out`, the reasons of what is left out, by image id, or image id and perspective. Of a
+    stream also `place`, the `reading.Place` of the last row.
 
     Shapes: `pixel_values` (N, 3, height, width); `input_ids`, `attention_mask` (N, M, L); `caption_mask`,
-    `caption_ids` (N, M).
+    `caption_ids` (N, M); `image_mask` (N,).
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class HolisticCLIPCollator:
         captions_per_image: int | None = None,
         sentences_per_caption: int | None = None,
         seed: int = 0,
+        takes_empty: bool = False,
     ) -> None:
         if not slots or len(set(slots)) != len(slots):
             raise ValueError(f"`slots` must be distinct names of perspectives, at least one; got {list(slots)}.")
@@ -135,6 +142,7 @@ class HolisticCLIPCollator:
         self.captions_per_image = captions_per_image
         self.sentences_per_caption = sentences_per_caption
         self.seed = seed
+        self.takes_empty = takes_empty
         self.epoch = 0
         self.is_training = True
 
@@ -149,33 +157,67 @@ class HolisticCLIPCollator:
         present = [row for row in rows if row is not None]
         if not present:
             return {}
-        drawn = [self._draw_row(row) for row in present]
-        unreadable = {row["image_id"]: each for row, each in zip(present, drawn, strict=True) if isinstance(each, str)}
-        readable = [each for each in drawn if not isinstance(each, str)]
-        has_captions = any(text for _, texts in readable for text in texts)
-        if self.is_training:
-            self._require_something(present, bool(readable), has_captions, unreadable)
+        left_out: dict[str, str] = {}
+        drawn = [self._draw_row(row, left_out) for row in present]
+        images = self._read_pixels(present, [image for image, _ in drawn], left_out)
+        missing: list[str | None] = [None] * len(self.slots)
+        captions = [missing if pixels is None else texts for pixels, (_, texts) in zip(images, drawn, strict=True)]
+        has_captions = any(text for texts in captions for text in texts)
+        readable = [pixels for pixels in images if pixels is not None]
+        if self.is_training and not self.takes_empty:
+            self._require_something(present, bool(readable), has_captions, left_out)
         # Behind the pixels of another image, without captions: each rank has to bring equally many rows.
-        stand_in = readable[0][0] if readable else Image.new("RGB", (1, 1))
-        full = [(stand_in, [None] * len(self.slots)) if isinstance(each, str) else each for each in drawn]
-        images, captions = [image for image, _ in full], [texts for _, texts in full]
+        stand_in = readable[0] if readable else self._pixels_of_nothing()
         return {
-            "pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"],
+            "pixel_values": torch.stack([stand_in if pixels is None else pixels for pixels in images]),
             **(self.processor.nested_captions(captions) if has_captions else self._no_captions(len(present))),
             "image_ids": [row["image_id"] for row in present],
-            "unreadable": unreadable,
+            "image_mask": torch.tensor([pixels is not None for pixels in images]),
+            "left_out": left_out,
             **({"place": tuple(present[-1][PLACE])} if PLACE in present[-1] else {}),
         }
 
-    def _draw_row(self, row: Row) -> tuple[Image.Image, list[str | None]] | str:
-        """Return the image, augmented, and a text or `None` for each slot, or why the image does not decode."""
+    def _draw_row(self, row: Row, left_out: dict[str, str]) -> tuple[Any, list[str | None]]:
+        """Return the image, augmented, or None if it does not decode, and a text or None for each slot."""
         generator = self._generator(row)
+        image = self._read_image(row.get("image"), generator)
+        if isinstance(image, str):
+            left_out[row["image_id"]] = image
+            return None, []
+        captions = usable_captions(row["image_id"], row.get("captions"), left_out)
+        return image, self._draw_captions(captions, generator)
+
+    def _read_image(self, image: Any, generator: torch.Generator) -> Any:
+        """Return the image, augmented, or the reason why it cannot be read.
+
+        It is made small at once, so that a batch of large photos is never held in full size.
+        """
+        image = image_or_reason(image)
+        if isinstance(image, str):
+            return image
         try:
-            image = decode_image(row["image"])
-        except UnreadableImageError as error:
-            return str(error)
-        image = image if self.augmentation is None else self.augmentation(image, generator)
-        return image, self._draw_captions(row, generator)
+            if self.augmentation is None:
+                return self.processor.resized(image)
+            return self.augmentation(self.processor.to_rgb(image), generator)
+        except ValueError as error:
+            return f"the processor refuses it: {error}"
+
+    def _read_pixels(
+        self, rows: Sequence[Row], images: Sequence[Any], left_out: dict[str, str]
+    ) -> list[Tensor | None]:
+        """Return (3, height, width) of each image; None for one that did not decode, or that the processor refuses."""
+        read = iter(readable_pixels(self.processor, [image for image in images if image is not None]))
+        pixels: list[Tensor | None] = []
+        for row, image in zip(rows, images, strict=True):
+            found = None if image is None else next(read)
+            if isinstance(found, str):
+                left_out[row["image_id"]] = found
+            pixels.append(found if isinstance(found, Tensor) else None)
+        return pixels
+
+    def _pixels_of_nothing(self) -> Tensor:
+        """Stand in for the images of a batch of which none is readable."""
+        return self.processor(images=Image.new("RGB", (1, 1)), return_tensors="pt")["pixel_values"][0]
 
     def _no_captions(self, num_images: int) -> dict[str, Tensor]:
         """Stand in for the captions of a last, small batch of evaluation: something to encode, of which nothing
@@ -185,16 +227,19 @@ class HolisticCLIPCollator:
         return {**tokens, "caption_mask": torch.zeros_like(tokens["caption_mask"])}
 
     def _require_something(
-        self, rows: Sequence[Row], has_image: bool, has_captions: bool, unreadable: Mapping[str, str]
+        self, rows: Sequence[Row], has_image: bool, has_captions: bool, left_out: Mapping[str, str]
     ) -> None:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         if not has_image:
-            reasons = "; ".join(f"{image_id}: {reason}" for image_id, reason in unreadable.items())
             raise ValueError(f"No image of the batch is readable. {reasons}. Check where the images are stored.")
         if not has_captions:
-            present = sorted({caption["perspective"] for row in rows for caption in row["captions"]})
+            faults: dict[str, str] = {}
+            captions = [each for row in rows for each in usable_captions(row["image_id"], row.get("captions"), faults)]
+            present = sorted({caption.perspective for caption in captions})
             raise ValueError(
                 f"No readable image of the batch has a caption for any of the slots {self.slots}. The corpus has: "
                 f"{', '.join(present) or 'none'}. Set `slots` to perspectives of the corpus."
+                f"{f' Left out are {reasons}.' if reasons else ''}"
             )
 
     def _generator(self, row: Row) -> torch.Generator:
@@ -203,8 +248,8 @@ class HolisticCLIPCollator:
         seed = int.from_bytes(hashlib.blake2b(what, digest_size=8).digest(), "big") >> 1
         return torch.Generator().manual_seed(seed)
 
-    def _draw_captions(self, row: Row, generator: torch.Generator) -> list[str | None]:
-        texts = [self._draw(row, slot, generator) for slot in self.slots]
+    def _draw_captions(self, captions: Sequence[UsableCaption], generator: torch.Generator) -> list[str | None]:
+        texts = [self._draw(captions, slot, generator) for slot in self.slots]
         if not self.is_training:
             return texts
         present = [place for place, text in enumerate(texts) if text is not None]
@@ -216,8 +261,8 @@ class HolisticCLIPCollator:
             texts = [text if text is None else sample_sentences(text, most, generator) for text in texts]
         return texts
 
-    def _draw(self, row: Row, slot: str, generator: torch.Generator) -> str | None:
-        texts = [caption["text"] for caption in row["captions"] if caption["perspective"] == slot]
+    def _draw(self, captions: Sequence[UsableCaption], slot: str, generator: torch.Generator) -> str | None:
+        texts = [caption.text for caption in captions if caption.perspective == slot]
         if not texts:
             return None
         drawn = torch.randint(len(texts), (), generator=generator) if self.is_training and len(texts) > 1 else 0

@@ -6,19 +6,29 @@ They part because what is a branch's own learns faster than the rest.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
-from transformers import AutoConfig, CLIPConfig, MetaClip2Config, SiglipConfig
+from transformers import AutoConfig, AutoModel, CLIPConfig, MetaClip2Config, PreTrainedConfig, SiglipConfig
 
-from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..storage import write_atomically
+from ..checkpoint_files import require_loadable
+from ..configuration_holistic_clip import HolisticCLIPConfig, require_own_attention
+from ..images.decoding import NOT_READ
+from ..images.sources import Skipped
+from ..processing_holistic_clip import clean_caption
+from ..storage import require_free_space, write_atomically
 from .recipes import load_image_processor, load_tokenizer
 
+EXPECTED_BASE = (
+    "expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint of this package, by its folder or its name on the Hub"
+)
 RUN = "model"  # the only run of such a recipe, and the name of its folder
 # As CLIP is fine-tuned contrastively (FLYP, https://arxiv.org/abs/2212.00638, section 4: 1e-5 for ViT-B/16). Towers of
 # the quickstart's size take ten times that: training/LOG.md.
@@ -34,7 +44,17 @@ LEAST_BATCHES = 4  # of an epoch
 RECIPE_HEAD = """# Written anew by each `holistic-clip finetune`. To change it, run `holistic-clip train` by a copy.
 """
 WARMUP = 0.1  # of all steps
-LOGS_PER_EPOCH = 4
+LOGS = 50  # lines of loss in all
+# Beginnings of the reasons why photos were left out, with the largest share of them all, and what to do. Above it the
+# folder or the list was read wrongly: a table in another encoding loses each line with an accent.
+MOST_LEFT_OUT = {
+    ("does not decode", "no image", "0 bytes"): (0.5, "Copy the photos anew, or remove the broken ones."),
+    (NOT_READ,): (0.5, "Convert them, as with `magick mogrify -format jpg *.heic`."),
+    ("not in UTF-8",): (0.1, "Name the encoding of the list, as `--encoding cp1252`."),
+}
+MOST_NAMED = 3  # photos, in a refusal
+# Copies of the weights on the disk at once: two states, each with weights and two moments of Adam, and the result.
+COPIES_OF_WEIGHTS, BYTES_OF_WEIGHT = 7, 4
 
 
 @dataclass(frozen=True)
@@ -76,20 +96,20 @@ def read_base(name: str) -> Base:
     """Read what has to be known of a checkpoint, without its weights.
 
     Raises:
-        ValueError: neither a CLIP, MetaCLIP 2 or SigLIP nor a checkpoint of this package.
+        ValueError: none of `EXPECTED_BASE`, or a folder that is not safe to load.
     """
-    expected = (
-        "expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint of this package, by its folder or its name on the Hub"
-    )
-    try:
+    if Path(name).is_dir():
+        require_loadable(name, "base")
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise ValueError(f"`base` is {name}, which is not a folder; {EXPECTED_BASE}. Correct the path.")
+    with _refusing(name):
+        require_own_attention(PreTrainedConfig.get_config_dict(name)[0])
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if not isinstance(config, CLIPConfig | MetaClip2Config | SiglipConfig | HolisticCLIPConfig):
+        raise ValueError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {EXPECTED_BASE}.")
+    with _refusing(name):
         _, seen = load_image_processor(name)
         tokenizer = load_tokenizer(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"`base` is {name}; {expected}. transformers says: {reason}.") from error
-    if not isinstance(config, CLIPConfig | MetaClip2Config | SiglipConfig | HolisticCLIPConfig):
-        raise ValueError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {expected}.")
     vision, is_ours = cast(Any, config.vision_config), isinstance(config, HolisticCLIPConfig)
     positions = cast(Any, config.text_config).max_position_embeddings
     return Base(
@@ -103,19 +123,121 @@ def read_base(name: str) -> Base:
     )
 
 
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Raise a `ValueError` about the base for what transformers cannot read of it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"`base` is {name}; {EXPECTED_BASE}. transformers says: {reason}.") from error
+
+
+def require_few_left_out(num_rows: int, left_out: Iterable[Skipped]) -> None:
+    """Refuse a corpus that lost most of its photos, or many lines of its list, to damage.
+
+    Args:
+        num_rows: Images of the corpus.
+        left_out: Images and lines that were left out, with their reasons.
+
+    Raises:
+        ValueError: more was left out for one reason than single faults explain.
+    """
+    items = list(left_out)
+    for begins, (most, remedy) in MOST_LEFT_OUT.items():
+        found = [item for item in items if item.reason.startswith(begins)]
+        if len(found) > most * (num_rows + len(found)):
+            told = ", ".join(dict.fromkeys(re.split("[:;]", item.reason)[0] for item in found))
+            raise ValueError(
+                f"{len(found):,} of {num_rows + len(found):,} photos were left out ({told}), the first "
+                f"{', '.join(item.item for item in found[:MOST_NAMED])}; expected at most {most:.0%}. {remedy}"
+            )
+
+
+def require_telling_captions(captions: Iterable[Sequence[Mapping[str, str]]]) -> None:
+    """Refuse captions from which nothing can be learned.
+
+    Args:
+        captions: Captions of each training image, with their `perspective` and `text`.
+
+    Raises:
+        ValueError: all captions are one text, or two perspectives have the same texts of each image.
+    """
+    found: dict[str, list[frozenset[str]]] = {}
+    for number, of_image in enumerate(captions):
+        for caption in of_image:
+            texts = found.setdefault(caption["perspective"], [])
+            texts.extend([frozenset()] * (number + 1 - len(texts)))
+            texts[number] |= {caption["text"].strip()}
+    distinct = [set().union(*texts) for texts in found.values()]
+    if max(map(len, distinct)) == 1 and max(map(len, found.values())) > 1:
+        told = " or ".join(repr(text) for text in sorted(set().union(*distinct)))
+        raise ValueError(
+            f"All captions are {told}; expected captions that tell the photos apart. Correct them, or name another "
+            "column with `--caption`."
+        )
+    for first, second in combinations(found, 2):
+        both = [pair for pair in zip(found[first], found[second], strict=False) if all(pair)]
+        if both and all(one == other for one, other in both):
+            raise ValueError(
+                f"The perspectives {first} and {second} have the same captions; expected texts that differ, as each "
+                "becomes a branch of its own. Leave one out, by naming the others with `--caption`."
+            )
+
+
+def require_space(directory: Path, base: Base) -> None:
+    """Refuse a disk without room for the training's states and the result.
+
+    Args:
+        directory: Folder that the run writes into.
+        base: Checkpoint that is fine-tuned.
+
+    Raises:
+        OSError: less is free.
+    """
+    config = AutoConfig.from_pretrained(base.name, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, trust_remote_code=False)
+    needed = BYTES_OF_WEIGHT * model.num_parameters() * COPIES_OF_WEIGHTS
+    require_free_space(directory, needed, "the training", "choose an `--output` on another disk. Nothing was trained")
+
+
 def order_of_branches(base: Base, perspectives: Sequence[str]) -> list[str]:
     """Return the branches of the result: those of the base that have captions, then the new ones."""
     kept = [name for name in base.branches if name in perspectives]
     return [*kept, *(name for name in perspectives if name not in kept)]
 
 
-def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list[Choice]:
+def require_length(base: Base, max_length: int | None) -> None:
+    """Raise `ValueError` for fewer tokens of a caption than the base reads."""
+    if max_length is not None and max_length < base.max_length:
+        raise ValueError(
+            f"`max_length` is {max_length}; expected {base.max_length}, which the base reads, or more. Leave it out, "
+            "or shorten the captions."
+        )
+
+
+def caption_lengths(base: Base, captions: Iterable[Sequence[Mapping[str, str]]]) -> list[int]:
+    """Return the number of tokens of each distinct caption, as the base's tokenizer counts them.
+
+    Args:
+        base: Checkpoint that is fine-tuned.
+        captions: Captions of each training image, with their `text`.
+    """
+    texts = list({clean_caption(caption["text"]) for of_image in captions for caption in of_image})
+    tokenizer = load_tokenizer(base.name)
+    return [len(tokens) for tokens in tokenizer(texts, verbose=False)["input_ids"]] if texts else []
+
+
+def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any], lengths: Sequence[int] = ()) -> list[Choice]:
     """Choose the settings of training by the number of images, the device and the base; `given` ones stand.
 
     Args:
         num_rows: Number of training images.
         base: Checkpoint that is fine-tuned.
-        given: Values by name of `batch_size`, `epochs`, `learning_rate`; `None` where nothing is asked for.
+        given: Values by name of `batch_size`, `epochs`, `learning_rate`, `max_length`; `None` where nothing is asked
+            for.
+        lengths: Tokens of each caption.
 
     Raises:
         ValueError: fewer than two images.
@@ -136,6 +258,7 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
     of_branches = BRANCH_RATES[base.branch_type]
     why = {name: "as asked for" for name, value in given.items() if value}
     return [
+        _choose_length(base, given.get("max_length"), lengths),
         Choice("batch size", batch, why.get("batch_size", f"{num_rows:,} images on {device}, {batches} batches")),
         Choice("epochs", epochs, why.get("epochs", f"{epochs * batches:,} steps; {most} or {STEPS} steps are enough")),
         Choice("learning rate", rate, why.get("learning_rate", f"towers of width {base.width}")),
@@ -143,8 +266,20 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
             "rate of branches", f"{of_branches:g} x", f"copies of {base.branch_type} part only if they learn faster"
         ),
         Choice("warm-up steps", max(1, round(WARMUP * epochs * batches)), f"{WARMUP:.0%} of the training"),
-        Choice("a line of loss every", max(1, batches // LOGS_PER_EPOCH), "steps"),
+        Choice("steps between lines of loss", max(1, round(epochs * batches / LOGS)), f"about {LOGS} lines"),
     ]
+
+
+def _choose_length(base: Base, given: int | None, lengths: Sequence[int]) -> Choice:
+    """Choose how many tokens of a caption are read: the base's, since stretched positions change its answers."""
+    length = given or base.max_length
+    num_cut = sum(each > length for each in lengths)
+    reason = "as asked for" if given else "as the base reads"
+    if num_cut:
+        reason += (
+            f". {num_cut:,} of {len(lengths):,} captions are longer and cut; `--max-length {max(lengths)}` reads all"
+        )
+    return Choice("tokens of a caption", length, reason)
 
 
 def make_recipe(
@@ -162,7 +297,7 @@ def make_recipe(
         "split_column": "split",
         "image_size": base.image_size,
         "start_from": base.name,
-        "tokenizer": {"checkpoint": base.name, "max_length": base.max_length},
+        "tokenizer": {"checkpoint": base.name, "max_length": chosen["tokens of a caption"]},
         "model": model,
         "training": {
             "seed": seed,
@@ -172,7 +307,7 @@ def make_recipe(
             "learning_rate": chosen["learning rate"],
             **({"learning_rate_multipliers": rates} if rates else {}),
             "warmup_steps": chosen["warm-up steps"],
-            "logging_steps": chosen["a line of loss every"],
+            "logging_steps": chosen["steps between lines of loss"],
             "logging_first_step": True,
             "eval_strategy": "epoch",
             "save_strategy": "epoch",

@@ -28,8 +28,6 @@ from transformers import (
     CLIPTextConfig,
     CLIPTokenizer,
     PreTrainedConfig,
-    PrinterCallback,
-    ProgressCallback,
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME
@@ -42,22 +40,27 @@ from ..configuration_holistic_clip import (
     HolisticCLIPVisionConfig,
 )
 from ..corpus.build import EmptySplitError, open_split, read_manifest
+from ..images.left_out import usable_captions
 from ..initialization import from_checkpoint, from_holistic_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
+    LOCK,
     PARTIAL,
     field_names,
     read_yaml,
     remove_own_files,
     require_keys,
     require_own_folder,
+    shown,
+    write_atomically,
     write_json,
 )
+from ..visualization.figures import training_curves, training_figure
 from .arguments import HolisticCLIPTrainingArguments, require_enough_rows
-from .callbacks import OneLineProgress, last_whole_checkpoint
 from .collator import Augmentation
 from .field_types import fits, in_words
+from .resuming import hold_output, last_whole_checkpoint
 from .trainer import HolisticCLIPTrainer
 
 logger = logging.getLogger(__name__)
@@ -100,6 +103,7 @@ class Recipe:
             random weights.
         held_out: a column and the value of it that is tested on and never trained on, in place of the rows that the
             split column calls test. Left out: the split column decides.
+        perturbation: Noise on copies of CLIP's branch, as `from_clip` takes it. Left out: none.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Recipe:
     augmentation: dict[str, list[float]] | None = None
     start_from: str | None = None
     held_out: dict[str, str] | None = None
+    perturbation: float | None = None
 
     @property
     def seed(self) -> int:
@@ -179,6 +184,11 @@ def load_recipe(path: str | Path) -> Recipe:
         require_keys(f"{path}, augmentation", content["augmentation"], field_names(Augmentation) - {"size"})
         _check_types(f"{path}, augmentation", content["augmentation"], dict.fromkeys(content["augmentation"], Range))
     _check_types(str(path), content, get_type_hints(Recipe))
+    if content.get("perturbation") is not None and content.get("start_from") is None:
+        raise ValueError(
+            f"{path}: `perturbation` is {content['perturbation']} without `start_from`; expected a checkpoint whose "
+            "copies it parts. Leave it out for random weights."
+        )
     runs = {name: Run(**run) for name, run in content.pop("runs").items()}
     return Recipe(name=path.stem, runs=runs, **content)
 
@@ -187,8 +197,8 @@ def require_run_name(name: Any, where: str) -> None:
     """Raise `ValueError` unless `name` can be that of a folder below another; `where` is what has it."""
     if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
         raise ValueError(
-            f"{where} has {name!r}; expected names of letters, digits, '.', '_' and '-' that do not begin with a dot. "
-            f"Rename the run."
+            f"{where} has {shown(name)}; expected names of letters, digits, '.', '_' and '-' that do not begin with a "
+            f"dot. Rename the run."
         )
 
 
@@ -222,7 +232,9 @@ def _check_types(where: str, values: Mapping[str, Any], kinds: Mapping[str, Any]
     for key, value in values.items():
         if not fits(value, kinds.get(key, Any)):
             remedy = " Put it between quotes." if isinstance(value, bool) else ""  # YAML reads `no` as false
-            raise ValueError(f"{where}: `{key}` is {value!r}; expected {in_words(kinds[key])}. Correct it.{remedy}")
+            raise ValueError(
+                f"{where}: `{key}` is {shown(value)}; expected {in_words(kinds[key])}. Correct it.{remedy}"
+            )
 
 
 def _check_model(path: Path, model: Any) -> None:
@@ -243,8 +255,8 @@ def _check_tokenizer(path: Path, tokenizer: Any) -> None:
     require_keys(f"{path}, tokenizer", tokenizer, ["vocab_size", "checkpoint", "max_length"], ["max_length"])
     if ("vocab_size" in tokenizer) == ("checkpoint" in tokenizer):
         raise ValueError(
-            f"{path}, tokenizer: got {tokenizer}; expected either `vocab_size`, to train one, or `checkpoint`, to "
-            f"take one from."
+            f"{path}, tokenizer: got {shown(tokenizer)}; expected either `vocab_size`, to train one, or `checkpoint`, "
+            f"to take one from."
         )
     _check_types(f"{path}, tokenizer", tokenizer, {"vocab_size": int, "checkpoint": str, "max_length": int})
 
@@ -272,7 +284,7 @@ def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
 
 def load_image_processor(checkpoint: str) -> tuple[Any, dict[str, int]]:
     """Load the image processor of a checkpoint, without torchvision, and the height and width of what it gives."""
-    found = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    found = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", trust_remote_code=False)
     size = found.crop_size if getattr(found, "do_center_crop", False) else found.size
     return found, {name: size[name] for name in ("height", "width")}
 
@@ -280,9 +292,9 @@ def load_image_processor(checkpoint: str) -> tuple[Any, dict[str, int]]:
 def load_tokenizer(checkpoint: str, **options: Any) -> Any:
     """Load the tokenizer of a checkpoint, CLIP's unless it is of another family."""
     kind = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type", "clip")
-    return (CLIPTokenizer if kind in ("clip", *MODEL_TYPES[:1]) else AutoTokenizer).from_pretrained(
-        checkpoint, **options
-    )
+    if kind in ("clip", HolisticCLIPConfig.model_type):
+        return CLIPTokenizer.from_pretrained(checkpoint, **options)
+    return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, **options)
 
 
 def make_tokenizer(recipe: Recipe, corpus: Dataset) -> CLIPTokenizer:
@@ -331,10 +343,10 @@ def _learn_merges(texts: Iterable[str], single: list[str], vocab_size: int) -> l
 
 
 def caption_texts(corpus: Dataset) -> Iterator[str]:
-    """Yield all captions of a corpus, without decoding its images."""
+    """Yield all captions of a corpus that can be read, without decoding its images; training names the others."""
     for captions in corpus.select_columns("captions")["captions"]:
-        for caption in captions:
-            yield caption["text"]
+        for caption in usable_captions("", captions, {}):
+            yield caption.text
 
 
 def make_model(recipe: Recipe, run: str, tokenizer: CLIPTokenizer) -> HolisticCLIPModel:
@@ -367,7 +379,12 @@ def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
     """Return the checkpoint that a recipe starts from: a stranger's given branches, or ours with branches by name."""
     start = cast(str, recipe.start_from)
     if PreTrainedConfig.get_config_dict(start)[0].get("model_type") not in MODEL_TYPES:
-        return from_checkpoint(start, seed=recipe.seed, **fields)
+        return from_checkpoint(start, perturbation=recipe.perturbation or 0.0, seed=recipe.seed, **fields)
+    if recipe.perturbation is not None:
+        raise ValueError(
+            f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has a `perturbation`; "
+            "expected none, since it parts the copies of a CLIP. Leave it out."
+        )
     if recipe.model:
         raise ValueError(
             f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has "
@@ -379,14 +396,15 @@ def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
 
 
 FINISHED = "finished.json"
+CURVES = "training.png"
 UNFINISHED = ""  # in place of a run's fingerprint, while its result is being saved
 TINY = "tiny"
 # What a run leaves in its folder. Training again removes these names alone.
 OWN_FILES = re.compile(
     r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|processor_config"
-    r"|preprocessor_config|trainer_state|finished|results|card_facts|unreadable_images|model\.safetensors\.index)\.json"
-    r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|(?:results|branches-[A-Za-z0-9-]*)\.png"
-    rf"|\.gitattributes|{PARTIAL.pattern}"
+    r"|preprocessor_config|trainer_state|finished|results|card_facts|left_out|unreadable_images|model\.safetensors\.index)\.json"
+    r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|(?:results|training|branches-[A-Za-z0-9-]*)\.png"
+    rf"|\.gitattributes|\.results\.json\.lock|\.README\.md\.lock|{PARTIAL.pattern}"
 )
 STATE = re.compile(r"[0-9a-f]{16}")  # a fingerprint, the name of a folder in which the Trainer saves
 
@@ -406,7 +424,13 @@ def _finished_fingerprint(checkpoint: Path) -> str | None:
 
 
 def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
-    """Train a run into `checkpoint`, unless it is there; an interrupted one goes on from its last saved state."""
+    """Train a run into `checkpoint`, unless it is there; an interrupted one goes on from its last saved state.
+
+    Raises:
+        ValueError: a recipe or a corpus that cannot be used, or a folder that holds other things.
+        InUseError: another process trains into `checkpoint`.
+        Stopped: by a signal, after a state was saved.
+    """
     fingerprint = recipe.fingerprint(run, read_manifest(corpus)["fingerprint"])
     if is_finished(checkpoint, fingerprint):
         logger.info("Already trained: %s", checkpoint)
@@ -414,14 +438,18 @@ def train_run(recipe: Recipe, run: str, corpus: Path, checkpoint: Path) -> None:
     states = _states_of(checkpoint) / fingerprint
     require_own_run(checkpoint)
     trainer = make_trainer(recipe, run, corpus, states)
-    state = last_whole_checkpoint(states)
-    if state and trainer.is_world_process_zero():
-        logger.info("Going on from %s", state)
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
-    if trainer.is_world_process_zero():
-        remove_states(checkpoint)
-    trainer.accelerator.wait_for_everyone()
+    with hold_output(states.parent):
+        if is_finished(checkpoint, fingerprint):
+            logger.info("Already trained meanwhile: %s", checkpoint)
+            return
+        state = last_whole_checkpoint(states)
+        if state and trainer.is_world_process_zero():
+            logger.info("Going on from %s", state)
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        publish_checkpoint(trainer, checkpoint, {"fingerprint": fingerprint, "recipe": recipe.name, "run": run})
+        if trainer.is_world_process_zero():
+            remove_states(checkpoint)
+        trainer.accelerator.wait_for_everyone()
 
 
 def require_own_run(checkpoint: Path) -> None:
@@ -431,11 +459,13 @@ def require_own_run(checkpoint: Path) -> None:
         ValueError: somebody else's files lie where the run's checkpoint or its states are to be.
     """
     states = _states_of(checkpoint)
-    require_own_folder(states, lambda path: bool(STATE.fullmatch(path.partition("/")[0])), holds="states of training")
+    require_own_folder(
+        states, lambda path: path == LOCK or bool(STATE.fullmatch(path.partition("/")[0])), holds="states of training"
+    )
     if _finished_fingerprint(checkpoint) is None:
         # Anybody has a folder with a README or a config.json. Earlier versions put the marker last, so what they left
         # when killed while saving is known by the states beside it.
-        has_begun = states.is_dir() and any(states.iterdir())
+        has_begun = states.is_dir() and any(STATE.fullmatch(path.name) for path in states.iterdir())
         require_own_folder(
             checkpoint, lambda path: has_begun and bool(OWN_FILES.fullmatch(path)), holds="a checkpoint"
         )
@@ -461,6 +491,7 @@ def remove_states(checkpoint: Path) -> None:
     for path in states.iterdir() if states.is_dir() else ():
         if STATE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+    (states / LOCK).unlink(missing_ok=True)
     with suppress(OSError):  # there is none, or something of others lies there
         states.rmdir()
 
@@ -480,7 +511,7 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
     set_seed(recipe.seed)
     processor = make_processor(recipe, train)
     augmentation = recipe.augmentation
-    trainer = HolisticCLIPTrainer(
+    return HolisticCLIPTrainer(
         model=make_model(recipe, run, processor.tokenizer),
         args=args,
         processing_class=processor,
@@ -488,10 +519,6 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
         train_dataset=train,
         eval_dataset=validation,
     )
-    for chatty in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(chatty)
-    trainer.add_callback(OneLineProgress())
-    return trainer
 
 
 def _splits(recipe: Recipe, corpus: Path) -> tuple[Dataset, Dataset | None]:
@@ -521,7 +548,19 @@ def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: di
     if not trainer.is_world_process_zero():
         return
     trainer.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
+    draw_training(checkpoint)
     _write_marker(checkpoint, facts)
+
+
+def draw_training(checkpoint: Path) -> None:
+    """Draw loss and recall beside the weights, if matplotlib is installed and anything was logged."""
+    try:
+        figure = training_figure(training_curves(checkpoint))
+    except (ImportError, ValueError) as error:
+        logger.info("%s is not drawn: %s", CURVES, error)
+        return
+    with write_atomically(checkpoint / CURVES) as file:
+        figure.savefig(file, format="png")
 
 
 def _write_marker(checkpoint: Path, facts: dict[str, str]) -> None:

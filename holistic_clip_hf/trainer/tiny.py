@@ -90,7 +90,7 @@ def shrink(recipe: Recipe, directory: Path) -> Recipe:
         corpus=str(directory / CORPUS),
         image_size=IMAGE_SIZE,
         tokenizer=recipe.tokenizer | ({"checkpoint": clip} if "checkpoint" in recipe.tokenizer else {}),
-        model=recipe.model if recipe.start_from else _shrink_model(recipe.model),
+        model=_shrink_model(recipe.model, has_tower=bool(recipe.start_from)),
         training=_shrink_training(recipe.training),
         start_from=clip if recipe.start_from else None,
     )
@@ -111,14 +111,17 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def _shrink_model(model: dict[str, Any]) -> dict[str, Any]:
-    vision = model["vision_config"]
-    if "backbone_config" in vision:
-        vision = vision | {"backbone_config": _shrink_backbone(vision["backbone_config"])}
-    else:
-        vision = vision | TOWER | {"patch_size": PATCH_SIZE}
+def _shrink_model(model: dict[str, Any], *, has_tower: bool) -> dict[str, Any]:
+    """Return the model's settings for the tiny tower, which a checkpoint already `has_tower`."""
+    vision = dict(model.get("vision_config", {}))
     if "num_branch_layers" in vision:
         vision["num_branch_layers"] = min(vision["num_branch_layers"], TOWER["num_hidden_layers"])
+    if has_tower:
+        return model | ({"vision_config": vision} if vision else {})
+    if "backbone_config" in vision:
+        vision["backbone_config"] = _shrink_backbone(vision["backbone_config"])
+    else:
+        vision |= TOWER | {"patch_size": PATCH_SIZE}
     return model | {"projection_dim": PROJECTION, "text_config": model["text_config"] | TOWER, "vision_config": vision}
 
 

@@ -6,6 +6,8 @@ With `push_to_hub=True` the result of a training is published once, as `holistic
 Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
+import copy
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -16,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 
+from ..checkpoint_files import write_checkpoint
 from ..evaluation.encoding import score_of
 from ..evaluation.retrieval import recall_by_slot
 from ..images.tables import undecoded
@@ -27,21 +30,26 @@ from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.hub import Publication, publish, require_publishable
 from ..publishing.model_card import CardFacts, changed_arguments
 from ..publishing.push import MAIN, Destination
+from ..stopping import DeafWorker
+from ..storage import write_folder
 from . import arguments as checks
-from .arguments import HolisticCLIPTrainingArguments
+from .arguments import HolisticCLIPTrainingArguments, is_adapted
 from .callbacks import (
+    BranchSimilarity,
     ClampLogitScale,
+    LeftOutRows,
     LossLog,
     MovingAverage,
     StreamPlace,
     TellEpoch,
-    UnreadableImages,
-    last_whole_checkpoint,
+    UsableBatches,
+    with_one_line,
 )
 from .collator import Augmentation, HolisticCLIPCollator
 from .distributed import gather_rows, rank_offset
 from .gradient_cache import Embeddings, cached_backward, split_batch
 from .parameter_groups import decayed_names, freeze, keep_scalars_whole, scale_learning_rates
+from .resuming import SaveOnStop, begin_saving, hold_output, last_whole_checkpoint, mark_whole, require_whole
 from .streams import stream_loader
 
 
@@ -98,14 +106,24 @@ class ResultToHub:
         return publish(folder, destination, facts=facts or self._facts(), message=commit_message)
 
     def save_result(self, folder: Path) -> None:
-        """Save model and processor as `from_pretrained` takes them, by the first process. Call it on all ranks."""
+        """Save model and processor as `from_pretrained` takes them, by the first process. Call it on all ranks.
+
+        They appear together once both are on disk; after an error, `folder` holds what it held.
+        An adapter of PEFT is saved by itself, in the folder `adapter`, and merged into the weights.
+        """
         weights = self.accelerator.get_state_dict(self.model)  # shards are gathered from all ranks
         if not self.is_world_process_zero():
             return
+        trained = self.accelerator.unwrap_model(self.model)
+        if is_adapted(trained):
+            with write_folder(folder / ADAPTER, last="adapter_config.json", replaced="") as partial:
+                trained.save_pretrained(partial)  # nothing can be merged back out
+            weights = copy.deepcopy(trained).merge_and_unload().state_dict()
         model = HolisticCLIPModel(self.model.config)  # FSDP2 has put a class of its own in place of the trained one's
         model.load_state_dict(weights)
-        for part in (model, self.processing_class):
-            part.save_pretrained(folder)
+        with write_checkpoint(folder) as partial:
+            for part in (model, self.processing_class):
+                part.save_pretrained(partial)
 
     def _destination(self, name: str, token: str | None, revision: str | None, private: bool | None) -> Destination:
         return Destination(
@@ -120,8 +138,11 @@ class ResultToHub:
         return CardFacts(repo_id=str(self.hub_model_id), model_name=name, training=changed_arguments(self.args))
 
 
+ADAPTER = "adapter"  # folder, beside merged weights
+
+
 # Entries of a batch that are for the trainer and not for the model.
-ABOUT_ROWS = ("image_ids", "unreadable", "place")
+ABOUT_ROWS = ("image_ids", "image_mask", "left_out", "place")
 
 
 class HolisticCLIPTrainer(ResultToHub, Trainer):
@@ -130,15 +151,17 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     Negatives are global: P processes give the loss and the gradients of one process that has the whole batch.
     Evaluation reports, besides `eval_loss`, text-to-image and image-to-text recall over the whole evaluation set,
     `eval_text_to_image_recall@5` for all slots together and `eval_<slot>_text_to_image_recall@5` for each. P processes
-    give the numbers of one whose evaluation batch is P times as large.
+    give the numbers of one whose evaluation batch is P times as large. `eval_branch_similarity` is the mean cosine of
+    two branches; a warning tells if they are alike after half of the training.
 
     Args:
         processing_class: the model's `HolisticCLIPProcessor`; it is saved with every checkpoint.
         augmentation: random changes to training images.
 
     Datasets are those of `datasets`, with random access or streams; a stream needs `max_steps`. Each rank decodes its
-    own share in the data loader's workers; images that do not decode are left out (`collator`), counted over all ranks
-    in the logs, and listed in `unreadable_images.json`. Resuming gives the same weights, bit for bit.
+    own share in the data loader's workers; images that do not decode and captions that are blank are left out
+    (`collator`), counted over all ranks in the logs, and listed in `left_out.json`. Resuming gives the same weights,
+    bit for bit.
 
     Raises:
         ValueError: a branch that no slot would train, a slot without captions, weights in half precision, a tokenizer
@@ -160,6 +183,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     ) -> None:
         self.slots = args.slots or list(model.config.perspectives)
         self._check_before(model, args, processing_class, kwargs)
+        processing_class.limit_texts(model.text_model.config.max_position_embeddings)
         for name in ("train_dataset", "eval_dataset"):
             kwargs[name] = undecoded(kwargs.get(name))
         if not model.config.fused_weight or model.config.num_branches == 1:
@@ -176,6 +200,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
                 captions_per_image=args.captions_per_image,
                 sentences_per_caption=args.sentences_per_caption,
                 seed=args.seed,
+                takes_empty=True,
             ),
             compute_metrics=kwargs.pop("compute_metrics", self.recall_by_slot),
             **kwargs,
@@ -185,7 +210,13 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         self._add_own_callbacks(model, args)
         if self.is_fsdp_enabled:
             keep_scalars_whole(model, self.accelerator)
+        self._check_after(model, args)
+
+    def _check_after(self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments) -> None:
+        """Refuse what does not go with how the inherited trainer shards weights."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if args.push_to_hub:
+            checks.require_mergeable(model, sharded=sharded)
         checks.require_scale(args, sharded=sharded, deepspeed=self.is_deepspeed_enabled)
         if not self.is_deepspeed_enabled:  # whose optimizer keeps weights in float32
             checks.require_precision(model)
@@ -210,34 +241,68 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     def _add_own_callbacks(self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments) -> None:
         choose = model.config.matching != "aligned" or FREE in self.branch_of_slot
         self.loss_log = LossLog(model.config.perspectives if choose else [], self.slots)
-        self.unreadable = UnreadableImages(Path(args.output_dir))
+        self.left_out = LeftOutRows(Path(args.output_dir))
         self.moving_average = None if args.ema_decay is None else MovingAverage(model, args.ema_decay)
-        self.stream_place = StreamPlace()
-        for callback in (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.unreadable):
+        self.stream_place, self.save_on_stop = StreamPlace(), SaveOnStop()
+        self.similarity, self.usable = BranchSimilarity(), UsableBatches(self.slots, args.max_steps)
+        own = (ClampLogitScale(), TellEpoch(self.data_collator), self.stream_place, self.left_out, self.similarity)
+        for callback in own:
             self.add_callback(callback)
         if self.moving_average is not None:
             self.add_callback(self.moving_average)
+        has_bar = not args.disable_tqdm and sys.stderr.isatty()
+        self.callback_handler.callbacks = with_one_line(self.callback_handler.callbacks, has_bar=has_bar)
+        self.add_callback(self.save_on_stop)  # the last, since it may end the training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end.
 
-        With `push_to_hub`, the result is published when it is there.
+        With `push_to_hub`, the result is published when it is there. Ctrl-C and SIGTERM save a checkpoint after the
+        present step, unless `save_strategy` is "no".
+
+        Raises:
+            ValueError: a checkpoint that is not whole, or none to resume from.
+            InUseError: another training writes into `output_dir`.
+            Stopped: by a signal; it is a KeyboardInterrupt.
         """
+        is_saving = self.args.save_strategy != SaveStrategy.NO
+        with hold_output(Path(self.args.output_dir)):
+            checkpoint = self._resumed(resume_from_checkpoint)
+            with self.save_on_stop.request.listen() if is_saving else nullcontext():
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            if self.args.push_to_hub:
+                self.push_to_hub()
+        return output
+
+    def _resumed(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """Return the checkpoint that training goes on from, if any, and tell a stream its place."""
         if resume_from_checkpoint is True:
             last = last_whole_checkpoint(Path(self.args.output_dir))
             resume_from_checkpoint = str(checks.require_resumable(last, self.args))
-        if resume_from_checkpoint and isinstance(self.train_dataset, IterableDataset):
+        if not resume_from_checkpoint:
+            return None
+        require_whole(Path(resume_from_checkpoint))
+        if isinstance(self.train_dataset, IterableDataset):
             self.stream_place.load(Path(resume_from_checkpoint), self.args)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self.args.push_to_hub:
-            self.push_to_hub()
-        return output
+        return resume_from_checkpoint
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Train as inherited, unless all steps are done: resuming from the last would take one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the inherited one; streams are read by `reading.EndlessRows`."""
-        if not isinstance(self.train_dataset, IterableDataset):
-            return super().get_train_dataloader()
-        return stream_loader(self.train_dataset, self.data_collator, self.args, batch_size=self._train_batch_size)
+        """Return the inherited one; streams are read by `streams.EndlessRows`."""
+        if isinstance(self.train_dataset, IterableDataset):
+            loader = stream_loader(
+                self.train_dataset, self.data_collator, self.args, batch_size=self._train_batch_size
+            )
+        else:
+            loader = super().get_train_dataloader()
+        loader.worker_init_fn = DeafWorker(loader.worker_init_fn)
+        return loader
 
     def compute_loss(
         self,
@@ -255,8 +320,12 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return model(**{name: value for name, value in inputs.items() if name not in ABOUT_ROWS})
 
     def _loss_of(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any], is_training: bool) -> Tensor:
-        mask, ids, readable = inputs["caption_mask"], inputs["caption_ids"], _readable(inputs)
+        mask, ids, readable = inputs["caption_mask"], inputs["caption_ids"], inputs["image_mask"]
         branches, texts, all_masks, all_ids, *routing = map(gather_rows, (*rows[:2], mask, ids, *rows[2:]))
+        self.left_out.note(inputs["left_out"])
+        if is_training and not self.usable.take(all_masks, self.left_out.log.reasons):
+            # On all ranks alike. Every weight has a gradient, for which DDP waits.
+            return sum(((part.float() * 0).sum() for part in (*rows, *scalars)), start=branches.new_zeros(()))
         everyone = CaptionBatch(branches, texts, all_masks, all_ids, *routing)
         everyone.image_mask = gather_rows(readable)
         loss = multi_to_multi_loss(
@@ -273,7 +342,6 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if is_training:
             checks.require_finite_loss(loss.total, inputs["image_ids"], step=self.state.global_step)
             self.loss_log.note(loss, mask)
-        self.unreadable.note(inputs["unreadable"])
         return loss.total
 
     def training_step(
@@ -286,7 +354,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
-        captions = {name: inputs[name] for name in ("caption_mask", "caption_ids", "image_ids", "unreadable")}
+        read = ("caption_mask", "caption_ids", "image_ids", "image_mask", "left_out")
+        captions = {name: inputs[name] for name in read}
 
         def embed(piece: dict[str, Any]) -> Embeddings:
             with self.compute_loss_context_manager():
@@ -321,7 +390,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self._encode(model, inputs)
             loss = self._held_out_loss(*_embeddings(output), inputs)
-        self.unreadable.note(inputs["unreadable"])
+        self.left_out.note(inputs["left_out"])
         if prediction_loss_only:
             return loss, None, None
         texts = output.text_embeds
@@ -337,7 +406,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         A last batch is filled up with rows that have been seen, so that all ranks have equally many: these are neither
         queries nor candidates. None if no caption is left, so that the batch is left out of the mean.
         """
-        counts = gather_rows(_readable(inputs))
+        counts = gather_rows(inputs["image_mask"])
         progress = self.accelerator.gradient_state
         if progress.end_of_dataloader and progress.remainder > 0:
             counts[progress.remainder :] = False
@@ -345,6 +414,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         branches, texts, mask, ids, *routing = (
             gather_rows(part)[counts] for part in (*rows[:2], mask, ids, *rows[2:])
         )
+        self.similarity.note(branches)
         if not mask.any():
             return None
         captions: dict[str, Any] = {
@@ -376,7 +446,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
         self.args.dataloader_drop_last, self.data_collator = False, collator.for_evaluation()
         try:
-            return super().get_eval_dataloader(undecoded(eval_dataset))
+            loader = super().get_eval_dataloader(undecoded(eval_dataset))
+            loader.worker_init_fn = DeafWorker(loader.worker_init_fn)
+            return loader
         finally:
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
@@ -390,7 +462,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         averaged = nullcontext() if average is None or not average.average else average.in_place()
         with averaged, torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(*args, **kwargs)
-        self.unreadable.save()
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in self.similarity.take().items()})
+        self.left_out.save()
         return output
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -416,6 +490,29 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if self.moving_average is not None and self.args.should_save:
             self.moving_average.save(Path(output_dir or self.args.output_dir))
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as inherited, then mark the checkpoint as whole. It may replace one of an earlier run."""
+        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            begin_saving(checkpoint)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and not self.args.save_only_model:
+            mark_whole(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save as inherited. Older checkpoints are removed next, so all ranks have to be done with this one."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as inherited, which writes the arguments as well: without the token."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.moving_average is not None:
@@ -431,15 +528,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if "loss" in logs:
             logs |= self.loss_log.take()
             logs["logit_scale"] = self.model.logit_scale.exp().item()
-            logs["unreadable_images"] = self.unreadable.count()
+            logs["left_out"] = self.left_out.count()
             self.loss_log.warn_of_empty_slots()
         super().log(logs, start_time)
-
-
-def _readable(inputs: dict[str, Any]) -> Tensor:
-    """Mark the rows whose image is their own, (N,) bool; the collator fills the place of one that does not decode."""
-    readable = [image_id not in inputs["unreadable"] for image_id in inputs["image_ids"]]
-    return torch.tensor(readable, device=inputs["caption_mask"].device)
 
 
 def _embeddings(output: HolisticCLIPOutput) -> Embeddings:

@@ -13,9 +13,10 @@ Axes: N images, H branches, M captions, T texts, P patches, S tokens (class toke
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modeling_holistic_clip import HolisticCLIPModel
@@ -112,8 +113,8 @@ def roll_out(layers: Sequence[Tensor]) -> Tensor:
 def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds: Tensor) -> Tensor:
     """Return what each patch adds to the similarity of each branch with each text, to first order.
 
-    Gradient times input of the last layer, with probes of their head. Positive: the similarity would fall if the patch
-    faded.
+    Gradient times input of the last attention, behind its norm, with probes of their head. Positive: the similarity
+    would fall if the patch faded there.
 
     Args:
         pixel_values: (N, 3, height, width).
@@ -144,12 +145,21 @@ def branch_relevance(model: HolisticCLIPModel, pixel_values: Tensor, text_embeds
 
 
 def _last_inputs(tower: HolisticCLIPVisionModel, pixels: Tensor, is_resized: bool) -> tuple[Tensor, Tensor]:
-    """Return the states that the last layer, or the head of probes, reads, and the branches (N, H, E) made of them."""
-    output = tower(pixels, is_resized, output_hidden_states=tower.head is None, return_dict=True)
-    if tower.head is None:
-        return output.hidden_states[-2], output.branch_embeds
-    patches = tower.patch_states(output.last_hidden_state)
-    return patches, tower.head(patches)
+    """Return the states that the last attention, or the head of probes, reads, and the branches (N, H, E) of them.
+
+    They are those behind the norm, which undoes any change of size: before it, what a patch adds would be zero.
+    """
+    if tower.head is not None:
+        patches = tower.patch_states(tower(pixels, is_resized, return_dict=True).last_hidden_state)
+        return patches, tower.head(patches)
+    read: list[Tensor] = []
+    norm = cast(nn.Module, tower.encoder.layers[-1].layer_norm1)
+    hook = norm.register_forward_hook(lambda *given: read.append(given[-1]))
+    try:
+        output = tower(pixels, is_resized, return_dict=True)
+    finally:
+        hook.remove()
+    return read[0], output.branch_embeds
 
 
 def patch_grid(model: HolisticCLIPModel, pixel_values: Tensor) -> tuple[int, int]:

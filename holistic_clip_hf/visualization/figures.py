@@ -4,7 +4,6 @@
 Axes: H branches, M captions.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..drawing import COLOURS, INK, draw_matrix, frame_cell, new_figure, quiet_axes
 from ..evaluation.ranking import TEXT_TO_IMAGE
 from ..processing_holistic_clip import on_background
+from ..storage import parse_json
 
 Curve = list[tuple[int, float]]
 STATE_NAME = "trainer_state.json"
@@ -38,7 +38,7 @@ def training_curves(path: str | Path) -> dict[str, Curve]:
     file = path / STATE_NAME if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"No trainer's state at {file}. Give a checkpoint trained here, or its {STATE_NAME}.")
-    history = json.loads(file.read_text(encoding="utf-8")).get("log_history")
+    history = parse_json(file.read_text(encoding="utf-8")).get("log_history")
     if not history:
         raise ValueError(f"{file} holds no log. Train with `logging_steps` below the number of steps.")
     curves: dict[str, dict[int, float]] = {}

@@ -18,7 +18,7 @@ from ..evaluation.encoding import FusedVectors, encode_images, encode_texts, fus
 from ..evaluation.ranking import caption_pairs, dot, swapped, top_candidates
 from ..evaluation.records import FUSED
 from ..evaluation.retrieval import captions_by_perspective
-from ..images.decoding import decode_image
+from ..images.decoding import read_image
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import WHITE, HolisticCLIPProcessor, on_background
@@ -189,7 +189,8 @@ def draw_results(
 
     Each text is answered by the fused vector and, where there is one, by the branch of its own perspective.
     """
-    picker, branches = random.Random(seed), encode_images(model, processor, dataset, batch_size=batch_size)
+    picker, encoded = random.Random(seed), encode_images(model, processor, dataset, batch_size=batch_size)
+    branches, dataset = encoded.branch_embeds, dataset.select(encoded.rows.tolist())
     by_branch = dict(zip(model.config.perspectives, branches.unbind(dim=1), strict=True))
     rows = []
     for perspective, captions in captions_by_perspective(dataset, perspectives).items():
@@ -206,6 +207,6 @@ def draw_results(
             label = f"{perspective}, by {'all branches' if name == FUSED else 'its branch'}"
             rows.append(ResultRow(label, texts[index], ranked, correct))
     undrawn = undecoded(dataset)
-    shown = {index: decode_image(undrawn[index]["image"]) for row in rows for index in row.ranked}
+    shown = {index: read_image(undrawn[index]["image"]) for row in rows for index in row.ranked}
     title = "Texts of each perspective, drawn at random, and the images found"
     save_picture(result_grid(rows, shown, title=title), path)

@@ -203,7 +203,19 @@ def test_a_caption_beside_thinking_counts(text: str, finished: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " \n\t ", "...", '""', "\ufeff\u200b", "**", "<think>It is a dog.</think>", "\ufffd\x00"]
+    "text",
+    [
+        "",
+        " \n\t ",
+        "...",
+        '""',
+        "\ufeff\u200b",
+        "**",
+        "<think>It is a dog.</think>",
+        "\ufffd\x00",
+        "&nbsp;",
+        "&amp;nbsp;",
+    ],
 )
 def test_empties(text: str) -> None:
     assert clean(text)[:2] == ("", "empty")

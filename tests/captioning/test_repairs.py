@@ -50,6 +50,7 @@ DOG = "A dog sits on grass."
         f"$\\boxed{{{DOG}}}$",
         f"<think>It is a dog.</think><answer>{DOG}</answer>",
         f"◁think▷It is a dog.◁/think▷{DOG}",
+        f"<|channel|>analysis<|message|>It is a dog.<|end|><|start|>assistant<|channel|>final<|message|>{DOG}",
         f"[THINK]It is a dog.[/THINK]{DOG}",
         json.dumps({"caption": DOG}),
         json.dumps({"caption": [DOG]}),

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,53 @@ def test_a_corpus_of_other_photos_stays_unless_told(run: Run, tmp_path: Path) ->
     assert "`--output` is" in said and "built from mine; expected" in said and "give `--replace`" in said
     assert contents(tmp_path / "corpus") == before and ids(tmp_path) == ["a.png", "b.png"]
     assert run("folder", other, "--replace") == "" and ids(tmp_path) == ["c.png"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"fingerprint": 1, "shards": []}'])
+def test_a_damaged_manifest_is_mended_by_the_same_build_alone(run: Run, tmp_path: Path, damage: str) -> None:
+    mine, other = photos(tmp_path / "mine", "a", "b"), photos(tmp_path / "other", "c")
+    run("folder", mine)
+    whole = contents(tmp_path / "corpus")
+    (tmp_path / "corpus" / "corpus.json").write_text(damage)
+    damaged = contents(tmp_path / "corpus")
+    assert "whose corpus.json is damaged" in run("folder", other) and contents(tmp_path / "corpus") == damaged
+    assert run("folder", mine) == "" and contents(tmp_path / "corpus") == whole
+    (tmp_path / "corpus" / "corpus.json").write_text(damage)
+    assert run("folder", other, "--replace") == "" and ids(tmp_path) == ["c.png"]
+
+
+BUILD = """
+import sys
+from holistic_clip_hf.cli.main import main
+import holistic_clip_hf.corpus.from_sources
+sys.stdin.readline()
+main(["corpus", "folder", sys.argv[1], "--output", sys.argv[2], "--no-report"])
+"""
+
+
+def test_two_builds_into_one_output_lose_nothing(tmp_path: Path) -> None:
+    """Of other photos: one is there, whole, and the other is refused."""
+    folders = [photos(tmp_path / name, *(f"{name}{n}" for n in range(30))) for name in ("mine", "other")]
+    builds = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILD, str(folder), str(tmp_path / "corpus")],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for folder in folders
+    ]
+    for build in builds:
+        assert build.stdin is not None
+        build.stdin.write("\n")
+        build.stdin.flush()
+    said = [build.communicate()[1] for build in builds]
+    codes = [build.returncode for build in builds]
+    assert sorted(codes) == [0, 2], said
+    (won, lost) = ("mine", "other") if codes == [0, 2] else ("other", "mine")
+    assert f"which holds a corpus built from {won}" in said[codes.index(2)], (lost, said)
+    assert ids(tmp_path) == sorted(f"{won}{n}.png" for n in range(30))
 
 
 def test_the_same_sources_go_on_with_more_photos_and_captions(

@@ -29,6 +29,7 @@ from holistic_clip_hf.evaluation.records import Record, capture_provenance, load
 from holistic_clip_hf.evaluation.retrieval import RETRIEVAL_PROTOCOLS, embed_corpus, evaluate_retrieval
 from holistic_clip_hf.evaluation.segmentation import READOUTS
 from holistic_clip_hf.publishing.checkpoint import MAX_SHARD_SIZE
+from holistic_clip_hf.publishing.model_card import CardFacts, save_facts
 from holistic_clip_hf.publishing.push import MAIN
 from holistic_clip_hf.search.neighbours import LOOKUPS
 from holistic_clip_hf.search.store import VECTORS
@@ -77,6 +78,15 @@ def told(records: list[Record]) -> dict[Any, float]:
         (record.task, record.dataset, record.split, record.label, str(sorted(record.details.items()))): record.value
         for record in records
     }
+
+
+def test_records_name_a_model_as_its_card_does(
+    checkpoint: HolisticCLIPModel, splits: dict[str, Dataset], run: Callable[..., list[Record]], tmp_path: Path
+) -> None:
+    assert {record.model for record in run("--tasks", "retrieval")} == {"tiny"}
+    save_facts(tmp_path / "tiny" / "card_facts.json", CardFacts("me/mine", model_name="mine"))
+    assert {record.model for record in run("--tasks", "retrieval")} == {"tiny", "mine"}
+    assert "given" in {record.model for record in run("--tasks", "retrieval", "--name", "given")}
 
 
 def test_every_task_on_a_corpus(
@@ -197,7 +207,7 @@ def test_options_are_refused_before_anything_is_loaded(
 def test_places_are_checked_before_anything_is_loaded(
     splits: dict[str, Dataset], run: Callable[..., list[Record]], tmp_path: Path
 ) -> None:
-    """There is no checkpoint: its absence would be told if it were looked for."""
+    """The checkpoint is missing: that would be told if it were looked for."""
     photo = tmp_path / "photo.png"
     Image.new("RGB", (4, 4)).save(photo)
     before = photo.read_bytes()

@@ -1,16 +1,20 @@
 """The road from photos and a list of captions to a checkpoint, in one command, on drawn photos and tiny towers."""
 
 import csv
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+from transformers import BertConfig, CLIPConfig, CLIPModel, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, HolisticSiglipModel
 from holistic_clip_hf.cli.main import main
@@ -18,6 +22,8 @@ from holistic_clip_hf.corpus.build import load_corpus
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.records import load_records
 from holistic_clip_hf.initialization import from_holistic_clip
+from holistic_clip_hf.storage import hold_lock
+from holistic_clip_hf.trainer.callbacks import OneLinePrinter
 from holistic_clip_hf.trainer.finetuning import choose_settings, order_of_branches, read_base
 from holistic_clip_hf.trainer.recipes import load_recipe, make_model, make_tokenizer
 
@@ -69,12 +75,18 @@ def test_from_photos_to_a_checkpoint_that_knows_its_base(
     finetune(photos, clip, output, *COLUMNS, "--epochs", "2", "--batch-size", "8")
     said = capsys.readouterr().out
     assert "branches palette, short" in said and "batch size 8: as asked for" in said
-    assert "base -> mine: text to image" in said
+    gained = re.search(
+        r"text to image +[\d.]+ -> [\d.]+, gained ([+-][\d.]+) \(95 % interval ([^ ]+) to ([^)]+)\)", said
+    )
+    assert gained and float(gained[2]) <= float(gained[1]) <= float(gained[3])
     assert len(load_corpus(output / "corpus")) == NUM_PHOTOS
     model = HolisticCLIPModel.from_pretrained(output / "model")
     assert model.config.perspectives == ["palette", "short"] and model.config.vision_config.branch_type == "mlp"
     assert {record.model for record in load_records(output / "model" / "results.json")} == {"mine", "base"}
-    assert "# mine" in (output / "model" / "README.md").read_text()
+    card = (output / "model" / "README.md").read_text()
+    assert "# mine" in card and "![Loss and recall during training](training.png)" in card
+    with Image.open(output / "model" / "training.png") as curves:
+        assert curves.width > curves.height > 100
     trained = (output / "model" / "model.safetensors").stat().st_mtime_ns
     finetune(photos, clip, output, *COLUMNS, "--epochs", "2", "--batch-size", "8")
     assert (output / "model" / "model.safetensors").stat().st_mtime_ns == trained, "what is finished stays"
@@ -89,6 +101,25 @@ def test_from_photos_to_a_checkpoint_that_knows_its_base(
     again = HolisticCLIPModel.from_pretrained(output / "model").eval().get_image_features(pixel_values).branch_embeds
     alike = F.cosine_similarity(again[:, 0], again[:, 1], dim=-1)
     assert alike.mean() < 0.9999, "copies have begun to part"
+
+
+def test_columns_of_texts_become_perspectives_and_are_said(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --caption: each column of words that differ, and none of names, numbers, addresses or one licence."""
+    listing = tmp_path / "captions.csv"
+    rows = list(csv.reader(listing.open(newline="")))
+    more = [["Main Object", "stars", "page", "terms", "author"]]
+    more += [
+        [f"a thing {number}", "5", f"https://e.org/{number}", "free", f"Ada {number}"] for number in range(NUM_PHOTOS)
+    ]
+    with listing.open("w", newline="") as file:
+        csv.writer(file).writerows([*row, *cells] for row, cells in zip(rows, more, strict=True))
+    finetune(photos, clip, tmp_path / "mine", "--epochs", "1", "--batch-size", "8")
+    said = capsys.readouterr().out
+    assert "taken from the columns title as title, colour as colour, Main Object as main_object; name others" in said
+    kept = {each["perspective"] for row in load_corpus(tmp_path / "mine" / "corpus") for each in row["captions"]}
+    assert kept == {"title", "colour", "main_object"}
 
 
 @pytest.fixture
@@ -110,7 +141,7 @@ def test_a_siglip_is_given_probes(
 ) -> None:
     output = tmp_path / "mine"
     finetune(photos, siglip, output, *COLUMNS, "--epochs", "1", "--batch-size", "8")
-    assert "base -> mine: text to image" in capsys.readouterr().out
+    assert "recall@5 in %, base -> mine" in capsys.readouterr().out
     model = HolisticSiglipModel.from_pretrained(output / "model")
     assert model.config.perspectives == ["palette", "short"] and model.config.vision_config.branched_head_mlp
     assert {record.model for record in load_records(output / "model" / "results.json")} == {"mine", "base"}
@@ -187,12 +218,9 @@ def test_settings_fit_the_number_of_images(clip: Path) -> None:
     [
         (
             {"base": "nowhere"},
-            "`--base` is .*nowhere; expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint",
+            "`--base` is .*nowhere, which is not a folder; expected a CLIP, MetaCLIP 2",
         ),
-        (
-            {"base": "photos"},
-            "`--base` is .*photos; expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint",
-        ),
+        ({"base": "photos"}, "`--base` is .*photos; expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint"),
         ({"columns": ("--caption", "heading=short")}, "'heading'"),
         ({"options": ("--validation", "0.5", "--test", "0.5")}, "expected shares from 0, below 1 together"),
     ],
@@ -211,3 +239,195 @@ def test_mistakes_end_in_a_sentence_before_anything_is_trained(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert ended.value.code == 2 and re.search(message, said), said
     assert not (tmp_path / "mine" / "model").exists()
+
+
+def test_stopped_twice_it_ends_as_if_it_never_was(
+    photos: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Signals(OneLinePrinter):
+        due: dict[int, int] = {}  # signals by step
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_begin(args, state, control, **kwargs)
+            if signum := self.due.pop(state.global_step, 0):
+                os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr("holistic_clip_hf.trainer.callbacks.OneLinePrinter", Signals)
+    options, before = (*COLUMNS, "--epochs", "3", "--batch-size", "8"), signal.getsignal(signal.SIGTERM)
+    finetune(photos, clip, tmp_path / "whole", *options)
+    for step, signum, code in ((1, signal.SIGINT, 130), (5, signal.SIGTERM, 143)):
+        Signals.due[step] = signum
+        with pytest.raises(SystemExit) as ended:
+            finetune(photos, clip, tmp_path / "stopped", *options)
+        assert ended.value.code == code
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert re.match(rf"holistic-clip finetune: Stopped after step {step + 1} of 12, which is saved as .*", said)
+        assert "Give the same command again to go on" in said
+    finetune(photos, clip, tmp_path / "stopped", *options)
+    signal.signal(signal.SIGTERM, before)
+    whole, found = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert found == whole
+    assert not (tmp_path / "stopped" / "model-states").exists()
+
+
+def _list_of(photos: Path, change: Callable[[int, str, str], list[Any]]) -> None:
+    """Write the list of captions anew, each row by its number, title and colour."""
+    path = photos.parent / "captions.csv"
+    with open(path, newline="") as file:
+        head, *rows = csv.reader(file)
+    with open(path, "w", newline="", encoding="latin-1") as file:
+        changed = [change(number, title, colour) for number, (_, title, colour) in enumerate(rows)]
+        csv.writer(file).writerows([head, *([f"{number}.png", *row] for number, row in enumerate(changed))])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda number, title, colour: ["a shape", "a shape"], "All captions are 'a shape'; expected captions that"),
+        (lambda number, title, colour: [title, title], "perspectives short and palette have the same captions"),
+        (
+            lambda number, title, colour: [title + "ü" * (number < 10), colour],
+            "10 of 40 photos .*not in UTF-8",
+        ),
+    ],
+    ids=["all alike", "one text twice", "another encoding"],
+)
+def test_captions_that_teach_nothing_are_refused(
+    photos: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[int, str, str], list[Any]],
+    message: str,
+) -> None:
+    _list_of(photos, change)
+    with pytest.raises(SystemExit) as ended:
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1")
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and re.search(message, said.err.strip().splitlines()[-1]), said.err
+    assert "photos with captions: " in said.out
+    assert not (tmp_path / "mine").exists(), "corrected captions from another file would be those of another corpus"
+
+
+def test_a_folder_of_broken_photos_is_refused_and_one_with_some_is_not(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        (photos / f"{number}.png").write_bytes((photos / f"{number}.png").read_bytes()[:100])
+    finetune(photos, clip, tmp_path / "some", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert re.search(r"left out, listed in .*\n +5 does not decode", capsys.readouterr().out)
+    for number in range(36):
+        (photos / f"{number}.png").write_bytes(b"<html>" if number < 30 else b"")
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "most", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    said = capsys.readouterr().err
+    assert re.search(r"36 of 40 photos were left out \((no image|0 bytes), .*\), the first .*png; expected at", said)
+    assert not (tmp_path / "most").exists(), "a list that is corrected begins anew"
+
+
+def test_a_refusal_leaves_what_lay_in_the_output(photos: Path, clip: Path, tmp_path: Path) -> None:
+    _list_of(photos, lambda number, title, colour: ["a shape", "a shape"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1")
+    assert [path.name for path in (tmp_path / "mine").iterdir() if path.name != ".lock"] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("named", [COLUMNS, ()], ids=["named", "proposed"])
+def test_captions_that_are_all_alike_are_refused_in_one_sentence(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], named: tuple[str, ...]
+) -> None:
+    _list_of(photos, lambda number, title, colour: ["a shape", "all red"])
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *named, "--epochs", "1")
+    assert "All captions are 'a shape' or 'all red'; expected captions that tell" in capsys.readouterr().err
+
+
+def test_photos_of_phones_are_told_from_what_is_not_an_image(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(30):
+        (photos / f"{number}.png").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1")
+    said = capsys.readouterr().err
+    assert "30 of 40 photos were left out (the format HEIC is not read), the first" in said
+    assert "expected at most 50%. Convert them, as with `magick mogrify" in said
+
+
+def test_few_held_out_photos_are_said_to_mean_little(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (*COLUMNS, "--epochs", "1", "--batch-size", "8", "--test")
+    for share, is_few in (("0.1", True), ("0.4", False)):
+        output = tmp_path / f"mine-{share}"
+        finetune(photos, clip, output, *options, share)
+        count = load_corpus(output / "corpus")["split"].count("test")
+        assert (count < 10) is is_few
+        said, card = capsys.readouterr().out, (output / "model" / "README.md").read_text()
+        note = f"Recall was measured on {count} images, too few to mean much"
+        assert (note in said and "such as `--test 0.3`" in said) is is_few
+        assert (note in card) is is_few
+    made = tmp_path / "mine-0.1"
+    options = ("--model", f"{made / 'model'}", "--corpus", f"{made / 'corpus'}", "--output", f"{made / 'r.json'}")
+    main(["evaluate", *options])
+    assert "too few to mean much" in capsys.readouterr().out
+    names = {record.dataset for record in load_records(made / "r.json") + load_records(made / "model/results.json")}
+    assert names == {"mine-0.1"}, "both verbs call the corpus alike"
+
+
+def test_longer_captions_are_read_if_asked(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = read_base(str(clip))
+    _list_of(photos, lambda number, title, colour: [f"{title} " + "with a dot " * base.max_length, colour])
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "less", *COLUMNS, "--max-length", str(base.max_length - 1))
+    assert f"`--max-length` is {base.max_length - 1}; expected {base.max_length}" in capsys.readouterr().err
+    assert not (tmp_path / "less").exists()
+    options = (*COLUMNS, "--epochs", "1", "--batch-size", "8")
+    finetune(photos, clip, tmp_path / "cut", *options)
+    said = capsys.readouterr().out
+    found = re.search(r"tokens of a caption (\d+): as the base reads\. [\d,]+ of [\d,]+ .* `--max-length (\d+)`", said)
+    assert found and int(found[1]) == base.max_length < int(found[2])
+    finetune(photos, clip, tmp_path / "long", *options, "--max-length", found[2])
+    assert f"tokens of a caption {found[2]}: as asked for\n" in capsys.readouterr().out
+    model = HolisticCLIPModel.from_pretrained(tmp_path / "long" / "model")
+    processor = HolisticCLIPProcessor.from_pretrained(tmp_path / "long" / "model")
+    assert model.config.text_config.max_position_embeddings == processor.tokenizer.model_max_length == int(found[2])
+    kept = model.text_model.embeddings.position_embedding.weight[:20]
+    stock = CLIPModel.from_pretrained(clip).text_model.embeddings.position_embedding.weight[:20]
+    assert (kept - stock).abs().max() < 0.01, "the first twenty positions are the base's"
+
+
+def test_a_text_model_is_not_a_base(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    BertConfig().save_pretrained(tmp_path / "bert")
+    with pytest.raises(SystemExit):
+        finetune(photos, tmp_path / "bert", tmp_path / "mine", *COLUMNS)
+    assert "bert, a checkpoint of 'bert'; expected a CLIP" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_before_training(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 4 * 7 * CLIPModel.from_pretrained(clip).num_parameters()
+    usage = SimpleNamespace(total=10**9, used=10**9 - needed + 1, free=needed - 1)
+    monkeypatch.setattr("holistic_clip_hf.storage.shutil.disk_usage", lambda place: usage)
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert "MB free; the training needs about" in capsys.readouterr().err
+    assert not list((tmp_path / "mine").glob("model*"))
+
+
+@pytest.mark.parametrize("place", ["", "model-states"], ids=["output", "run"])
+def test_an_output_that_is_being_written_is_refused(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    with hold_lock(tmp_path / "mine" / place / ".lock"):
+        with pytest.raises(SystemExit) as ended:
+            finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+        assert ended.value.code == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"{tmp_path / 'mine' / place} is being written by process {os.getpid()} since 20" in said
+        assert not (tmp_path / "mine" / "model").exists()

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.cli.main import main, parse
+from holistic_clip_hf.cli.main import end_in_a_sentence, main, parse
 from holistic_clip_hf.corpus.build import build_corpus
 from photo_index import NAMES, write_photos
 
@@ -35,8 +37,8 @@ MISTAKES = {
     "demo {0}/model {0}/photos --port 99999": "`--port` is 99999; expected 1 to 65535",
     "demo {0}/model {0}/photos --port -1": "`--port` is -1; expected 1 to 65535",
     "demo {0}/model {0}/photos --host nosuchhost.invalid": "`--host` is nosuchhost.invalid, which has no address",
-    "search index {0}/photos --model {0}/damaged --index {0}/i": "`model` is .*damaged, whose weights are damaged",
-    "evaluate --model {0}/damaged --corpus {0}/corpus": "`model` is .*damaged, whose weights are damaged",
+    "search index {0}/photos --model {0}/damaged --index {0}/i": "`model` is .*damaged, which is not safe to load",
+    "evaluate --model {0}/damaged --corpus {0}/corpus": "`model` is .*damaged, which is not safe to load",
     "corpus folder {0}/nothing --output {0}/c": "`PATH` is .*nothing, which is not a folder",
     "corpus folder {0}/photos --output {0}/photos": "`--output` is .*photos, which is the source itself",
     "corpus folder {0}/photos --output {0}": "`--output` is .*, which is around the source",
@@ -213,3 +215,39 @@ def test_the_old_verb_of_an_example_says_where_to_go(
     with pytest.raises(SystemExit):
         runpy.run_module("training.build_corpus", run_name="__main__")
     assert f"use {command}," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "A file cannot be written.* Free space"),
+        (RuntimeError("[enforce fail at inline_container.cc:672]. unexpected pos 9 vs 8"), "A file cannot be written"),
+        (SafetensorError("header too large"), "A file of weights is damaged .* Get it again"),
+        (RecursionError("maximum recursion depth exceeded"), "A file is nested deeper than can be read"),
+        (
+            RuntimeError("pair.cc:553] Connection closed by peer [127.0.0.1]:1"),
+            "Another process of this run has ended",
+        ),
+    ],
+)
+def test_what_is_not_a_value_error_is_a_sentence_too(
+    error: Exception, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    bar = tqdm(total=5)
+    try:
+        with pytest.raises(SystemExit) as ended, end_in_a_sentence("holistic-clip train"):
+            bar.update()
+            raise error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(f"holistic-clip train: {sentence}", last), last  # on a line of its own, behind the bar's
+
+
+def test_an_exception_that_nobody_expects_keeps_its_traceback() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="bug"), end_in_a_sentence("holistic-clip train"):
+        raise RuntimeError("a bug")
+    signal.signal(signal.SIGTERM, before)

@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from datasets import Dataset, Value
 from PIL import Image
 
+from holistic_clip_hf import storage
 from holistic_clip_hf.corpus.build import (
     MANIFEST,
     build_corpus,
@@ -28,6 +30,7 @@ from holistic_clip_hf.corpus.build import (
     validate_row,
 )
 from holistic_clip_hf.images.sources import Skipped
+from holistic_clip_hf.storage import checksum
 
 FEATURES = corpus_features(artist=Value("string"))
 
@@ -287,3 +290,57 @@ def test_a_damaged_manifest_of_ours_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{")
     (tmp_path / ".lock").unlink()  # as another system may leave it
     assert len(build_two(tmp_path)) == 3
+
+
+def recolour(path: Path) -> None:
+    """Change one letter of an image id, by which the file stays readable and as long as it was."""
+    good = path.read_bytes()
+    changed = good.replace(b"ccc", b"ccd")
+    assert changed != good
+    path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("damage", [recolour, lambda path: path.write_bytes(bytes(path.stat().st_size))])
+def test_a_shard_of_the_right_length_with_other_contents_is_named(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    before = build_two(tmp_path)[:]
+    _, second = sorted((tmp_path / "data").glob("*.parquet"))
+    damage(second)
+    for _ in range(2):  # a refusal is not forgotten
+        with pytest.raises(ValueError, match=rf"of which data/{second.name} changed since the build; .* Build the "):
+            load_corpus(tmp_path)
+    assert build_two(tmp_path)[:] == before  # it is written again
+
+
+def test_a_shard_is_read_again_once_it_may_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading is counted; a copy, a move and a new time are other states, an unchanged file is not."""
+    monkeypatch.setenv("HOLISTIC_CLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "_SETTLED_NANOSECONDS", 0)
+    read: list[str] = []
+    monkeypatch.setattr(storage, "checksum", lambda path: read.append(path.name) or checksum(path))
+    build_two(tmp_path / "corpus")
+    first, second = sorted(path.name for path in (tmp_path / "corpus" / "data").glob("*.parquet"))
+    assert sorted(read) == [first, second]
+    load_corpus(tmp_path / "corpus")
+    assert len(read) == 2
+    os.utime(tmp_path / "corpus" / "data" / second)
+    load_corpus(tmp_path / "corpus")
+    assert read[2:] == [second]
+    shutil.copytree(tmp_path / "corpus", tmp_path / "copy")
+    load_corpus(tmp_path / "copy")
+    assert sorted(read[3:]) == [first, second]
+
+
+def test_a_shard_is_read_without_a_cache_to_remember_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("not a folder")
+    monkeypatch.setenv("HOLISTIC_CLIP_CACHE", str(tmp_path / "cache"))
+    assert len(build_two(tmp_path / "corpus")) == 3
+
+
+def test_counts_of_a_column_that_are_not_counts_are_damage(tmp_path: Path) -> None:
+    build_two(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "columns": {"split": " "}}))
+    with pytest.raises(ValueError, match="corpus.json is damaged"):
+        load_corpus(tmp_path)

@@ -165,7 +165,7 @@ def test_bad_images_are_listed_and_the_others_are_rows(tmp_path: Path) -> None:
         "lone.png": "no caption",
         "long.png, web": "caption too long: 100,000 bytes",
         "long.png": "no caption",
-        "metadata.jsonl:12": "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`",
+        "metadata.jsonl:12": "not in UTF-8; name the encoding of the list, with `--encoding latin-1`",
     }
     assert found.keys() == expected.keys()
     assert {name: reason for name, reason in found.items() if not reason.startswith(expected[name])} == {}

@@ -1,35 +1,23 @@
 """The page as people meet it: in a real browser, at a desk and on a phone, in light and dark."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import CLIPImageProcessor, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from conftest import IMAGE_SIZE, draw
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from conftest import draw, make_processor
+from holistic_clip_hf import HolisticCLIPModel
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'holistic-clip-hf[browser]'")
-playwright = pytest.importorskip(
+pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install 'holistic-clip-hf[browser]'"
 )
 
+from demo_browsers import VISITS, ids, opened_browser, visited  # noqa: E402
 from demo_pages import SCRIPT, SCRIPT_FILE, fill, open_drawings, served  # noqa: E402
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
-VISITS = {
-    "desk, light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "desk, dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
-    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True},
-}
-SCREENSHOTS = "HOLISTIC_CLIP_SCREENSHOTS"  # a folder, to look at what the browser saw
-MOST_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +28,7 @@ def address(
 ) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("browser") / "drawings"
     fill(folder, draw)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor = HolisticCLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), session_tokenizer)
+    processor = make_processor(session_tokenizer)
     captions = {"red-square.png": [("short", "a red square"), ("style", SCRIPT)]}
     model = make_model(perspectives=["short", "main_object", "style"])
     with served(open_drawings(folder, model, processor, captions)) as blocks:
@@ -50,36 +37,14 @@ def address(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with opened_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(params=VISITS.values(), ids=VISITS)
 def visit(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
-    """The page, opened; at the end nothing was asked of others, nothing failed, no script ran."""
-    context = browser.new_context(**request.param)
-    page, asked, wrong = context.new_page(), [], []
-    page.set_default_timeout(MOST_MS)
-    page.on("request", lambda sent: asked.append(sent.url))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: (wrong.append(f"alert: {dialog.message}"), dialog.dismiss()))
-    page.goto(address)
-    page.wait_for_selector(".hc-card")
-    yield page
-    if folder := os.environ.get(SCREENSHOTS):
-        name = f"{request.node.originalname}-{request.node.callspec.id}".replace(", ", "-")
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-    elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
-    context.close()
-    assert elsewhere == [] and wrong == []
-
-
-def ids(page: Any) -> list[str]:
-    return page.locator(".hc-card").evaluate_all("cards => cards.map(card => card.dataset.imageId)")
+    with visited(browser, address, request.param, f"{request.node.originalname}-{request.node.callspec.id}") as page:
+        yield page
 
 
 def ask(page: Any, text: str) -> None:

@@ -158,7 +158,7 @@ def test_a_corpus_has_classes_by_perspective_or_column(corpus: Dataset) -> None:
     ):
         classify_by("mood", corpus)
     twice = corpus.map(lambda row: {"captions": [*row["captions"], {**row["captions"][0], "text": "else"}]})
-    with pytest.raises(ValueError, match="Row 0 has 2 different captions of 'short'"):
+    with pytest.raises(ValueError, match="red-square has 2 different captions of 'short'"):
         classify_by("short", twice)
 
 

@@ -1,5 +1,7 @@
 """Fitting of fusions, on embeddings made so that the right answer is known."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.checkpoint_files import write_checkpoint
 from holistic_clip_hf.cli.main import parse
-from holistic_clip_hf.corpus.build import build_corpus
+from holistic_clip_hf.corpus.build import build_corpus, load_corpus
 from holistic_clip_hf.evaluation import fusion_fitting
 from holistic_clip_hf.evaluation.fusion_fitting import fit_branch_weights, fit_fusion, fit_fusion_scale, fit_router
 from holistic_clip_hf.evaluation.records import capture_provenance
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, measure_retrieval
+from holistic_clip_hf.publishing.checkpoint import require_checkpoint_folder
+from holistic_clip_hf.storage import InUseError, hold_lock
 
 MakeModel = Callable[..., HolisticCLIPModel]
 NAMES = ["short", "style", "nouns"]
@@ -193,6 +198,65 @@ def test_the_verb_fits_a_checkpoint_in_place_if_told(
         parse("fit", [*arguments, "--output", str(tmp_path / "checkpoint")])()
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_disk_that_fills_while_saving_leaves_no_torn_checkpoint(
+    make_model: MakeModel,
+    processor: HolisticCLIPProcessor,
+    corpus: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    replace: bool,
+) -> None:
+    checkpoint, output = tmp_path / "checkpoint", tmp_path / ("checkpoint" if replace else "fitted")
+    make_model(perspectives=["short", "colour"], vision={"num_branches": 2}).save_pretrained(checkpoint)
+    processor.save_pretrained(checkpoint)
+    (checkpoint / "results.json").write_text("[]")
+    rows = [{**corpus[index % 8], "image_id": str(index)} for index in range(12)]
+    build_corpus(tmp_path / "corpus", {"all": lambda: rows}, corpus.features, fingerprint="1")
+    at = ["--model", str(checkpoint), "--corpus", str(tmp_path / "corpus"), "--fusion", "weighted"]
+    fit = parse("fit", [*at, "--split-column", "image_id", "--split", "0", "--output", str(output), "--replace"])
+    monkeypatch.setattr("holistic_clip_hf.corpus.build.open_split", lambda *_, **__: load_corpus(tmp_path / "corpus"))
+    before = contents(output)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HolisticCLIPProcessor, "save_pretrained", fail)  # after the weights were written
+        with pytest.raises(OSError, match="The disk of .* is full while writing config.json"):
+            fit()
+    assert contents(output) == before
+    fit()
+    assert HolisticCLIPModel.from_pretrained(output).config.fusion == "weighted"
+    assert HolisticCLIPProcessor.from_pretrained(output)
+    assert (output / "results.json").exists() == replace
+    assert not [name for name in contents(output) if name.startswith(".")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_what_a_killed_process_was_saving_is_replaced(make_model: MakeModel, tmp_path: Path) -> None:
+    """Killed while files came into place: weights of another number of shards are there, and no configuration."""
+    folder = tmp_path / "checkpoint"
+    partial = folder / ".folder.1.partial"
+    partial.mkdir(parents=True)
+    (partial / "config.json").write_text("{}")
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "loss_holistic_clip.py"):
+        (folder / name).write_text("of another")
+    require_checkpoint_folder(folder)
+    model = make_model(perspectives=NAMES)
+    with write_checkpoint(folder) as new:
+        model.save_pretrained(new)
+    assert not partial.exists() and not list(folder.glob("model*-of-*")) and not list(folder.glob("*.index.json"))
+    assert torch.equal(HolisticCLIPModel.from_pretrained(folder).logit_scale, model.logit_scale)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="which holds .*; expected a new or empty folder"):
+        require_checkpoint_folder(folder)
+
+
 def test_a_fit_on_a_handful_of_rows_is_refused(make_model: MakeModel, corpus: Dataset, tmp_path: Path) -> None:
     make_model(perspectives=["short", "colour"], vision={"num_branches": 2}).save_pretrained(tmp_path / "checkpoint")
     rows = [{**row, "part": "validation"} for row in corpus]
@@ -206,6 +270,12 @@ def test_a_fit_on_a_handful_of_rows_is_refused(make_model: MakeModel, corpus: Da
         "--split-column",
         "part",
     ]
+    fit = parse("fit", [*arguments, "--fusion", "weighted", "--output", str(tmp_path / "new")])
     with pytest.raises(ValueError, match="`split` is validation, .* has 8 rows; expected 10 or more"):
-        parse("fit", [*arguments, "--fusion", "weighted", "--output", str(tmp_path / "new")])()
+        fit()
     assert not (tmp_path / "new").exists()
+    with (
+        hold_lock(tmp_path / "new" / ".lock"),
+        pytest.raises(InUseError, match=f"new is being written by process {os.getpid()}"),
+    ):
+        fit()

@@ -171,7 +171,8 @@ def test_from_images_to_records(
     rows = corpus.add_column("label", [["square", "circle"].index(shape) for shape in shapes])
     options: dict[str, Any] = {"provenance": PROVENANCE, "class_names": ["square", "circle"], "neighbours": 3}
     found = by_key(evaluate_probes(make_model(perspectives=NAMES), processor, rows, rows, **options))
-    vectors = encode_images(make_model(perspectives=NAMES), processor, rows, batch_size=8).flatten(1).numpy() / 3**0.5
+    encoded = encode_images(make_model(perspectives=NAMES), processor, rows, batch_size=8)
+    vectors = encoded.branch_embeds.flatten(1).numpy() / 3**0.5
     strength = found["linear_probe", "concatenated", "inverse_regularisation"].value
     theirs = LogisticRegression(C=strength, tol=1e-9, max_iter=5_000).fit(vectors, rows["label"])
     expected = theirs.score(vectors, rows["label"])

@@ -233,7 +233,41 @@ def test_without_git_there_is_no_commit(monkeypatch):
         (["bin/python3", "-m", "training.emoji", "--seed", "1"], "python -m training.emoji --seed 1"),
         (["python", "study.py"], "python study.py"),
         (["python"], "python"),
+        (["python", "/data/ada/study.py"], "python .../study.py"),
+        (
+            ["python", "x.py", str(Path.cwd() / "runs" / "a"), "coco=/data/ada/coco"],
+            "python x.py runs/a coco=.../coco",
+        ),
+        (["python", "x.py", r"C:\\Users\\ada\\runs", "/"], "python x.py .../runs ..."),
+        (
+            ["python", "x.py", "--hub-token", "abc", "--api_key=abc", "--tokenizer", "t"],
+            "python x.py --hub-token ... --api_key=... --tokenizer t",
+        ),
+        (["python", "x.py", "hf_abcdefghijklmnop", "k=sk-proj-0123456789"], "python x.py ... k=..."),
+        (["python", "x.py", "https://ada:word@hub.example/x"], "python x.py https://...@hub.example/x"),
     ],
 )
 def test_the_command_of_a_record_names_no_path_of_this_machine(arguments, typed):
     assert command_as_typed(arguments) == typed
+
+
+SAVER = """
+import sys
+from holistic_clip_hf.evaluation.records import Recorder, capture_provenance, save_records
+recorder = Recorder(capture_provenance(model=sys.argv[2], dataset="squares", split="test", seed=0), "retrieval")
+sys.stdin.readline()
+for k in range(1, 6):
+    save_records(sys.argv[1], [recorder.record("recall", 0.5, {"k": k}, {"n_queries": 8})])
+"""
+
+
+def test_six_processes_into_one_file_keep_all(tmp_path):
+    path = tmp_path / "results.json"
+    command = [sys.executable, "-c", SAVER, str(path)]
+    savers = [subprocess.Popen([*command, f"model-{n}"], stdin=subprocess.PIPE, text=True) for n in range(6)]
+    for saver in savers:
+        saver.stdin.write("\n")
+        saver.stdin.flush()
+    assert [saver.wait() for saver in savers] == [0] * 6
+    found = {(record.model, record.details["k"]) for record in load_records(path)}
+    assert found == {(f"model-{n}", k) for n in range(6) for k in range(1, 6)}

@@ -1,5 +1,6 @@
 """Retrieval on a stand-in model whose embeddings are one-hot keywords, so that every rank is known beforehand."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,15 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from torch import nn
 
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation import retrieval as protocols
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance
-from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, evaluate_retrieval, measure_retrieval
+from holistic_clip_hf.evaluation.retrieval import (
+    EmbeddedCorpus,
+    embed_corpus,
+    evaluate_retrieval,
+    measure_retrieval,
+)
 from holistic_clip_hf.modeling_holistic_clip import BranchFusion
 from reference import clip_benchmark_recall, unit
 
@@ -285,3 +292,20 @@ def test_one_branch_is_measured_once():
 def test_misuse_is_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         measure(model, **options)
+
+
+def test_each_row_and_caption_that_is_left_out_counts(
+    make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, corpus: Dataset
+) -> None:
+    """Two rows of one id without an image, and two blank captions of one perspective of another row: four."""
+    rows = corpus.to_list()
+    for row in rows[:2]:
+        row["image_id"], row["image"] = "same", None
+    blank = {"perspective": "short", "text": " ", "source": "test"}
+    rows[2]["captions"] += [blank, blank]
+    seen = embed_corpus(
+        make_model(), processor, Dataset.from_list(rows, features=corpus.features), perspectives=["short"]
+    )
+    third = corpus["image_id"][2]
+    assert list(seen.left_out) == [f"{third}, short", f"{third}, short, caption 4", "same", "same (row 1)"]
+    assert len(seen.branch_embeds) == 6

@@ -184,12 +184,26 @@ def test_background_by_text_and_by_threshold(make_model: MakeModel, processor: H
     assert everything_sky["mean_iou"].value == 1.0
 
 
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((8, 8)), np.full((32, 32), 7), np.zeros((32, 32, 3))], ids=["size", "class", "mode"]
+)
+def test_a_mask_that_cannot_be_used_costs_its_row_alone(
+    make_model: MakeModel, processor: HolisticCLIPProcessor, wrong: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, image, mask = make_model(), picture(32, 32), np.arange(32 * 32).reshape(32, 32) % 3
+    expected = measure(model, processor, rows((image, mask)))
+    found = measure(model, processor, rows((image, wrong), (image, mask)))
+    assert {name: record.value for name, record in found.items()} == {name: r.value for name, r in expected.items()}
+    assert (found["mean_iou"].counts["n_images"], found["mean_iou"].counts["n_unusable"]) == (1, 1)
+    assert "row 0 is left out: its mask " in caplog.text
+
+
 def test_misuse_is_refused(make_model: MakeModel, processor: HolisticCLIPProcessor) -> None:
     model, image, mask = make_model(), picture(32, 32), np.zeros((32, 32))
     cases: list[tuple[Dataset, dict[str, Any], str]] = [
-        (rows((image, np.zeros((8, 8)))), {}, "a mask of .8, 8. for an image of .32, 32."),
+        (rows((image, np.zeros((8, 8)))), {}, "such as row 0: its mask has the size .8, 8., and the image .32, 32."),
         (rows((image, np.full((32, 32), 7))), {}, r"class indices \[7\], beyond the 3"),
-        (rows((image, np.zeros((32, 32, 3)))), {}, "expected one channel"),
+        (rows((image, np.zeros((32, 32, 3)))), {}, "such as row 0: its mask is of mode RGB, and not one channel"),
         (rows((image, mask)).select([]), {}, "no rows"),
         (rows((image, mask)), {"readout": "attention"}, "expected one of class_path, value"),
         (rows((image, mask)), {"embeds": embeds(8)}, r"expected \(3, 16\)"),

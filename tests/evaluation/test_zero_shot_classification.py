@@ -156,9 +156,13 @@ def test_misuse_is_refused(make_model: MakeModel, processor: HolisticCLIPProcess
     cases: list[tuple[Dataset, list[Any], str]] = [
         (rows, ["red", "", "blue", "yellow"], "`class_names` has '' for class 1, and 1 of 4 have no name"),
         (rows, ["red", None, "blue", "yellow"], "`class_names` has None for class 1"),
-        (rows, COLOURS[:3], "2 of 8 rows have a label without a name, such as 3 in row 6; expected indices of 3"),
-        (coloured(corpus, -1), COLOURS, "such as -1 in row 0"),
-        (missing, COLOURS, "such as None in row 1"),
+        (
+            rows,
+            COLOURS[:3],
+            "2 of 8 rows have a label without a name, such as 3 of yellow-square; expected indices of 3",
+        ),
+        (coloured(corpus, -1), COLOURS, "such as -1 of red-square"),
+        (missing, COLOURS, "such as None of red-circle"),
         (rows.select([]), COLOURS, "no rows"),
         (corpus, COLOURS, "columns image_id, image, captions; expected image and label"),
         (corpus, [], "expected image and label"),

@@ -16,6 +16,7 @@ from holistic_clip_hf.images.sources import Item, Skipped
 from training.debian.fashion_mnist import FashionMNIST
 from training.debian.openclipart import OpenClipArt
 from training.debian.packages import DebianPackage, load_packages, unpack
+from training.debian.photos import is_photograph, write_photos
 from training.debian.tuxpaint import TuxPaint
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 2"><rect width="4" height="2" fill="#f00"/></svg>'
@@ -160,3 +161,34 @@ def test_without_apt_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"apt-get and dpkg-deb cannot be found.*unpack stamps 1 into .*stamps-0000"):
         unpack(DebianPackage("stamps", "1", "0" * 64, "Stamps", "MIT"), tmp_path / "cache")
+
+
+def test_photographs_among_stamps_are_written_with_a_table(tmp_path: Path) -> None:
+    """Told from drawings by their colours; folders of drawings are not looked into."""
+    stamps = tmp_path / "stamps/usr/share/tuxpaint/stamps"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for name, pixels in {
+        "animals/birds/swan": noise,
+        "animals/cartoon/duck": noise,
+        "symbols/sum": noise,
+        "food/apple": np.full((40, 40, 3), 90, np.uint8),
+    }.items():
+        (stamps / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(stamps / f"{name}.png")
+        (stamps / f"{name}.txt").write_text(f"The {name}.\n")
+    assert write_photos(TuxPaint(tmp_path / "stamps", "1"), tmp_path / "photos") == 1
+    written = (tmp_path / "photos" / "captions.csv").read_text(encoding="utf-8").splitlines()
+    assert written == ["image,title,kind", 'birds-swan.png,The animals/birds/swan.,"animals, birds"']
+    assert (tmp_path / "photos/birds-swan.png").read_bytes() == (stamps / "animals/birds/swan.png").read_bytes()
+    with pytest.raises(ValueError, match="is not empty; expected a new folder"):
+        write_photos(TuxPaint(tmp_path / "stamps", "1"), tmp_path / "photos")
+
+
+def test_a_photograph_has_more_colours_than_the_root_of_its_pixels_allows() -> None:
+    """900 opaque pixels: 660 colours, which is 22 times their root, are a photograph, 659 are not."""
+    for num_colours, expected in ((660, True), (659, False)):
+        number = np.minimum(np.arange(900), num_colours - 1)
+        pixels = np.stack([number % 256, number // 256, 0 * number, 255 + 0 * number], axis=-1).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels.reshape(30, 30, 4)).save(file, "PNG")
+        assert is_photograph(file.getvalue()) == expected

@@ -195,11 +195,11 @@ def test_differences_are_paired(tmp_path: Path) -> None:
         found.append(result("one_to_many", replicate, mean=level))
         found.append(result("ours", replicate, mean=level + 0.01, routed=level + 0.02 + 0.001 * replicate))
     found.append(result("extra", 2, mean=0.4))
-    table = full_tables(json.loads(json.dumps(found)), SLOTS, "one_to_many").split("###")[1]
+    table = full_tables(json.loads(json.dumps(found)), SLOTS, "one_to_many", {"extra": "noise floor"}).split("###")[1]
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.split("Differences")[1].splitlines()}
     assert lines["ours, mean"].split(" | ")[2] == "**+1.0 ± 0.0**"
     assert lines["ours, routed"].split(" | ")[2] == "**+2.1 ± 0.2**"
-    assert lines["extra, mean"].split(" | ")[1:3] == ["1", "-50.0"]
+    assert lines["noise floor, mean"].split(" | ")[1:3] == ["1", "-50.0"]
     assert "| ours, mean | 3 | 51.0 ± 99.4 |" in table
 
 
@@ -210,7 +210,7 @@ def with_sets(row: dict[str, Any], by: str, value: float) -> dict[str, Any]:
 
 
 def test_all_captions_at_once_have_tables_and_panels_of_their_own() -> None:
-    """Only of two of the three methods it is known; it is no perspective, and not in the mean over them."""
+    """Known of two of the three methods only, and left out of the mean over perspectives."""
     found = []
     for replicate, level in enumerate((0.1, 0.5)):
         found.append(with_sets(result("one_to_many", replicate, mean=level), "fused, mean", level))
@@ -218,8 +218,9 @@ def test_all_captions_at_once_have_tables_and_panels_of_their_own() -> None:
         found[-1] = with_sets(found[-1], BY_NAME, level + 0.05)
         found[-1]["numbers"] |= dict.fromkeys(SLOTS, found[-1]["numbers"]["fused, mean"])
         found.append(result("old", replicate, mean=level - 0.01))
-    methods = ["one_to_many", "ours", "old"]
+    methods = {"one_to_many": "one_to_many", "ours": "ours", "old": "noise floor"}
     one, sets = (summary_table(found, methods, "one_to_many", column).splitlines() for column in (MEAN, CAPTION_SETS))
+    assert one[5].startswith("| noise floor, mean | 2 |")
     assert [line.split(" | ")[3] for line in one[3:]] == ["**+2.0 ± 0.0**", "**+2.0 ± 0.0**", "**-1.0 ± 0.0**"]
     assert [line.split(" | ")[::3] for line in sets[3:]] == [
         ["| ours, mean", "**+3.0 ± 0.0**"],
@@ -227,7 +228,7 @@ def test_all_captions_at_once_have_tables_and_panels_of_their_own() -> None:
     ]
     panels = study_picture(found, methods, "one_to_many", fewest=2).axes
     names = [[label.get_text() for label in panel.get_yticklabels()] for panel in panels]
-    assert names == [["ours", "old"], ["", ""], ["ours"], [""]]
+    assert names == [["ours", "noise floor"], ["", ""], ["ours"], [""]]
     drawn = [[x for line in panel.lines if line.get_marker() == "o" for x in line.get_xdata()] for panel in panels]
     assert drawn[0] == pytest.approx([2.0, 2.0, -1.0]) and drawn[2] == pytest.approx([3.0, 5.0])
     with pytest.raises(ValueError, match="No method but one_to_many has 5 finished runs"):

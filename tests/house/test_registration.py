@@ -52,6 +52,16 @@ def test_auto_classes_find_ours_whatever_is_imported_first(script: str) -> None:
     run(script)
 
 
+TRAVELLING = sorted(path.stem for path in (ROOT / "holistic_clip_hf").glob("*_holistic_clip.py"))
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_each_file_that_travels_may_be_imported_first(name: str) -> None:
+    """The loss once met the model, which needs it, while it was half imported itself."""
+    assert len(TRAVELLING) == 7
+    run(f"import holistic_clip_hf.{name}\nfrom transformers import AutoModel\n{LOAD}")
+
+
 def test_configuration_and_processor_are_found_and_nothing_is_left_behind() -> None:
     run(
         "import inspect, sys, holistic_clip_hf\n"

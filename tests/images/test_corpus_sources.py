@@ -121,7 +121,7 @@ def test_a_list_of_images(tmp_path: Path, ending: str) -> None:
         "three.png": "no such file",
         "../out.png": "its path leaves the folder of the images",
         f"metadata.{ending}:{after}": "no path in 'file_name'",
-        f"metadata.{ending}:{after + 1}": "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`",
+        f"metadata.{ending}:{after + 1}": "not in UTF-8; name the encoding of the list, with `--encoding latin-1`",
     }
     assert read_all(source) == {"x/one.png": png(1), "two.png": png(2)}
     with pytest.raises(

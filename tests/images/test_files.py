@@ -245,8 +245,8 @@ def test_training_and_evaluation_follow_no_row(
     for path in strangers.values():
         row = {**corpus_of(path).cast_column("image", ImageFeature(decode=False))[0]}
         batch = HolisticCLIPCollator(processor, ["short"])([row, good])
-        assert "its path is" in batch["unreadable"]["k"]
-        with pytest.raises(ValueError, match="Row 0: .*its path is"):
+        assert "its path is" in batch["left_out"]["k"]
+        with pytest.raises(ValueError, match="None of 1 images is readable, such as k: .*its path is"):
             encode_images(model, processor, corpus_of(path), batch_size=1)
     assert asked[1] == []
 

@@ -23,8 +23,8 @@ from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, processin
 from holistic_clip_hf.captioning.captioner import Reply, Work, caption_images
 from holistic_clip_hf.captioning.perspectives import load_perspectives
 from holistic_clip_hf.corpus.build import corpus_features
-from holistic_clip_hf.evaluation.encoding import encode_images
-from holistic_clip_hf.evaluation.records import capture_provenance
+from holistic_clip_hf.evaluation.encoding import EncodedImages, encode_images
+from holistic_clip_hf.evaluation.records import Record, capture_provenance
 from holistic_clip_hf.evaluation.segmentation import PixelClasses, evaluate_segmentation
 from holistic_clip_hf.images.decoding import FORMATS, UnreadableImageError, decode_image, open_image, verify_image
 from holistic_clip_hf.images.folders import ImageFolder
@@ -99,10 +99,10 @@ def test_training_evaluation_captioner_and_index_leave_it_out(
     rows = [{**row, "image": {"bytes": row["image"], "path": None}} for row in rows]
     corpus = Dataset.from_list(rows, features=corpus_features())
     batch = HolisticCLIPCollator(processor, ["short"])(rows)
-    assert list(batch["unreadable"]) == ["k"]
+    assert list(batch["left_out"]) == ["k"]
     model = make_model(perspectives=["short", "main_object", "style"])
-    with pytest.raises(ValueError, match="Row 0: "):
-        encode_images(model, processor, corpus, batch_size=2)
+    encoded = encode_images(model, processor, corpus, batch_size=2)
+    assert list(encoded.left_out) == ["k"] and encoded.rows.tolist() == [1]
     report = index_images(tmp_path / "index", FolderImages(kittens), model, processor)
     assert report.num_images == 1 and [each.image_id for each in report.left_out] == ["kitten.png"]
 
@@ -130,8 +130,12 @@ def test_every_format_that_is_taken_is_read() -> None:
 
 
 @pytest.mark.parametrize("column", ["image", "mask"])
-def test_segmentation_refuses_it_by_its_row(
-    ghostscript: Path, make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, column: str
+def test_segmentation_leaves_it_out_by_its_row(
+    ghostscript: Path,
+    make_model: Callable[..., HolisticCLIPModel],
+    processor: HolisticCLIPProcessor,
+    column: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     features = Features({"image": ImageFeature(), "mask": ImageFeature()})
     row = {"image": {"bytes": png(), "path": None}, "mask": {"bytes": grey(), "path": None}}
@@ -139,10 +143,18 @@ def test_segmentation_refuses_it_by_its_row(
     model = make_model(perspectives=["short", "main_object", "style"])
     embeds = F.normalize(torch.ones(2, model.config.projection_dim), dim=-1)
     provenance = capture_provenance(model="tiny", dataset="kittens", split="test", seed=0)
-    with pytest.raises(ValueError, match="Row 1: UnidentifiedImageError"):
-        evaluate_segmentation(
-            model, processor, dataset, classes=PixelClasses(["sky", "dog"], embeds), provenance=provenance
-        )
+
+    def measure(rows: Dataset) -> list[Record]:
+        classes = PixelClasses(["sky", "dog"], embeds)
+        return evaluate_segmentation(model, processor, rows, classes=classes, provenance=provenance)
+
+    found, expected = measure(dataset), measure(dataset.select([0]))
+    assert [record.value for record in found] == [record.value for record in expected]
+    assert [dict(record.counts) for record in found] == [{**each.counts, "n_unusable": 1} for each in expected]
+    said = "its mask: " if column == "mask" else ""
+    assert f"row 1 is left out: {said}the format PostScript is not read; " in caplog.text
+    with pytest.raises(ValueError, match="None of 1 rows can be used, such as row 0: .*PostScript is not read"):
+        measure(dataset.select([1]))
     assert not ghostscript.exists()
 
 
@@ -178,8 +190,8 @@ def test_the_picture_of_results_goes_through_the_door(
     caption = {"perspective": "short", "text": "a kitten", "source": "test"}
     row = {"image_id": "k", "image": {"bytes": eps(), "path": None}, "captions": [caption]}
     model = make_model(perspectives=["short", "main_object", "style"])
-    vectors = F.normalize(torch.ones(1, 3, model.config.projection_dim), dim=-1)
-    monkeypatch.setattr(result_grid, "encode_images", lambda *args, **options: vectors)
+    encoded = EncodedImages(F.normalize(torch.ones(1, 3, model.config.projection_dim), dim=-1), torch.tensor([0]))
+    monkeypatch.setattr(result_grid, "encode_images", lambda *args, **options: encoded)
     with pytest.raises(UnreadableImageError):
         result_grid.draw_results(
             model,
@@ -229,9 +241,9 @@ def test_the_processor_takes_paths_addresses_and_base64_as_before(
 
 def test_the_page_refuses_it_as_an_upload(ghostscript: Path, kittens: Path) -> None:
     gradio = pytest.importorskip("gradio")
-    guard = importlib.import_module("holistic_clip_hf.demo.guard")
+    uploads = importlib.import_module("holistic_clip_hf.demo.uploads")
     with pytest.raises(gradio.Error, match="not an image that can be read here"):
-        guard.read_upload(str(kittens / "kitten.png"))
+        uploads.read_upload(str(kittens / "kitten.png"))
     assert not ghostscript.exists()
 
 

@@ -96,12 +96,12 @@ def test_in_utf8_a_line_of_other_bytes_costs_itself_alone(folder: Path) -> None:
     (folder / "list").write_bytes("image,caption\na.png,café\nb.png,plain\n".encode("latin-1"))
     source = ListedImages(folder / "list")
     assert captions_of(source) == {"b.png": ["plain"]}
-    assert left_out(source) == {"list:2": "not in UTF-8; name the encoding of the list, as `list --encoding latin-1`"}
+    assert left_out(source) == {"list:2": "not in UTF-8; name the encoding of the list, with `--encoding latin-1`"}
 
 
 def test_quotes_may_be_letters(folder: Path) -> None:
     (folder / "list").write_text('image|caption\na.png|"Go" he says\nb.png|12"\n')
-    with pytest.raises(ValueError, match=r"line 2: a double quote does not close .*\(`list --no-quotes`\)"):
+    with pytest.raises(ValueError, match=r"line 2: a double quote does not close .*\(`--no-quotes`\)"):
         list(ListedImages(folder / "list").items())
     expected = {"a.png": ['"Go" he says'], "b.png": ['12"']}
     assert captions_of(ListedImages(folder / "list", form=TextForm(quotes=False))) == expected
@@ -118,7 +118,7 @@ NO_LISTS: dict[str, tuple[bytes | str, str]] = {
     "a pointer": ("version https://git-lfs.github.com/spec/v1\n", "begins with 'version https://git-lfs"),
     "other columns": (
         "pic,alt\na.png,x\n",
-        r"It has pic, alt, and begins with 'pic,alt'. .* `list --image-column path`",
+        r"It has pic, alt, and begins with 'pic,alt'. .* `--image-column`",
     ),
     "another array": ('[{"pic": "a.png"}]', "It has pic, and begins with '"),
     "an array of texts": ('["a.png"]', r"has no record; .* list:1: no record in JSON"),
@@ -128,7 +128,7 @@ NO_LISTS: dict[str, tuple[bytes | str, str]] = {
     "a column twice": ("image,caption,caption\na.png,x,y\n", "head of .* names 'caption' twice"),
     "gzip": (b"\x1f\x8b\x08\x00", "is compressed with gzip; expected .* Unpack it"),
     "zip": (b"PK\x03\x04aaaa", "is compressed with zip"),
-    "UTF-16 without a mark": ("image,caption\n".encode("utf-16-le"), r"zero bytes; .* `list --encoding utf-16-le`"),
+    "UTF-16 without a mark": ("image,caption\n".encode("utf-16-le"), r"zero bytes; .* `--encoding utf-16-le`"),
     "Latin-1 in the head": ("image,légende\na.png,x\n".encode("latin-1"), "first line of .* is not in UTF-8"),
     "commas, no head": ("a.png,a dog, a cat\n", "has no head: it begins with 'a.png,a dog, a cat'"),
     "broken parquet": (b"PAR1 and no more", "is not valid parquet"),

@@ -277,3 +277,10 @@ def test_whole_numbers_do_as_numbers() -> None:
     assert (config.diversity_weight, list(config.branch_weights)) == (0, [1, 2])
     with pytest.raises(ValueError, match="non-negative numbers"):
         HolisticCLIPConfig(perspectives=["a", "b"], fusion="weighted", branch_weights=[float("nan"), 1.0])
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', "5", "null"])
+def test_a_file_that_is_not_an_object_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="is not a JSON object; expected one"):
+        HolisticCLIPConfig.from_pretrained(tmp_path)

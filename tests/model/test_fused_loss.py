@@ -6,6 +6,8 @@ import pytest
 import torch
 from test_loss import embeds, gradients, ragged
 from test_streaming import Operations
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 from reference import loss_of
@@ -75,6 +77,32 @@ def test_routed_captions_are_made_one_slot_at_a_time(objective: str) -> None:
         loss_of(branches, texts, scale, fused_weight=1.0, chunk_size=8, **about).total.backward()
     assert routing.grad is not None and routing.grad.any()
     assert ran.largest == texts.numel(), "nothing is larger than the captions"
+
+
+class Large(TorchDispatchMode):
+    """Counts results of at least so many numbers."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.count = numbers, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else [result]:
+            self.count += isinstance(part, Tensor) and part.numel() >= self.numbers
+        return result
+
+
+def test_routed_captions_need_no_more_large_tensors_than_the_mean() -> None:
+    """Of one slot, captions once for each branch are as large as all branches."""
+    branches, texts, scale = embeds(3, 1, images=40, width=6)
+    routing = torch.full((40, 1, 3), 1 / 3, dtype=torch.float64).requires_grad_()
+    counts = []
+    for given in (routing, None):
+        with Large(branches.numel()) as ran:
+            loss_of(branches, texts, scale, fused_weight=1.0, chunk_size=8, routing=given).total.backward()
+        counts.append(ran.count)
+    assert 0 < counts[0] <= counts[1]
 
 
 def test_routing_of_another_shape_is_refused() -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor, CLIPTokenizer
 
-from holistic_clip_hf import HolisticCLIPProcessor
+from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPProcessor
 from holistic_clip_hf import processing_holistic_clip as processing
 from holistic_clip_hf.processing_holistic_clip import clean_caption
 
@@ -156,6 +156,7 @@ def test_refused_captions(processor: HolisticCLIPProcessor, captions: Any, messa
 REFUSED_TEXTS: list[tuple[Any, str]] = [
     ("", r"`text` is empty at \[0\]. Leave empty texts out"),
     (["a", "&nbsp;", "b", "\n"], r"`text` is empty at \[1, 3\]"),
+    (["a", "\u200b", "\ufeff \u2060"], r"`text` is empty at \[1, 2\]"),
     ([], "`text` is empty. Leave"),
     ([["a", "b"], ["c"]], "several captions per image, use `nested_captions`"),
     (["a", None], r"a string or a list of strings; got \['a', None\]"),
@@ -171,7 +172,7 @@ def test_refused_texts(processor: HolisticCLIPProcessor, text: Any, message: str
 
 
 def spoilt(value: float) -> np.ndarray:
-    image = np.ones((32, 32, 3), dtype=np.float32)
+    image = np.full((32, 32, 3), 7, dtype=np.float32)
     image[3, 4, 1] = value
     return image
 
@@ -184,7 +185,13 @@ REFUSED_IMAGES: list[tuple[Any, str]] = [
     (np.stack([spoilt(1), spoilt(math.inf)]), "Image 1 has pixels that are NaN"),
     ([[GRAY], [torch.from_numpy(spoilt(math.nan)).half()]], "Image 1 has pixels that are NaN"),
     ([GRAY, np.zeros((0, 32, 3))], r"Image 1 has no pixels: its shape is \(0, 32, 3\)"),
-    ([GRAY, np.ones((32, 32, 4))], "Image 1 has four channels of float64. Valid .* uint8"),
+    ([GRAY, np.full((32, 32, 3), 0.5)], "Image 1 has floats from 0.5 to 0.5, which may be shares of 1"),
+    ([GRAY, np.full((32, 32, 3), 255.5)], "Image 1 has floats from 255.5 to 255.5; expected 0 to 255"),
+    (np.full((32, 32, 3), -1), "Image 0 has whole numbers from -1 to -1; expected 0 to 255"),
+    (np.full((32, 32), 65_536), "Image 0 has whole numbers from 65,536 to 65,536"),
+    (np.zeros((32, 32, 2), dtype=np.uint8), r"Image 0 has the shape \(32, 32, 2\); expected .* 1, 3 or 4 channels"),
+    (Image.new("L", (3_000, 1)), "Image 0 has 3,000 x 1 pixels; expected .* no side over 100 times the other"),
+    (np.zeros((2, 300, 3), dtype=np.uint8), "Image 0 has 300 x 2 pixels; expected"),
 ]
 
 
@@ -286,6 +293,23 @@ def test_saves_and_loads(processor: HolisticCLIPProcessor, red_square: Image.Ima
         assert all(torch.equal(nested[name], before[name]) for name in before)
 
 
+def test_a_folder_of_an_earlier_transformers_loads(
+    processor: HolisticCLIPProcessor, red_square: Image.Image, tmp_path: Path
+) -> None:
+    """Its image processor and tokenizer have files of their own, and the processor has none."""
+    processor.image_processor.save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").is_file() and not (tmp_path / "processor_config.json").exists()
+    loaded_alone = HolisticCLIPProcessor.from_pretrained(tmp_path)
+    HolisticCLIPConfig().save_pretrained(tmp_path)
+    for loaded in (loaded_alone, AutoProcessor.from_pretrained(tmp_path, trust_remote_code=False)):
+        assert type(loaded) is HolisticCLIPProcessor and loaded.background == processor.background
+        given: dict[str, Any] = {"images": red_square, "text": "a red square", "return_tensors": "pt"}
+        found, expected = loaded(**given), processor(**given)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_sixteen_bits_are_scaled_not_clipped(processor: HolisticCLIPProcessor) -> None:
     deep, shallow = Image.new("I;16", (32, 32), 257 * 100), Image.new("L", (32, 32), 100)
     pixels = processor(images=[deep, shallow], return_tensors="pt")["pixel_values"]
@@ -296,3 +320,32 @@ def test_transparent_shade_of_sixteen_bits(processor: HolisticCLIPProcessor, tmp
     shade = 257 * 200 + 250
     Image.new("I;16", (32, 32), shade).save(tmp_path / "deep.png", transparency=shade)
     assert pixel(processor, Image.open(tmp_path / "deep.png")) == pytest.approx([255] * 3, abs=1e-3)
+
+
+def test_shares_of_one_are_taken_where_nothing_is_rescaled(processor: HolisticCLIPProcessor) -> None:
+    levels = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+    found = processor(images=levels / 255, do_rescale=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, processor(images=levels, return_tensors="pt")["pixel_values"])
+    for spoiling, message in ((np.full((32, 32, 4), 0.5), "four channels of float64"), (spoilt(math.nan), "NaN")):
+        with pytest.raises(ValueError, match=f"Image 0 has .*{message}"):
+            processor(images=spoiling, do_rescale=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", lambda found: found["model"]["vocab"].update(a={"b": []})),
+        ("tokenizer.json", lambda found: found["model"]["merges"].__setitem__(0, [1])),
+        ("tokenizer_config.json", lambda found: found.update(bos_token=0)),
+        ("processor_config.json", lambda found: found["image_processor"].update(size={"height": "x"})),
+    ],
+)
+def test_nonsense_in_a_file_of_the_processor_is_a_value_error(
+    name: str, change: Callable[[Any], Any], processor: HolisticCLIPProcessor, tmp_path: Path
+) -> None:
+    processor.save_pretrained(tmp_path)
+    found = json.loads((tmp_path / name).read_text())
+    change(found)
+    (tmp_path / name).write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="The processor of .* cannot be loaded|`?[Ss]ize`? "):
+        HolisticCLIPProcessor.from_pretrained(tmp_path)

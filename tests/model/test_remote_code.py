@@ -1,6 +1,7 @@
 """A saved checkpoint works for people who never heard of this package: its code travels with it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,3 +113,40 @@ def test_stranger_loads_it_and_gets_the_same_numbers(
     assert {str(path.relative_to(again)) for path in again.rglob("*")} == STAGED
     for name in TRAVELLING:
         assert (again / name).read_text() == (staged / name).read_text()
+
+
+ODD_FOLDERS = ["my model", "v1.2", "3", "class", "a+b (copy)", "épreuve", "-x", "x.py", "__init__"]
+
+LOAD_EACH = """
+import sys
+
+import torch
+from transformers import AutoModel, AutoProcessor
+
+torch.set_num_threads(1)
+sums = []
+for folder in sys.argv[1:]:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    with torch.no_grad():
+        sums.append(model.get_text_features(**processor(text="a red circle", return_tensors="pt"))[1].sum().item())
+print(*sums)
+"""
+
+
+def test_the_folder_may_have_any_name(
+    model: HolisticCLIPModel,
+    processor: HolisticCLIPProcessor,
+    staged: Path,
+    without_the_package: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """transformers makes a module of a folder's name."""
+    folders = [tmp_path / name for name in ODD_FOLDERS]
+    for folder in folders:
+        shutil.copytree(staged, folder)
+    found = [float(word) for word in without_the_package(LOAD_EACH, *folders).splitlines()[-1].split()]
+    with torch.no_grad():
+        expected = model.get_text_features(**processor(text="a red circle", return_tensors="pt")).pooler_output.sum()
+    assert found == pytest.approx([expected.item()] * len(ODD_FOLDERS), rel=1e-5)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
+from transformers import pipeline
 
 from holistic_clip_hf import HolisticCLIPForImageClassification, HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.processing_holistic_clip import clean_caption
 
 LABELS = ["red square", "blue circle", "green square"]
 
@@ -77,3 +79,54 @@ def test_pipelines_by_path(
     close = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(torch.tensor(found["image-feature-extraction"]), output.image_embeds, **close)
     torch.testing.assert_close(torch.tensor(found["feature-extraction"]), text.text_embeds, **close)
+
+
+def logo(path: Path) -> None:
+    """A red disc, with green painted beneath what is transparent."""
+    image = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
+    ImageDraw.Draw(image).ellipse((16, 16, 48, 48), fill=(220, 30, 30, 255))
+    image.save(path)
+
+
+def deep(path: Path) -> None:
+    ramp = Image.linear_gradient("L").convert("I").point(lambda value: value * 257)
+    ramp.convert("I;16").save(path)
+
+
+@pytest.mark.parametrize("draw", [logo, deep])
+def test_pipelines_open_images_by_their_own_rules(
+    model: HolisticCLIPModel,
+    processor: HolisticCLIPProcessor,
+    tmp_path: Path,
+    draw: Callable[[Path], None],
+) -> None:
+    """What docs/images.md says of them, and that what the processor makes of an image passes through unchanged."""
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "image.png"
+    draw(path)
+    extract = pipeline("image-feature-extraction", model=str(tmp_path), device="cpu")
+    with torch.no_grad():
+        expected = model.get_image_features(**processor(images=str(path), return_tensors="pt")).pooler_output
+    bypassed, told = (torch.tensor(extract(given)) for given in (str(path), processor.to_rgb(path)))
+    torch.testing.assert_close(told, expected, rtol=1e-5, atol=1e-5)
+    assert (bypassed - expected).norm() > 0.7
+
+
+def test_pipelines_take_labels_as_they_are(
+    model: HolisticCLIPModel, processor: HolisticCLIPProcessor, red_square: Image.Image, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path), device="cpu")
+    labels = ["Tom &amp;amp; Jerry", "a red square"]
+    with torch.no_grad():
+        output = model(**processor(images=red_square, text=labels, return_tensors="pt"))
+    expected = output.logits_per_image.softmax(dim=1)[0].tolist()
+
+    def scores(given: list[str]) -> list[float]:
+        found = {row["label"]: row["score"] for row in classify(red_square, given, hypothesis_template="{}")}
+        return [found[label] for label in given]
+
+    assert scores([clean_caption(label) for label in labels]) == pytest.approx(expected, abs=1e-5)
+    assert max(abs(found - right) for found, right in zip(scores(labels), expected, strict=True)) > 0.2

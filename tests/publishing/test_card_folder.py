@@ -1,6 +1,9 @@
 """A folder's card, rendered from the files beside it; and its snippets, run as a reader would run them."""
 
+import json
 import re
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +25,7 @@ from holistic_clip_hf.publishing.model_card import (
     save_facts,
     write_model_card,
 )
+from holistic_clip_hf.storage import hold_lock
 from holistic_clip_hf.trainer import HolisticCLIPTrainingArguments
 
 CARDS = sorted((Path(__file__).parents[2] / "model_cards").glob("*/README.md"))
@@ -45,6 +49,33 @@ def test_facts_survive_the_disk(tmp_path: Path) -> None:
     assert render_model_card(CONFIG, records(), facts) == render_model_card(CONFIG, records(), FACTS)
     (tmp_path / "facts.json").write_text('{"repo_id": "a/b", "model_name": "b"}')
     assert load_facts(tmp_path / "facts.json") == CardFacts("a/b", "b")
+
+
+def test_a_card_waits_for_who_is_writing_it(folder: Path) -> None:
+    held, done = threading.Event(), []
+
+    def hold() -> None:
+        with hold_lock(folder / ".README.md.lock", keep=False):
+            held.set()
+            time.sleep(0.5)
+            done.append("other")
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    write_model_card(folder)
+    assert done == ["other"]
+    other.join()
+    assert not list(folder.glob("*.lock")) and not list(folder.glob(".*.lock"))
+
+
+def test_facts_that_are_refused_stay_as_they_are(folder: Path) -> None:
+    path = folder / "card_facts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_name": "another"}))  # of whom no record is
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+    with pytest.raises(ValueError, match="No record is of 'another'"):
+        write_model_card(folder)
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 from holistic_clip_hf.corpus.build import build_corpus, load_corpus
 from holistic_clip_hf.publishing.hub import publish_corpus, pull_corpus
@@ -102,6 +103,49 @@ def test_a_corpus_without_a_card_is_not_published(hub: LoopbackHub, built: Path)
     with pytest.raises(ValueError, match="has no card, README.md.*licences"):
         publish_corpus(built, DRAWINGS)
     assert not hub.requests
+
+
+def test_what_nobody_asked_for_stays(hub: LoopbackHub, built: Path) -> None:
+    picture = Image.new("RGB", (3, 2), "red")
+    for name in ("shown.png", "tagged.png", "diversity.png", "private.png", "scan_of_passport.png"):
+        picture.save(built / name)
+    (built / "README.md").write_text(CARD + "![a](shown.png) <img src='tagged.png'> `private.png`\n")
+    (built / "LICENSE").write_text("CC0")
+    (built / "notes.jsonl").write_text("{}")
+    sent = publish_corpus(built, DRAWINGS, dry_run=True).files
+    beside = {name for name in sent if not name.startswith("data/")}
+    assert beside == {"README.md", "corpus.json", "LICENSE", "shown.png", "tagged.png", "diversity.png"}
+
+
+@pytest.mark.parametrize("name", ["data", "data/shard", "README.md", "corpus.json", "diversity.png", "shown.png"])
+def test_links_in_a_corpus_are_not_followed(hub: LoopbackHub, built: Path, tmp_path: Path, name: str) -> None:
+    for picture in ("shown.png", "diversity.png"):
+        Image.new("RGB", (3, 2), "red").save(built / picture)
+    (built / "README.md").write_text(CARD + "![a](shown.png)\n")
+    path = next((built / "data").glob("artist-*")) if name == "data/shard" else built / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{path.name} is a symbolic link; expected a file or folder of its own"):
+        publish_corpus(built, DRAWINGS, dry_run=True)
+
+
+def test_files_of_a_corpus_are_what_their_names_say(hub: LoopbackHub, built: Path) -> None:
+    cases = {
+        "diversity.png": (b"-----BEGIN OPENSSH PRIVATE KEY-----", "is not a PNG by its bytes"),
+        "diversity.json": (b"-----BEGIN", "is not JSON"),
+        "skipped.jsonl": (b"{}\nkey", "is not JSON"),
+        "LICENSE": (b"\x80\x02cos\nsystem", "is not text in UTF-8"),
+    }
+    for name, (content, message) in cases.items():
+        (built / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            publish_corpus(built, DRAWINGS, dry_run=True)
+        (built / name).unlink()
+    manifest = json.loads((built / "corpus.json").read_text())
+    manifest["shards"]["artist"]["file"] = "../artist.parquet"
+    (built / "corpus.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="names the shard '../artist.parquet'; expected one in `data`"):
+        publish_corpus(built, DRAWINGS, dry_run=True)
 
 
 def test_another_data_set_is_not_replaced(hub: LoopbackHub, built: Path) -> None:

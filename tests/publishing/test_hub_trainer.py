@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load
 
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.publishing.inventory import ALLOWED
-from holistic_clip_hf.trainer import HolisticCLIPTrainer
+from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
+from holistic_clip_hf.trainer.arguments import require_mergeable
 from hub_answers import TOKEN
 from hub_server import LoopbackHub, connect
 from hub_storage import Blob, Repository
@@ -68,3 +71,59 @@ def test_a_push_that_fails_leaves_the_model_here(hub: LoopbackHub, make_trainer:
         trainer.train()
     saved = load((Path(trainer.args.output_dir) / "model.safetensors").read_bytes())
     assert all(torch.equal(saved[name], value) for name, value in trainer.model.state_dict().items())
+
+
+@pytest.fixture
+def make_adapted(
+    make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
+) -> Callable[[Any], HolisticCLIPTrainer]:
+    """A trainer that pushes a model with an adapter of PEFT, of the given settings, and saves nothing before."""
+    peft = pytest.importorskip("peft")
+
+    def make(settings: Any) -> HolisticCLIPTrainer:
+        model = make_model(perspectives=["short", "colour", "shape"])
+        options = {"max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+        options |= {"save_strategy": "no", "use_cpu": True, "disable_tqdm": True, **PUSHING}
+        args = HolisticCLIPTrainingArguments(str(tmp_path / "run"), **options)
+        return HolisticCLIPTrainer(
+            peft.get_peft_model(model, settings), args, processing_class=processor, train_dataset=corpus
+        )
+
+    return make
+
+
+def test_an_adapter_is_merged_and_saved_before_anything_can_fail(
+    hub: LoopbackHub, make_adapted: Callable[[Any], HolisticCLIPTrainer], pixel_values: torch.Tensor
+) -> None:
+    peft = pytest.importorskip("peft")
+    trainer = make_adapted(peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    hub.break_at("whoami", status=503, times=20)
+    with pytest.raises(RuntimeError, match="could not be asked about ada/trained"):
+        trainer.train()
+    folder, trained = Path(trainer.args.output_dir), trainer.model.eval()
+    with torch.no_grad():
+        expected = trained.get_image_features(pixel_values).branch_embeds
+        found = HolisticCLIPModel.from_pretrained(folder).eval().get_image_features(pixel_values).branch_embeds
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    factors = load((folder / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert factors and all("lora_" in name for name in factors)
+    assert any("lora_" in name for name, _ in trained.named_parameters()), "training may go on"
+
+
+def test_an_adapter_in_shards_is_refused_before_training(make_model: Callable[..., HolisticCLIPModel]) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(make_model(), peft.LoraConfig(target_modules=["q_proj"]))
+    require_mergeable(model, sharded=False)
+    require_mergeable(make_model(), sharded=True)
+    with pytest.raises(ValueError, match="adapter of PEFT with sharded weights; expected whole weights"):
+        require_mergeable(model, sharded=True)
+
+
+def test_a_token_is_neither_shown_nor_saved(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(**PUSHING)
+    args = trainer.args
+    for shown in (repr(args), str(args), args.to_json_string(), str(args.to_dict()), str(args.to_sanitized_dict())):
+        assert TOKEN not in shown
+    trainer.save_model()
+    saved = (Path(args.output_dir) / "training_args.bin").read_bytes()
+    assert TOKEN.encode() not in saved and args.hub_token == TOKEN

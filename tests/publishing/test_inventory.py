@@ -1,5 +1,6 @@
 """A poisoned folder is refused with the reason, before anything in it is loaded; a whole one passes."""
 
+import io
 import json
 import os
 import shutil
@@ -10,17 +11,31 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
 
 import holistic_clip_hf
-from holistic_clip_hf import HolisticCLIPForImageClassification, HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf import (
+    HolisticCLIPForImageClassification,
+    HolisticCLIPModel,
+    HolisticCLIPProcessor,
+    HolisticCLIPVisionModel,
+)
+from holistic_clip_hf.checkpoint_files import MAX_HEADER_BYTES
+from holistic_clip_hf.evaluation.encoding import load_checkpoint
+from holistic_clip_hf.initialization import from_holistic_clip
+from holistic_clip_hf.publishing import stranger
+from holistic_clip_hf.publishing.checkpoint import require_checkpoint, stage
 from holistic_clip_hf.publishing.inventory import (
     ALLOWED_FILES,
-    MAX_HEADER_BYTES,
     TRAVELLING_FILES,
     require_own_code,
+    require_png,
     require_safe_folder,
 )
+from holistic_clip_hf.publishing.model_card import CardFacts
+from holistic_clip_hf.trainer.finetuning import read_base
 
 MakeModel = Callable[..., HolisticCLIPModel]
 CODE = "modeling_holistic_clip.py"
@@ -63,8 +78,9 @@ def test_the_list_names_the_code_of_this_package() -> None:
 
 
 def test_what_is_saved_and_published_passes(checkpoint: Path) -> None:
-    for name in ("README.md", "results.json", "results.png", "LICENSE", ".gitattributes"):
+    for name in ("README.md", "results.json", "LICENSE", ".gitattributes"):
         (checkpoint / name).write_text("[]")
+    Image.new("RGB", (3, 2), "red").save(checkpoint / "results.png")
     (checkpoint / ".eval_results").mkdir()
     (checkpoint / ".eval_results" / "emoji.yaml").write_text("[]")
     files = require_safe_folder(checkpoint)
@@ -132,6 +148,113 @@ def test_links_of_the_hubs_cache_pass_and_others_in_it_do_not(checkpoint: Path, 
     os.remove(snapshot / "config.json")
     (snapshot / "config.json").symlink_to(tmp_path / "outside.json")
     assert "config.json is a symbolic link" in refusal(snapshot)
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(file, "JPEG")
+    return file.getvalue()
+
+
+PICTURES = {
+    "a key": (b"-----BEGIN OPENSSH PRIVATE KEY-----\n", "is not a PNG by its bytes"),
+    "a JPEG": (jpeg(), "is not a PNG by its bytes"),
+    "cut": (png()[:-1], "is not a PNG by its bytes"),
+    "more behind it": (png() + b"PK\x03\x04", "is not a PNG by its bytes"),
+    "no head": (png()[:8] + png()[33:], "is not a PNG by its bytes"),
+    "a length that leads on": (png()[:8] + b"\xff\xff\xff\xff" + png()[12:], "is not a PNG by its bytes"),
+    "signature alone": (png()[:8], "is not a PNG by its bytes"),
+    "too large": (png() + bytes(20_000_000), "expected at most 20,000,000 for a picture"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), PICTURES.values(), ids=PICTURES)
+def test_a_picture_is_a_png_by_its_bytes(checkpoint: Path, content: bytes, reason: str) -> None:
+    require_png_of(checkpoint, png())
+    (checkpoint / "results.png").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        require_png(checkpoint / "results.png")
+    assert reason in refusal(checkpoint)
+
+
+def require_png_of(folder: Path, content: bytes) -> None:
+    (folder / "results.png").write_bytes(content)
+    require_png(folder / "results.png")
+
+
+UNLOADABLE = {
+    "attention": ("config.json", {"attn_implementation": "evil/kernel"}, "takes attention from 'evil/kernel'"),
+    "attention of a tower": ("config.json", {"text_config": {"_attn_implementation": "e/k"}}, "takes attention from"),
+    "weights": ("config.json", {"transformers_weights": "../x.safetensors"}, "takes weights from '../x"),
+    "a pipeline": ("processor_config.json", {"custom_pipelines": {}}, "`custom_pipelines`"),
+    "an adapter": ("adapter_config.json", {"base_model_name_or_path": "evil/base"}, "has another repository loaded"),
+}
+
+
+@pytest.mark.parametrize(("name", "settings", "reason"), UNLOADABLE.values(), ids=UNLOADABLE)
+def test_what_would_load_something_else_is_refused_before_loading(
+    checkpoint: Path, name: str, settings: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By every verb that takes a checkpoint; nothing asks whether to run code."""
+    (checkpoint / name).touch()
+    (checkpoint / name).write_text(json.dumps({**json.loads((checkpoint / name).read_text() or "{}"), **settings}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question"))
+    for option, load in {
+        "model": load_checkpoint,
+        "checkpoint": require_checkpoint,
+        "base": lambda folder: read_base(str(folder)),
+    }.items():
+        with pytest.raises(ValueError, match=f"`{option}` is .*, which is not safe to load: {name}.*{reason}"):
+            load(checkpoint)
+
+
+@pytest.mark.parametrize("kept", ["nothing", "all but one", "all but branches"])
+def test_a_checkpoint_without_some_of_its_weights_is_refused(checkpoint: Path, tmp_path: Path, kept: str) -> None:
+    """Also of branches, which a CLIP lacks and which are drawn at random if asked for."""
+    weights = load_file(checkpoint / "model.safetensors")
+    names = {"nothing": [], "all but one": [name for name in weights if name != "logit_scale"]}
+    names["all but branches"] = [name for name in weights if "branch_" not in name]
+    save_file({name: weights[name] for name in names[kept]}, checkpoint / "model.safetensors", {"format": "pt"})
+    for load in (
+        load_checkpoint,
+        lambda folder: stage(folder, tmp_path / "staged", CardFacts("ada/clip", "clip")),
+        lambda folder: from_holistic_clip(folder, perspectives=["detail", "new"]),
+    ):
+        with pytest.raises(ValueError, match="lacks the weights"):
+            load(checkpoint)
+
+
+@pytest.mark.parametrize("place", ["attn_implementation", "_attn_implementation", "text_config", "vision_config"])
+def test_attention_of_a_repository_is_refused_by_the_classes_themselves(checkpoint: Path, place: str) -> None:
+    value = {"attn_implementation": "evil/kernel"} if place.endswith("config") else "evil/kernel"
+    config = json.loads((checkpoint / "config.json").read_text())
+    edit(checkpoint / "config.json", **{place: {**config[place], **value} if isinstance(value, dict) else value})
+    tower = [HolisticCLIPVisionModel] if place == "vision_config" else []  # which reads no more
+    for kind in (AutoConfig, AutoModel, HolisticCLIPModel, *tower):
+        with pytest.raises(ValueError, match="attn_implementation` of the checkpoint is 'evil/kernel', which is code"):
+            kind.from_pretrained(checkpoint)
+
+
+def test_code_beside_a_checkpoint_is_neither_run_nor_asked_about(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (checkpoint / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: ...\n")
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        kinds = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoTokenizer", "AutoImageProcessor")
+        edit(checkpoint / name, auto_map=dict.fromkeys(kinds, "evil.C"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question"))
+    load_checkpoint(checkpoint)
+    read_base(str(checkpoint))
+    with pytest.raises(ValueError, match="takes code from 'evil.C'"):
+        stage(checkpoint, tmp_path / "staged", CardFacts("ada/clip", "clip"))
+    stranger.measure(str(checkpoint), trust_remote_code=False)
+    assert not (tmp_path / "ran").exists()
 
 
 F32 = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}

@@ -267,5 +267,14 @@ def test_two_fusions_of_one_model_do_not_hide_each_other():
         render_model_card(CONFIG, [mean, weighted], FACTS)
 
 
+@pytest.mark.parametrize("fusion", ["centroid", "mean", "max", "softmax", "routed"])
+def test_the_use_is_that_of_the_fusion(fusion: str) -> None:
+    """Only the length of a mean ranks; maximum and softmax have no vector of the image to compare with."""
+    card = render_model_card(HolisticCLIPConfig.from_dict({**CONFIG.to_dict(), "fusion": fusion}), records(), FACTS)
+    assert ("Do not normalise" in card) == (fusion == "mean")
+    assert ("image.pooler_output @ text.T" in card) == (fusion not in ("max", "softmax"))
+    assert ("logits_per_image / model.logit_scale.exp()" in card) == (fusion in ("max", "softmax"))
+
+
 if __name__ == "__main__":
     GOLDEN.write_text(render_model_card(CONFIG, records(), FACTS), encoding="utf-8")

@@ -1,23 +1,31 @@
 """A checkpoint to a Hub on loopback, and from there to people who never heard of this package."""
 
 import json
+import os
 import resource
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load
 from transformers import CLIPConfig, CLIPModel
 
 from conftest import WITHOUT_THE_PACKAGE
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.evaluation.records import Recorder, capture_provenance, save_records
 from holistic_clip_hf.publishing import stranger
 from holistic_clip_hf.publishing.checkpoint import VerificationError, stage, verify
 from holistic_clip_hf.publishing.hub import publish, require_publishable
 from holistic_clip_hf.publishing.inventory import TRAVELLING_FILES
-from holistic_clip_hf.publishing.model_card import CardFacts
+from holistic_clip_hf.publishing.model_card import CardFacts, save_facts
 from holistic_clip_hf.publishing.push import Destination, PublishingError
 from hub_answers import TOKEN
 from hub_server import LoopbackHub, connect, run_client
@@ -139,7 +147,7 @@ def test_code_that_needs_the_package_is_not_pushed(checkpoint: Path, tmp_path: P
 
 
 def test_staging_again_is_the_same(checkpoint: Path, tmp_path: Path) -> None:
-    (checkpoint / "shape.png").write_bytes(b"png")
+    Image.new("RGB", (3, 2), "red").save(checkpoint / "shape.png")
     facts = CardFacts("ada/clip", "clip", pictures={"shape": "shape.png"})
     first, again = stage(checkpoint, tmp_path / "one", facts), stage(tmp_path / "one", tmp_path / "two", facts)
     assert first == again
@@ -170,6 +178,77 @@ def test_checkpoints_that_are_none_of_ours(
     with pytest.raises(ValueError, match=message):
         publish(checkpoint, CLIP, facts=FACTS)
     assert not online.requests
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "card_facts.json", "results.json", "shape.png"])
+def test_a_link_is_not_published(online: LoopbackHub, checkpoint: Path, tmp_path: Path, name: str) -> None:
+    """Even to a file of the right kind: it may be anybody's."""
+    elsewhere = tmp_path / "elsewhere"
+    (checkpoint / "results.json").write_text("[]")
+    save_facts(checkpoint / "card_facts.json", CardFacts("ada/clip", "clip", pictures={"shape": "shape.png"}))
+    Image.new("RGB", (3, 2), "red").save(checkpoint / "shape.png")
+    (checkpoint / name).rename(elsewhere)
+    (checkpoint / name).symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=rf"{name} is a symbolic link; expected a file of its own"):
+        publish(checkpoint, CLIP)
+    assert not online.requests
+
+
+def test_a_picture_that_is_something_else_is_not_staged(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "shape.png").write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    with pytest.raises(ValueError, match="shape.png is not a PNG by its bytes"):
+        stage(checkpoint, tmp_path / "staged", CardFacts("ada/clip", "clip", pictures={"shape": "shape.png"}))
+    assert not (tmp_path / "staged" / "shape.png").exists()
+
+
+def test_commands_of_records_are_published_without_folders_and_tokens(checkpoint: Path, tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    provenance = capture_provenance(model="clip", dataset="squares", split="test", seed=0)
+    command = f"holistic-clip evaluate --model {tmp_path}/clip --token hf_abcdefghijklmnop"
+    record = Recorder(replace(provenance, command=command), "retrieval").record("recall", 0.5, {"k": 5}, {})
+    save_records(checkpoint / "results.json", [record])
+    stage(checkpoint, tmp_path / "staged", CardFacts("ada/clip", "clip"))
+    for name in ("results.json", "README.md"):
+        said = (tmp_path / "staged" / name).read_text()
+        assert "holistic-clip evaluate --model .../clip --token ..." in said
+        assert str(tmp_path) not in said and "hf_abc" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_staged_weights(checkpoint: Path, tmp_path: Path, signum: int, code: int) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "holistic_clip_hf", "publish", str(checkpoint), "ada/clip", "--dry-run"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(temporary.glob("publish-*/staged/model.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and "publish: stopped" in said
+    assert not list(temporary.iterdir())
+
+
+STAGING = """
+import os, signal, sys
+from holistic_clip_hf.publishing import hub
+hub.stage = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+hub.publish(sys.argv[1], "ada/clip", dry_run=True)
+"""
+
+
+def test_sigterm_leaves_no_folder_of_python_either(checkpoint: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-c", STAGING, str(checkpoint)]
+    ran = subprocess.run(command, env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True)
+    assert ran.returncode != 0 and "Stopped" in ran.stderr
+    assert not list(temporary.glob("publish-*"))
 
 
 def test_a_picture_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """An index follows its images; it survives what kills it, and refuses what would spoil it."""
 
+import json
 import math
 import os
 import shutil
@@ -89,7 +90,7 @@ def test_what_cannot_be_read_is_told(bring: Indexing, photos: Path, monkeypatch:
     reasons = {each.image_id: each.reason for each in report.left_out}
     assert reasons.keys() == {"empty.png", "text.jpg", "cut.png", "thread.png", "link.png"}
     assert reasons["text.jpg"] == "UnidentifiedImageError: cannot identify image file"
-    assert reasons["thread.png"].startswith("2000 x 1 pixels; one side is over 100 times the other")
+    assert reasons["thread.png"].startswith("too narrow: 2,000 x 1 pixels; one side is over 100 times the other")
     assert report.others == {".txt": 1} and report.num_images == 11
     for line in ("11 images", "5 left out", "left out: cut.png: ", "ignored, not images: 1 .txt"):
         assert line in str(report)
@@ -99,6 +100,27 @@ def test_what_cannot_be_read_is_told(bring: Indexing, photos: Path, monkeypatch:
     assert bring().left_out == report.left_out and not asked  # what does not decode is not tried again
     shutil.copy(photos / "red" / "red-circle.png", photos / "cut.png")
     assert counts(bring()) == (12, 1, 0, 0, 11)
+
+
+def test_an_index_by_earlier_rules_is_brought_up_to_date(bring: Indexing, photos: Path, tmp_path: Path) -> None:
+    """What was left out is read again, and what was white or black is encoded anew; all else is kept."""
+    levels = np.arange(81, dtype=np.int32).reshape(9, 9) * 700
+    Image.fromarray(levels).save(photos / "deep.tif")
+    (photos / "cut.png").write_bytes((photos / "red" / "red-square.png").read_bytes()[:60])
+    bring()
+    path = tmp_path / "index" / "index.json"
+    fresh, manifest = rows(tmp_path / "index"), json.loads(path.read_text())
+    assert manifest.pop("reading") == 1
+    path.write_text(json.dumps(manifest))
+    asked: list[str] = []
+    read = FolderImages.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FolderImages, "read", lambda self, place: asked.append(place) or read(self, place))
+        report = bring()
+        assert sorted(asked) == ["cut.png", "deep.tif", "deep.tif"]  # its mode is looked at, then it is encoded
+        asked.clear()
+        assert bring().left_out == report.left_out and not asked
+    assert rows(tmp_path / "index") == fresh and [each.image_id for each in report.left_out] == ["cut.png"]
 
 
 def test_a_file_that_could_not_be_read_is_tried_again(bring: Indexing, monkeypatch: pytest.MonkeyPatch) -> None:

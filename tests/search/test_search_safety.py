@@ -104,7 +104,7 @@ def test_a_torn_index_is_refused_and_mended(
     for damage in (lambda good: good[: len(good) // 2], lambda good: b"", None):
         path = directory / victim
         path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(ValueError, match=f"{path.name} is .*run the indexing again"):
+        with pytest.raises(ValueError, match=f"{path.name} is .*Run the indexing again"):
             SearchIndex(directory, model, processor)
         before = {each.file for each in read_index_manifest(directory).segments}
         assert counts(bring()) == (8, 3, 0, 0, 5)
@@ -113,30 +113,9 @@ def test_a_torn_index_is_refused_and_mended(
     assert verify_index(directory) == 3
     path, good = directory / victim, (directory / victim).read_bytes()
     path.write_bytes(good[:-40] + bytes([good[-40] ^ 1]) + good[-39:])
-    assert len(SearchIndex(directory, model, processor)) == 8  # opening does not read it all
-    with pytest.raises(ValueError, match="changed since it was written. Delete it"):
-        verify_index(directory)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda text: text[:100], "is damaged.*Delete it"),
-        (lambda text: "[]", "is damaged"),
-        (lambda text: "{}", "format None"),
-        (lambda text: text.replace('"format": 1', '"format": 99'), "format 99; this version reads 1"),
-        (lambda text: text.replace("segments/0", "../../0"), "not a file of an index"),
-        (lambda text: text.replace('"layout"', '"outlay"'), "is damaged"),
-    ],
-)
-def test_a_damaged_manifest(bring: Indexing, tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
-    bring()
-    whole, path = rows(tmp_path / "index"), tmp_path / "index" / "index.json"
-    path.write_text(damage(path.read_text()))
-    with pytest.raises(ValueError, match=message):
-        bring()
-    path.unlink()
-    assert counts(bring())[0] == 8 and rows(tmp_path / "index") == whole
+    for opened in (lambda: SearchIndex(directory, model, processor), lambda: verify_index(directory)):
+        with pytest.raises(ValueError, match="changed since it was written. Run the indexing again"):
+            opened()
 
 
 def test_one_at_a_time(bring: Indexing, tmp_path: Path) -> None:
@@ -242,7 +221,7 @@ for line in sys.stdin:
 
 @pytest.mark.slow
 def test_kills_at_random_moments(bring: Indexing, photos: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Also while an index that is there is brought up to date: it can be opened at any moment."""
+    """Also while an existing index is brought up to date: it can be opened at any moment."""
     draw, index, num_killed = random.Random(0), tmp_path / "index", 0
     bring(lookup="ivf")
     for number in range(40):

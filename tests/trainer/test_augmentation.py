@@ -57,6 +57,19 @@ def test_a_window_is_drawn_by_the_generator() -> None:
     assert one == same != other
 
 
+@pytest.mark.parametrize("mode", ["P", "1", "L", "LA"])
+def test_windows_are_interpolated_whatever_the_mode(mode: str) -> None:
+    """Thin stripes at a third of their size are grey; the nearest pixel would be black or white."""
+    stripes = Image.new("L", (96, 96), 255)
+    for x in range(0, 96, 2):
+        stripes.paste(0, (x, 0, x + 1, 96))
+    augmentation = Augmentation(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    window = augmentation(stripes.convert(mode), torch.Generator())
+    assert window.mode == "RGB"
+    values = torch.frombuffer(bytearray(window.tobytes()), dtype=torch.uint8).float()
+    assert 100 < values.mean() < 155 and values.std() < 40
+
+
 @pytest.mark.parametrize(
     "options", [{"scale": (0.0, 1.0)}, {"scale": (0.5, 1.5)}, {"scale": (0.9, 0.5)}, {"ratio": (2.0, 1.0)}]
 )

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 
 from holistic_clip_hf.trainer import HolisticCLIPTrainer
 from holistic_clip_hf.trainer.callbacks import EMA_NAME, MovingAverage
+from holistic_clip_hf.trainer.resuming import WHOLE_NAME
 
 MakeTrainer = Callable[..., HolisticCLIPTrainer]
 
@@ -64,7 +65,8 @@ def test_resuming_brings_the_average_back(make_trainer: MakeTrainer, corpus: Dat
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     expected = dict(whole.model.named_parameters())
     assert [name for name, weight in resumed.model.named_parameters() if not torch.equal(weight, expected[name])] == []
-    (tmp_path / "checkpoint-2" / EMA_NAME).unlink()
+    for name in (EMA_NAME, WHOLE_NAME):
+        (tmp_path / "checkpoint-2" / name).unlink()
     with pytest.raises(ValueError, match="trained without `ema_decay`"):
         make_trainer(train=corpus, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 

@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPProcessor
-from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator
+from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator, sample_sentences
 from holistic_clip_hf.trainer.streams import PLACE, Place
 
 
@@ -35,8 +36,8 @@ def test_exact_tensors(processor: HolisticCLIPProcessor, rows: list[dict[str, An
     captions = [["square", "a red square", "drawn flat"], [None, "a circle", "drawn flat"]]
     expected = processor.nested_captions(captions)
     pixels = torch.stack([processor(images=row["image"], return_tensors="pt")["pixel_values"][0] for row in rows])
-    assert batch.keys() == {*expected, "pixel_values", "image_ids", "unreadable"}
-    assert batch["unreadable"] == {}
+    assert batch.keys() == {*expected, "pixel_values", "image_ids", "image_mask", "left_out"}
+    assert batch["left_out"] == {} and batch["image_mask"].tolist() == [True, True]
     assert batch["image_ids"] == [row["image_id"] for row in rows]
     assert all(torch.equal(batch[name], expected[name]) for name in expected)
     assert torch.equal(batch["pixel_values"], pixels)
@@ -163,6 +164,8 @@ def damaged_images(red_square: Image.Image, folder: Path) -> dict[str, Any]:
         "no such file": {"path": str(folder / "nowhere.png"), "bytes": None},
         "neither bytes nor a path": {"path": None, "bytes": None},
         "no image": None,
+        "it is int, not an image": 7,
+        "The image has pixels that are NaN": np.full((8, 8, 3), np.nan, dtype=np.float32),
         "0 x 4 pixels": Image.new("RGB", (0, 4)),
         "exceeds limit": encoded(Image.new("1", (400, 400))),
     }
@@ -187,7 +190,8 @@ def test_a_damaged_image_leaves_nothing_in_the_batch(
     for reason, image in damaged.items():
         rows[place] = {**rows[place], "image": image}
         batch = collator(rows)
-        assert reason in batch["unreadable"][rows[place]["image_id"]] and len(batch["unreadable"]) == 1
+        assert reason in batch["left_out"][rows[place]["image_id"]] and len(batch["left_out"]) == 1
+        assert batch["image_mask"].tolist() == [place != 0, place != 1]
         assert not batch["caption_mask"][place].any() and not batch["caption_ids"][place].any()
         for name in ("caption_mask", "caption_ids", "input_ids", "attention_mask"):
             assert torch.equal(batch[name][readable], alone[name][0])
@@ -201,6 +205,83 @@ def test_a_batch_without_a_readable_image_is_refused(
     broken = [{**row, "image": {"path": None, "bytes": b"nothing"}} for row in rows]
     with pytest.raises(ValueError, match="No image of the batch is readable. a: .*; b: "):
         HolisticCLIPCollator(processor, ["short"])(broken)
+
+
+BLANKS = ["", "  \n", "&nbsp;", "&amp;nbsp;", "\u200b", "\ufeff \u2060", "\x1b[0m", "\x07"]
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("text", [*BLANKS, None, 7, ["a list"], b"bytes"], ids=repr)
+def test_a_caption_that_cannot_be_read_is_missing(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]], text: Any, is_training: bool
+) -> None:
+    """The batch is that of rows without it, and the caption is named by its image."""
+    collator = HolisticCLIPCollator(processor, ["short", "style"])
+    collator = collator if is_training else collator.for_evaluation()
+    whole = rows[0]["captions"]
+    without = collator([{**rows[0], "captions": whole[1:]}, rows[1]])
+    batch = collator([{**rows[0], "captions": [{**whole[0], "text": text}, *whole[1:]]}, rows[1]])
+    assert list(batch["left_out"]) == ["a, short"] and batch["left_out"]["a, short"].startswith("its text is ")
+    assert batch["image_mask"].all() and batch["caption_mask"].tolist() == [[False, True], [True, True]]
+    for name in ("input_ids", "attention_mask", "caption_mask", "caption_ids", "pixel_values"):
+        assert torch.equal(batch[name], without[name])
+
+
+def test_a_blank_caption_beside_another_of_its_perspective_is_never_drawn(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]
+) -> None:
+    rows[0]["captions"].append(caption("short", "&nbsp;"))
+    collator = HolisticCLIPCollator(processor, ["short"])
+    for collator.epoch in range(20):
+        assert int(collator(rows)["caption_ids"][0, 0]) == id_of(processor, "a red square")
+
+
+@pytest.mark.parametrize(
+    ("captions", "named"),
+    [
+        (None, {"a, captions": "they are NoneType, not a list"}),
+        ("a dog", {"a, captions": "they are str, not a list"}),
+        (["a dog"], {"a, caption 0": "it has no perspective: 'a dog'"}),
+        ([{"text": "a dog"}], {"a, caption 0": "it has no perspective: {'text': 'a dog'}"}),
+        ([{"perspective": "short"}], {"a, short": "its text is NoneType, not a string"}),
+        ([], {}),
+    ],
+    ids=str,
+)
+def test_captions_of_another_form_are_named(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]], captions: Any, named: dict[str, str]
+) -> None:
+    batch = HolisticCLIPCollator(processor, ["short"])([{**rows[0], "captions": captions}, rows[1]])
+    assert batch["left_out"] == named
+    assert batch["caption_mask"].tolist() == [[False], [True]]
+
+
+@pytest.mark.parametrize("column", ["image", "captions"])
+def test_a_row_without_a_column_is_left_out(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]], column: str
+) -> None:
+    del rows[0][column]
+    batch = HolisticCLIPCollator(processor, ["short"])(rows)
+    assert list(batch["left_out"]) == ["a" if column == "image" else "a, captions"]
+    assert batch["caption_mask"].tolist() == [[False], [True]]
+
+
+def test_a_batch_of_blank_captions_says_so(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:
+    """One process has nothing to learn from it; one of several may draw it."""
+    blank = [{**row, "captions": [caption("short", "&nbsp;")]} for row in rows]
+    with pytest.raises(ValueError, match="The corpus has: none.*Left out are a, short: its text is blank: '&nbsp;'"):
+        HolisticCLIPCollator(processor, ["short"])(blank)
+    batch = HolisticCLIPCollator(processor, ["short"], takes_empty=True)(blank)
+    assert not batch["caption_mask"].any() and batch["image_mask"].all() and len(batch["left_out"]) == 2
+    unseen = HolisticCLIPCollator(processor, ["short"], takes_empty=True)([{**row, "image": None} for row in rows])
+    assert not unseen["caption_mask"].any() and not unseen["image_mask"].any()
+    assert unseen["pixel_values"].shape == batch["pixel_values"].shape
+
+
+def test_a_blank_sentence_is_never_drawn_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert {sample_sentences("狗。&nbsp;", 1, generator) for _ in range(30)} == {"狗。&nbsp;"}
+    assert {sample_sentences("狗。\u200b。猫。", 1, generator) for _ in range(60)} <= {"狗。", "\u200b。", "猫。"}
 
 
 def test_a_disk_that_fails_is_not_a_damaged_image(

@@ -15,6 +15,7 @@ from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from training_ranks import run_jobs
 
 ROWS, STEPS = 24, 3
+EMPTY = range(4, 8), range(12, 16)
 BROKEN = (5, 14, 23)  # with eight rows per step, four of each rank: on the second rank only, the first, the second
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -22,6 +23,8 @@ CASES: dict[str, dict[str, Any]] = {
     "routed": {"config": {"fusion": "routed", "fused_weight": 1.0}, "arguments": {"gradient_cache_size": 2}},
     # The stand-in of a broken image is another on two ranks than on one, so nothing may see it.
     "broken": {"corpus": "broken", "arguments": {"gradient_cache_size": 2}},
+    # The second rank draws blank captions only in the first step, and broken images only in the second.
+    "empty": {"corpus": "empty"},
     "sigmoid": {"config": {"objective": "sigmoid"}},
     "one_branch": {
         "config": {"vision_config": {"num_branches": 1}, "perspectives": ["all"], "fusion": "routed"},
@@ -50,6 +53,18 @@ def broken_corpus(corpus: Dataset) -> Dataset:
     return undecoded.map(truncate, with_indices=True).cast_column("image", ImageFeature())
 
 
+def empty_corpus(corpus: Dataset) -> Dataset:
+    def spoil(row: dict[str, Any], index: int) -> dict[str, Any]:
+        captions = [{**each, "text": "&nbsp;"} if index in EMPTY[0] else each for each in row["captions"]]
+        return {
+            "captions": captions,
+            "image": {"path": None, "bytes": b"" if index in EMPTY[1] else row["image"]["bytes"]},
+        }
+
+    undecoded = ragged_corpus(corpus).cast_column("image", ImageFeature(decode=False))
+    return undecoded.map(spoil, with_indices=True).cast_column("image", ImageFeature())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("training")
@@ -66,6 +81,7 @@ def results(
     model.save_pretrained(folder / "model")
     ragged_corpus(corpus).save_to_disk(folder / "corpus")
     broken_corpus(corpus).save_to_disk(folder / "broken")
+    empty_corpus(corpus).save_to_disk(folder / "empty")
     common = {"max_steps": STEPS, "optim": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
     common["train_sampling_strategy"] = "sequential"
     jobs = {}
@@ -107,7 +123,9 @@ def test_ranks_log_what_one_process_would(results: dict[str, list[dict[str, Any]
     expected, found, same = (numbers(run["logs"]) for run in (one, first, second))
     assert len(expected) == STEPS
     assert ("share_of_short" in expected[0]) == (case == "cached")
-    assert [entry["unreadable_images"] for entry in found] == ([1, 2, 3] if case == "broken" else [0, 0, 0])
+    # Of the captions of rows 4 to 7, six are missing.
+    left_out = {"broken": [1, 2, 3], "empty": [6, 10, 10]}.get(case, [0, 0, 0])
+    assert [entry["left_out"] for entry in found] == left_out
     assert same == found
     for entry, other in zip(found, expected, strict=True):
         assert entry == pytest.approx(other, abs=2e-4)
@@ -137,9 +155,54 @@ def test_held_out_loss_is_that_of_one_process(results: dict[str, list[dict[str, 
 
 
 def test_unreadable_images_of_all_ranks_are_listed(results: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    listed = json.loads((folder / "broken_2" / "unreadable_images.json").read_text())
+    listed = json.loads((folder / "broken_2" / "left_out.json").read_text())
     assert listed.keys() == {str(index) for index in BROKEN}
-    assert not (folder / "plain_2" / "unreadable_images.json").exists()
+    assert not (folder / "plain_2" / "left_out.json").exists()
+
+
+def test_a_checkpoint_that_lacks_a_file_of_one_rank_is_not_whole(
+    results: dict[str, list[dict[str, Any]]], folder: Path
+) -> None:
+    """The run goes on from the checkpoint before it, on both ranks, and ends as if it never was."""
+    arguments = {"max_steps": STEPS, "per_device_train_batch_size": 4, "optim": "sgd", "learning_rate": 0.1}
+    arguments |= {"save_strategy": "steps", "save_steps": 1, "weight_decay": 0.0}
+    arguments |= {"train_sampling_strategy": "sequential"}
+    job = {"ranks": 2, "arguments": arguments, "output": "saved"}
+    whole = run_jobs(folder, {"saved": job})["saved"]
+    (folder / "saved" / f"checkpoint-{STEPS}" / "rng_state_1.pth").unlink()
+    resumed = run_jobs(folder, {"resumed": {**job, "resume": True}})["resumed"]
+    assert [len(rank["images"]) for rank in whole + resumed] == [STEPS, STEPS, 1, 1]
+    for before, after in zip(whole, resumed, strict=True):
+        torch.testing.assert_close(after["weights"], before["weights"], rtol=0, atol=0)
+    assert results["plain_2"]
+
+
+ROW_COUNTS = (5, 7, 9, 17)
+MEASURED = {name: CASES[name] for name in ("plain", "routed", "broken", "sigmoid", "one_branch")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MEASURED)
+def test_any_number_of_rows_is_measured_alike_by_any_number_of_ranks(
+    results: dict[str, list[dict[str, Any]]], folder: Path, case: str
+) -> None:
+    """Loss and recall; a batch of twelve rows is shared by all ranks."""
+    assert results
+    about = MEASURED[case]
+    jobs: dict[str, dict[str, Any]] = {}
+    for ranks in (1, 2, 3, 4):
+        arguments = {"max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 12 // ranks}
+        arguments |= {name: value for name, value in about.get("arguments", {}).items() if name == "slots"}
+        jobs[f"rows_{case}_{ranks}"] = {**about, "ranks": ranks, "arguments": arguments, "eval_rows": ROW_COUNTS}
+    (one,), *others = run_jobs(folder, jobs).values()
+    assert {rank for rank, metrics in enumerate(others) if len(metrics) != rank + 2} == set()
+    for rows in ROW_COUNTS:
+        names = [name for name in one[rows] if name == "eval_loss" or "_recall@" in name]
+        assert len(names) == 25 and 0 < one[rows]["eval_text_to_image_recall@1"] < 1 and one[rows]["eval_loss"] > 0.1
+        for metrics in others:
+            for rank in metrics:
+                found = {name: rank[rows][name] for name in names}
+                assert found == pytest.approx({name: one[rows][name] for name in names}, rel=2e-5)
 
 
 def test_a_loss_that_is_no_number_stops_all_ranks(results: dict[str, list[dict[str, Any]]]) -> None:

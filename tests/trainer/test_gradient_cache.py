@@ -125,6 +125,23 @@ def test_frozen_text_tower(make_trainer: MakeTrainer, corpus: Dataset) -> None:
     )
 
 
+@pytest.mark.parametrize("rows", [8, 6])
+def test_the_last_accumulation_of_an_epoch_may_be_smaller(
+    make_trainer: MakeTrainer, corpus: Dataset, rows: int
+) -> None:
+    """Of eight rows by two, three batches are a step, and the fourth is one of its own; with six nothing is left."""
+    options: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "per_device_train_batch_size": 2, "max_steps": -1}
+    options |= {"num_train_epochs": 2, "gradient_accumulation_steps": 3, "train": corpus.select(range(rows))}
+    whole, cached = make_trainer(**options), make_trainer(gradient_cache_size=1, **options)
+    start: HolisticCLIPModel = make_trainer(**options).model
+    whole.train()
+    cached.train()
+    assert whole.state.global_step == cached.state.global_step == (4 if rows == 8 else 2)
+    expected = dict(whole.model.named_parameters())
+    assert (expected["visual_projection.weight"] - start.visual_projection.weight).abs().max() > 1e-3
+    torch.testing.assert_close(dict(cached.model.named_parameters()), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_training_with_it_ends_where_training_without_it_does(make_trainer: MakeTrainer, corpus: Dataset) -> None:
     options: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "per_device_train_batch_size": 8, "max_steps": 3}
     whole, cached = make_trainer(**options), make_trainer(gradient_cache_size=3, **options)

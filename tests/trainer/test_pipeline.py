@@ -74,7 +74,7 @@ def test_drawings_are_learnt_by_heart(trainer: HolisticCLIPTrainer, distinct: Da
     model = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=False).eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "saved", trust_remote_code=False)
     batch = HolisticCLIPCollator(processor, SLOTS)(list(distinct))
-    del batch["image_ids"], batch["unreadable"]
+    del batch["image_ids"], batch["image_mask"], batch["left_out"]
     with torch.no_grad():
         found, expected = model(**batch), trainer.model.eval()(**batch)
     state = trainer.model.state_dict()

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import tracemalloc
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from torch.utils.data import BatchSampler
 
 from holistic_clip_hf.cli.main import main
 from holistic_clip_hf.corpus.build import build_corpus
+from holistic_clip_hf.storage import read_yaml
 from holistic_clip_hf.trainer.arguments import require_enough_rows
 from holistic_clip_hf.trainer.recipes import load_recipe
 
@@ -91,6 +93,60 @@ def test_a_wrong_value_is_named_by_its_key(change: dict[str, Any], message: str,
         content[key] = {**content[key], **value} if isinstance(content.get(key), dict) and key != "runs" else value
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        load_recipe(tmp_path / "mine.yaml")
+    assert len(str(refused.value)) < 400 + len(str(tmp_path))
+
+
+def laughs(depth: int, of: str) -> str:
+    """A list of lists of lists ... in which everything is nine times the one before."""
+    levels = [f"a0: &a0 [{of}]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, depth)]
+    return "\n".join([*levels, f"corpus: *a{depth - 1}"])
+
+
+BOMBS = {
+    "a billion laughs": (laughs(10, "lol"), "repeats too much by aliases"),
+    "of long texts": (laughs(6, "x" * 10_000), "repeats too much by aliases"),
+    "few laughs": (laughs(4, "lol"), "unknown keys a0, a1, a2, a3"),
+    "an alias in itself": ("corpus: &a [*a]", "line 1 is not valid YAML (an alias stands in what it names)"),
+    "nested": ("corpus: " + "[" * 20_000, "is not valid YAML (it is nested more than 50 deep)"),
+    "a long value": (f"corpus: {'x' * 900_000}\nimage_size: {'y' * 90_000}", "missing keys"),
+    "a long key": (f"? {'k' * 900_000}\n: 1", "unknown keys kkk"),
+    "many keys": ("\n".join(f"k{n}: 1" for n in range(20_000)), "and 19980 more"),
+    "a large file": ("# " + "x" * 1_000_000, "has 1,000,002 bytes; expected at most 1,000,000"),
+    "digits": (f"image_size: {'9' * 5_000}", "has a value that cannot be read"),
+    "a date": ("corpus: 2026-13-45", "has a value that cannot be read"),
+    "a key twice": (
+        "corpus: a\nseed: 1\ncorpus: b",
+        "line 3 is not valid YAML (the key 'corpus' stands in line 1",
+    ),
+    "twice inside": ("training:\n  seed: 1\n  seed: 2", "line 3 is not valid YAML (the key 'seed' stands in line 2"),
+    "an unknown tag": ("corpus: !!python/object/apply:os.system ['true']", "is not valid YAML (could not determine"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BOMBS.values(), ids=BOMBS)
+def test_a_hostile_recipe_is_refused_in_few_words_and_little_memory(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=re.escape(message)) as refused:
+            load_recipe(tmp_path / "mine.yaml")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(str(refused.value)) < 2_000 + len(str(tmp_path))
+    assert peak < 150_000_000
+
+
+def test_aliases_and_merges_stay(tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a\n")
+    assert read_yaml(tmp_path / "some.yaml") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
+
+
+def test_a_long_value_of_a_wrong_type_is_told_in_few_words(tmp_path: Path) -> None:
+    content = {**EMOJI, "image_size": "x" * 500_000}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=r"`image_size` is 'x+\.\.\.x+'; expected a whole number") as refused:
         load_recipe(tmp_path / "mine.yaml")
     assert len(str(refused.value)) < 400 + len(str(tmp_path))
 

@@ -34,7 +34,8 @@ every_recipe = pytest.mark.parametrize("name", RECIPES)
 # What `--tiny` may change: sizes, numbers of steps, where things lie. All else must stay, or it proves nothing.
 MAY_SHRINK = re.compile(
     r"corpus|image_size|start_from|tokenizer\.checkpoint|model\.projection_dim"
-    r"|model\.(text|vision)_config\.(hidden_size|intermediate_size|num_hidden_layers|num_attention_heads|patch_size)"
+    r"|model\.(text|vision)_config\.(hidden_size|intermediate_size|num_hidden_layers|num_attention_heads|patch_size"
+    r"|num_branch_layers)"
     r"|model\.vision_config\.backbone_config\.(embedding_size|hidden_sizes|depths)"
     r"|training\.(max_steps|per_device_(train|eval)_batch_size|gradient_cache_size|warmup_steps|logging_steps"
     r"|eval_steps|save_steps|dataloader_num_workers|use_cpu)"
@@ -360,3 +361,30 @@ def test_what_an_earlier_version_left_half_saved_is_replaced(ingredients: Path, 
     recipes.clear_result(tmp_path / "holistic")
     assert not recipes.is_finished(tmp_path / "holistic", recipe.fingerprint("holistic", "corpus"))
     assert list(originals(tmp_path)) == ["holistic/finished.json"]
+
+
+def test_perturbation_parts_copies_and_is_kept_out_of_older_fingerprints(ingredients: Path, tmp_path: Path) -> None:
+    exact = shrink(load_recipe(RECIPES["photos"]), ingredients)
+    noisy = replace(exact, perturbation=0.1)
+    tokenizer = make_processor(exact, load_corpus(ingredients / "corpus")).tokenizer
+    parts = []
+    for recipe in (exact, noisy):
+        weights = make_model(recipe, "holistic", tokenizer).state_dict()
+        (name,) = {name for name in weights if ".branch_fc2.0.weight" in name and ".layers.1." in name}
+        parts.append(weights[name] - weights[name.replace("branch_fc2.0", "fc2")])
+    assert parts[0].abs().max() == 0 and parts[1].abs().max() > 0
+    assert exact.fingerprint("holistic", "0") != noisy.fingerprint("holistic", "0")
+    path = tmp_path / "scratch.yaml"
+    path.write_text(f"{RECIPES['emoji'].read_text()}perturbation: 0.1\n")
+    with pytest.raises(ValueError, match="`perturbation` is 0.1 without `start_from`"):
+        load_recipe(path)
+
+
+def test_a_perturbation_of_a_checkpoint_of_ours_is_refused(ingredients: Path, tmp_path: Path) -> None:
+    """Its branches are kept by name, so that no copy would be parted, silently."""
+    exact = shrink(load_recipe(RECIPES["photos"]), ingredients)
+    tokenizer = make_processor(exact, load_corpus(ingredients / "corpus")).tokenizer
+    make_model(exact, "holistic", tokenizer).save_pretrained(tmp_path)
+    ours = replace(exact, start_from=str(tmp_path), model={}, perturbation=0.1)
+    with pytest.raises(ValueError, match="has a `perturbation`; expected none, since it parts the copies of a CLIP"):
+        make_model(ours, "holistic", tokenizer)

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.trainer.resuming import find_lack
 from training_ranks import run_jobs
 
 STEPS, SAVED, STALLED = 8, 4, 5
@@ -83,6 +84,21 @@ def folder(
 
 def test_a_killed_run_goes_on_as_if_it_never_was(folder: Path) -> None:
     check(folder, QUICK)
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(folder: Path) -> None:
+    jobs = jobs_of("stream", 2, 1)
+    whole, killed, resumed = jobs
+    del jobs[killed]["stall"]
+    jobs[killed] |= {"signal": [1, 5]}
+    results = run_jobs(folder, jobs)
+    place = folder / "stream_2_1_states" / "checkpoint-6"
+    said = f"Stopped after step 6 of {STEPS}, which is saved as {place}. Give the same command"
+    assert [each["stopped"].startswith(said) for each in results[killed]] == [True, True]
+    assert find_lack(place) == "rng_state.pth is missing, since 2 process(es) saved it"
+    for before, after in zip(results[whole], results[resumed], strict=True):
+        assert all(torch.equal(after["weights"][key], weight) for key, weight in before["weights"].items())
+        assert len(after["syncs"]) == STEPS - 6
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def test_evaluation_equals_a_recomputation(
     losses = []
     for part in (rows[:4], rows[4:]):
         batch = HolisticCLIPCollator(processor, slots)(part)
-        del batch["image_ids"], batch["unreadable"]
+        del batch["image_ids"], batch["image_mask"], batch["left_out"]
         output = model(**batch)
         given = {name: batch[name] for name in ("caption_mask", "caption_ids")}
         given |= {"branch_of_slot": [2, 1, 0], "fused_weight": 1.0, "fusion": fusion, "routing": output.routing}
@@ -219,7 +219,7 @@ def test_checkpoint_loads(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: 
     processor = AutoProcessor.from_pretrained(tmp_path / "checkpoint-1", trust_remote_code=False)
     assert type(model) is HolisticCLIPModel and type(processor) is HolisticCLIPProcessor
     batch = HolisticCLIPCollator(processor, SLOTS)(list(corpus))
-    del batch["image_ids"], batch["unreadable"]
+    del batch["image_ids"], batch["image_mask"], batch["left_out"]
     found, expected = model.eval()(**batch), trainer.model.eval()(**batch)
     state = trainer.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
