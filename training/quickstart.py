@@ -8,6 +8,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ Load it:
     model = AutoModel.from_pretrained("{checkpoint}")
     processor = AutoProcessor.from_pretrained("{checkpoint}")
 """
+
+
+def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
+    """Return a recipe with another seed, under a name that says it; unchanged if the seed is None or its own."""
+    if seed in (None, recipe.seed):
+        return recipe
+    return replace(recipe, name=f"{recipe.name}_seed_{seed}", training={**recipe.training, "seed": seed})
 
 
 def describe_corpus(corpus: Path) -> None:
@@ -190,13 +198,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="training/recipes/emoji.yaml")
     parser.add_argument("--output-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--seed", type=int, default=None, help="another than the recipe's; its runs lie apart")
     parser.add_argument("--card-dir", type=Path, default=None, help="also put the card and its sources there")
     options = parser.parse_args()
     disable_progress_bars()  # of `datasets` and `transformers`: reading and writing takes a second
     logging.disable_progress_bar()
     if options.card_dir and not (options.card_dir / FACTS_FILE).is_file():
         require_own_folder(options.card_dir, lambda path: False, holds="a model card")
-    started, recipe = time.monotonic(), load_recipe(options.recipe)
+    started, recipe = time.monotonic(), with_seed(load_recipe(options.recipe), options.seed)
     output_dir = options.output_dir / recipe.name
 
     corpus = build_emoji_corpus() if recipe.corpus == EMOJI else find_corpus(recipe.corpus)

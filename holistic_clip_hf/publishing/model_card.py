@@ -366,6 +366,7 @@ SAID_ELSEWHERE = {
     *("hidden_size", "num_hidden_layers", "image_size", "patch_size", "max_position_embeddings"),
     *("model_type", "architectures", "auto_map", "dtype", "transformers_version", "_name_or_path"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("stage_names", "out_features", "out_indices"),  # of a backbone, whose `depths` say them
 }
 
 
@@ -514,6 +515,9 @@ def _settings(config: HolisticCLIPConfig) -> dict[str, Any]:
     for tower in ("text_config", "vision_config"):
         settings: PreTrainedConfig = getattr(config, tower)
         sections[f"{tower}."] = (settings, type(settings)())
+        backbone = getattr(settings, "backbone_config", None)
+        if backbone is not None:
+            sections[f"{tower}.backbone_config."] = (backbone, type(backbone)())
     changed = {}
     for prefix, (told, usual) in sections.items():
         default = usual.to_dict()

@@ -276,7 +276,7 @@ class TellEpoch(TrainerCallback):
 
 
 class MovingAverage(TrainerCallback):
-    """An exponential moving average of the trained weights, which training ends with.
+    """An exponential moving average of the trained weights, which training ends with, and of batch norms' statistics.
 
     Early on, the average would be the random start: as in TensorFlow's `ExponentialMovingAverage`, the decay at step t
     is at most (1 + t) / (10 + t). It is kept in float32 or better, since a step moves it by a thousandth of the
@@ -293,7 +293,10 @@ class MovingAverage(TrainerCallback):
         self.average: dict[str, Tensor] = {}
 
     def _trained(self) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+        # Statistics of a batch norm belong to the weights that they were measured with.
+        frozen = {name for name, weight in self.model.named_parameters() if not weight.requires_grad}
+        state = self.model.state_dict()
+        return {name: each for name, each in state.items() if name not in frozen and each.is_floating_point()}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin with the weights, unless `load` has brought back an average."""

@@ -33,7 +33,12 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..configuration_holistic_clip import MODEL_TYPES, HolisticCLIPConfig, HolisticCLIPVisionConfig
+from ..configuration_holistic_clip import (
+    MODEL_TYPES,
+    HolisticBackboneVisionConfig,
+    HolisticCLIPConfig,
+    HolisticCLIPVisionConfig,
+)
 from ..corpus.build import EmptySplitError, open_split, read_manifest
 from ..images.left_out import usable_captions
 from ..initialization import from_checkpoint, from_holistic_clip
@@ -144,7 +149,7 @@ class Recipe:
             **self.model,
             "perspectives": perspectives,
             "text_config": dict(self.model.get("text_config", {})),
-            "vision_config": given if self.start_from else {**PAPER_VISION, **given},
+            "vision_config": given if self.start_from or "backbone_config" in given else {**PAPER_VISION, **given},
         }
 
 
@@ -240,7 +245,9 @@ def _check_model(path: Path, model: Any) -> None:
     _check_types(
         f"{path}, model", {name: model[name] for name in towers if name in model}, dict.fromkeys(towers, dict)
     )
-    for name, kind in (("text_config", CLIPTextConfig), ("vision_config", HolisticCLIPVisionConfig)):
+    has_backbone = "backbone_config" in model.get("vision_config", {})
+    vision = HolisticBackboneVisionConfig if has_backbone else HolisticCLIPVisionConfig
+    for name, kind in (("text_config", CLIPTextConfig), ("vision_config", vision)):
         require_keys(f"{path}, model, {name}", model.get(name, {}), field_names(kind) - SAID_ELSEWHERE)
 
 

@@ -118,8 +118,19 @@ def _shrink_model(model: dict[str, Any], *, has_tower: bool) -> dict[str, Any]:
         vision["num_branch_layers"] = min(vision["num_branch_layers"], TOWER["num_hidden_layers"])
     if has_tower:
         return model | ({"vision_config": vision} if vision else {})
-    vision |= TOWER | {"patch_size": PATCH_SIZE}
+    if "backbone_config" in vision:
+        vision |= {"backbone_config": _shrink_backbone(vision["backbone_config"])}
+    else:
+        vision |= TOWER | {"patch_size": PATCH_SIZE}
     return model | {"projection_dim": PROJECTION, "text_config": model["text_config"] | TOWER, "vision_config": vision}
+
+
+def _shrink_backbone(backbone: dict[str, Any]) -> dict[str, Any]:
+    """Return a backbone at its smallest; sizes that the recipe does not say stay those of its family."""
+    width = TOWER["hidden_size"]
+    small: dict[str, Any] = {**TOWER, "image_size": IMAGE_SIZE, "embedding_size": width}
+    small |= {name: [size] * len(backbone.get(name, ())) for name, size in (("hidden_sizes", width), ("depths", 1))}
+    return {name: small.get(name, value) for name, value in backbone.items()}
 
 
 def _shrink_training(training: dict[str, Any]) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def recipe_path(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = yaml.safe_load((ROOT / "training/recipes/emoji.yaml").read_text())
     recipe["corpus"], recipe["image_size"] = str(corpus), 16
     recipe["tokenizer"] = {"vocab_size": 520, "max_length": 16}
-    for tower in ("text_config", "vision_config"):
-        recipe["model"][tower] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    recipe["model"]["text_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    recipe["model"]["vision_config"]["backbone_config"] |= {"hidden_sizes": [32, 32], "depths": [1, 1]}
     recipe["training"] |= {"max_steps": 2, "per_device_train_batch_size": 4, "eval_steps": 1, "logging_steps": 1}
     slots = ["short", "palette"]
     recipe["runs"] = {

@@ -47,7 +47,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def study_path(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    recipe = yaml.safe_load((ROOT / "training/recipes/emoji.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "training/studies/emoji_recipe.yaml").read_text())
     recipe["corpus"], recipe["image_size"] = str(corpus), 16
     recipe["tokenizer"] = {"vocab_size": 520, "max_length": 16}
     for tower in ("text_config", "vision_config"):

@@ -163,6 +163,18 @@ def test_front_matter_is_read_back_by_the_hub_client():
     assert sorted(results.values()) == sorted(record.value for record in wanted)
 
 
+def test_a_backbone_says_its_sizes():
+    resnet = {"model_type": "resnet", "layer_type": "basic", "hidden_sizes": [8, 16], "depths": [1, 2]}
+    config = HolisticCLIPConfig(
+        perspectives=["object", "style"], text_config=TOWER, vision_config={"backbone_config": resnet}
+    )
+    card = render_model_card(config, [], FACTS)
+    assert "| image tower | resnet, 3 layers of width 16," in card and "| branches | 2 probes |" in card
+    for name, value in (("layer_type", "basic"), ("hidden_sizes", "[8, 16]"), ("depths", "[1, 2]")):
+        assert f"| `vision_config.backbone_config.{name}` | {value} |" in card
+    assert "embedding_size" not in card, "a default"
+
+
 def test_what_is_not_known_prints_nothing():
     card = render_model_card(PLAIN, [], CardFacts(repo_id="someone/plain", model_name="plain"))
 

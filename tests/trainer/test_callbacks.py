@@ -118,3 +118,25 @@ def test_the_average_is_kept_in_float32(tmp_path: Path, dtype: torch.dtype) -> N
     assert average.average["weight"].dtype == torch.float32
     average.on_train_end(None, state, None)
     assert model.weight.dtype == dtype and model.weight.item() == 1.25
+
+
+def test_statistics_of_a_batch_norm_are_averaged_with_its_weights(tmp_path: Path) -> None:
+    """By a plain loop: what the norm measured after each step, at the decay of that step."""
+    norm = nn.BatchNorm1d(2)
+    norm.bias.requires_grad_(False)
+    average, state, expected = MovingAverage(norm, 0.5), TrainerState(), torch.zeros(2)
+    average.on_train_begin(None, state, None)
+    for state.global_step in range(1, 4):
+        norm(torch.randn(8, 2) + 5)
+        decay = min(0.5, (1 + state.global_step) / (10 + state.global_step))
+        expected = decay * expected + (1 - decay) * norm.running_mean
+        average.on_step_end(None, state, None)
+    assert average.average.keys() == {"weight", "running_mean", "running_var"}
+    measured = norm.running_mean.clone()
+    with average.in_place():
+        torch.testing.assert_close(norm.running_mean, expected)
+    assert torch.equal(norm.running_mean, measured) and not torch.equal(measured, expected)
+    average.save(tmp_path)
+    average.load(tmp_path)
+    average.on_train_end(None, state, None)
+    torch.testing.assert_close(norm.running_mean, expected)

@@ -28,13 +28,14 @@ ROOT = Path(__file__).parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "training/recipes").glob("*.yaml"))}
 ON_MANY_GPUS = ["cc12m", "cc12m_32_epochs", "cc3m", "cc3m_32_epochs", "sharegpt4v_long"]
 DDP, FSDP2 = (ROOT / "training/accelerate" / name for name in ("ddp.yaml", "fsdp2.yaml"))
+STUDIED = ROOT / "training/studies/emoji_recipe.yaml"
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
 # What `--tiny` may change: sizes, numbers of steps, where things lie. All else must stay, or it proves nothing.
 MAY_SHRINK = re.compile(
     r"corpus|image_size|start_from|tokenizer\.checkpoint|model\.projection_dim"
     r"|model\.(text|vision)_config\.(hidden_size|intermediate_size|num_hidden_layers|num_attention_heads|patch_size"
-    r"|num_branch_layers)"
+    r"|num_branch_layers)|model\.vision_config\.backbone_config\.(embedding_size|hidden_sizes|depths)"
     r"|training\.(max_steps|per_device_(train|eval)_batch_size|gradient_cache_size|warmup_steps|logging_steps"
     r"|eval_steps|save_steps|dataloader_num_workers|use_cpu)"
 )
@@ -145,20 +146,25 @@ def test_a_checkpoint_that_does_not_fit_is_refused(ingredients: Path) -> None:
         make_model(recipe, "holistic", tokenizer)
 
 
-# Of the recipes whose checkpoints are described in model_cards/: a change would have everybody train them again.
+# Of the recipes whose checkpoints are described in model_cards/, or whose runs a study compares: a change would have
+# everybody train them again.
 @pytest.mark.parametrize(
-    ("name", "run", "expected"),
-    [("emoji", "holistic", "3a2d7ceef707b543"), ("emoji_long", "one_to_many", "09927b85ec2b8049")],
+    ("path", "run", "expected"),
+    [
+        (RECIPES["emoji"], "holistic", "db3a13ce377b1978"),
+        (RECIPES["emoji_long"], "one_to_many", "09927b85ec2b8049"),
+        (STUDIED, "holistic", "3a2d7ceef707b543"),
+    ],
 )
-def test_a_recipe_keeps_its_fingerprint(name: str, run: str, expected: str) -> None:
-    recipe = load_recipe(RECIPES[name])
+def test_a_recipe_keeps_its_fingerprint(path: Path, run: str, expected: str) -> None:
+    recipe = load_recipe(path)
     assert recipe.fingerprint(run, "corpus") == expected
     others = [replace(recipe, start_from="some/clip"), replace(recipe, augmentation=None)]
     assert len({recipe.fingerprint(run, "corpus"), *(other.fingerprint(run, "corpus") for other in others)}) == 3
 
 
 def test_towers_from_scratch_are_the_papers_unless_said() -> None:
-    recipe = load_recipe(RECIPES["emoji"])
+    recipe = load_recipe(STUDIED)
     assert "hidden_act" not in recipe.model["vision_config"]
     bare = replace(recipe, model={**recipe.model, "vision_config": {}})
     towers = [HolisticCLIPConfig(**each.model_fields("holistic")) for each in (recipe, bare)]
