@@ -9,7 +9,7 @@ Axes: N images, H branches, P patches, S tokens (class tokens, then patches), E 
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
 
@@ -328,6 +328,10 @@ class HolisticCLIPVisionOutput(BaseModelOutputWithPooling):
 
     branch_embeds: Tensor | None = None
 
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return all that is given in the order of CLIP's output, with the branches behind, whatever was set last."""
+        return tuple(self[field.name] for field in fields(self) if field.name in self)
+
 
 RECORDED = ("output_hidden_states", "output_attentions")
 
@@ -390,9 +394,13 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
         """Save as transformers does, which would record one Auto class only, and keep those of what this was loaded
         from.
         """
-        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        self.config.auto_map = dict.fromkeys(self.auto_classes, name)
+        self.config.auto_map = self._auto_map()
         super().save_pretrained(save_directory, **kwargs)
+
+    def _auto_map(self) -> dict[str, str]:
+        """Return the class that each of the Auto classes makes, as `file.Class`."""
+        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        return dict.fromkeys(self.auto_classes, name)
 
     @classmethod
     def is_custom_code(cls) -> bool:
