@@ -12,12 +12,19 @@ from .registration import register_when_needed
 __version__ = "0.1.0"
 
 _HOMES = {
-    "configuration_holistic_clip": ("HolisticCLIPConfig", "HolisticCLIPVisionConfig"),
+    "configuration_holistic_clip": (
+        *("HolisticBackboneVisionConfig", "HolisticCLIPConfig"),
+        *("HolisticCLIPVisionConfig", "HolisticSiglipConfig"),
+    ),
+    "backbone_holistic_clip": ("HolisticBackboneVisionModel",),
     "vision_holistic_clip": ("HolisticCLIPVisionModel",),
-    "modeling_holistic_clip": ("HolisticCLIPForImageClassification", "HolisticCLIPModel", "HolisticCLIPOutput"),
+    "modeling_holistic_clip": (
+        *("HolisticCLIPForImageClassification", "HolisticCLIPModel"),
+        *("HolisticCLIPOutput", "HolisticSiglipModel"),
+    ),
     "loss_holistic_clip": ("LossOptions", "MultiToMultiLoss", "multi_to_multi_loss"),
     "processing_holistic_clip": ("HolisticCLIPProcessor",),
-    "initialization": ("from_clip", "from_official", "from_open_clip"),
+    "initialization": ("from_backbone", "from_clip", "from_official", "from_open_clip", "from_siglip"),
     "images.decoding": ("read_image",),
     "captioning.captioner": ("caption_images",),
     "corpus.build": ("build_corpus", "load_corpus"),

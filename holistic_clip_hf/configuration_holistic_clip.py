@@ -1,7 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of Holistic CLIP: CLIP's two towers, with H named branches in the vision tower.
+"""Configuration of Holistic CLIP: two towers, of CLIP or of another family, with H named branches in the vision tower.
 
-- `num_branches=1` describes stock CLIP.
+- `num_branches=1` describes the family's own model, such as stock CLIP or SigLIP.
 - `perspectives[h]` is the name of what branch h reads; everything downstream (matching, records, cards) uses names.
 - Towers have CLIP's defaults, so that the same keywords give the same towers as `CLIPConfig`.
 - Contradictions are refused at construction, with what to do about them.
@@ -13,25 +13,40 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
 from os import PathLike
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from huggingface_hub.dataclasses import (
     StrictDataclassClassValidationError,
     StrictDataclassFieldValidationError,
     strict,
 )
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedConfig,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+)
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import SubConfigSpec
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
 # The order in which the paper's released code merges its captions (PAPER: one web text, five generated ones).
 PAPER_PERSPECTIVES = ("web", "detail", "nouns", "background", "main_object", "style")
 
+MODEL_TYPES = ("holistic_clip", "holistic_siglip")
 BRANCH_TYPES = ("cls", "mlp", "probe")
 BRANCH_ISOLATIONS = ("isolated", "strict", "anchored", "open", "official")
 PATCH_STEMS = ("linear", "convolutional")
 MATCHINGS = ("aligned", "free", "balanced")
+TEXT_POOLINGS = ("mean", "cls", "eos", "last")
+# Text towers that say themselves where a text is read, by the type of their configuration.
+POOLED_TEXT_TOWERS = (CLIPTextConfig.model_type, "metaclip_2_text_model", SiglipTextConfig.model_type)
+END_READING_TEXT_TOWERS = POOLED_TEXT_TOWERS[:2]
 OBJECTIVES = ("softmax", "sigmoid")
 FUSIONS = ("centroid", "mean", "weighted", "routed", "max", "softmax")
 DIVERSITIES = ("pairwise", "official")
@@ -198,6 +213,11 @@ def require_own_attention(config_dict: Mapping[str, Any]) -> None:
             )
 
 
+def _clip_types(kind: type[PreTrainedConfig]) -> tuple[str, ...]:
+    """Return the types under which the configuration of CLIP's text tower, or of its vision tower, is known."""
+    return (CLIPTextConfig if kind is CLIPTextConfig else CLIPVisionConfig).model_type, kind.model_type, "clip"
+
+
 def _require_family(config_dict: dict[str, Any], *families: str) -> None:
     """Refuse another architecture: transformers would only warn, and start from random weights."""
     found = config_dict.get("model_type")
@@ -236,6 +256,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     """
 
     model_type = "holistic_clip_vision_model"
+    families: ClassVar[tuple[str, ...]] = ("holistic_clip_vision_model", CLIPVisionConfig.model_type)
     base_config_key = "vision_config"
 
     # `patch_size` and `hidden_act` stay CLIP's, 32 and "quick_gelu". The paper's ViT-B/16 has 16 and "gelu", which the
@@ -268,7 +289,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HolisticCLIPVisionConfig":
         """Refuse the configuration of another architecture than this tower or CLIP's, and keywords that do not fit."""
         require_own_attention(config_dict)
-        _require_family(config_dict, cls.model_type, CLIPVisionConfig.model_type)
+        _require_family(config_dict, *cls.families)
         with _as_value_error(cls.__name__):
             return _require_valid(super().from_dict(config_dict, **kwargs))
 
@@ -315,6 +336,168 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
             )
 
 
+def _side(value: Any) -> int | None:
+    """Return the side of a square that a configuration gives as one number or as two, if it gives one."""
+    sides = value if isinstance(value, list | tuple) else [value]
+    return sides[0] if sides and len(set(sides)) == 1 else None
+
+
+def _stride(backbone: PreTrainedConfig) -> int | None:
+    """Return the side of what one state of a backbone stands for, in pixels: each stage but the first halves."""
+    first = _side(getattr(backbone, "patch_size", None))
+    stages = getattr(backbone, "depths", None)
+    if stages is None:
+        return first
+    downsampled = 2 if getattr(backbone, "downsample_in_first_stage", False) else 1
+    return (first or 4) * 2 ** (len(stages) - 1) * downsampled
+
+
+# Their models take something else than `pixel_values` (N, 3, height, width).
+_UNSUPPORTED_BACKBONES = {
+    "siglip2_vision_model": "the NaFlex variant, which takes patches of images of any shape; of SigLIP 2 take a "
+    "checkpoint of fixed resolution, which is a SiglipModel",
+}
+
+
+def _as_config(name: str, value: Any) -> PreTrainedConfig:
+    """Return the configuration of a tower of transformers from it or its dict."""
+    if isinstance(value, PreTrainedConfig):
+        found = deepcopy(value)
+    elif isinstance(value, Mapping) and value.get("model_type") in CONFIG_MAPPING:
+        with _as_value_error(name):
+            found = CONFIG_MAPPING[value["model_type"]](**{k: v for k, v in value.items() if k != "model_type"})
+    else:
+        kind = value.get("model_type") if isinstance(value, Mapping) else value
+        raise ValueError(
+            f"`{name}` is of model type {kind!r}; expected the configuration of a model of transformers, or its dict "
+            f"with `model_type`."
+        )
+    for inner in ("vision_config", "text_config"):
+        if getattr(found, inner, None) is not None:
+            raise ValueError(
+                f"`{name}` is of model type {found.model_type!r}, a model of several towers; expected that of one "
+                f"tower. Give its `{inner}`."
+            )
+    return found
+
+
+@_refusing_plainly
+@strict
+class HolisticBackboneVisionConfig(HolisticCLIPVisionConfig):
+    """A vision tower of another family of transformers, whose states H probes read.
+
+    Left out, each field but `backbone_config` and the branches' follows the backbone.
+
+    Args:
+        backbone_config: Configuration of the tower, or its dict with `model_type`: any whose model maps
+            `pixel_values` to states (N, S, E) that end in the patches, or to a feature map (N, E, rows, columns).
+        hidden_size: E, the width of the backbone's states.
+        num_attention_heads, intermediate_size, hidden_act, layer_norm_eps: Sizes of the head, SigLIP's own with a
+            tower of SigLIP. Else 64 numbers to an attention head, an MLP of four times the width, and GELU.
+        image_size: Side of the images in pixels; 224 if the backbone does not say.
+        patch_size: Side of what one state stands for, in pixels.
+        patch_norm: put a layer norm of the head's before it. Left out, it is with all but SigLIP, whose trained head
+            reads the states as they are.
+    """
+
+    model_type = "holistic_backbone_vision_model"
+    families: ClassVar[tuple[str, ...]] = ("holistic_backbone_vision_model",)
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model", optional=True)
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    branch_type: str = "probe"
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_channels: int | None = None
+    image_size: int | list[int] | tuple[int, int] | None = None
+    patch_size: int | list[int] | tuple[int, int] | None = None
+    hidden_act: str | None = None
+    layer_norm_eps: float | None = None
+    patch_norm: bool | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.backbone_config is None:
+            self.backbone_config = SiglipVisionConfig()
+        backbone = self.backbone_config = _as_config("backbone_config", self.backbone_config)
+        if backbone.model_type in _UNSUPPORTED_BACKBONES:
+            why = _UNSUPPORTED_BACKBONES[backbone.model_type]
+            raise ValueError(f"`backbone_config` is of model type {backbone.model_type!r}, {why}.")
+        if hasattr(backbone, "vision_use_head"):
+            backbone.vision_use_head = False  # the head is here
+        for name, value in self._following(backbone).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _following(backbone: PreTrainedConfig) -> dict[str, Any]:
+        """Return what the fields are if they are left out."""
+        width = _width(backbone)
+        found = {
+            "hidden_size": width,
+            "num_hidden_layers": getattr(backbone, "num_hidden_layers", None) or sum(getattr(backbone, "depths", [1])),
+            "num_channels": getattr(backbone, "num_channels", 3),
+            "image_size": _side(getattr(backbone, "image_size", None)) or 224,
+            "patch_size": _stride(backbone) or 1,
+        }
+        if isinstance(backbone, SiglipVisionConfig):
+            own = ("num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps")
+            return {**found, "patch_norm": False, **{name: getattr(backbone, name) for name in own}}
+        heads = math.gcd(width, max(1, width // 64))
+        head = {"num_attention_heads": heads, "intermediate_size": 4 * width, "hidden_act": "gelu"}
+        return {**found, **head, "layer_norm_eps": 1e-6, "patch_norm": True}
+
+    @property
+    def backbone(self) -> PreTrainedConfig:
+        """The backbone's configuration."""
+        return cast(PreTrainedConfig, self.backbone_config)
+
+    def validate_branches(self) -> None:
+        """Take part in the `@strict` validation."""
+        if self.branch_type != "probe":
+            raise ValueError(
+                f"`branch_type` is {self.branch_type!r} and the backbone is of model type "
+                f"{self.backbone.model_type!r}; expected 'probe', which reads the states of any tower. The others "
+                f"belong to CLIP's."
+            )
+        super().validate_branches()
+
+    def validate_patches(self) -> None:
+        """Take part in the `@strict` validation."""
+        width = _width(self.backbone)
+        if self.hidden_size != width:
+            raise ValueError(
+                f"`hidden_size` is {self.hidden_size}; expected the width of the backbone's states, which is {width}. "
+                f"Leave it out."
+            )
+        if self.patch_dropout or self.patch_stem != "linear":
+            raise ValueError(
+                f"`patch_dropout` is {self.patch_dropout} and `patch_stem` {self.patch_stem!r}; expected 0 and "
+                f"'linear' with a backbone, whose patches are its own affair. Leave them out."
+            )
+        super().validate_patches()
+
+
+def _width(backbone: PreTrainedConfig) -> int:
+    """Return the width of a backbone's states.
+
+    Raises:
+        ValueError: a configuration without one.
+    """
+    widths = getattr(backbone, "hidden_sizes", None)
+    width = widths[-1] if widths else getattr(backbone, "hidden_size", None)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"`backbone_config` is of model type {backbone.model_type!r}, which says neither `hidden_size` nor "
+            f"`hidden_sizes`; expected a vision tower with states of one width."
+        )
+    return width
+
+
 def _require_valid(found: Any) -> Any:
     """Check what `from_dict` returns, a configuration or a pair of it and unused keywords, which were set last."""
     (found[0] if isinstance(found, tuple) else found).require_valid()
@@ -339,9 +522,14 @@ class HolisticCLIPConfig(PreTrainedConfig):
     """Both towers and what joins them.
 
     Args:
-        text_config: a `CLIPTextConfig` or its dict.
-        vision_config: a `HolisticCLIPVisionConfig`, a `CLIPVisionConfig` or the dict of either.
+        text_config: a `CLIPTextConfig` or its dict, or the configuration of another text encoder, whose dict says its
+            `model_type`. Those of CLIP, MetaCLIP 2 and SigLIP know how a text is read.
+        text_pooling: State of another text encoder that stands for the text: `"mean"` over its tokens, `"cls"` the
+            first, `"eos"` the first end token, `"last"` the last token.
+        vision_config: a `HolisticCLIPVisionConfig`, a `CLIPVisionConfig` or the dict of either, or the configuration
+            of another vision tower of transformers, which becomes the backbone of a `HolisticBackboneVisionConfig`.
         projection_dim: D, the width of the common space. The `projection_dim` of both towers follows it.
+        visual_projection, text_projection: Presence of a linear map from the tower's width to D. SigLIP has none.
         logit_scale_init_value: logarithm of the initial inverse temperature; ln(1/0.07) in CLIP and the paper.
         perspectives: the H branch names. Left out: the paper's six where H = 6, else `branch_0` ... Given without
             `num_branches` in `vision_config`, it sets H.
@@ -379,11 +567,15 @@ class HolisticCLIPConfig(PreTrainedConfig):
     """
 
     model_type = "holistic_clip"
+    families: ClassVar[tuple[str, ...]] = ("holistic_clip", CLIPConfig.model_type)
     sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": HolisticCLIPVisionConfig}
 
-    text_config: dict | CLIPTextConfig | None = None
-    vision_config: dict | CLIPVisionConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    text_pooling: str | None = None
+    vision_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 512
+    visual_projection: bool = True
+    text_projection: bool = True
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
     perspectives: list[str] | tuple[str, ...] = ()
@@ -401,16 +593,8 @@ class HolisticCLIPConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._merge_old_names(kwargs)
-        vision = {} if self.vision_config is None else self.vision_config
-        if isinstance(vision, PreTrainedConfig) and not isinstance(vision, HolisticCLIPVisionConfig):
-            vision = vision.to_dict()
-        if isinstance(vision, dict):
-            vision = self._complete(vision)
-            _require_tower(HolisticCLIPVisionConfig, vision, "vision_config.")
-        if isinstance(self.text_config, dict):
-            # CLIP's own checks would divide by zero heads.
-            _require_tower(CLIPTextConfig, self.text_config, "text_config.")
-        self.vision_config = vision
+        self.vision_config = self._vision({} if self.vision_config is None else self.vision_config)
+        self.text_config = self._text(self.text_config)
         super().__post_init__(**kwargs)
         if not self.perspectives:
             named = self.num_branches == len(PAPER_PERSPECTIVES)
@@ -433,12 +617,16 @@ class HolisticCLIPConfig(PreTrainedConfig):
         The configuration of a vision tower is completed.
         """
         require_own_attention(config_dict)
-        if config_dict.get("model_type") == HolisticCLIPVisionConfig.model_type:
-            vision = HolisticCLIPVisionConfig.from_dict(config_dict)
+        kind = {one.model_type: one for one in (HolisticCLIPVisionConfig, HolisticBackboneVisionConfig)}.get(
+            config_dict.get("model_type", "")
+        )
+        if kind is not None:
+            vision = kind.from_dict(config_dict)
             config_dict = {"vision_config": vision, "architectures": config_dict.get("architectures")}
-        _require_family(config_dict, cls.model_type, CLIPConfig.model_type)
-        for name, kind in cls.sub_configs.items():
-            if isinstance(kwargs.get(name), dict) and isinstance(config_dict.get(name), dict):
+        _require_family(config_dict, *cls.families)
+        for name, kind in (("text_config", CLIPTextConfig), ("vision_config", HolisticCLIPVisionConfig)):
+            is_clip = cast(dict, config_dict.get(name) or {}).get("model_type") in (None, *_clip_types(kind))
+            if is_clip and isinstance(kwargs.get(name), dict) and isinstance(config_dict.get(name), dict):
                 _require_tower(kind, {**config_dict[name], **kwargs[name]}, f"{name}.")
         with _as_value_error(cls.__name__):
             return _require_valid(super().from_dict(config_dict, **kwargs))
@@ -451,6 +639,34 @@ class HolisticCLIPConfig(PreTrainedConfig):
         towers = deepcopy({"text_config": self.text_config, "vision_config": self.vision_config})
         merged = CLIPConfig(**towers, **old)
         self.text_config, self.vision_config = merged.text_config, merged.vision_config.to_dict()
+
+    def _vision(self, given: Any) -> Any:
+        """Return what is given for `vision_config` as a configuration of ours, or as a dict that lacks nothing."""
+        if isinstance(given, HolisticCLIPVisionConfig):
+            return given
+        kind = given.get("model_type") if isinstance(given, dict) else given.model_type
+        if kind == HolisticBackboneVisionConfig.model_type or (isinstance(given, dict) and "backbone_config" in given):
+            return HolisticBackboneVisionConfig(**self._with_branches(given))
+        if isinstance(given, PreTrainedConfig) and hasattr(given, "vision_config"):
+            _as_config("vision_config", given)  # which refuses it
+        if kind in CONFIG_MAPPING and kind not in _clip_types(HolisticCLIPVisionConfig):
+            return HolisticBackboneVisionConfig(**self._with_branches({"backbone_config": given}))
+        vision = self._complete(given if isinstance(given, dict) else given.to_dict())
+        _require_tower(HolisticCLIPVisionConfig, vision, "vision_config.")
+        return vision
+
+    def _with_branches(self, vision: dict[str, Any]) -> dict[str, Any]:
+        fields = {name: value for name, value in vision.items() if name != "model_type"}
+        return {"num_branches": max(1, len(self.perspectives)), **fields}
+
+    def _text(self, given: Any) -> Any:
+        """Return what is given for `text_config`, as a configuration unless it is a dict of CLIP's."""
+        if isinstance(given, dict):
+            if given.get("model_type") in CONFIG_MAPPING and given["model_type"] not in _clip_types(CLIPTextConfig):
+                return _as_config("text_config", given)
+            # CLIP's own checks would divide by zero heads.
+            _require_tower(CLIPTextConfig, given, "text_config.")
+        return given
 
     def _complete(self, vision: dict[str, Any]) -> dict[str, Any]:
         # A stock CLIP has one branch, unless the names say more.
@@ -465,6 +681,18 @@ class HolisticCLIPConfig(PreTrainedConfig):
         return cast(HolisticCLIPVisionConfig, self.vision_config).num_branches
 
     @property
+    def reads_end_token(self) -> bool:
+        """Tell whether a text is read at its end token, which every text must have then."""
+        kind = cast(PreTrainedConfig, self.text_config).model_type
+        return kind in END_READING_TEXT_TOWERS or self.text_pooling == "eos"
+
+    @property
+    def text_width(self) -> int:
+        """Width of a text's state, before the projection."""
+        text = cast(Any, self.text_config)
+        return text.projection_size if text.model_type == SiglipTextConfig.model_type else text.hidden_size
+
+    @property
     def loss_options(self) -> dict[str, Any]:
         """Options that `multi_to_multi_loss` takes from here."""
         return {name: getattr(self, name) for name in LOSS_OPTIONS}
@@ -475,6 +703,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         self._let_towers_follow()
         self.validate_text()
         cast(HolisticCLIPVisionConfig, self.vision_config).require_valid()
+        self.validate_projections()
         for check in (self.validate_perspectives, self.validate_objective, self.validate_fusion):
             check()
 
@@ -482,15 +711,24 @@ class HolisticCLIPConfig(PreTrainedConfig):
         """Give both towers this `projection_dim`; they may belong to somebody else, who keeps his own."""
         for name in ("text_config", "vision_config"):
             tower = getattr(self, name)
-            if tower.projection_dim != self.projection_dim:
+            if getattr(tower, "projection_dim", self.projection_dim) != self.projection_dim:
                 tower = deepcopy(tower)
                 tower.projection_dim = self.projection_dim
                 setattr(self, name, tower)
 
     def validate_text(self) -> None:
         """Take part in the `@strict` validation."""
-        text = cast(CLIPTextConfig, self.text_config)
-        _require_tower(CLIPTextConfig, vars(text), "text_config.")
+        text = cast(Any, self.text_config)
+        if text.model_type == CLIPTextConfig.model_type:
+            _require_tower(CLIPTextConfig, vars(text), "text_config.")
+        self._validate_pooling(text.model_type)
+        if text.model_type == SiglipTextConfig.model_type and not isinstance(text.pad_token_id, int):
+            raise ValueError(
+                f"`text_config.pad_token_id` is {text.pad_token_id}; expected the id of the tokenizer's padding, with "
+                f"which texts are filled up. Set `text_config={{'pad_token_id': tokenizer.pad_token_id}}`."
+            )
+        if not self.reads_end_token:
+            return
         end = text.eos_token_id
         if not isinstance(end, int) or not (end == LEGACY_END or 0 <= end < text.vocab_size):
             raise ValueError(
@@ -498,6 +736,32 @@ class HolisticCLIPConfig(PreTrainedConfig):
                 f"`vocab_size`, which is {text.vocab_size}. A text is read there: set "
                 f"`text_config={{'eos_token_id': tokenizer.eos_token_id}}`."
             )
+
+    def _validate_pooling(self, kind: str) -> None:
+        if kind in POOLED_TEXT_TOWERS:
+            if self.text_pooling is not None:
+                raise ValueError(
+                    f"`text_pooling` is {self.text_pooling!r} and `text_config` of model type {kind!r}, which says "
+                    f"itself where a text is read. Leave `text_pooling` out."
+                )
+        elif self.text_pooling not in TEXT_POOLINGS:
+            raise ValueError(
+                f"`text_pooling` is {self.text_pooling!r}; expected one of {', '.join(map(repr, TEXT_POOLINGS))}, "
+                f"since a text encoder of model type {kind!r} does not say which state stands for a text."
+            )
+
+    def validate_projections(self) -> None:
+        """Take part in the `@strict` validation."""
+        widths = {
+            "visual_projection": cast(HolisticCLIPVisionConfig, self.vision_config).hidden_size,
+            "text_projection": self.text_width,
+        }
+        for name, width in widths.items():
+            if not getattr(self, name) and width != self.projection_dim:
+                raise ValueError(
+                    f"`{name}` is False and `projection_dim` is {self.projection_dim}; expected the width of the "
+                    f"tower, which is {width}, since nothing leads from one to the other."
+                )
 
     def validate_perspectives(self) -> None:
         """Take part in the `@strict` validation."""
@@ -544,4 +808,54 @@ class HolisticCLIPConfig(PreTrainedConfig):
         return [self.perspectives.index(slot) if slot in self.perspectives else -1 for slot in slots]
 
 
-__all__ = ["HolisticCLIPConfig", "HolisticCLIPVisionConfig"]
+@_refusing_plainly
+@strict
+class HolisticSiglipConfig(HolisticCLIPConfig):
+    """SigLIP's towers and what joins them: `HolisticCLIPConfig` with SigLIP's defaults.
+
+    Its name tells transformers' pipelines to answer by sigmoids. With any towers, take it for a model of the sigmoid
+    objective, and `HolisticCLIPConfig` for one of softmax.
+
+    Args:
+        text_config: Configuration as in `HolisticCLIPConfig`; a dict without `model_type` is a `SiglipTextConfig`'s.
+        vision_config: Configuration as in `HolisticCLIPConfig`; a dict without `model_type` is a
+            `SiglipVisionConfig`'s, or a `HolisticBackboneVisionConfig`'s if it has a `backbone_config`.
+        logit_scale_init_value: logarithm of the initial inverse temperature; ln 10 in SigLIP.
+    """
+
+    model_type = "holistic_siglip"
+    families: ClassVar[tuple[str, ...]] = ("holistic_siglip",)
+
+    projection_dim: int = 768
+    visual_projection: bool = False
+    text_projection: bool = False
+    objective: str = "sigmoid"
+    logit_scale_init_value: float | int = 2.3026
+
+    def _vision(self, given: Any) -> Any:
+        if isinstance(given, dict) and "model_type" not in given and "backbone_config" not in given:
+            given = {"model_type": SiglipVisionConfig.model_type, **given}
+        return super()._vision(given)
+
+    def _text(self, given: Any) -> Any:
+        given = {} if given is None else given
+        if isinstance(given, dict) and "model_type" not in given:
+            given = {"model_type": SiglipTextConfig.model_type, **given}
+        return super()._text(given)
+
+    def validate_objective(self) -> None:
+        """Take part in the `@strict` validation."""
+        super().validate_objective()
+        if self.objective != "sigmoid":
+            raise ValueError(
+                f"`objective` is {self.objective!r}; expected 'sigmoid', by which pipelines read a model of type "
+                f"{self.model_type!r}. Take a `HolisticCLIPConfig`."
+            )
+
+
+__all__ = [
+    "HolisticBackboneVisionConfig",
+    "HolisticCLIPConfig",
+    "HolisticCLIPVisionConfig",
+    "HolisticSiglipConfig",
+]

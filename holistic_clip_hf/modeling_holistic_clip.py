@@ -21,15 +21,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_holistic_clip import FUSIONS, LEGACY_END, HolisticCLIPConfig, end_token_id, require_choice
+from .backbone_holistic_clip import make_vision_tower
+from .configuration_holistic_clip import (
+    FUSIONS,
+    HolisticCLIPConfig,
+    HolisticSiglipConfig,
+    end_token_id,
+    require_choice,
+)
 from .loss_holistic_clip import LOSS_PARTS, LossOptions, MultiToMultiLoss, branch_mean, multi_to_multi_loss, route
+from .text_holistic_clip import (
+    PADDED_IN_FRONT,
+    ROW_LENGTH,
+    HolisticCLIPTextModel,
+    PackedTexts,
+    make_text_tower,
+    pack_texts,
+    padded_in_front,
+)
 from .vision_holistic_clip import (
     HolisticCLIPPreTrainedModel,
     HolisticCLIPVisionModel,
@@ -125,77 +140,6 @@ class BranchFusion(nn.Module):
         return ((scale * similarity).softmax(dim=1) * similarity).sum(dim=1)
 
 
-class PackedTexts(NamedTuple):
-    """T texts in R rows.
-
-    Args:
-        input_ids: (R, S); zeros behind the last text of a row.
-        position_ids: (R, S), from zero in each text.
-        visible: (R, S, S) bool, true where a token (second axis) may see another (third): its own text, up to itself.
-        ends: (T, 2), row and place of the last token of each text.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    visible: Tensor
-    ends: Tensor
-
-
-def pack_texts(input_ids: Tensor, lengths: Tensor, row_length: int) -> PackedTexts:
-    """Put texts (T, L), of which the first `lengths` (T,) tokens count, into rows of at least `row_length` tokens.
-
-    The longest first, each into the fullest row that has room for it: hardly more than 11/9 of the fewest rows
-    (best-fit decreasing, https://doi.org/10.1137/0203025).
-    """
-    counts = lengths.tolist()
-    row_length = max([row_length, *counts])
-    rows, starts = _places(counts, row_length)
-    device, num_rows = input_ids.device, max(rows) + 1
-    text = torch.arange(len(counts), device=device).repeat_interleave(lengths)
-    place = torch.arange(len(text), device=device) - (lengths.cumsum(0) - lengths)[text]
-    row, start = (torch.tensor(numbers, device=device) for numbers in (rows, starts))
-    where = row[text], start[text] + place
-    packed, positions = (input_ids.new_zeros(num_rows, row_length) for _ in range(2))
-    owner = input_ids.new_full(
-        (num_rows, row_length), -1
-    )  # tokens behind the last text see each other: no row is blind
-    packed[where], positions[where], owner[where] = input_ids[text, place], place.to(input_ids), text.to(input_ids)
-    is_causal = torch.ones(row_length, row_length, dtype=torch.bool, device=device).tril()
-    visible = (owner[:, :, None] == owner[:, None]) & is_causal
-    return PackedTexts(packed, positions, visible, torch.stack([row, start + lengths - 1], dim=1))
-
-
-def _places(counts: list[int], row_length: int) -> tuple[list[int], list[int]]:
-    """Return the row and first place of each text."""
-    rows, starts = [0] * len(counts), [0] * len(counts)
-    rows_with_room: list[list[int]] = [[] for _ in range(row_length + 1)]
-    num_rows = 0
-    for text in sorted(range(len(counts)), key=lambda text: -counts[text]):
-        count = counts[text]
-        room = next((room for room in range(count, row_length + 1) if rows_with_room[room]), None)
-        if room is None:
-            row, room, num_rows = num_rows, row_length, num_rows + 1
-        else:
-            row = rows_with_room[room].pop()
-        rows_with_room[room - count].append(row)
-        rows[text], starts[text] = row, row_length - room
-    return rows, starts
-
-
-_PADDED_IN_FRONT = (
-    "`attention_mask` is of texts that are padded in front; expected padding behind, since positions count from the "
-    "first token. Set the tokenizer's `padding_side` to 'right', or take this package's processor."
-)
-
-
-def _padded_in_front(attention_mask: Tensor) -> Tensor:
-    """Tell whether any text of (..., L) has tokens, and none at its first place: a scalar of bool."""
-    return (attention_mask[..., 0].logical_not() & attention_mask.any(dim=-1)).any()
-
-
-ROW_LENGTH = 77  # of tokens that texts share: CLIP's longest text. In longer rows attention costs more
-
-
 @dataclass
 class HolisticCLIPTextOutput(BaseModelOutputWithPooling):
     """Output of `get_text_features` beside the text tower's own.
@@ -268,29 +212,6 @@ class _Texts(NamedTuple):
     tower: HolisticCLIPTextOutput | None = None
 
 
-class HolisticCLIPTextModel(CLIPTextModel):
-    """CLIP's text tower, with one source of truth for the end token, where a text is read.
-
-    CLIP's constructor keeps a copy of `config.eos_token_id`. Training aligns the configuration with the tokenizer, and
-    what is saved is the configuration: a copy would make one vector of a text now and another after loading.
-    """
-
-    @property
-    def eos_token_id(self) -> int:
-        """Id of the end token, or 2 for the highest id of a text, as transformers has it for CLIP's first
-        configurations.
-        """
-        return self.config.eos_token_id
-
-    @eos_token_id.setter
-    def eos_token_id(self, value: int) -> None:
-        """Copy that CLIP's constructor makes, which is dropped."""
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        return False  # or transformers would leave out CLIP's attention and MLP, as in `HolisticCLIPPreTrainedModel`
-
-
 class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     """Both towers and their common space: H vectors and one fused vector per image, one vector per text."""
 
@@ -299,17 +220,21 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
 
     def __init__(self, config: HolisticCLIPConfig) -> None:
         super().__init__(config)
-        if config.architectures == [HolisticCLIPVisionModel.__name__]:
+        if config.architectures in (["HolisticCLIPVisionModel"], ["HolisticBackboneVisionModel"]):
             raise ValueError(
-                "This is a checkpoint of a vision tower alone. Load it with `HolisticCLIPVisionModel`, or under a "
-                "classifier with `HolisticCLIPForImageClassification`."
+                f"This is a checkpoint of a vision tower alone. Load it with `{config.architectures[0]}`, or under a "
+                f"classifier with `HolisticCLIPForImageClassification`."
             )
         config.require_valid()  # fields may have been set since it was made
-        self.text_model = HolisticCLIPTextModel._from_config(config.text_config)
-        self.vision_model = HolisticCLIPVisionModel._from_config(config.vision_config)
-        vision_width, text_width = self.vision_model.config.hidden_size, self.text_model.config.hidden_size
-        self.visual_projection = nn.Linear(vision_width, config.projection_dim, bias=False)
-        self.text_projection = nn.Linear(text_width, config.projection_dim, bias=False)
+        self.text_model = make_text_tower(config)
+        self.vision_model = make_vision_tower(config.vision_config)
+        self.visual_projection, self.text_projection = (
+            nn.Linear(width, config.projection_dim, bias=False) if is_projected else nn.Identity()
+            for width, is_projected in (
+                (self.vision_model.config.hidden_size, config.visual_projection),
+                (config.text_width, config.text_projection),
+            )
+        )
         self.branch_fusion = BranchFusion(config)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.logit_bias = None
@@ -326,6 +251,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         if module is not self:
             return
         for projection in (self.text_projection, self.visual_projection):
+            if isinstance(projection, nn.Identity):
+                continue
             std = projection.in_features**-0.5 * self.config.initializer_factor
             init.normal_(projection.weight, std=std)
         init.constant_(self.logit_scale, self.config.logit_scale_init_value)
@@ -343,7 +270,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         since added tokens have higher ones.
         """
         text = self.text_model.config
-        if new_num_tokens is not None:
+        if new_num_tokens is not None and isinstance(self.text_model, HolisticCLIPTextModel):
             text.eos_token_id = end_token_id(text.eos_token_id, text.vocab_size)
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
@@ -418,8 +345,9 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         return HolisticCLIPPatchOutput(patch_embeds=self.branch_fusion.mean(embeds), branch_patch_embeds=embeds)
 
     def _check_tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
-        longest, known = self.text_model.config.max_position_embeddings, self.get_input_embeddings().num_embeddings
-        if input_ids.shape[-1] > longest:
+        longest = getattr(self.text_model.config, "max_position_embeddings", None)
+        known = self.get_input_embeddings().num_embeddings
+        if longest is not None and input_ids.shape[-1] > longest:
             raise ValueError(
                 f"Texts of {input_ids.shape[-1]} tokens for a model of {longest} positions. Truncate them with the "
                 f"processor, whose `tokenizer.model_max_length` is to be {longest}, or stretch the positions with "
@@ -428,21 +356,21 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         # On a GPU an unknown id would end the process. A compiled graph cannot look at values.
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or input_ids.numel() == 0:
             return
-        end = self.text_model.eos_token_id
-        has_end = (input_ids == end).any(dim=-1).all().to(input_ids)
+        end = self.text_model.end_token
+        has_end = (input_ids == (-1 if end is None else end)).any(dim=-1).all().to(input_ids)
         is_padded_in_front = has_end.new_zeros(())
         if attention_mask is not None and attention_mask.shape == input_ids.shape:
-            is_padded_in_front = _padded_in_front(attention_mask).to(has_end)
+            is_padded_in_front = padded_in_front(attention_mask).to(has_end)
         found = torch.stack([*input_ids.aminmax(), has_end, is_padded_in_front]).tolist()  # at once: each waits for it
         lowest, highest, has_end, is_padded_in_front = found
         if is_padded_in_front:
-            raise ValueError(_PADDED_IN_FRONT)
+            raise ValueError(PADDED_IN_FRONT)
         if lowest < 0 or highest >= known:
             raise ValueError(
                 f"Token ids from {lowest} to {highest} for a vocabulary of {known}. Use this checkpoint's own "
                 f"processor, or `resize_token_embeddings` after adding tokens."
             )
-        if end != LEGACY_END and not has_end:
+        if end is not None and not has_end:
             raise ValueError(
                 f"`input_ids` has texts without the end token {end}, at which they are read; expected it in each. Use "
                 f"this checkpoint's own processor, or set `text_config.eos_token_id` to the tokenizer's."
@@ -472,8 +400,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         has_tokens = attention_mask.any(dim=-1)
-        if _padded_in_front(attention_mask):
-            raise ValueError(_PADDED_IN_FRONT)
+        if padded_in_front(attention_mask):
+            raise ValueError(PADDED_IN_FRONT)
         if caption_mask is None:
             caption_mask = has_tokens
         if (caption_mask.bool() & ~has_tokens).any():
@@ -488,18 +416,21 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         if caption_ids is not None:
             distinct, inverse = caption_ids.flatten()[present].unique(return_inverse=True)
             first = places.new_zeros(len(distinct)).scatter_reduce(0, inverse, places, "amin", include_self=False)
-        embeds = self._encode_packed(input_ids.flatten(0, 1)[present[first]])[inverse]
+        distinct_ids, mask = (given.flatten(0, 1)[present[first]] for given in (input_ids, attention_mask))
+        if self.text_model.packs_texts:
+            embeds = self._encode_packed(distinct_ids)[inverse]
+        else:
+            longest = int(mask.sum(dim=-1).max())
+            embeds = self.get_text_features(distinct_ids[:, :longest], mask[:, :longest]).text_embeds[inverse]
         flat = embeds.new_zeros(num_images * num_slots, embeds.shape[-1]).index_copy(0, present, embeds)
         return flat.unflatten(0, (num_images, num_slots))
 
     def _encode_packed(self, input_ids: Tensor) -> Tensor:
         """Encode (T, L) to (T, D) of unit length, in one call of the text tower, whatever the lengths are.
 
-        CLIP's text tower is causal and reads the end token: what stands behind it changes nothing.
+        Such a text tower is causal and reads the end token: what stands behind it changes nothing.
         """
-        # The first end token, as CLIP's text tower finds it; its old configurations say 2 and mean the highest id.
-        config, end = self.text_model.config, self.text_model.eos_token_id
-        lengths = (input_ids if end == LEGACY_END else (input_ids == end).int()).argmax(-1) + 1
+        config, lengths = self.text_model.config, self.text_model.lengths(input_ids)
         input_ids = input_ids[:, : int(lengths.max())]
         if config._attn_implementation not in ("sdpa", "eager"):  # the others take no such mask
             return self.get_text_features(input_ids).text_embeds
@@ -633,6 +564,12 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         )
 
 
+class HolisticSiglipModel(HolisticCLIPModel):
+    """`HolisticCLIPModel` under SigLIP's name, by which pipelines answer with sigmoids."""
+
+    config: HolisticSiglipConfig
+
+
 class HolisticCLIPForImageClassification(HolisticCLIPPreTrainedModel):
     """The vision tower and one linear over its H branches, side by side, for supervised fine-tuning.
 
@@ -650,7 +587,7 @@ class HolisticCLIPForImageClassification(HolisticCLIPPreTrainedModel):
     def __init__(self, config: HolisticCLIPConfig) -> None:
         super().__init__(config)
         config.require_valid()
-        self.vision_model = HolisticCLIPVisionModel._from_config(config.vision_config)
+        self.vision_model = make_vision_tower(config.vision_config)
         width = config.num_branches * self.vision_model.config.hidden_size
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
@@ -704,6 +641,7 @@ __all__ = [
     "HolisticCLIPTextOutput",
     "HolisticCLIPVisionModel",
     "HolisticCLIPVisionOutput",
+    "HolisticSiglipModel",
     "PackedTexts",
     "pack_texts",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 PACKAGE = __name__.rpartition(".")[0]
 AUTO = "transformers.models.auto"
@@ -20,32 +21,55 @@ AUTO = "transformers.models.auto"
 def _register_configurations() -> None:
     from transformers import AutoConfig
 
-    from .configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
+    from .configuration_holistic_clip import (
+        HolisticBackboneVisionConfig,
+        HolisticCLIPConfig,
+        HolisticCLIPVisionConfig,
+        HolisticSiglipConfig,
+    )
 
-    for config in (HolisticCLIPConfig, HolisticCLIPVisionConfig):
+    for config in (
+        HolisticCLIPConfig,
+        HolisticCLIPVisionConfig,
+        HolisticBackboneVisionConfig,
+        HolisticSiglipConfig,
+    ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_models() -> None:
     from transformers import AutoModel, AutoModelForImageClassification, AutoModelForZeroShotImageClassification
 
-    from .configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
-    from .modeling_holistic_clip import HolisticCLIPForImageClassification, HolisticCLIPModel
+    from .backbone_holistic_clip import HolisticBackboneVisionModel
+    from .configuration_holistic_clip import (
+        HolisticBackboneVisionConfig,
+        HolisticCLIPConfig,
+        HolisticCLIPVisionConfig,
+        HolisticSiglipConfig,
+    )
+    from .modeling_holistic_clip import HolisticCLIPForImageClassification, HolisticCLIPModel, HolisticSiglipModel
     from .vision_holistic_clip import HolisticCLIPVisionModel
 
-    AutoModel.register(HolisticCLIPConfig, HolisticCLIPModel, exist_ok=True)
+    joint: list[tuple[Any, Any]] = [
+        (HolisticCLIPConfig, HolisticCLIPModel),
+        (HolisticSiglipConfig, HolisticSiglipModel),
+    ]
     AutoModel.register(HolisticCLIPVisionConfig, HolisticCLIPVisionModel, exist_ok=True)
+    AutoModel.register(HolisticBackboneVisionConfig, HolisticBackboneVisionModel, exist_ok=True)
     AutoModelForImageClassification.register(HolisticCLIPConfig, HolisticCLIPForImageClassification, exist_ok=True)
-    AutoModelForZeroShotImageClassification.register(HolisticCLIPConfig, HolisticCLIPModel, exist_ok=True)
+    for config, model in joint:
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForZeroShotImageClassification.register(config, model, exist_ok=True)
 
 
 def _register_processor() -> None:
     from transformers import AutoProcessor
 
-    from .configuration_holistic_clip import HolisticCLIPConfig
+    from .configuration_holistic_clip import HolisticCLIPConfig, HolisticSiglipConfig
     from .processing_holistic_clip import HolisticCLIPProcessor
 
-    AutoProcessor.register(HolisticCLIPConfig, HolisticCLIPProcessor, exist_ok=True)
+    for config in (HolisticCLIPConfig, HolisticSiglipConfig):
+        AutoProcessor.register(config, HolisticCLIPProcessor, exist_ok=True)
 
 
 def _carry(home: str, classes: dict[str, str]) -> Callable[[], None]:
@@ -69,10 +93,14 @@ _AFTER: dict[str, Callable[[], None]] = {
             "configuration_holistic_clip": {
                 "HolisticCLIPConfig": "AutoConfig",
                 "HolisticCLIPVisionConfig": "AutoConfig",
+                "HolisticBackboneVisionConfig": "AutoConfig",
+                "HolisticSiglipConfig": "AutoConfig",
             },
             "vision_holistic_clip": {"HolisticCLIPVisionModel": "AutoModel"},
+            "backbone_holistic_clip": {"HolisticBackboneVisionModel": "AutoModel"},
             "modeling_holistic_clip": {
                 "HolisticCLIPModel": "AutoModel",
+                "HolisticSiglipModel": "AutoModel",
                 "HolisticCLIPForImageClassification": "AutoModelForImageClassification",
             },
             "processing_holistic_clip": {"HolisticCLIPProcessor": "AutoProcessor"},

@@ -418,6 +418,30 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
                 init.normal_(linear.weight, std=std)
 
 
+def require_pixels(config: HolisticCLIPVisionConfig, pixel_values: Tensor | None, any_size: bool) -> Tensor:
+    """Return images (N, 3, height, width) that a tower can see.
+
+    Raises:
+        ValueError: no images, images of another size, or smaller than a patch.
+    """
+    if pixel_values is None:
+        raise ValueError("`pixel_values` is missing. Make it with the processor: `processor(images=...)`.")
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"`pixel_values` must be (N, {config.num_channels}, height, width); got {tuple(pixel_values.shape)}. "
+            f"Make it with the processor: `processor(images=...)`."
+        )
+    size = tuple(pixel_values.shape[2:])
+    if not any_size and size != (config.image_size, config.image_size):
+        raise ValueError(
+            f"Images of {size[0]} x {size[1]} pixels for a model of {config.image_size} x {config.image_size}. "
+            f"Resize them with the processor, or pass interpolate_pos_encoding=True."
+        )
+    if min(size) < config.patch_size:
+        raise ValueError(f"Images of {size[0]} x {size[1]} pixels hold no patch of {config.patch_size} pixels.")
+    return pixel_values
+
+
 class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
     """The vision tower with its H branches, before projection."""
 
@@ -450,6 +474,10 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
         """Return the patches of (..., S, E) behind the last norm: (..., P, E), which probes read."""
         return self.post_layernorm(last_hidden_state[..., self.num_class_tokens :, :])
 
+    def patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of the patches of an image of so many pixels."""
+        return height // self.config.patch_size, width // self.config.patch_size
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -471,7 +499,7 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
         Raises:
             ValueError: no images, or images of another size.
         """
-        self._check_pixels(pixel_values, interpolate_pos_encoding)
+        pixel_values = require_pixels(self.config, pixel_values, interpolate_pos_encoding)
         hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding))
         num_class_tokens = self.num_class_tokens
         states = self.encoder(
@@ -488,24 +516,6 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
         return HolisticCLIPVisionOutput(
             last_hidden_state=states, pooler_output=branches.mean(dim=1), branch_embeds=branches
         )
-
-    def _check_pixels(self, pixel_values: Tensor | None, any_size: bool) -> None:
-        if pixel_values is None:
-            raise ValueError("`pixel_values` is missing. Make it with the processor: `processor(images=...)`.")
-        config = self.config
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
-            raise ValueError(
-                f"`pixel_values` must be (N, {config.num_channels}, height, width); got {tuple(pixel_values.shape)}. "
-                f"Make it with the processor: `processor(images=...)`."
-            )
-        size = tuple(pixel_values.shape[2:])
-        if not any_size and size != (config.image_size, config.image_size):
-            raise ValueError(
-                f"Images of {size[0]} x {size[1]} pixels for a model of {config.image_size} x {config.image_size}. "
-                f"Resize them with the processor, or pass interpolate_pos_encoding=True."
-            )
-        if min(size) < config.patch_size:
-            raise ValueError(f"Images of {size[0]} x {size[1]} pixels hold no patch of {config.patch_size} pixels.")
 
     def _isolation_mask(self, hidden_states: Tensor) -> Tensor | None:
         """Return what is added to the attention logits, (1, 1, S, S), or `None` if everything sees everything."""

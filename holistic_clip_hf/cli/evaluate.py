@@ -139,7 +139,7 @@ class Command:
         from ..evaluation.branch_report import branch_picture
         from ..evaluation.records import save_records
         from ..visualization.result_grid import draw_results
-        from .tables import results_table
+        from .tables import advice_on_few_images, results_table
 
         evaluation, records = Evaluation(self), []
         evaluation.open_data()
@@ -163,6 +163,8 @@ class Command:
                     batch_size=self.batch_size,
                     seed=self.seed,
                 )
+        if advice := advice_on_few_images(records):
+            print(advice)
         print(f"{len(records):,} records are in {self.output}.")
 
     def require_options(self) -> None:
@@ -448,10 +450,10 @@ class Evaluation:
         return LabelledImages.of(encoded, labels)
 
     def _split_of_corpus(self, split: str) -> tuple[str, "Dataset"]:
-        from ..corpus.build import find_corpus, open_split
+        from ..corpus.build import corpus_name, find_corpus, open_split
 
         directory = find_corpus(self.options.texts.corpus or "")
-        return directory.name, open_split(directory, split, split_column=self.options.texts.split_column)
+        return corpus_name(directory), open_split(directory, split, split_column=self.options.texts.split_column)
 
     def _provenance(self, dataset: str, split: str | None = None) -> "Provenance":
         from ..evaluation.records import capture_provenance

@@ -44,12 +44,14 @@ class Settings:
         epochs: Number of passes over the photos.
         batch_size: Number of photos of a step.
         learning_rate: Learning rate of the towers; branches learn faster.
+        max_length: Tokens of a caption that are read. More than the base's stretch the positions of its text tower.
         seed: Seed of all that is random.
     """
 
     epochs: float | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    max_length: int | None = None
     seed: int = 0
 
 
@@ -95,7 +97,7 @@ class Command:
         from transformers import logging
 
         from ..storage import LOCK, hold_lock
-        from ..trainer.finetuning import RUN, read_base
+        from ..trainer.finetuning import RUN, read_base, require_length
         from ..trainer.recipes import require_own_run
 
         disable_progress_bars()
@@ -103,13 +105,15 @@ class Command:
         source = self._source()
         require_own_run(self.output / RUN)
         base = read_base(self.base)
+        require_length(base, self.settings.max_length)
         with hold_lock(self.output / LOCK):
             self._make(source, base)
 
     def _make(self, source: "Source", base: "Base") -> None:
-        from ..corpus.build import read_manifest
+        from ..corpus.build import read_manifest, remove_corpus
         from ..trainer.finetuning import (
             RUN,
+            caption_lengths,
             choose_settings,
             make_recipe,
             order_of_branches,
@@ -119,11 +123,19 @@ class Command:
         from ..trainer.recipes import load_recipe, train_run
 
         corpus, checkpoint = self.output / "corpus", self.output / RUN
-        self._build(source, corpus)
-        train, perspectives = _usable_split(corpus), list(read_manifest(corpus)["perspectives"])
+        is_new = not corpus.exists()
+        try:
+            self._build(source, corpus)
+            train = _usable_split(corpus)
+        except ValueError:
+            if is_new:  # with it, corrected captions from another file would be refused
+                remove_corpus(corpus)
+            raise
+        perspectives = list(read_manifest(corpus)["perspectives"])
         branches = order_of_branches(base, perspectives)
-        asked = {name: getattr(self.settings, name) for name in ("batch_size", "epochs", "learning_rate")}
-        choices = choose_settings(len(train), base, asked)
+        asked = {name: value for name, value in vars(self.settings).items() if name != "seed"}
+        lengths = caption_lengths(base, train["captions"])
+        choices = choose_settings(len(train), base, asked, lengths)
         _tell(base, branches, choices)
         path = self.output / "recipe.yaml"
         write_recipe(path, make_recipe(base, branches, choices, corpus, self.settings.seed))
@@ -140,7 +152,7 @@ class Command:
         options = BuildOptions(rows=self.rows, validation=self.validation, test=self.test, report=False)
         name = self.output.resolve().name
         command = shareable_command([CONSOLE_SCRIPT, *sys.argv[1:]])
-        options.build(source, corpus, CorpusFacts(title=name, command=command))
+        options.build(source, corpus, CorpusFacts(title=name, command=command, name=name))
 
     def _source(self) -> "Source":
         """Open the photos and their captions; columns that nobody named are proposed, and said."""
@@ -171,8 +183,8 @@ class Command:
         from ..evaluation.encoding import load_checkpoint
         from ..evaluation.gain import measure_gain
         from ..evaluation.records import capture_provenance, save_records
-        from ..evaluation.retrieval import RETRIEVAL_PROTOCOLS, embed_corpus, measure_retrieval
-        from .tables import results_table
+        from ..evaluation.retrieval import RETRIEVAL_PROTOCOLS, embed_alike, embed_corpus, measure_retrieval
+        from .tables import advice_on_few_images, results_table
 
         try:
             rows = open_split(corpus, "test")
@@ -189,7 +201,8 @@ class Command:
         if len(names) > 1:
             records += report_branches(model, embedded, provenance=run)
         starting = _load_base(base)
-        before = embed_corpus(starting, processor, rows, perspectives=_asked(rows, names))
+        processor.limit_texts(base.max_length)
+        before = embed_alike(starting, processor, rows, embedded)
         records += measure_retrieval(starting, before, provenance=replace(run, model=BASE), ks=KS, with_branches=False)
         gained = measure_gain((starting, before), (model, embedded), provenance=run, k=GAIN_K)
         records += gained
@@ -197,6 +210,8 @@ class Command:
         own = [record for record in records if record.model == name and record not in gained]
         print(results_table(own, names))
         print(_against_base(gained, name, len(embedded.branch_embeds)))
+        if advice := advice_on_few_images(own):
+            print(advice)
         _warn_of_copies(own)
         _write_card(checkpoint, base, name)
 
@@ -207,16 +222,16 @@ def _usable_split(corpus: Path) -> "Dataset":
     Raises:
         ValueError: much was left out as damaged, or the captions tell nothing.
     """
-    from ..corpus.build import open_split, read_manifest
+    from ..corpus.build import open_split, read_manifest, read_skipped
     from ..trainer.finetuning import require_few_left_out, require_telling_captions
 
     manifest = read_manifest(corpus)
     splits = ", ".join(f"{count:,} {name}" for name, count in manifest["columns"].get("split", {}).items())
     print(f"{manifest['rows']:,} photos with captions: {splits}")
-    show_left_out(corpus, manifest)
-    require_few_left_out(manifest["rows"], manifest.get("reasons", {}))
+    require_few_left_out(manifest["rows"], read_skipped(corpus))
     train = open_split(corpus, "train")
     require_telling_captions(train["captions"])
+    show_left_out(corpus, manifest)
     return train
 
 
@@ -239,9 +254,9 @@ def _tell(base: "Base", branches: list[str], choices: "list[Choice]") -> None:
 def _load_base(base: "Base") -> "HolisticCLIPModel":
     """Load the base as it is; a CLIP has one vector."""
     from ..evaluation.encoding import load_checkpoint
-    from ..initialization import from_clip
+    from ..initialization import from_checkpoint
 
-    return load_checkpoint(base.name)[0] if base.branches else from_clip(base.name, perspectives=["all"])
+    return load_checkpoint(base.name)[0] if base.branches else from_checkpoint(base.name, perspectives=["all"])
 
 
 def _against_base(gained: "list[Record]", name: str, num_rows: int) -> str:

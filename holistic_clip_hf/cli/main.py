@@ -109,11 +109,23 @@ def end_in_a_sentence(program: str, given: Sequence[str] = (), *, debug: bool = 
         refuse(f"{program}: {as_options(sentence_of(error), given)}")
 
 
+class LinesAboveBars(logging.StreamHandler):
+    """Handler that gives what is logged a line of its own, above the bars of progress that are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, as inherited."""
+        if "tqdm.std" not in sys.modules:  # it is imported only where a bar is shown
+            super().emit(record)
+            return
+        with sys.modules["tqdm.std"].tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
     """Show what this package logs. Other packages have handlers of their own, so the root gets none: they would say
     everything twice."""
-    handler, logger = logging.StreamHandler(), logging.getLogger(PACKAGE)
+    handler, logger = LinesAboveBars(), logging.getLogger(PACKAGE)
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -23,7 +23,7 @@ _SAME = {
         "output rows perspectives max_caption_bytes drop_similar embed validation test report replace rows_per_shard "
         "workers min_side max_side max_pixels max_bytes image_column id_column from_split encoding"
     ),
-    "finetune": "base output captions caption image_column encoding rows validation test",
+    "finetune": "base output captions caption image_column encoding rows validation test max_length",
     "train": "recipe run corpus output_dir",
     "fit": "model corpus split_column split output replace",
     "card": "",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ..evaluation.branch_report import TASK as BRANCHES
 from ..evaluation.branch_report import branch_panels
 from ..evaluation.records import BY_NAME, FUSED, Record
+from ..evaluation.retrieval import note_of_few_images
 
 NOT_SHARES = ("median_rank", "inverse_regularisation")
 SHORT_NAMES = {
@@ -36,6 +37,12 @@ def results_table(records: Sequence[Record], names: Sequence[str]) -> str:
         table = _matrices(records, names) if rows[0].task == BRANCHES else _table(rows, shared)
         found.append(f"== {text}\n{table}")
     return "\n\n".join(found)
+
+
+def advice_on_few_images(records: Sequence[Record]) -> str:
+    """Return what `note_of_few_images` says with what to do, or nothing."""
+    note = note_of_few_images(records)
+    return f"{note} Build the corpus with a larger share, such as `--test 0.3`, or add images." if note else ""
 
 
 def _shared(rows: Sequence[Record]) -> list[str]:

@@ -133,6 +133,35 @@ def find_corpus(name: str | Path) -> Path:
     )
 
 
+def corpus_name(directory: str | Path) -> str:
+    """Return what records call a corpus: the name that its build was given, or that of its folder.
+
+    Raises:
+        ValueError: as `read_manifest`.
+    """
+    return (read_manifest(directory).get("about") or {}).get("name") or Path(directory).resolve().name
+
+
+def read_skipped(directory: str | Path) -> Iterator[Skipped]:
+    """Yield what a build left out, with the reason of each.
+
+    Raises:
+        ValueError: as `read_manifest`.
+    """
+    manifest = read_manifest(directory)
+    if "skipped_file" in manifest:
+        with (Path(directory) / SKIPPED).open(encoding="utf-8") as lines:
+            yield from (Skipped(**json.loads(line)) for line in lines)
+        return
+    for part in (manifest, *manifest["shards"].values()):
+        yield from (Skipped(**item) for item in part.get("skipped", ()))
+
+
+def remove_corpus(directory: Path) -> None:
+    """Remove what a build wrote into a folder that was new, and nothing else that lies there."""
+    remove_own_files(directory, lambda path: path == CARD or is_corpus_file(directory, path))
+
+
 class EmptyCorpusError(ValueError):
     """A corpus of which no image can be a row."""
 

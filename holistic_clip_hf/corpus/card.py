@@ -35,6 +35,7 @@ class CorpusFacts:
         license: Licence of images and captions, as the Hub spells it (`cc-by-4.0`).
         languages: Languages of the captions (`en`).
         command: Command that builds the corpus again.
+        name: Name of the corpus in records. Default: that of its folder.
     """
 
     title: str
@@ -42,6 +43,7 @@ class CorpusFacts:
     license: str = ""
     languages: tuple[str, ...] = ()
     command: str = ""
+    name: str = ""
 
     def about(self, sources: Sequence[Source], settings: BuildSettings, similar: str) -> dict[str, Any]:
         """Return these facts for the manifest, with what the corpus was built from and how."""

@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 STANDARD = "standard"
 PAPER = "paper"
 ALL_PERSPECTIVES = "all"
+FEWEST_IMAGES = 10  # with less, one image more or less moves recall by over ten points
 Captions = Mapping[str, Sequence[Sequence[str]]]
 
 
@@ -268,6 +269,27 @@ def embed_corpus(
     return EmbeddedCorpus(images, captions, dict(zip(texts, vectors, strict=True)), left_out)
 
 
+def embed_alike(
+    model: DualEncoder, processor: Processor, dataset: Dataset, corpus: EmbeddedCorpus, *, batch_size: int = 64
+) -> EmbeddedCorpus:
+    """Encode by another model what `embed_corpus` encoded: the same images, and the very same texts.
+
+    Its own processor may read fewer tokens; a text is then cut, and still the same question.
+
+    Args:
+        model: the other model.
+        processor: Processor of the other model.
+        dataset: Rows that the corpus was encoded from.
+        corpus: Corpus as the first model sees it.
+        batch_size: Number of images or texts that are encoded together.
+    """
+    encoded = encode_images(model, processor, dataset, batch_size=batch_size)
+    texts = list(corpus.text_embeds)
+    vectors = encode_texts(model, processor, texts, batch_size=batch_size)
+    text_embeds = dict(zip(texts, vectors, strict=True))
+    return EmbeddedCorpus(encoded.branch_embeds, corpus.captions, text_embeds, corpus.left_out)
+
+
 def evaluate_retrieval(
     model: DualEncoder,
     processor: Processor,
@@ -377,6 +399,23 @@ def _records_of_ranks(
         confidence_interval=bootstrap_interval(result.precision, seed=seed),
     )
     return [*recalls, median, precision]
+
+
+def note_of_few_images(records: Iterable[Record]) -> str:
+    """Say that recall on a handful of images means little; nothing if there were more.
+
+    Args:
+        records: Records of retrieval, and any others.
+    """
+    found = [
+        record.counts["n_candidates"]
+        for record in records
+        if record.metric == "recall" and record.details.get("direction") == TEXT_TO_IMAGE
+    ]
+    if min(found, default=FEWEST_IMAGES) >= FEWEST_IMAGES:
+        return ""
+    images = f"{min(found)} images" if min(found) > 1 else "one image"
+    return f"Recall was measured on {images}, too few to mean much: one more or less moves it by {1 / min(found):.0%}."
 
 
 def recall_by_slot(

@@ -41,16 +41,71 @@ class BeyondLimitsError(UnreadableImageError):
     """An image of too many bytes or pixels, or of too narrow a shape."""
 
 
+class UnreadFormatError(UnidentifiedImageError):
+    """A file of a known format that is not read; its text is the reason, and what to do."""
+
+
 def open_image(given: bytes | str | Path | IO[bytes]) -> Image.Image:
     """Open a file, by its path or open already, or the bytes of one, without decoding its pixels.
 
     What its name says does not count.
 
     Raises:
+        UnreadFormatError: of a format that is known and not read, such as HEIC.
         PIL.UnidentifiedImageError: not an image of one of `FORMATS`.
         OSError: the file cannot be read.
     """
-    return Image.open(io.BytesIO(given) if isinstance(given, bytes) else given, formats=known_formats())
+    file = io.BytesIO(given) if isinstance(given, bytes) else given
+    try:
+        return Image.open(file, formats=known_formats())
+    except UnidentifiedImageError as error:
+        if name := unread_format(_head(file)):
+            raise UnreadFormatError(f"{NOT_READ} {name} is not read; {CONVERT}") from error
+        raise
+
+
+def _head(file: str | Path | IO[bytes]) -> bytes:
+    if isinstance(file, str | Path):
+        with open(file, "rb") as opened:
+            return opened.read(_BYTES_OF_HEAD)
+    file.seek(0)
+    return file.read(_BYTES_OF_HEAD)
+
+
+NOT_READ = "the format"  # beginning of the reason
+CONVERT = "convert it, as with `magick mogrify -format jpg FILE`"
+_BYTES_OF_HEAD = 512
+# Beginnings of files that people take for images. Photos of phones are boxes (ISO 14496-12) whose type comes fifth.
+_UNREAD_BEGINNINGS = {
+    b"\xff\n": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "PSD",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"FUJIFILMCCD-RAW": "RAF",
+    b"IIU\0": "RW2",
+    b"IIRO": "ORF",
+}
+_UNREAD_BOXES = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),  # where Pillow was built without it
+    b"crx ": "CR3",
+    **dict.fromkeys((b"isom", b"iso2", b"mp41", b"mp42", b"qt  ", b"M4V "), "video (MP4, MOV)"),
+}
+
+
+def unread_format(head: bytes) -> str:
+    """Return the name of a format that is known and not read, by the first bytes of a file; nothing for any other.
+
+    >>> unread_format(b"\\0\\0\\0\\x18ftypheic"), unread_format(b"GIF89a")
+    ('HEIC', '')
+    """
+    if head[4:8] == b"ftyp":
+        return _UNREAD_BOXES.get(head[8:12], "")
+    if b"<svg" in head:
+        return "SVG"
+    return next((name for begin, name in _UNREAD_BEGINNINGS.items() if head.startswith(begin)), "")
 
 
 @cache
@@ -105,6 +160,10 @@ def decode_image(image: Any, roots: Sequence[str | Path] = (), limits: ImageLimi
         image = _read(image, roots)
     if image is None:
         raise UnreadableImageError("the row has no image")
+    if isinstance(image, io.BytesIO):
+        image = image.getbuffer()
+    if isinstance(image, (bytearray, memoryview)):
+        image = bytes(image)
     if isinstance(image, bytes):
         if len(image) > limits.max_bytes:
             raise BeyondLimitsError(f"file too large: {len(image):,} bytes")
@@ -128,6 +187,8 @@ Found = TypeVar("Found")
 def _decoded(run: Callable[[], Found]) -> Found:
     try:
         return run()
+    except UnreadFormatError as error:
+        raise UnreadableImageError(str(error)) from error
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         # Where the bytes lay in memory is another place in every run.
         said = _ADDRESS.sub("", f"{type(error).__name__}: {error}".replace("\n", " "))
@@ -181,6 +242,8 @@ def verify_image(data: bytes, limits: ImageLimits = STORABLE) -> tuple[bytes, st
 def _open(data: bytes) -> Image.Image:
     try:
         return open_image(data)
+    except UnreadFormatError as error:
+        raise UnreadableImageError(str(error)) from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError("no image" if data else "0 bytes") from error
     except Image.DecompressionBombError as error:

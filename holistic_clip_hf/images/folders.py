@@ -14,6 +14,7 @@ from typing import Any
 from datasets import Features
 
 from ..storage import is_utf8, require_utf8
+from .decoding import CONVERT
 from .files import MOST_BYTES, NamedFiles, fault_of, is_address, read_file, require_folder, walk
 from .layouts import (
     SPLIT_NAMES,
@@ -27,7 +28,7 @@ from .layouts import (
     refuse_unknown,
     split_value,
 )
-from .records import IMAGE_ENDINGS, PLAIN, Record, TextForm, first_line, read_records
+from .records import IMAGE_ENDINGS, PLAIN, UNREAD_ENDINGS, Record, TextForm, first_line, read_records
 from .sources import CaptionColumns, Columns, Item, MalformedRecordError, Skipped, join_captions
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ _PAIRS = [(image, text) for image in ("image", "images") for text in ("caption",
 _OTHER_SOURCES = {
     ".tar": "Read archives with `tar` and the folder's name.",
     ".parquet": "Read parquet with `dataset` and the folder's name.",
-    ".heic": "Convert photos of phones, e.g. with `magick mogrify -format jpg *.heic`.",
 }
 
 
@@ -108,7 +108,8 @@ class ImageFolder:
             elif _stem(name) not in images:
                 told = f"the ending {ending}" if ending else "a name without an ending"
                 self._unread = _OTHER_SOURCES.get(ending, self._unread)
-                yield self._skipped(path, f"{told} is not read")
+                remedy = f"; {CONVERT}" if ending in UNREAD_ENDINGS else ""
+                yield self._skipped(path, f"{told} is not read{remedy}")
 
     def item(self, path: Path, text_path: Path | None = None) -> Item | Skipped:
         """Return the item of an image below the folder, with the text of a file."""

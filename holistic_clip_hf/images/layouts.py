@@ -97,8 +97,8 @@ _LOOKED_AT = 100  # records
 def propose_captions(records: Iterable[Record], image_column: str) -> dict[str, str]:
     """Find the columns that hold texts about the images, each with a perspective of its own name.
 
-    Such a column has words in at least half of the records, and they differ. Names of files, addresses and what is
-    usually kept beside a caption, such as a licence, are left out.
+    Such a column has words in at least half of the records, and they differ, unless those of all columns are alike.
+    Names of files, addresses and what is usually kept beside a caption, such as a licence, are left out.
 
     Args:
         records: Records of a list; the first hundred are looked at.
@@ -109,14 +109,16 @@ def propose_captions(records: Iterable[Record], image_column: str) -> dict[str, 
     {'Title': 'title'}
     """
     looked = list(islice(records, _LOOKED_AT))
-    proposed = {}
+    proposed: dict[str, str] = {}
+    alike: dict[str, str] = {}
     for column in dict.fromkeys(name for record in looked for name in record):
         if column == image_column or column.casefold() in {*_OTHER_FACTS, *IMAGE_COLUMNS}:
             continue
         texts = [value for record in looked if _is_text(value := record.get(column))]
-        if 2 * len(texts) >= len(looked) and len(set(map(str, texts))) > min(1, len(looked) - 1):
-            proposed[column] = "_".join(column.casefold().split())
-    return proposed
+        if 2 * len(texts) >= len(looked):
+            differ = len(set(map(str, texts))) > min(1, len(looked) - 1)
+            (proposed if differ else alike)[column] = "_".join(column.casefold().split())
+    return proposed or alike  # which of them was meant, a refusal can say
 
 
 def _is_text(value: Any) -> bool:

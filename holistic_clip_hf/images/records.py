@@ -28,6 +28,7 @@ from .files import is_address, read_file
 logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
+UNREAD_ENDINGS = (".heic", ".heif", ".jxl")  # of photos that have to be converted
 Record = Mapping[str, Any]
 Numbered = tuple[int, Record | str]  # number of the line or record, and a reason where it is not one
 
@@ -404,7 +405,7 @@ def _cells(line: str, delimiter: str, has_quotes: bool) -> list[str]:
 
 
 def _is_image_name(text: str) -> bool:
-    return os.path.splitext(text)[1].casefold() in IMAGE_ENDINGS
+    return os.path.splitext(text)[1].casefold() in (*IMAGE_ENDINGS, *UNREAD_ENDINGS)
 
 
 def _lines_of_whole_fields(lines: Sequence[str], delimiter: str) -> int:

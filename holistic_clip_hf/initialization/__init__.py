@@ -5,16 +5,24 @@ Branches start as copies of what the checkpoint has one of: a class token, a sec
 unexpected weights raise an error that lists them. Text positions are stretched as in Long-CLIP.
 """
 
+from .backbone import from_backbone
+from .checkpoint import from_checkpoint
 from .clip import from_clip
 from .holistic_clip import from_holistic_clip
 from .open_clip import from_official, from_open_clip
 from .positions import stretch_positions, stretch_text_positions
+from .processors import make_processor
+from .siglip import from_siglip
 
 __all__ = [
+    "from_backbone",
+    "from_checkpoint",
     "from_clip",
     "from_holistic_clip",
     "from_official",
     "from_open_clip",
+    "from_siglip",
+    "make_processor",
     "stretch_positions",
     "stretch_text_positions",
 ]

@@ -10,8 +10,13 @@ from torch import Tensor
 from transformers import CLIPTextConfig, PreTrainedConfig
 
 from ..checkpoint_files import require_all_weights
-from ..configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
-from ..modeling_holistic_clip import HolisticCLIPModel
+from ..configuration_holistic_clip import (
+    MODEL_TYPES,
+    HolisticCLIPConfig,
+    HolisticCLIPVisionConfig,
+    HolisticSiglipConfig,
+)
+from ..modeling_holistic_clip import HolisticCLIPModel, HolisticSiglipModel
 from .assembly import EMBEDDINGS, HEAD
 from .positions import stretch_text_positions
 
@@ -36,9 +41,11 @@ def from_holistic_clip(
         ValueError: not a checkpoint of this package, or names that are not distinct.
     """
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    if found != HolisticCLIPConfig.model_type:
-        raise ValueError(f"{str(source)!r} is of model type {found!r}; expected {HolisticCLIPConfig.model_type!r}.")
-    model, report = HolisticCLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    if found not in MODEL_TYPES:
+        expected = " or ".join(map(repr, MODEL_TYPES))
+        raise ValueError(f"{str(source)!r} is of model type {found!r}; expected {expected}.")
+    kind = HolisticSiglipModel if found == HolisticSiglipConfig.model_type else HolisticCLIPModel
+    model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     require_all_weights(str(source), report["missing_keys"], "source")
     if list(perspectives) != model.config.perspectives:
         model = _rebranched(model, list(perspectives))
@@ -56,11 +63,11 @@ def _rebranched(model: HolisticCLIPModel, names: list[str]) -> HolisticCLIPModel
         name: value for name, value in model.config.to_dict().items() if name not in ("fusion_scale", "branch_weights")
     }
     fields["vision_config"] = {**fields["vision_config"], "num_branches": len(names)}
-    config = HolisticCLIPConfig(**{**fields, "perspectives": names, "fusion": "centroid"})
+    config = type(model.config)(**{**fields, "perspectives": names, "fusion": "centroid"})
     state = model.state_dict()
     kept = {name: value for name, value in state.items() if ".branch_" not in name and "branch_fusion" not in name}
     state = {**kept, **_branches_in_order(state, model.config, order)}
-    made = HolisticCLIPModel._from_config(config, dtype=torch.float32)
+    made = type(model)._from_config(config, dtype=torch.float32)
     made.load_state_dict(state)
     return made
 

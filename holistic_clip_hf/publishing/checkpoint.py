@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from ..checkpoint_files import is_link_of_the_cache, require_all_weights, require_loadable, write_checkpoint
-from ..configuration_holistic_clip import HolisticCLIPConfig
+from ..configuration_holistic_clip import MODEL_TYPES
 from ..evaluation.records import Record, load_records, shareable_command
-from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
     LOCK,
@@ -61,10 +60,10 @@ def require_checkpoint(checkpoint: Path) -> None:
             )
     require_loadable(checkpoint, "checkpoint")
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    if config.model_type != HolisticCLIPConfig.model_type:
+    if config.model_type not in MODEL_TYPES:
         raise ValueError(
             f"{checkpoint} holds a model of type {config.model_type!r}; what is published here are models of type "
-            f"{HolisticCLIPConfig.model_type!r}. See `holistic_clip_hf.initialization` for how to make one."
+            f"{' or '.join(map(repr, MODEL_TYPES))}. See `holistic_clip_hf.initialization` for how to make one."
         )
     if not list(checkpoint.glob("model*.safetensors")):
         raise ValueError(f"{checkpoint} holds no weights in safetensors. Save the model with `save_pretrained`.")
@@ -80,7 +79,7 @@ def require_checkpoint_folder(directory: Path) -> None:
         found = parse_json((directory / "config.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
         found = None
-    if not isinstance(found, dict) or found.get("model_type") != HolisticCLIPConfig.model_type:
+    if not isinstance(found, dict) or found.get("model_type") not in MODEL_TYPES:
         # What a killed process was saving lies in a folder of its own, from which `config.json` comes last.
         partial = [path.name for path in directory.glob(".*.partial") if PARTIAL.fullmatch(path.name)]
 
@@ -120,7 +119,9 @@ def stage(
     require_checkpoint_folder(folder)
     _require_space(checkpoint, folder)
     try:
-        model, report = HolisticCLIPModel.from_pretrained(checkpoint, use_safetensors=True, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(
+            checkpoint, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
         require_all_weights(checkpoint, report["missing_keys"], "checkpoint")
         with write_checkpoint(folder) as partial:
             model.save_pretrained(partial, max_shard_size=max_shard_size)

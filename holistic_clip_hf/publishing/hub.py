@@ -17,7 +17,7 @@ from datasets import Dataset
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download, snapshot_download
 
 from ..checkpoint_files import MAX_JSON_BYTES
-from ..configuration_holistic_clip import HolisticCLIPConfig
+from ..configuration_holistic_clip import MODEL_TYPES
 from ..corpus.build import MANIFEST, load_corpus, read_manifest, require_corpus_folder
 from ..stopping import cleaning_up
 from ..storage import checksum, parse_json, require_own_folder
@@ -110,10 +110,10 @@ def require_publishable(destination: Destination) -> Remote:
     remote = look(destination)
     if CONFIG in remote.files:
         there = _model_type(remote, destination)
-        if there != HolisticCLIPConfig.model_type:
+        if there not in MODEL_TYPES:
             raise ValueError(
                 f"{remote.repo_id} is the repository of a model of type {there!r}, not "
-                f"{HolisticCLIPConfig.model_type!r}. Choose another name. Nothing was sent."
+                f"{' or '.join(map(repr, MODEL_TYPES))}. Choose another name. Nothing was sent."
             )
     require_replaceable(remote, lambda name: ALLOWED.fullmatch(name) is not None)
     return remote

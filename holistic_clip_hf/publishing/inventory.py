@@ -27,7 +27,8 @@ from ..storage import parse_json
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 TRAVELLING_FILES = tuple(
-    f"{part}_holistic_clip.py" for part in ("configuration", "loss", "modeling", "processing", "vision")
+    f"{part}_holistic_clip.py"
+    for part in ("backbone", "configuration", "loss", "modeling", "processing", "text", "vision")
 )
 # Files that 0.1.0 carried beside these; checkpoints that were published with them stay as they are.
 FORMER_FILES = tuple(f"{part}_holistic_clip.py" for part in ("fusion", "layers", "matching", "packing", "streaming"))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
@@ -32,7 +32,7 @@ from ..evaluation.records import (
     differing_unusable,
     load_records,
 )
-from ..evaluation.retrieval import CAPTION_SETS
+from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
 from ..storage import field_names, hold_lock, lock_beside, parse_json, require_keys, write_atomically, write_json
 from ..words import markdown_table
 
@@ -247,6 +247,8 @@ def _retrieval_section(where: str, records: Sequence[Record], names: Sequence[st
     )
     if any(record.details["protocol"] == CAPTION_SETS for record in records):
         text += f" In the row `{AT_ONCE}` all captions of an image ask together."
+    if note := note_of_few_images(records):
+        text += f" **{note}**"
     return Section(f"Retrieval on {where}", text, markdown_table(table[0], table[1:]))
 
 
@@ -428,7 +430,7 @@ def write_model_card(folder: str | Path) -> Path:
             f"`checkpoint` is {folder}, which has no {CONFIG_NAME}; expected the folder of a checkpoint or of a card. "
             "Correct the path."
         )
-    config, card = HolisticCLIPConfig.from_pretrained(folder), folder / CARD_FILE
+    config, card = AutoConfig.from_pretrained(folder, trust_remote_code=False), folder / CARD_FILE
     with hold_lock(lock_beside(card), wait=math.inf, keep=False):
         facts = known_facts(folder)
         records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
@@ -501,8 +503,9 @@ def _architecture(config: HolisticCLIPConfig) -> dict[str, str]:
     vision: Any = config.vision_config
     text: Any = config.text_config
     size = f"images of {vision.image_size} pixels, patches of {vision.patch_size}"
+    family = f"{vision.backbone.model_type}, " if hasattr(vision, "backbone_config") else ""
     rows = {
-        "image tower": f"{vision.num_hidden_layers} layers of width {vision.hidden_size}, {size}",
+        "image tower": f"{family}{vision.num_hidden_layers} layers of width {vision.hidden_size}, {size}",
         "text tower": f"{text.num_hidden_layers} layers of width {text.hidden_size}, "
         f"{text.max_position_embeddings} tokens",
         "vector": f"{config.projection_dim} numbers",
@@ -525,7 +528,7 @@ def _settings(config: HolisticCLIPConfig) -> dict[str, Any]:
     before.
     """
 
-    sections: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {"": (config, HolisticCLIPConfig())}
+    sections: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {"": (config, type(config)())}
     for tower in ("text_config", "vision_config"):
         settings: PreTrainedConfig = getattr(config, tower)
         sections[f"{tower}."] = (settings, type(settings)())

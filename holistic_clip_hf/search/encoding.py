@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig
 
+from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..evaluation.encoding import DualEncoder, evaluation_mode, readable_pixels
 
 
@@ -54,6 +55,7 @@ def _finite(values: np.ndarray) -> bool:
 
 # How branches become one score, which vectors of single branches do not depend on. Fitting it keeps an index valid.
 _ADDED_LATER = {"branched_head_mlp"}
+_OF_OTHER_TOWERS = ("text_pooling", "visual_projection", "text_projection")
 _OF_SCORES = ("branch_fusion.", "logit_scale", "logit_bias")
 # What a library writes about itself, or about how it runs.
 _OF_LIBRARIES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map"} | {
@@ -80,6 +82,8 @@ def fingerprint(model: DualEncoder, processor: Any, *, with_fusion: bool) -> str
     facts["vision_config"] = {
         name: value for name, value in facts["vision_config"].items() if value or name not in _ADDED_LATER
     }
+    usual = {name: getattr(HolisticCLIPConfig, name) for name in _OF_OTHER_TOWERS}
+    facts |= {name: config[name] for name, value in usual.items() if config.get(name, value) != value}
     if with_fusion:
         facts |= {name: config[name] for name in ("fusion", "branch_weights")}
     tokenizer = processor.tokenizer

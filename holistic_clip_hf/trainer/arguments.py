@@ -243,6 +243,8 @@ def require_end_token(config: HolisticCLIPConfig, tokenizer: PreTrainedTokenizer
 
     Training would write the tokenizer's into the configuration, and change what the model makes of every text.
     """
+    if not config.reads_end_token:
+        return
     end, read = tokenizer.eos_token_id, cast(CLIPTextConfig, config.text_config).eos_token_id
     if read == LEGACY_END and end == len(tokenizer) - 1:
         return

@@ -6,6 +6,7 @@ They part because what is a branch's own learns faster than the rest.
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,29 +16,26 @@ from typing import Any, cast
 
 import torch
 import yaml
-from transformers import (
-    AutoConfig,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, CLIPConfig, MetaClip2Config, PreTrainedConfig, SiglipConfig
 
 from ..checkpoint_files import require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig, require_own_attention
-from ..modeling_holistic_clip import HolisticCLIPModel
+from ..images.decoding import NOT_READ
+from ..images.sources import Skipped
+from ..processing_holistic_clip import clean_caption
 from ..storage import require_free_space, write_atomically
+from .recipes import load_image_processor, load_tokenizer
 
-EXPECTED_BASE = "expected a CLIP or a checkpoint of this package, by its folder or its name on the Hub"
+EXPECTED_BASE = (
+    "expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint of this package, by its folder or its name on the Hub"
+)
 RUN = "model"  # the only run of such a recipe, and the name of its folder
 # As CLIP is fine-tuned contrastively (FLYP, https://arxiv.org/abs/2212.00638, section 4: 1e-5 for ViT-B/16). Towers of
 # the quickstart's size take ten times that: training/LOG.md.
 LEARNING_RATE, SMALL_LEARNING_RATE, SMALL_WIDTH = 1e-5, 1e-4, 256
 # Adam moves a number by the rate, whatever its gradient: at one rate, copies stay copies. Branched MLPs at ten times
-# the rate were best by name in a trial, single class tokens and probes need more.
-BRANCH_RATES = {"mlp": 10.0, "cls": 30.0, "probe": 30.0}
+# the rate were best by name in a trial, single class tokens need more. Probes come with linears of their own.
+BRANCH_RATES = {"mlp": 10.0, "cls": 30.0, "probe": 10.0}
 BRANCH_LAYERS = 3  # at the end of a CLIP, as in the paper
 STEPS = 300  # that a few hundred images are given at least, so that branches have time to part
 LEAST_EPOCHS, MOST_EPOCHS = 5, 30
@@ -51,8 +49,10 @@ LOGS = 50  # lines of loss in all
 # folder or the list was read wrongly: a table in another encoding loses each line with an accent.
 MOST_LEFT_OUT = {
     ("does not decode", "no image", "0 bytes"): (0.5, "Copy the photos anew, or remove the broken ones."),
+    (NOT_READ,): (0.5, "Convert them, as with `magick mogrify -format jpg *.heic`."),
     ("not in UTF-8",): (0.1, "Name the encoding of the list, as `--encoding cp1252`."),
 }
+MOST_NAMED = 3  # photos, in a refusal
 # Copies of the weights on the disk at once: two states, each with weights and two moments of Adam, and the result.
 COPIES_OF_WEIGHTS, BYTES_OF_WEIGHT = 7, 4
 
@@ -63,8 +63,8 @@ class Base:
 
     Args:
         name: Name on the Hub, or folder.
-        branches: Names of its branches; none if it is a CLIP.
-        branch_type: Kind of its branches; `mlp` for those that a CLIP is given.
+        branches: Names of its branches; none if it is a checkpoint of another family.
+        branch_type: Kind of its branches; `mlp` for those that a CLIP is given, `probe` for SigLIP's.
         width: E, of the vision tower.
         layers: Layers of the vision tower.
         image_size: Side of the square that it sees.
@@ -96,7 +96,7 @@ def read_base(name: str) -> Base:
     """Read what has to be known of a checkpoint, without its weights.
 
     Raises:
-        ValueError: neither a CLIP nor a checkpoint of this package, or a folder that is not safe to load.
+        ValueError: none of `EXPECTED_BASE`, or a folder that is not safe to load.
     """
     if Path(name).is_dir():
         require_loadable(name, "base")
@@ -105,20 +105,20 @@ def read_base(name: str) -> Base:
     with _refusing(name):
         require_own_attention(PreTrainedConfig.get_config_dict(name)[0])
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if not isinstance(config, CLIPConfig | HolisticCLIPConfig):
+    if not isinstance(config, CLIPConfig | MetaClip2Config | SiglipConfig | HolisticCLIPConfig):
         raise ValueError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {EXPECTED_BASE}.")
     with _refusing(name):
-        processor = CLIPImageProcessorPil.from_pretrained(name)
-        tokenizer = CLIPTokenizer.from_pretrained(name)
+        _, seen = load_image_processor(name)
+        tokenizer = load_tokenizer(name)
     vision, is_ours = cast(Any, config.vision_config), isinstance(config, HolisticCLIPConfig)
     positions = cast(Any, config.text_config).max_position_embeddings
     return Base(
         name=name,
         branches=list(config.perspectives) if is_ours else [],
-        branch_type=vision.branch_type if is_ours else "mlp",
+        branch_type=vision.branch_type if is_ours else "probe" if isinstance(config, SiglipConfig) else "mlp",
         width=vision.hidden_size,
         layers=vision.num_hidden_layers,
-        image_size=dict(processor.crop_size)["height"],
+        image_size=seen["height"],
         max_length=min(tokenizer.model_max_length, positions),
     )
 
@@ -133,24 +133,24 @@ def _refusing(name: str) -> Iterator[None]:
         raise ValueError(f"`base` is {name}; {EXPECTED_BASE}. transformers says: {reason}.") from error
 
 
-def require_few_left_out(num_rows: int, reasons: Mapping[str, int]) -> None:
+def require_few_left_out(num_rows: int, left_out: Iterable[Skipped]) -> None:
     """Refuse a corpus that lost most of its photos, or many lines of its list, to damage.
 
     Args:
         num_rows: Images of the corpus.
-        reasons: Number of images and lines left out, by their reason.
+        left_out: Images and lines that were left out, with their reasons.
 
     Raises:
         ValueError: more was left out for one reason than single faults explain.
     """
+    items = list(left_out)
     for begins, (most, remedy) in MOST_LEFT_OUT.items():
-        found = {reason: count for reason, count in reasons.items() if reason.startswith(begins)}
-        count = sum(found.values())
-        if count > most * (num_rows + count):
-            told = ", ".join(reason.partition(";")[0] for reason in found)
+        found = [item for item in items if item.reason.startswith(begins)]
+        if len(found) > most * (num_rows + len(found)):
+            told = ", ".join(dict.fromkeys(re.split("[:;]", item.reason)[0] for item in found))
             raise ValueError(
-                f"{count:,} of {num_rows + count:,} photos were left out ({told}); expected at most {most:.0%}. "
-                f"{remedy}"
+                f"{len(found):,} of {num_rows + len(found):,} photos were left out ({told}), the first "
+                f"{', '.join(item.item for item in found[:MOST_NAMED])}; expected at most {most:.0%}. {remedy}"
             )
 
 
@@ -169,11 +169,12 @@ def require_telling_captions(captions: Iterable[Sequence[Mapping[str, str]]]) ->
             texts = found.setdefault(caption["perspective"], [])
             texts.extend([frozenset()] * (number + 1 - len(texts)))
             texts[number] |= {caption["text"].strip()}
-    distinct = {text for texts in found.values() for each in texts for text in each}
-    if len(distinct) == 1 and max(map(len, found.values())) > 1:
+    distinct = [set().union(*texts) for texts in found.values()]
+    if max(map(len, distinct)) == 1 and max(map(len, found.values())) > 1:
+        told = " or ".join(repr(text) for text in sorted(set().union(*distinct)))
         raise ValueError(
-            f"All captions are {distinct.pop()!r}; expected captions that tell the photos apart. Correct them, or "
-            "name another column with `--caption`."
+            f"All captions are {told}; expected captions that tell the photos apart. Correct them, or name another "
+            "column with `--caption`."
         )
     for first, second in combinations(found, 2):
         both = [pair for pair in zip(found[first], found[second], strict=False) if all(pair)]
@@ -196,7 +197,7 @@ def require_space(directory: Path, base: Base) -> None:
     """
     config = AutoConfig.from_pretrained(base.name, trust_remote_code=False)
     with torch.device("meta"):
-        model: PreTrainedModel = (HolisticCLIPModel if base.branches else CLIPModel)(config)
+        model = AutoModel.from_config(config, trust_remote_code=False)
     needed = BYTES_OF_WEIGHT * model.num_parameters() * COPIES_OF_WEIGHTS
     require_free_space(directory, needed, "the training", "choose an `--output` on another disk. Nothing was trained")
 
@@ -207,13 +208,36 @@ def order_of_branches(base: Base, perspectives: Sequence[str]) -> list[str]:
     return [*kept, *(name for name in perspectives if name not in kept)]
 
 
-def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list[Choice]:
+def require_length(base: Base, max_length: int | None) -> None:
+    """Raise `ValueError` for fewer tokens of a caption than the base reads."""
+    if max_length is not None and max_length < base.max_length:
+        raise ValueError(
+            f"`max_length` is {max_length}; expected {base.max_length}, which the base reads, or more. Leave it out, "
+            "or shorten the captions."
+        )
+
+
+def caption_lengths(base: Base, captions: Iterable[Sequence[Mapping[str, str]]]) -> list[int]:
+    """Return the number of tokens of each distinct caption, as the base's tokenizer counts them.
+
+    Args:
+        base: Checkpoint that is fine-tuned.
+        captions: Captions of each training image, with their `text`.
+    """
+    texts = list({clean_caption(caption["text"]) for of_image in captions for caption in of_image})
+    tokenizer = load_tokenizer(base.name)
+    return [len(tokens) for tokens in tokenizer(texts, verbose=False)["input_ids"]] if texts else []
+
+
+def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any], lengths: Sequence[int] = ()) -> list[Choice]:
     """Choose the settings of training by the number of images, the device and the base; `given` ones stand.
 
     Args:
         num_rows: Number of training images.
         base: Checkpoint that is fine-tuned.
-        given: Values by name of `batch_size`, `epochs`, `learning_rate`; `None` where nothing is asked for.
+        given: Values by name of `batch_size`, `epochs`, `learning_rate`, `max_length`; `None` where nothing is asked
+            for.
+        lengths: Tokens of each caption.
 
     Raises:
         ValueError: fewer than two images.
@@ -234,6 +258,7 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
     of_branches = BRANCH_RATES[base.branch_type]
     why = {name: "as asked for" for name, value in given.items() if value}
     return [
+        _choose_length(base, given.get("max_length"), lengths),
         Choice("batch size", batch, why.get("batch_size", f"{num_rows:,} images on {device}, {batches} batches")),
         Choice("epochs", epochs, why.get("epochs", f"{epochs * batches:,} steps; {most} or {STEPS} steps are enough")),
         Choice("learning rate", rate, why.get("learning_rate", f"towers of width {base.width}")),
@@ -245,12 +270,26 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
     ]
 
 
+def _choose_length(base: Base, given: int | None, lengths: Sequence[int]) -> Choice:
+    """Choose how many tokens of a caption are read: the base's, since stretched positions change its answers."""
+    length = given or base.max_length
+    num_cut = sum(each > length for each in lengths)
+    reason = "as asked for" if given else "as the base reads"
+    if num_cut:
+        reason += (
+            f". {num_cut:,} of {len(lengths):,} captions are longer and cut; `--max-length {max(lengths)}` reads all"
+        )
+    return Choice("tokens of a caption", length, reason)
+
+
 def make_recipe(
     base: Base, branches: Sequence[str], choices: Sequence[Choice], corpus: Path, seed: int
 ) -> dict[str, Any]:
     """Return the content of a recipe file that `load_recipe` reads."""
     chosen = {choice.name: choice.value for choice in choices}
-    branched = {"branch_type": base.branch_type, "num_branch_layers": min(BRANCH_LAYERS, base.layers)}
+    branched: dict[str, Any] = {"branch_type": base.branch_type, "branched_head_mlp": True}
+    if base.branch_type != "probe":
+        branched = {"branch_type": base.branch_type, "num_branch_layers": min(BRANCH_LAYERS, base.layers)}
     model: dict[str, Any] = {} if base.branches else {"vision_config": branched}
     rates = {"*.branch_*": BRANCH_RATES[base.branch_type]} if len(branches) > 1 else {}
     return {
@@ -258,7 +297,7 @@ def make_recipe(
         "split_column": "split",
         "image_size": base.image_size,
         "start_from": base.name,
-        "tokenizer": {"checkpoint": base.name, "max_length": base.max_length},
+        "tokenizer": {"checkpoint": base.name, "max_length": chosen["tokens of a caption"]},
         "model": model,
         "training": {
             "seed": seed,

@@ -22,6 +22,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTokenizer,
@@ -31,10 +33,10 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
+from ..configuration_holistic_clip import MODEL_TYPES, HolisticCLIPConfig, HolisticCLIPVisionConfig
 from ..corpus.build import EmptySplitError, open_split, read_manifest
 from ..images.left_out import usable_captions
-from ..initialization import from_clip, from_holistic_clip
+from ..initialization import from_checkpoint, from_holistic_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
@@ -264,13 +266,28 @@ def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
     if recipe.start_from is None:
         image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=crop)
     else:
-        image_processor = CLIPImageProcessorPil.from_pretrained(recipe.start_from)
-        if dict(image_processor.crop_size) != crop:
+        image_processor, seen = load_image_processor(recipe.start_from)
+        if seen != crop:
             raise ValueError(
-                f"{recipe.start_from} sees images of {dict(image_processor.crop_size)}; `image_size` of recipe "
+                f"{recipe.start_from} sees images of {seen}; `image_size` of recipe "
                 f"{recipe.name!r} is {size}. Set it to the checkpoint's."
             )
     return HolisticCLIPProcessor(image_processor, make_tokenizer(recipe, corpus))
+
+
+def load_image_processor(checkpoint: str) -> tuple[Any, dict[str, int]]:
+    """Load the image processor of a checkpoint, without torchvision, and the height and width of what it gives."""
+    found = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", trust_remote_code=False)
+    size = found.crop_size if getattr(found, "do_center_crop", False) else found.size
+    return found, {name: size[name] for name in ("height", "width")}
+
+
+def load_tokenizer(checkpoint: str, **options: Any) -> Any:
+    """Load the tokenizer of a checkpoint, CLIP's unless it is of another family."""
+    kind = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type", "clip")
+    if kind in ("clip", HolisticCLIPConfig.model_type):
+        return CLIPTokenizer.from_pretrained(checkpoint, **options)
+    return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, **options)
 
 
 def make_tokenizer(recipe: Recipe, corpus: Dataset) -> CLIPTokenizer:
@@ -280,7 +297,7 @@ def make_tokenizer(recipe: Recipe, corpus: Dataset) -> CLIPTokenizer:
     if "checkpoint" not in recipe.tokenizer:
         return train_tokenizer(caption_texts(corpus), **recipe.tokenizer)
     max_length = recipe.tokenizer["max_length"]
-    return CLIPTokenizer.from_pretrained(recipe.tokenizer["checkpoint"], model_max_length=max_length)
+    return load_tokenizer(recipe.tokenizer["checkpoint"], model_max_length=max_length)
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -> CLIPTokenizer:
@@ -352,10 +369,10 @@ def make_model(recipe: Recipe, run: str, tokenizer: CLIPTokenizer) -> HolisticCL
 
 
 def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
-    """Return the checkpoint that a recipe starts from: CLIP's with branches, or one of ours with branches by name."""
+    """Return the checkpoint that a recipe starts from: a stranger's given branches, or ours with branches by name."""
     start = cast(str, recipe.start_from)
-    if PreTrainedConfig.get_config_dict(start)[0].get("model_type") != HolisticCLIPConfig.model_type:
-        return from_clip(start, perturbation=recipe.perturbation or 0.0, seed=recipe.seed, **fields)
+    if PreTrainedConfig.get_config_dict(start)[0].get("model_type") not in MODEL_TYPES:
+        return from_checkpoint(start, perturbation=recipe.perturbation or 0.0, seed=recipe.seed, **fields)
     if recipe.perturbation is not None:
         raise ValueError(
             f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has a `perturbation`; "

@@ -12,7 +12,7 @@ Axes: N images, H branches, M captions, T texts, P patches, S tokens (class toke
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
@@ -81,13 +81,20 @@ def branch_attention(model: HolisticCLIPModel, pixel_values: Tensor, *, rollout:
 def _probe_attention(model: HolisticCLIPModel, pixel_values: Tensor, rollout: bool) -> Tensor:
     """Return the probes' own attention (N, H, P), or what it comes to if each patch is followed to those before."""
     tower, is_resized = model.vision_model, _is_resized(model, pixel_values)
-    with torch.no_grad(), _eager(tower):
+    with torch.no_grad(), _eager(tower) if rollout else nullcontext():
         output = tower(pixel_values, is_resized, output_attentions=rollout, return_dict=True)
         found = tower.head.attention_weights(tower.patch_states(output.last_hidden_state))
     if not rollout:
         return found
+    num_patches = found.shape[-1]
+    sizes = {layer.shape[-2:] for layer in output.attentions or ()}
+    if len(sizes) != 1 or min(min(size) for size in sizes) < num_patches:
+        raise ValueError(
+            "`rollout` is True and the tower has no attention of all patches to all in each layer; expected one that "
+            "has. Leave `rollout` out for the attention of the probes."
+        )
     followed = roll_out([layer.mean(dim=1) for layer in output.attentions])
-    return found @ followed[:, tower.num_class_tokens :, tower.num_class_tokens :]
+    return found @ followed[:, -num_patches:, -num_patches:]  # the patches stand behind class tokens
 
 
 def roll_out(layers: Sequence[Tensor]) -> Tensor:
@@ -157,8 +164,7 @@ def _last_inputs(tower: HolisticCLIPVisionModel, pixels: Tensor, is_resized: boo
 
 def patch_grid(model: HolisticCLIPModel, pixel_values: Tensor) -> tuple[int, int]:
     """Return rows and columns of patches: what (…, P) unflattens to."""
-    side = model.vision_model.config.patch_size
-    return pixel_values.shape[-2] // side, pixel_values.shape[-1] // side
+    return model.vision_model.patch_grid(*pixel_values.shape[-2:])
 
 
 def _is_resized(model: HolisticCLIPModel, pixel_values: Tensor) -> bool:
@@ -169,7 +175,8 @@ def _is_resized(model: HolisticCLIPModel, pixel_values: Tensor) -> bool:
 @contextmanager
 def _eager(tower: HolisticCLIPVisionModel) -> Iterator[None]:
     """Provide the only attention that tells its weights; afterwards the tower's own again."""
-    before = tower.config._attn_implementation
+    parts = {"": tower.config, **{name: getattr(tower.config, name) for name in tower.config.sub_configs}}
+    before = {name: part._attn_implementation for name, part in parts.items()}
     tower.set_attn_implementation("eager")
     try:
         yield

@@ -14,11 +14,12 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from torch.nn import functional as F
-from transformers import BertConfig, CLIPConfig, CLIPModel
+from transformers import BertConfig, CLIPConfig, CLIPModel, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, HolisticSiglipModel
 from holistic_clip_hf.cli.main import main
 from holistic_clip_hf.corpus.build import load_corpus
+from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.records import load_records
 from holistic_clip_hf.initialization import from_holistic_clip
 from holistic_clip_hf.storage import hold_lock
@@ -121,6 +122,39 @@ def test_columns_of_texts_become_perspectives_and_are_said(
     assert kept == {"title", "colour", "main_object"}
 
 
+@pytest.fixture
+def siglip(processor: HolisticCLIPProcessor, tmp_path: Path) -> Path:
+    """A stock SigLIP with its processor, of two layers a tower, as a folder."""
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = processor.tokenizer
+    texts = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(3)
+    config = SiglipConfig(text_config={**tower, **texts}, vision_config={**tower, "image_size": 32, "patch_size": 8})
+    SiglipModel(config).save_pretrained(tmp_path / "siglip")
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "siglip")
+    tokenizer.save_pretrained(tmp_path / "siglip")
+    return tmp_path / "siglip"
+
+
+def test_a_siglip_is_given_probes(
+    photos: Path, siglip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pixel_values: torch.Tensor
+) -> None:
+    output = tmp_path / "mine"
+    finetune(photos, siglip, output, *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert "recall@5 in %, base -> mine" in capsys.readouterr().out
+    model = HolisticSiglipModel.from_pretrained(output / "model")
+    assert model.config.perspectives == ["palette", "short"] and model.config.vision_config.branched_head_mlp
+    assert {record.model for record in load_records(output / "model" / "results.json")} == {"mine", "base"}
+    recipe = load_recipe(output / "recipe.yaml")
+    begun = make_model(recipe, "model", make_tokenizer(recipe, load_corpus(output / "corpus"))).eval()
+    with torch.no_grad():
+        expected = SiglipModel.from_pretrained(siglip).eval().get_image_features(pixel_values).pooler_output
+        found = begun.get_image_features(pixel_values).pooler_output
+    torch.testing.assert_close(found, F.normalize(expected, dim=-1), rtol=0, atol=2e-6)
+    finetune(photos, output / "model", tmp_path / "again", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert type(load_checkpoint(str(tmp_path / "again" / "model"))[0]) is HolisticSiglipModel
+
+
 def test_a_list_as_spreadsheets_write_it(photos: Path, clip: Path, tmp_path: Path) -> None:
     """With semicolons, in the encoding of Western Europe; the options that its refusals name are this verb's too."""
     listing, options = tmp_path / "captions.csv", (*COLUMNS, "--epochs", "1", "--batch-size", "8")
@@ -182,8 +216,11 @@ def test_settings_fit_the_number_of_images(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"base": "nowhere"}, "`--base` is .*nowhere, which is not a folder; expected a CLIP or a checkpoint"),
-        ({"base": "photos"}, "`--base` is .*photos; expected a CLIP or a checkpoint of this package"),
+        (
+            {"base": "nowhere"},
+            "`--base` is .*nowhere, which is not a folder; expected a CLIP, MetaCLIP 2",
+        ),
+        ({"base": "photos"}, "`--base` is .*photos; expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint"),
         ({"columns": ("--caption", "heading=short")}, "'heading'"),
         ({"options": ("--validation", "0.5", "--test", "0.5")}, "expected shares from 0, below 1 together"),
     ],
@@ -269,7 +306,7 @@ def test_captions_that_teach_nothing_are_refused(
     said = capsys.readouterr()
     assert ended.value.code == 2 and re.search(message, said.err.strip().splitlines()[-1]), said.err
     assert "photos with captions: " in said.out
-    assert not (tmp_path / "mine" / "recipe.yaml").exists()
+    assert not (tmp_path / "mine").exists(), "corrected captions from another file would be those of another corpus"
 
 
 def test_a_folder_of_broken_photos_is_refused_and_one_with_some_is_not(
@@ -283,8 +320,85 @@ def test_a_folder_of_broken_photos_is_refused_and_one_with_some_is_not(
         (photos / f"{number}.png").write_bytes(b"<html>" if number < 30 else b"")
     with pytest.raises(SystemExit):
         finetune(photos, clip, tmp_path / "most", *COLUMNS, "--epochs", "1", "--batch-size", "8")
-    assert "36 of 40 photos were left out (no image, 0 bytes); expected at most 50%." in capsys.readouterr().err
-    assert not (tmp_path / "most" / "recipe.yaml").exists()
+    said = capsys.readouterr().err
+    assert re.search(r"36 of 40 photos were left out \((no image|0 bytes), .*\), the first .*png; expected at", said)
+    assert not (tmp_path / "most").exists(), "a list that is corrected begins anew"
+
+
+def test_a_refusal_leaves_what_lay_in_the_output(photos: Path, clip: Path, tmp_path: Path) -> None:
+    _list_of(photos, lambda number, title, colour: ["a shape", "a shape"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1")
+    assert [path.name for path in (tmp_path / "mine").iterdir() if path.name != ".lock"] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("named", [COLUMNS, ()], ids=["named", "proposed"])
+def test_captions_that_are_all_alike_are_refused_in_one_sentence(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], named: tuple[str, ...]
+) -> None:
+    _list_of(photos, lambda number, title, colour: ["a shape", "all red"])
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *named, "--epochs", "1")
+    assert "All captions are 'a shape' or 'all red'; expected captions that tell" in capsys.readouterr().err
+
+
+def test_photos_of_phones_are_told_from_what_is_not_an_image(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(30):
+        (photos / f"{number}.png").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "mine", *COLUMNS, "--epochs", "1")
+    said = capsys.readouterr().err
+    assert "30 of 40 photos were left out (the format HEIC is not read), the first" in said
+    assert "expected at most 50%. Convert them, as with `magick mogrify" in said
+
+
+def test_few_held_out_photos_are_said_to_mean_little(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (*COLUMNS, "--epochs", "1", "--batch-size", "8", "--test")
+    for share, is_few in (("0.1", True), ("0.4", False)):
+        output = tmp_path / f"mine-{share}"
+        finetune(photos, clip, output, *options, share)
+        count = load_corpus(output / "corpus")["split"].count("test")
+        assert (count < 10) is is_few
+        said, card = capsys.readouterr().out, (output / "model" / "README.md").read_text()
+        note = f"Recall was measured on {count} images, too few to mean much"
+        assert (note in said and "such as `--test 0.3`" in said) is is_few
+        assert (note in card) is is_few
+    made = tmp_path / "mine-0.1"
+    options = ("--model", f"{made / 'model'}", "--corpus", f"{made / 'corpus'}", "--output", f"{made / 'r.json'}")
+    main(["evaluate", *options])
+    assert "too few to mean much" in capsys.readouterr().out
+    names = {record.dataset for record in load_records(made / "r.json") + load_records(made / "model/results.json")}
+    assert names == {"mine-0.1"}, "both verbs call the corpus alike"
+
+
+def test_longer_captions_are_read_if_asked(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = read_base(str(clip))
+    _list_of(photos, lambda number, title, colour: [f"{title} " + "with a dot " * base.max_length, colour])
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "less", *COLUMNS, "--max-length", str(base.max_length - 1))
+    assert f"`--max-length` is {base.max_length - 1}; expected {base.max_length}" in capsys.readouterr().err
+    assert not (tmp_path / "less").exists()
+    options = (*COLUMNS, "--epochs", "1", "--batch-size", "8")
+    finetune(photos, clip, tmp_path / "cut", *options)
+    said = capsys.readouterr().out
+    found = re.search(r"tokens of a caption (\d+): as the base reads\. [\d,]+ of [\d,]+ .* `--max-length (\d+)`", said)
+    assert found and int(found[1]) == base.max_length < int(found[2])
+    finetune(photos, clip, tmp_path / "long", *options, "--max-length", found[2])
+    assert f"tokens of a caption {found[2]}: as asked for\n" in capsys.readouterr().out
+    model = HolisticCLIPModel.from_pretrained(tmp_path / "long" / "model")
+    processor = HolisticCLIPProcessor.from_pretrained(tmp_path / "long" / "model")
+    assert model.config.text_config.max_position_embeddings == processor.tokenizer.model_max_length == int(found[2])
+    kept = model.text_model.embeddings.position_embedding.weight[:20]
+    stock = CLIPModel.from_pretrained(clip).text_model.embeddings.position_embedding.weight[:20]
+    assert (kept - stock).abs().max() < 0.01, "the first twenty positions are the base's"
 
 
 def test_a_text_model_is_not_a_base(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

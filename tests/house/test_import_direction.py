@@ -21,10 +21,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # The travelling files, each with the siblings it may import.
 SIBLINGS = {
+    "backbone_holistic_clip": {"configuration_holistic_clip", "vision_holistic_clip"},
     "configuration_holistic_clip": set(),
     "loss_holistic_clip": {"configuration_holistic_clip"},
-    "modeling_holistic_clip": {"configuration_holistic_clip", "loss_holistic_clip", "vision_holistic_clip"},
+    "modeling_holistic_clip": {
+        *("backbone_holistic_clip", "configuration_holistic_clip", "loss_holistic_clip"),
+        *("text_holistic_clip", "vision_holistic_clip"),
+    },
     "processing_holistic_clip": set(),
+    "text_holistic_clip": {"backbone_holistic_clip", "configuration_holistic_clip"},
     "vision_holistic_clip": {"configuration_holistic_clip"},
 }
 # Besides the standard library. transformers' strict configurations need the decorator of huggingface_hub.

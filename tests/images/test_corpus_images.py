@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from holistic_clip_hf.images.decoding import ImageLimits, UnreadableImageError, verify_image
+from holistic_clip_hf.images.decoding import ImageLimits, UnreadableImageError, decode_image, verify_image
 
 SIDE = 16
 
@@ -70,7 +70,11 @@ BAD = {
     "30,000 wide": (encode(Image.new("1", (30_000, 40))), "too many pixels: 30,000 x 40 pixels"),
     "bomb": (bomb(60_000, 60_000), "too many pixels: "),
     "half a bomb": (bomb(12_000, 12_000), "too many pixels: 12,000 x 12,000 pixels"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n", "no image"),
+    "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n", "PostScript is not read"),
+    "photo of a phone": (b"\0\0\0\x24ftypmif1\0\0\0\0mif1heic" + bytes(99), "the format HEIC is not read; convert it"),
+    "drawing": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "the format SVG is not read"),
+    "moving picture": (b"\0\0\0\x20ftypisom" + bytes(99), "the format video"),
+    "JPEG XL": (b"\xff\n" + bytes(99), "the format JPEG XL is not read"),
 }
 
 
@@ -80,6 +84,9 @@ def test_bad_images_are_refused_with_a_reason(name: str) -> None:
     data, reason = BAD[name]
     with pytest.raises(UnreadableImageError, match=reason):
         verify_image(data)
+    if reason.startswith("the format"):  # said alike wherever images are opened
+        with pytest.raises(UnreadableImageError, match=reason):
+            decode_image({"bytes": data, "path": None})
 
 
 def test_limits_hold_at_their_edge() -> None:

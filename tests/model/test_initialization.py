@@ -131,9 +131,9 @@ def test_a_folder_of_half_precision_becomes_float32(make_clip: MakeClip, tmp_pat
 
 def test_not_a_clip_is_refused(make_clip: MakeClip, make_config: MakeConfig, tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is of model type 'bert', not a 'clip'"):
+    with pytest.raises(ValueError, match="is of model type 'bert'; expected one of 'clip'"):
         from_clip(str(tmp_path))
-    with pytest.raises(ValueError, match="`model` is a HolisticCLIPModel"):
+    with pytest.raises(ValueError, match="The HolisticCLIPModel is of model type 'holistic_clip'; expected"):
         from_clip(HolisticCLIPModel(make_config()))
     state = make_clip().state_dict()
     del state["visual_projection.weight"]

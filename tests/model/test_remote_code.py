@@ -11,7 +11,8 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 
-TRAVELLING = {f"{part}_holistic_clip.py" for part in ("configuration", "loss", "modeling", "processing", "vision")}
+PARTS = ("backbone", "configuration", "loss", "modeling", "processing", "text", "vision")
+TRAVELLING = {f"{part}_holistic_clip.py" for part in PARTS}
 STAGED = TRAVELLING | {"config.json", "model.safetensors", "processor_config.json"}
 STAGED |= {"tokenizer.json", "tokenizer_config.json"}
 CAPTIONS = [["a red circle", None, "drawn <|endoftext|> flat"]]

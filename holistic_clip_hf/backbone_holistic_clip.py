@@ -1,0 +1,155 @@
+# Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
+"""Vision towers of other families of transformers under H probes.
+
+The family's model stands in `backbone`, with its own names of parameters, and the probes' head beside it. What it
+returns before the patches, class tokens and registers, is left out.
+
+Axes: N images, H branches, P patches, S states of a backbone, E tower width.
+"""
+
+import inspect
+import re
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_holistic_clip import HolisticBackboneVisionConfig
+from .vision_holistic_clip import (
+    HolisticCLIPPreTrainedModel,
+    HolisticCLIPProbeHead,
+    HolisticCLIPVisionModel,
+    HolisticCLIPVisionOutput,
+    require_pixels,
+    with_asked_for,
+)
+
+# Parameters that states do not depend on: an optimizer would get no gradient of them, nor would the ranks of DDP.
+_UNREAD = re.compile(r"(^|\.)(mask_token$|pooler\.)")
+_UNREAD_OF = {"clip_vision_model": "post_layernorm.", "convnext": "layernorm.", "convnextv2": "layernorm."}
+
+
+def make_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model of transformers that a configuration is of, with fresh weights and without a pooler.
+
+    Raises:
+        ValueError: a configuration whose model is not an encoder of one input.
+    """
+    kind: Any = MODEL_MAPPING.get(type(config), None)
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    if kind is None or config.is_encoder_decoder:
+        raise ValueError(
+            f"A tower of model type {config.model_type!r} has no encoder of its own in transformers; expected one "
+            f"that `AutoModel` makes, without a decoder. Choose another tower."
+        )
+    options = (
+        {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
+    )
+    backbone = kind._from_config(config, **options)
+    unread = _UNREAD_OF.get(config.model_type)
+    for name, parameter in backbone.named_parameters():
+        if _UNREAD.search(name) or (unread is not None and name.startswith(unread)):
+            parameter.requires_grad_(False)
+    return backbone
+
+
+class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
+    """A vision tower of any family with its H branches, before projection."""
+
+    config: HolisticBackboneVisionConfig
+    base_model_prefix = "vision_model"  # loads by itself from a full checkpoint
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    has_streams = False
+    num_class_tokens = 0  # they are left out of `last_hidden_state`
+
+    def __init__(self, config: HolisticBackboneVisionConfig) -> None:
+        super().__init__(config)
+        self.backbone = make_backbone(config.backbone)
+        takes = inspect.signature(self.backbone.forward).parameters
+        self.interpolates = "interpolate_pos_encoding" in takes
+        width, eps = cast(int, config.hidden_size), cast(float, config.layer_norm_eps)
+        self.patch_norm = nn.LayerNorm(width, eps=eps) if config.patch_norm else nn.Identity()
+        self.head = HolisticCLIPProbeHead(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def patch_states(self, last_hidden_state: Tensor) -> Tensor:
+        """Return the patches (N, P, E) as the probes read them."""
+        return self.patch_norm(last_hidden_state)
+
+    def patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of the patches of an image of so many pixels, as a blank one has them."""
+        blank = torch.zeros(
+            1, cast(int, self.config.num_channels), height, width, device=self.device, dtype=self.dtype
+        )
+        with torch.no_grad():
+            states = self._states(blank, is_resized=True).last_hidden_state
+        side: Any = self.config.patch_size
+        return tuple(states.shape[2:]) if states.ndim == 4 else (height // side, width // side)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_patches: bool = True,
+        **kwargs: Any,
+    ) -> HolisticCLIPVisionOutput:
+        """Encode images.
+
+        Args:
+            pixel_values: (N, 3, height, width).
+            interpolate_pos_encoding: take images of another size than `config.image_size`.
+            output_patches: Option of `HolisticCLIPVisionModel`, which changes nothing here. Probes need the patches,
+                and `last_hidden_state` is (N, P, E) either way.
+
+        Raises:
+            ValueError: no images, images of another size, a backbone whose states are not those of patches.
+        """
+        pixel_values = require_pixels(self.config, pixel_values, interpolate_pos_encoding)
+        kwargs = with_asked_for(kwargs, self.config)
+        output = self._states(pixel_values, interpolate_pos_encoding, **kwargs)
+        states = self._patches(output.last_hidden_state, *pixel_values.shape[2:])
+        branches = self.head(self.patch_states(states))
+        return HolisticCLIPVisionOutput(
+            last_hidden_state=states,
+            pooler_output=branches.mean(dim=1),
+            branch_embeds=branches,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+
+    def _states(self, pixel_values: Tensor, is_resized: bool, **kwargs: Any) -> Any:
+        if self.interpolates:
+            kwargs["interpolate_pos_encoding"] = is_resized
+        return self.backbone(pixel_values.to(self.dtype), return_dict=True, **kwargs)
+
+    def _patches(self, states: Tensor, height: int, width: int) -> Tensor:
+        """Return the patches (N, P, E) among the states (N, S, E), or of a feature map (N, E, rows, columns)."""
+        if states.ndim == 4 and states.shape[1] == self.config.hidden_size:
+            return states.flatten(2).transpose(1, 2)
+        side: Any = self.config.patch_size
+        num_patches = (height // side) * (width // side)
+        if states.ndim != 3 or not 0 < num_patches <= states.shape[1]:
+            raise ValueError(
+                f"The backbone, of model type {self.config.backbone.model_type!r}, gives states of shape "
+                f"{tuple(states.shape)} for images of {height} x {width} pixels; expected (N, S, E) with the "
+                f"{num_patches} patches of {side} pixels at the end, or a feature map. Set `patch_size`, or choose "
+                f"another backbone."
+            )
+        return states[:, states.shape[1] - num_patches :]
+
+
+def make_vision_tower(config: Any) -> Any:
+    """Return the vision tower that a configuration describes, with fresh weights."""
+    # By name: people who lack the package may have the class of the configuration from two loadings of its file.
+    has_backbone = config.model_type == HolisticBackboneVisionConfig.model_type
+    return (HolisticBackboneVisionModel if has_backbone else HolisticCLIPVisionModel)._from_config(config)
+
+
+__all__ = ["HolisticBackboneVisionModel"]
