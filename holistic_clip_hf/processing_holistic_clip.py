@@ -548,14 +548,19 @@ def _loaded(images: Any) -> Any:
         # A path in a row is not followed: who wrote the row may name any file.
         if not isinstance(images.get("bytes"), (bytes, bytearray, memoryview)):
             raise ValueError(
-                f"`images` has {reprlib.repr(dict(images))}, without the bytes of a file; expected them under 'bytes'. "
-                "Read the file yourself, or give its path."
+                f"`images` has {reprlib.repr(dict(images))}, without the bytes of a file; expected them under "
+                "'bytes'. Read the file yourself, or give its path."
             )
         images = images["bytes"]
     if hasattr(images, "read"):
         images = _read_open_file(images)
     if isinstance(images, (bytearray, memoryview)):
         images = bytes(images)
+    if not is_pil_image(images) and not hasattr(images, "shape") and not isinstance(images, (str, bytes, os.PathLike)):
+        raise ValueError(
+            f"`images` has {reprlib.repr(images)}; expected paths, bytes or open files, Pillow images, arrays or "
+            "tensors."
+        )
     if isinstance(images, (str, bytes, os.PathLike)):
         return _opened(images if isinstance(images, bytes) else os.fspath(images))
     is_grey = getattr(images, "ndim", 3) == 2 and not is_pil_image(images)
