@@ -29,11 +29,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone_holistic_clip import make_vision_tower
 from .configuration_holistic_clip import (
-    FUSIONS,
     HolisticCLIPConfig,
     HolisticSiglipConfig,
     end_token_id,
-    require_choice,
 )
 from .loss_holistic_clip import LOSS_PARTS, LossOptions, MultiToMultiLoss, branch_mean, multi_to_multi_loss, route
 from .text_holistic_clip import (
@@ -96,7 +94,12 @@ class BranchFusion(nn.Module):
         return self.config.fusion in ("centroid", "mean", "weighted", "routed")
 
     def mean(self, branch_embeds: Tensor) -> Tensor:
-        """Average (N, H, ...) over branches to (N, ...), weighted if the configuration has weights."""
+        """Average (N, H, ...) over branches to (N, ...), weighted if the configuration has weights.
+
+        Raises:
+            ValueError: a fusion or weights that contradict each other, set since the model was made.
+        """
+        self.config.validate_fusion()
         return branch_mean(branch_embeds, self.config.branch_weights)
 
     def image_vectors(self, branch_embeds: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ class BranchFusion(nn.Module):
         """Fuse the cosine similarities of (N, H, D) and (T, D) over branches: (N, T)."""
         if self.is_linear:
             return self.image_vectors(branch_embeds) @ self.text_vectors(text_embeds).T
-        require_choice("fusion", self.config.fusion, FUSIONS)  # it may have been set since the model was made
+        self.config.validate_fusion()  # it may have been set since the model was made
         similarity = torch.einsum("nhd,td->nht", branch_embeds, text_embeds)
         if self.config.fusion == "max":
             return similarity.amax(dim=1)

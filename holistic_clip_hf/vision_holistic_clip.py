@@ -369,14 +369,17 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
         """Load as transformers does, which would only warn of missing weights, and draw whole towers at random.
 
         Raises:
-            ValueError: a checkpoint that lacks weights other than those of new branches.
+            ValueError: a checkpoint that lacks weights other than those of new branches, or has some of other shapes,
+                unless `ignore_mismatched_sizes=True`.
         """
         tell = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        takes_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)  # else named below, in place of a traceback
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
             model._require_weights(str(pretrained_model_name_or_path), report["missing_keys"])
+            if not takes_other_shapes:
+                model._require_shapes(str(pretrained_model_name_or_path), report["mismatched_keys"])
         return (model, report) if tell else model
 
     def _require_weights(self, source: str, missing: Iterable[str]) -> None:
@@ -388,6 +391,14 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
                 f"{source!r}, saved by {saved_by}, lacks the weights {', '.join(lacking[:3])}{more} of "
                 f"{type(self).__name__}; expected all but those of new branches. Load it with the class that saved "
                 f"it, or make a model of random weights with `{type(self).__name__}(config)`."
+            )
+
+    def _require_shapes(self, source: str, other: Iterable[tuple[str, Any, Any]]) -> None:
+        for name, stored, asked in sorted(other)[:1]:
+            raise ValueError(
+                f"{source!r} has the weight {name} of the shape {tuple(stored)}; the configuration asks for "
+                f"{tuple(asked)}. Leave out the setting that changes it, or, to draw such weights at random, give "
+                f"`ignore_mismatched_sizes=True`."
             )
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:

@@ -7,9 +7,11 @@ Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
 import copy
+import math
+import signal
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.hub import Publication, publish, require_publishable
 from ..publishing.model_card import CardFacts, changed_arguments
 from ..publishing.push import MAIN, Destination
-from ..stopping import DeafWorker
+from ..stopping import DeafWorker, Stopped
 from ..storage import write_folder
 from . import arguments as checks
 from .arguments import HolisticCLIPTrainingArguments, is_adapted
@@ -252,13 +254,13 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             self.add_callback(self.moving_average)
         has_bar = not args.disable_tqdm and sys.stderr.isatty()
         self.callback_handler.callbacks = with_one_line(self.callback_handler.callbacks, has_bar=has_bar)
-        self.add_callback(self.save_on_stop)  # the last, since it may end the training
+        self.add_callback(self.save_on_stop)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end.
 
         With `push_to_hub`, the result is published when it is there. Ctrl-C and SIGTERM save a checkpoint after the
-        present step, unless `save_strategy` is "no".
+        present step. If `save_strategy` is "no", they end the training at once, and say that nothing is saved.
 
         Raises:
             ValueError: a checkpoint that is not whole, or none to resume from.
@@ -268,11 +270,34 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         is_saving = self.args.save_strategy != SaveStrategy.NO
         with hold_output(Path(self.args.output_dir)):
             checkpoint = self._resumed(resume_from_checkpoint)
-            with self.save_on_stop.request.listen() if is_saving else nullcontext():
+            with self.save_on_stop.request.listen() if is_saving else self._telling_that_nothing_is_saved():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             if self.args.push_to_hub:
                 self.push_to_hub()
-        return output
+        return output._replace(training_loss=output.metrics.get("train_loss", output.training_loss))
+
+    @contextmanager
+    def _telling_that_nothing_is_saved(self) -> Iterator[None]:
+        """Say at a stop what became of the training, where nothing is asked to be saved."""
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+            raise Stopped(
+                signum,
+                f"Stopped after step {self.state.global_step:,} of {self.state.max_steps:,}. Nothing of it is saved, "
+                "since `save_strategy` is 'no'. Set it to 'steps' or 'epoch', to save a checkpoint when stopped.",
+            ) from stop
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save as inherited. A training that was told to stop ends here, after all callbacks.
+
+        Raises:
+            Stopped: a signal came before, and its checkpoint is whole.
+        """
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.save_on_stop.stopped is not None:
+            raise self.save_on_stop.stopped
 
     def _resumed(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """Return the checkpoint that training goes on from, if any, and tell a stream its place."""
@@ -325,6 +350,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         self.left_out.note(inputs["left_out"])
         if is_training and not self.usable.take(all_masks, self.left_out.log.reasons):
             # On all ranks alike. Every weight has a gradient, for which DDP waits.
+            self.loss_log.note_empty()
             return sum(((part.float() * 0).sum() for part in (*rows, *scalars)), start=branches.new_zeros(()))
         everyone = CaptionBatch(branches, texts, all_masks, all_ids, *routing)
         everyone.image_mask = gather_rows(readable)
@@ -525,7 +551,12 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the loss consists of, the mean since the last log over ranks, and the temperature."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self.loss_log.without_empty_of_all(logs["train_loss"])
         if "loss" in logs:
+            logs["loss"] = self.loss_log.without_empty(logs["loss"])
+            if math.isnan(logs["loss"]):
+                del logs["loss"]
             logs |= self.loss_log.take()
             logs["logit_scale"] = self.model.logit_scale.exp().item()
             logs["left_out"] = self.left_out.count()
