@@ -40,6 +40,7 @@ LEAST_BATCHES = 4  # of an epoch
 RECIPE_HEAD = """# Written anew by each `holistic-clip finetune`. To change it, run `holistic-clip train` by a copy.
 """
 WARMUP = 0.1  # of all steps
+TOWER = "vision tower"  # a choice
 LOGS = 50  # lines of loss in all
 # Beginnings of the reasons why photos were left out, with the largest share of them all, and what to do. Above it the
 # folder or the list was read wrongly: a table in another encoding loses each line with an accent.
@@ -127,6 +128,20 @@ def _refusing(name: str) -> Iterator[None]:
         raise ValueError(f"`base` is {name}; {EXPECTED_BASE}. transformers says: {reason}.") from error
 
 
+def require_probes(base: Base) -> None:
+    """Refuse a base whose tower cannot be frozen below its branches.
+
+    Raises:
+        ValueError: its branches are part of the tower.
+    """
+    if base.branch_type != "probe":
+        raise ValueError(
+            f"`freeze_tower` is set and `base` is {base.name}, whose branches are part of its tower "
+            f"({base.branch_type}); expected a SigLIP, or a checkpoint with probes. Leave it out, or name another "
+            "base."
+        )
+
+
 def require_few_left_out(num_rows: int, reasons: Mapping[str, int]) -> None:
     """Refuse a corpus that lost most of its photos, or many lines of its list, to damage.
 
@@ -207,7 +222,8 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
     Args:
         num_rows: Number of training images.
         base: Checkpoint that is fine-tuned.
-        given: Values by name of `batch_size`, `epochs`, `learning_rate`; `None` where nothing is asked for.
+        given: Values by name of `batch_size`, `epochs`, `learning_rate`, `freeze_tower`; `None` where nothing is asked
+            for.
 
     Raises:
         ValueError: fewer than two images.
@@ -227,6 +243,7 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
     rate = given.get("learning_rate") or (SMALL_LEARNING_RATE if is_small else LEARNING_RATE)
     of_branches = BRANCH_RATES[base.branch_type]
     why = {name: "as asked for" for name, value in given.items() if value}
+    frozen = [Choice(TOWER, "frozen", "as asked for; what it says of each image is computed once, and kept")]
     return [
         Choice("batch size", batch, why.get("batch_size", f"{num_rows:,} images on {device}, {batches} batches")),
         Choice("epochs", epochs, why.get("epochs", f"{epochs * batches:,} steps; {most} or {STEPS} steps are enough")),
@@ -236,6 +253,7 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any]) -> list
         ),
         Choice("warm-up steps", max(1, round(WARMUP * epochs * batches)), f"{WARMUP:.0%} of the training"),
         Choice("steps between lines of loss", max(1, round(epochs * batches / LOGS)), f"about {LOGS} lines"),
+        *(frozen if given.get("freeze_tower") else []),
     ]
 
 
@@ -258,6 +276,7 @@ def make_recipe(
         "model": model,
         "training": {
             "seed": seed,
+            **({"freeze_tower": True} if TOWER in chosen else {}),
             "num_train_epochs": chosen["epochs"],
             "per_device_train_batch_size": chosen["batch size"],
             "per_device_eval_batch_size": chosen["batch size"],
