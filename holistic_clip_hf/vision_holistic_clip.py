@@ -461,6 +461,28 @@ def require_pixels(config: HolisticCLIPVisionConfig, pixel_values: Tensor | None
     return pixel_values
 
 
+def require_states(tower: Any, tower_states: Tensor, pixel_values: Tensor | None) -> Tensor:
+    """Return states (N, S, E) of images, which a head of probes can read in place of pixels.
+
+    Raises:
+        ValueError: pixels as well, a tower without probes, or states of another shape.
+    """
+    if pixel_values is not None:
+        raise ValueError("`pixel_values` and `tower_states` are both given; expected one of them. Leave one out.")
+    if tower.head is None:
+        raise ValueError(
+            f"`tower_states` are given to a tower of branch_type={tower.config.branch_type!r}, whose branches come "
+            "out of the tower itself; expected 'probe', whose head reads states. Give `pixel_values`."
+        )
+    width, before = tower.config.hidden_size, tower.num_class_tokens
+    if tower_states.ndim != 3 or tower_states.shape[2] != width or tower_states.shape[1] <= before:
+        raise ValueError(
+            f"`tower_states` is {tuple(tower_states.shape)}; expected (N, S, {width}) with patches behind {before} "
+            "class tokens. Take `last_hidden_state` of this very tower."
+        )
+    return tower_states.to(tower.head.probe.dtype)
+
+
 class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
     """The vision tower with its H branches, before projection."""
 
@@ -469,6 +491,7 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
+    below_states = ("embeddings", "pre_layrnorm", "encoder")  # modules that `last_hidden_state` comes out of
 
     def __init__(self, config: HolisticCLIPVisionConfig) -> None:
         super().__init__(config)
@@ -504,6 +527,7 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
         pixel_values: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_patches: bool = True,
+        tower_states: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HolisticCLIPVisionOutput:
         """Encode images.
@@ -514,27 +538,36 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
             output_patches: without, the last layer is computed for class tokens alone, and `last_hidden_state` holds
                 no patches: (N, H, E), or (N, H, 1, E) with `branch_type="mlp"`. Probes need the patches, and have
                 them either way.
+            tower_states: (N, S, E), `last_hidden_state` of an earlier call, for probes to read in place of pixels.
+                Everything below them is left out.
 
         Raises:
-            ValueError: no images, or images of another size.
+            ValueError: no images, or images of another size; states without probes, or of another shape.
         """
-        pixel_values = require_pixels(self.config, pixel_values, interpolate_pos_encoding)
-        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding))
-        num_class_tokens = self.num_class_tokens
-        states = self.encoder(
-            hidden_states,
-            self._isolation_mask(hidden_states),
-            num_queries=None if output_patches or self.head is not None else num_class_tokens,
-            **kwargs,
-        ).last_hidden_state
+        if tower_states is None:
+            states = self._states(pixel_values, interpolate_pos_encoding, output_patches, **kwargs)
+        else:
+            states = require_states(self, tower_states, pixel_values)
         if self.head is not None:
             branches = self.head(self.patch_states(states))
         else:
-            tokens = states[:, :, 0] if self.has_streams else states[:, :num_class_tokens]
+            tokens = states[:, :, 0] if self.has_streams else states[:, : self.num_class_tokens]
             branches = self.post_layernorm(tokens)
         return HolisticCLIPVisionOutput(
             last_hidden_state=states, pooler_output=branches.mean(dim=1), branch_embeds=branches
         )
+
+    def _states(
+        self, pixel_values: Tensor | None, is_resized: bool, output_patches: bool, **kwargs: Unpack[TransformersKwargs]
+    ) -> Tensor:
+        pixel_values = require_pixels(self.config, pixel_values, is_resized)
+        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, is_resized))
+        return self.encoder(
+            hidden_states,
+            self._isolation_mask(hidden_states),
+            num_queries=None if output_patches or self.head is not None else self.num_class_tokens,
+            **kwargs,
+        ).last_hidden_state
 
     def _isolation_mask(self, hidden_states: Tensor) -> Tensor | None:
         """Return what is added to the attention logits, (1, 1, S, S), or `None` if everything sees everything."""

@@ -42,6 +42,7 @@ Fact = str | int | float | bool
 NOT_OF_THE_RECIPE = (
     *(
         "_dir",
+        "_folder",
         "_token",
         "_path",
         "hub_",

@@ -46,10 +46,14 @@ class Augmentation:
         if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"`scale` must rise within (0, 1], `ratio` above 0; got {self.scale} and {self.ratio}.")
 
+    def draw(self, generator: torch.Generator) -> list[float]:
+        """Draw four shares that say which window is shown."""
+        return torch.rand(4, generator=generator).tolist()
+
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
         """Return the window that `generator` draws, in RGB: palettes and single bits cannot be interpolated."""
         image = on_background(image)
-        area, stretch, left, top = torch.rand(4, generator=generator).tolist()
+        area, stretch, left, top = self.draw(generator)
         pixels = image.width * image.height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
         aspect = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** stretch
         width, height = min(image.width, math.sqrt(pixels * aspect)), min(image.height, math.sqrt(pixels / aspect))
@@ -132,9 +136,12 @@ class HolisticCLIPCollator:
     further row of an id in the batch has its number behind the id. Of a stream also `place`, the `streams.Place` of
     the last row.
 
-    Shapes: `pixel_values` (N, 3, height, width); `input_ids`, `attention_mask` (N, M, L); `caption_mask`,
+    Shapes: `pixel_values` (N, 3, height, width), or `tower_states` (N, S, E); `input_ids`,
+    `attention_mask` (N, M, L); `caption_mask`,
     `caption_ids` (N, M); `image_mask` (N,).
     """
+
+    entry = "pixel_values"  # of a batch, with what the model reads of its images
 
     def __init__(
         self,
@@ -181,9 +188,9 @@ class HolisticCLIPCollator:
         if self.is_training and not self.takes_empty:
             self._require_something(present, bool(readable), has_captions, left_out)
         # Behind the pixels of another image, without captions: each rank has to bring equally many rows.
-        stand_in = readable[0] if readable else self._pixels_of_nothing()
+        stand_in = readable[0] if readable else self._pixels_of_nothing(present[0])
         return {
-            "pixel_values": torch.stack([stand_in if pixels is None else pixels for pixels in images]),
+            self.entry: torch.stack([stand_in if pixels is None else pixels for pixels in images]),
             **(self.processor.nested_captions(captions) if has_captions else self._no_captions(len(present))),
             "image_ids": [row["image_id"] for row in present],
             "image_mask": torch.tensor([pixels is not None for pixels in images]),
@@ -229,7 +236,12 @@ class HolisticCLIPCollator:
             pixels.append(found if isinstance(found, Tensor) else None)
         return pixels
 
-    def _pixels_of_nothing(self) -> Tensor:
+    def read_images(self, rows: Sequence[Row]) -> list[Tensor | str]:
+        """Return (3, height, width) of each row's image, augmented as in a batch, or the reason why it has none."""
+        images = [self._read_image(row.get("image"), self._generator(row)) for row in rows]
+        return [image if isinstance(image, str) else readable_pixels(self.processor, [image])[0] for image in images]
+
+    def _pixels_of_nothing(self, row: Row) -> Tensor:
         """Stand in for the images of a batch of which none is readable."""
         return self.processor(images=Image.new("RGB", (1, 1)), return_tensors="pt")["pixel_values"][0]
 

@@ -49,8 +49,16 @@ from .callbacks import (
 )
 from .collator import Augmentation, HolisticCLIPCollator
 from .distributed import gather_rows, rank_offset
+from .frozen_tower import CachedRows, FrozenTower, StatesCollator, UnchangedTower
 from .gradient_cache import Embeddings, cached_backward, split_batch
-from .parameter_groups import decayed_names, freeze, keep_scalars_whole, scale_learning_rates
+from .parameter_groups import (
+    decayed_names,
+    freeze,
+    freeze_tower,
+    keep_scalars_whole,
+    scale_learning_rates,
+    still_modules,
+)
 from .resuming import SaveOnStop, begin_saving, hold_output, last_whole_checkpoint, mark_whole, require_whole
 from .streams import stream_loader
 
@@ -191,11 +199,15 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if not model.config.fused_weight or model.config.num_branches == 1:
             model.branch_fusion.requires_grad_(False)  # no loss would reach a router, which DDP takes for a mistake
         freeze(model, args.frozen)
+        if args.freeze_tower:
+            checks.require_freezable(model.config, args, augmented=augmentation is not None)
+            freeze_tower(model)
+        self.still = still_modules(model)
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
-            data_collator=HolisticCLIPCollator(
+            data_collator=(StatesCollator if args.freeze_tower else HolisticCLIPCollator)(
                 processing_class,
                 self.slots,
                 augmentation=augmentation,
@@ -213,6 +225,21 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if self.is_fsdp_enabled:
             keep_scalars_whole(model, self.accelerator)
         self._check_after(model, args)
+        datasets = (kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        self.frozen_tower = self._freeze_tower(*datasets) if args.freeze_tower else None
+
+    def _freeze_tower(self, train: Any, evaluation: Any) -> FrozenTower:
+        """Put the states of a frozen tower in place of images."""
+        assert isinstance(self.data_collator, StatesCollator)
+        tower = FrozenTower(self.model, self.data_collator, self.args, self.accelerator.mixed_precision)
+        self.train_dataset, self.eval_dataset = tower.plan(train, evaluation)
+        self.add_callback(UnchangedTower(tower))
+        return tower
+
+    def _prepare_states(self) -> None:
+        if self.frozen_tower is not None:
+            has_bar = not self.args.disable_tqdm and sys.stderr.isatty()
+            self.frozen_tower.prepare(self.accelerator.autocast, has_bar=has_bar)
 
     def _check_after(self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments) -> None:
         """Refuse what does not go with how the inherited trainer shards weights."""
@@ -270,6 +297,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         is_saving = self.args.save_strategy != SaveStrategy.NO
         with hold_output(Path(self.args.output_dir)):
             checkpoint = self._resumed(resume_from_checkpoint)
+            self._prepare_states()
             with self.save_on_stop.request.listen() if is_saving else self._telling_that_nothing_is_saved():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             if self.args.push_to_hub:
@@ -342,6 +370,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return (loss, output) if return_outputs else loss
 
     def _encode(self, model: nn.Module, inputs: dict[str, Any]) -> HolisticCLIPOutput:
+        if model.training:
+            for module in self.still:
+                module.eval()
         return model(**{name: value for name, value in inputs.items() if name not in ABOUT_ROWS})
 
     def _loss_of(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any], is_training: bool) -> Tensor:
@@ -470,7 +501,12 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         """Return every row, also where training drops the last partial batch, and nothing at random."""
         checks.require_countable(eval_dataset, self.args)
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
-        self.args.dataloader_drop_last, self.data_collator = False, collator.for_evaluation()
+        chosen = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        if isinstance(self.eval_dataset if chosen is None else chosen, CachedRows):
+            self._prepare_states()
+        elif isinstance(collator, StatesCollator):
+            self.data_collator = collator.for_pixels()
+        self.args.dataloader_drop_last, self.data_collator = False, self.data_collator.for_evaluation()
         try:
             loader = super().get_eval_dataloader(undecoded(eval_dataset))
             loader.worker_init_fn = DeafWorker(loader.worker_init_fn)
