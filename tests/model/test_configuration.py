@@ -20,7 +20,6 @@ from holistic_clip_hf import (
     HolisticCLIPVisionConfig,
     LossOptions,
 )
-from holistic_clip_hf.loss_holistic_clip import LossOptions
 
 PAPER = ["web", "detail", "nouns", "background", "main_object", "style"]
 
