@@ -168,5 +168,5 @@ def test_parts_of_the_inherited_trainer_that_do_not_go_with_it_are_refused(
     trainer = make(optimizers=(sgd, None))
     other = corpus.rename_column("captions", "texts")
     for measure in (trainer.evaluate, trainer.predict):
-        with pytest.raises(ValueError, match=r"`eval_dataset` has no column \['captions'\]; it has .*rename, or build"):
+        with pytest.raises(ValueError, match=r"`eval_dataset` has no column \['captions'\]; it has .*rename, or"):
             measure(other)
