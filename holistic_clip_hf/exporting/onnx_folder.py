@@ -92,7 +92,7 @@ GRAPHS = (_Images, _Texts, _Both)
 
 
 class OnnxExport(NamedTuple):
-    """What was written, measured on two pictures and three texts.
+    """Graphs of an export, measured on two pictures and three texts.
 
     Args:
         files: Names of the graphs in the folder.
@@ -181,7 +181,7 @@ def _configuration(model: HolisticCLIPModel, layout: str, chunks: Mapping[str, i
 
 
 def _write(graph: Any, inputs: Mapping[str, Tensor], path: Path, most_bytes: int) -> bool:
-    """Write a graph; whether its weights stand in a file beside it."""
+    """Write a graph, and tell whether its weights stand in a file beside it."""
     import onnx
 
     images, texts = Dim("images"), Dim("texts")

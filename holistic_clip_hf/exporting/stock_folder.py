@@ -118,7 +118,7 @@ def require_close(differences: dict[str, float], tolerance: float) -> None:
     for what, difference in differences.items():
         if not difference <= tolerance:
             raise ExportError(
-                f"What was written differs from the checkpoint: {what} by {difference:.1e}; expected at most "
+                f"What was written differs from the checkpoint in {what} by {difference:.1e}; expected at most "
                 f"{tolerance:.0e}. Nothing was kept. Report it with the checkpoint's config.json."
             )
 

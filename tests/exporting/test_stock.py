@@ -194,10 +194,8 @@ def test_the_folder_is_one_of_plain_transformers(
     assert kinds[0]["image_processor"]["image_processor_type"] == kinds[1]["image_processor_type"]
     red_square.save(picture)
     printed = without_the_package(PLAIN, folder, picture, vectors).splitlines()[-1]
-    assert (
-        printed
-        == f"transformers.models.{layout}.modeling_{layout} {'CLIP' if layout == 'clip' else 'Siglip'}Processor"
-    )
+    kind = "CLIP" if layout == "clip" else "Siglip"
+    assert printed == f"transformers.models.{layout}.modeling_{layout} {kind}Processor"
     with torch.no_grad():
         expected = model.get_image_features(**processor(images=red_square, return_tensors="pt")).branch_embeds[:, 1]
     torch.testing.assert_close(torch.load(vectors), expected, rtol=1e-5, atol=1e-5)
