@@ -164,6 +164,11 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
                 f"`{unused[0]}` is {getattr(self, unused[0])} without `freeze_tower`; expected both, since only a "
                 "frozen tower's states are kept. Set `freeze_tower`, or leave it out."
             )
+        if self.states_folder is not None and Path(self.states_folder).resolve() == Path(self.output_dir).resolve():
+            raise ValueError(
+                f"`states_folder` is {self.states_folder}, which is `output_dir` as well; expected a folder of its "
+                "own. Name another, such as one inside it."
+            )
 
     def _require_reporters(self) -> None:
         installed = get_available_reporting_integrations()
