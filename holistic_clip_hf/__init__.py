@@ -22,6 +22,11 @@ _HOMES = {
         *("HolisticCLIPForImageClassification", "HolisticCLIPModel"),
         *("HolisticCLIPOutput", "HolisticSiglipModel"),
     ),
+    "towers_holistic_clip": (
+        *("HolisticCLIPPatchConfig", "HolisticCLIPPatchModel"),
+        *("HolisticCLIPTextModelWithProjection", "HolisticCLIPVisionBackbone"),
+        "HolisticCLIPVisionModelWithProjection",
+    ),
     "loss_holistic_clip": ("LossOptions", "MultiToMultiLoss", "multi_to_multi_loss"),
     "processing_holistic_clip": ("HolisticCLIPProcessor",),
     "initialization": ("from_backbone", "from_clip", "from_official", "from_open_clip", "from_siglip"),

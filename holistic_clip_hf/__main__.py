@@ -1,5 +1,6 @@
 """`python -m holistic_clip_hf`: the same as the command `holistic-clip`."""
 
+import os
 import sys
 
 
@@ -9,6 +10,9 @@ def main() -> None:
     Raises:
         SystemExit: as the command does.
     """
+    # Threads that wait for each other sleep instead of spinning. Two trainings on two cores spin six times as long as
+    # they compute (training/LOG.md). OpenMP reads it when torch is imported, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from .cli.main import main as run
 

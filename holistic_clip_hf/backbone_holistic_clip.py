@@ -23,6 +23,7 @@ from .vision_holistic_clip import (
     HolisticCLIPVisionModel,
     HolisticCLIPVisionOutput,
     require_pixels,
+    require_states,
     with_asked_for,
 )
 
@@ -64,6 +65,7 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
     input_modalities = ("image",)
     has_streams = False
     num_class_tokens = 0  # they are left out of `last_hidden_state`
+    below_states = ("backbone",)  # modules that `last_hidden_state` comes out of
 
     def __init__(self, config: HolisticBackboneVisionConfig) -> None:
         super().__init__(config)
@@ -98,6 +100,7 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
         pixel_values: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_patches: bool = True,
+        tower_states: Tensor | None = None,
         **kwargs: Any,
     ) -> HolisticCLIPVisionOutput:
         """Encode images.
@@ -107,14 +110,21 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
             interpolate_pos_encoding: take images of another size than `config.image_size`.
             output_patches: Option of `HolisticCLIPVisionModel`, which changes nothing here. Probes need the patches,
                 and `last_hidden_state` is (N, P, E) either way.
+            tower_states: (N, P, E), `last_hidden_state` of an earlier call, for probes to read in place of pixels. The
+                backbone is left out.
 
         Raises:
-            ValueError: no images, images of another size, a backbone whose states are not those of patches.
+            ValueError: no images, images of another size, a backbone whose states are not those of patches; states
+                of another shape.
         """
-        pixel_values = require_pixels(self.config, pixel_values, interpolate_pos_encoding)
-        kwargs = with_asked_for(kwargs, self.config)
-        output = self._states(pixel_values, interpolate_pos_encoding, **kwargs)
-        states = self._patches(output.last_hidden_state, *pixel_values.shape[2:])
+        output: Any = {}
+        if tower_states is None:
+            pixel_values = require_pixels(self.config, pixel_values, interpolate_pos_encoding)
+            kwargs = with_asked_for(kwargs, self.config)
+            output = self._states(pixel_values, interpolate_pos_encoding, **kwargs)
+            states = self._patches(output.last_hidden_state, *pixel_values.shape[2:])
+        else:
+            states = require_states(self, tower_states, pixel_values)
         branches = self.head(self.patch_states(states))
         return HolisticCLIPVisionOutput(
             last_hidden_state=states,

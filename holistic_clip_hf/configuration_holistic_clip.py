@@ -137,7 +137,7 @@ def _as_value_error(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {reason}. Correct the value.") from error
 
 
-def _refusing_plainly(kind: type[Config]) -> type[Config]:
+def refusing_plainly(kind: type[Config]) -> type[Config]:
     """Construct a class with `_as_value_error`."""
     construct = kind.__init__
 
@@ -228,7 +228,7 @@ def _require_family(config_dict: dict[str, Any], *families: str) -> None:
         )
 
 
-@_refusing_plainly
+@refusing_plainly
 @strict
 class HolisticCLIPVisionConfig(CLIPVisionConfig):
     """The vision tower: CLIP's, with `num_branches` outputs.
@@ -381,7 +381,7 @@ def _as_config(name: str, value: Any) -> PreTrainedConfig:
     return found
 
 
-@_refusing_plainly
+@refusing_plainly
 @strict
 class HolisticBackboneVisionConfig(HolisticCLIPVisionConfig):
     """A vision tower of another family of transformers, whose states H probes read.
@@ -516,7 +516,7 @@ def end_token_id(eos_token_id: int, vocab_size: int) -> int:
     return min(CLIP_END, vocab_size - 1) if eos_token_id == LEGACY_END else eos_token_id
 
 
-@_refusing_plainly
+@refusing_plainly
 @strict
 class HolisticCLIPConfig(PreTrainedConfig):
     """Both towers and what joins them.
@@ -808,7 +808,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         return [self.perspectives.index(slot) if slot in self.perspectives else -1 for slot in slots]
 
 
-@_refusing_plainly
+@refusing_plainly
 @strict
 class HolisticSiglipConfig(HolisticCLIPConfig):
     """SigLIP's towers and what joins them: `HolisticCLIPConfig` with SigLIP's defaults.

@@ -29,11 +29,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone_holistic_clip import make_vision_tower
 from .configuration_holistic_clip import (
-    FUSIONS,
     HolisticCLIPConfig,
     HolisticSiglipConfig,
     end_token_id,
-    require_choice,
 )
 from .loss_holistic_clip import LOSS_PARTS, LossOptions, MultiToMultiLoss, branch_mean, multi_to_multi_loss, route
 from .text_holistic_clip import (
@@ -96,7 +94,12 @@ class BranchFusion(nn.Module):
         return self.config.fusion in ("centroid", "mean", "weighted", "routed")
 
     def mean(self, branch_embeds: Tensor) -> Tensor:
-        """Average (N, H, ...) over branches to (N, ...), weighted if the configuration has weights."""
+        """Average (N, H, ...) over branches to (N, ...), weighted if the configuration has weights.
+
+        Raises:
+            ValueError: a fusion or weights that contradict each other, set since the model was made.
+        """
+        self.config.validate_fusion()
         return branch_mean(branch_embeds, self.config.branch_weights)
 
     def image_vectors(self, branch_embeds: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ class BranchFusion(nn.Module):
         """Fuse the cosine similarities of (N, H, D) and (T, D) over branches: (N, T)."""
         if self.is_linear:
             return self.image_vectors(branch_embeds) @ self.text_vectors(text_embeds).T
-        require_choice("fusion", self.config.fusion, FUSIONS)  # it may have been set since the model was made
+        self.config.validate_fusion()  # it may have been set since the model was made
         similarity = torch.einsum("nhd,td->nht", branch_embeds, text_embeds)
         if self.config.fusion == "max":
             return similarity.amax(dim=1)
@@ -300,20 +303,23 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_patches: bool = False,
+        tower_states: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HolisticCLIPVisionOutput:
         """Encode images: (N, 3, height, width) to `pooler_output` (N, D) fused and `branch_embeds` (N, H, D).
 
-        `last_hidden_state` holds patches too with `output_patches`.
+        `last_hidden_state` holds patches too with `output_patches`. With `branch_type="probe"` it may be given back as
+        `tower_states` (N, S, E), in place of `pixel_values`: the head then reads what the tower once said.
         """
         kwargs = with_asked_for(kwargs, self.config, self.vision_model.config)
         outputs = self.vision_model(
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_patches=output_patches or asks_for_all(kwargs),
+            tower_states=tower_states,
             return_dict=True,
             **kwargs,
         )
@@ -456,6 +462,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         branch_of_slot: list[int] | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        tower_states: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HolisticCLIPOutput:
         """Score images against texts, or embed what is given.
@@ -470,16 +477,24 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             branch_of_slot: M branch indices, -1 for free (`config.branch_of_slot(names)` makes them).
             return_loss: compute the loss of these images alone (`HolisticCLIPTrainer` gathers over ranks). Flat texts
                 (T = N) are one slot, in the order of the images.
+            interpolate_pos_encoding: take images of another size than `config.vision_config.image_size`.
+            tower_states: (N, S, E) in place of `pixel_values`, as `get_image_features` takes them.
 
         Raises:
             ValueError: nothing given; a loss without both modalities or with T different from N.
         """
-        if input_ids is None and pixel_values is None:
+        has_images = pixel_values is not None or tower_states is not None
+        if input_ids is None and not has_images:
             raise ValueError("Give `pixel_values`, `input_ids`, or both.")
         images = logits = loss = None
         texts = _Texts()
-        if pixel_values is not None:
-            images = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        if has_images:
+            images = self.get_image_features(
+                pixel_values,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                tower_states=tower_states,
+                **kwargs,
+            )
         if input_ids is not None and input_ids.ndim == 3:
             texts = self._nested(input_ids, attention_mask, caption_mask, caption_ids)
         elif input_ids is not None:

@@ -18,7 +18,7 @@ import os
 import re
 import reprlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -539,13 +539,43 @@ def _eight_bit_values(values: Any) -> Any:
 
 
 def _loaded(images: Any) -> Any:
-    """Return `images` with a Pillow image in place of each path, address, base64 or file's bytes."""
+    """Return `images` with a Pillow image in place of each path, address, base64, file's bytes, open file, or image of
+    `datasets` as it is stored.
+    """
     if isinstance(images, (list, tuple)):
         return [_loaded(each) for each in images]
+    if isinstance(images, Mapping):
+        # A path in a row is not followed: who wrote the row may name any file.
+        if not isinstance(images.get("bytes"), (bytes, bytearray, memoryview)):
+            raise ValueError(
+                f"`images` has {reprlib.repr(dict(images))}, without the bytes of a file; expected them under "
+                "'bytes'. Read the file yourself, or give its path."
+            )
+        images = images["bytes"]
+    if hasattr(images, "read"):
+        images = _read_open_file(images)
+    if isinstance(images, (bytearray, memoryview)):
+        images = bytes(images)
+    if not is_pil_image(images) and not hasattr(images, "shape") and not isinstance(images, (str, bytes, os.PathLike)):
+        raise ValueError(
+            f"`images` has {reprlib.repr(images)}; expected paths, bytes or open files, Pillow images, arrays or "
+            "tensors."
+        )
     if isinstance(images, (str, bytes, os.PathLike)):
         return _opened(images if isinstance(images, bytes) else os.fspath(images))
     is_grey = getattr(images, "ndim", 3) == 2 and not is_pil_image(images)
     return images[None] if is_grey else images  # transformers takes two axes for no image
+
+
+def _read_open_file(file: Any) -> bytes:
+    if file.seekable():
+        file.seek(0)  # as Pillow does
+    content = file.read(MAX_BYTES + 1)
+    if not isinstance(content, bytes):
+        raise ValueError(
+            f"`images` has {reprlib.repr(file)}, which gives text; expected bytes. Open the file in the mode 'rb'."
+        )
+    return content
 
 
 def _opened(source: str | bytes) -> Any:

@@ -48,6 +48,7 @@ def _register_models() -> None:
         HolisticSiglipConfig,
     )
     from .modeling_holistic_clip import HolisticCLIPForImageClassification, HolisticCLIPModel, HolisticSiglipModel
+    from .towers_holistic_clip import register_towers
     from .vision_holistic_clip import HolisticCLIPVisionModel
 
     joint: list[tuple[Any, Any]] = [
@@ -60,6 +61,7 @@ def _register_models() -> None:
     for config, model in joint:
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForZeroShotImageClassification.register(config, model, exist_ok=True)
+    register_towers()
 
 
 def _register_processor() -> None:
@@ -104,6 +106,15 @@ _AFTER: dict[str, Callable[[], None]] = {
                 "HolisticCLIPForImageClassification": "AutoModelForImageClassification",
             },
             "processing_holistic_clip": {"HolisticCLIPProcessor": "AutoProcessor"},
+            "towers_holistic_clip": {
+                "HolisticCLIPPatchConfig": "AutoConfig",
+                "HolisticCLIPPatchModel": "AutoModel",
+                "HolisticCLIPTextModelWithProjection": "AutoModel",
+                "HolisticCLIPTextProjectionConfig": "AutoConfig",
+                "HolisticCLIPVisionBackbone": "AutoBackbone",
+                "HolisticCLIPVisionModelWithProjection": "AutoModel",
+                "HolisticCLIPVisionProjectionConfig": "AutoConfig",
+            },
         }.items()
     },
 }

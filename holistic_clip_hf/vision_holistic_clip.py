@@ -9,7 +9,7 @@ Axes: N images, H branches, P patches, S tokens (class tokens, then patches), E 
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
 
@@ -328,6 +328,10 @@ class HolisticCLIPVisionOutput(BaseModelOutputWithPooling):
 
     branch_embeds: Tensor | None = None
 
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return all that is given in the order of CLIP's output, with the branches behind, whatever was set last."""
+        return tuple(self[field.name] for field in fields(self) if field.name in self)
+
 
 RECORDED = ("output_hidden_states", "output_attentions")
 
@@ -365,14 +369,17 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
         """Load as transformers does, which would only warn of missing weights, and draw whole towers at random.
 
         Raises:
-            ValueError: a checkpoint that lacks weights other than those of new branches.
+            ValueError: a checkpoint that lacks weights other than those of new branches, or has some of other shapes,
+                unless `ignore_mismatched_sizes=True`.
         """
         tell = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        takes_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)  # else named below, in place of a traceback
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
             model._require_weights(str(pretrained_model_name_or_path), report["missing_keys"])
+            if not takes_other_shapes:
+                model._require_shapes(str(pretrained_model_name_or_path), report["mismatched_keys"])
         return (model, report) if tell else model
 
     def _require_weights(self, source: str, missing: Iterable[str]) -> None:
@@ -386,13 +393,25 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
                 f"it, or make a model of random weights with `{type(self).__name__}(config)`."
             )
 
+    def _require_shapes(self, source: str, other: Iterable[tuple[str, Any, Any]]) -> None:
+        for name, stored, asked in sorted(other)[:1]:
+            raise ValueError(
+                f"{source!r} has the weight {name} of the shape {tuple(stored)}; the configuration asks for "
+                f"{tuple(asked)}. Leave out the setting that changes it, or, to draw such weights at random, give "
+                f"`ignore_mismatched_sizes=True`."
+            )
+
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
         """Save as transformers does, which would record one Auto class only, and keep those of what this was loaded
         from.
         """
-        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        self.config.auto_map = dict.fromkeys(self.auto_classes, name)
+        self.config.auto_map = self._auto_map()
         super().save_pretrained(save_directory, **kwargs)
+
+    def _auto_map(self) -> dict[str, str]:
+        """Return the class that each of the Auto classes makes, as `file.Class`."""
+        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        return dict.fromkeys(self.auto_classes, name)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -442,6 +461,28 @@ def require_pixels(config: HolisticCLIPVisionConfig, pixel_values: Tensor | None
     return pixel_values
 
 
+def require_states(tower: Any, tower_states: Tensor, pixel_values: Tensor | None) -> Tensor:
+    """Return states (N, S, E) of images, which a head of probes can read in place of pixels.
+
+    Raises:
+        ValueError: pixels as well, a tower without probes, or states of another shape.
+    """
+    if pixel_values is not None:
+        raise ValueError("`pixel_values` and `tower_states` are both given; expected one of them. Leave one out.")
+    if tower.head is None:
+        raise ValueError(
+            f"`tower_states` are given to a tower of branch_type={tower.config.branch_type!r}, whose branches come "
+            "out of the tower itself; expected 'probe', whose head reads states. Give `pixel_values`."
+        )
+    width, before = tower.config.hidden_size, tower.num_class_tokens
+    if tower_states.ndim != 3 or tower_states.shape[2] != width or tower_states.shape[1] <= before:
+        raise ValueError(
+            f"`tower_states` is {tuple(tower_states.shape)}; expected (N, S, {width}) with patches behind {before} "
+            "class tokens. Take `last_hidden_state` of this very tower."
+        )
+    return tower_states.to(tower.head.probe.dtype)
+
+
 class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
     """The vision tower with its H branches, before projection."""
 
@@ -450,6 +491,7 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
+    below_states = ("embeddings", "pre_layrnorm", "encoder")  # modules that `last_hidden_state` comes out of
 
     def __init__(self, config: HolisticCLIPVisionConfig) -> None:
         super().__init__(config)
@@ -485,6 +527,7 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
         pixel_values: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_patches: bool = True,
+        tower_states: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HolisticCLIPVisionOutput:
         """Encode images.
@@ -495,27 +538,36 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
             output_patches: without, the last layer is computed for class tokens alone, and `last_hidden_state` holds
                 no patches: (N, H, E), or (N, H, 1, E) with `branch_type="mlp"`. Probes need the patches, and have
                 them either way.
+            tower_states: (N, S, E), `last_hidden_state` of an earlier call, for probes to read in place of pixels.
+                Everything below them is left out.
 
         Raises:
-            ValueError: no images, or images of another size.
+            ValueError: no images, or images of another size; states without probes, or of another shape.
         """
-        pixel_values = require_pixels(self.config, pixel_values, interpolate_pos_encoding)
-        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding))
-        num_class_tokens = self.num_class_tokens
-        states = self.encoder(
-            hidden_states,
-            self._isolation_mask(hidden_states),
-            num_queries=None if output_patches or self.head is not None else num_class_tokens,
-            **kwargs,
-        ).last_hidden_state
+        if tower_states is None:
+            states = self._states(pixel_values, interpolate_pos_encoding, output_patches, **kwargs)
+        else:
+            states = require_states(self, tower_states, pixel_values)
         if self.head is not None:
             branches = self.head(self.patch_states(states))
         else:
-            tokens = states[:, :, 0] if self.has_streams else states[:, :num_class_tokens]
+            tokens = states[:, :, 0] if self.has_streams else states[:, : self.num_class_tokens]
             branches = self.post_layernorm(tokens)
         return HolisticCLIPVisionOutput(
             last_hidden_state=states, pooler_output=branches.mean(dim=1), branch_embeds=branches
         )
+
+    def _states(
+        self, pixel_values: Tensor | None, is_resized: bool, output_patches: bool, **kwargs: Unpack[TransformersKwargs]
+    ) -> Tensor:
+        pixel_values = require_pixels(self.config, pixel_values, is_resized)
+        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, is_resized))
+        return self.encoder(
+            hidden_states,
+            self._isolation_mask(hidden_states),
+            num_queries=None if output_patches or self.head is not None else self.num_class_tokens,
+            **kwargs,
+        ).last_hidden_state
 
     def _isolation_mask(self, hidden_states: Tensor) -> Tensor | None:
         """Return what is added to the attention logits, (1, 1, S, S), or `None` if everything sees everything."""

@@ -26,7 +26,7 @@ from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.corpus.build import find_corpus
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
-from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, Record, capture_provenance
+from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, UNUSABLE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
 from holistic_clip_hf.storage import field_names, read_yaml, require_keys
 from holistic_clip_hf.trainer.recipes import (
@@ -174,7 +174,8 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         "operations_per_step": operations,
         "train_seconds": seconds_of_training(checkpoint),
     }
-    return {**row, "numbers": _numbers(_all_records(model, encoded, provenance))}
+    records = list(_all_records(model, encoded, provenance))
+    return {**row, UNUSABLE: len(encoded["test"].left_out), "numbers": _numbers(records)}
 
 
 def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any) -> Iterator[Record]:

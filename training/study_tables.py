@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
-from holistic_clip_hf.evaluation.records import BY_NAME, FUSED
+from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, UNUSABLE
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
 from holistic_clip_hf.words import markdown_table
 from training.study import load_results, load_study
@@ -121,6 +121,19 @@ def summary_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, str], aga
     return markdown_table(["method", "n", *(cell for word in words for cell in (word, "difference"))], table)
 
 
+def unusable_note(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a sentence on replicates in which methods left out differently many images and captions, if any."""
+    by_replicate: dict[int, dict[str, int]] = {}
+    for row in rows:
+        by_replicate.setdefault(row["replicate"], {})[row["model"]] = row.get(UNUSABLE, 0)  # once not written
+    told = [
+        f"replicate {replicate} ({', '.join(f'{method} {count:,}' for method, count in counts.items())})"
+        for replicate, counts in sorted(by_replicate.items())
+        if len(set(counts.values())) > 1
+    ]
+    return f"Methods left out differently many images and captions in {'; '.join(told)}.\n" if told else ""
+
+
 def full_tables(
     rows: Sequence[dict[str, Any]], perspectives: Sequence[str], against: str, labels: Mapping[str, str]
 ) -> str:
@@ -169,6 +182,7 @@ def main() -> None:
             print(f"### {words.capitalize()}\n\n{summary_table(rows, study.labels, options.against, column)}\n")
     else:
         print(full_tables(rows, study.perspectives, options.against, study.labels))
+    print(unusable_note(rows), end="")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from huggingface_hub.utils import httpx
 
+from ..storage import shown
 from .patience import Failure, Kind, RefusedError, refusal
 
 COMPLETIONS = "/chat/completions"
@@ -200,7 +201,7 @@ def _require_address(url: str) -> SplitResult:
     except ValueError:  # a port that is not a number
         is_whole = False
     if not is_whole:
-        raise ValueError(f"`url` is {url!r}; expected an address such as http://localhost:8000. Correct it.")
+        raise ValueError(f"`url` is {shown(url)}; expected an address such as http://localhost:8000. Correct it.")
     if parts.username or parts.password:
         raise ValueError(
             "`url` has a user or a password in it; expected a plain address. Give what is secret as the token."

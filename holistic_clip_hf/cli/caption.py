@@ -205,7 +205,7 @@ def read_object(text: str | None, option: str) -> dict[str, Any]:
     Raises:
         ValueError: it is something else.
     """
-    from ..storage import parse_json
+    from ..storage import parse_json, shown
 
     try:
         value = parse_json(text or "{}")
@@ -213,7 +213,8 @@ def read_object(text: str | None, option: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise ValueError(
-            f"`{option}` is {text!r}; expected a JSON object, such as '{{\"enable_thinking\": false}}'. Correct it."
+            f"`{option}` is {shown(text)}; expected a JSON object, such as '{{\"enable_thinking\": false}}'. Correct "
+            "it."
         )
     return value
 

@@ -314,11 +314,13 @@ def parse_conditions(given: tuple[str, ...]) -> dict[str, list[str]]:
     Raises:
         ValueError: one without an equals sign.
     """
+    from ..storage import shown
+
     columns: dict[str, list[str]] = {}
     for condition in given:
         column, found, value = condition.partition("=")
         if not found:
-            raise ValueError(f"`--where` is {condition!r}; expected COLUMN=VALUE.")
+            raise ValueError(f"`--where` is {shown(condition)}; expected COLUMN=VALUE.")
         columns.setdefault(column, []).append(value)
     return columns
 

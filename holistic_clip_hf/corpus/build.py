@@ -37,6 +37,7 @@ from ..storage import (
     remove_own_files,
     require_free_space,
     require_own_folder,
+    shown,
     write_atomically,
     write_json,
 )
@@ -65,7 +66,9 @@ def validate_row(row: Mapping[str, Any]) -> None:
         raise ValueError(f"A row has no {', '.join(missing)}; expected image_id, image and captions. Add them.")
     image_id = row["image_id"]
     if not isinstance(image_id, str) or not image_id.strip():
-        raise ValueError(f"`image_id` is {image_id!r}; expected a string that is not empty. Name each image once.")
+        raise ValueError(
+            f"`image_id` is {shown(image_id)}; expected a string that is not empty. Name each image once."
+        )
     seen = set()
     for caption in row["captions"]:
         _validate_caption(image_id, caption)
@@ -87,7 +90,7 @@ def _validate_caption(image_id: str, caption: Mapping[str, Any]) -> None:
     for field, value in caption.items():
         if not isinstance(value, str) or not value.strip():
             raise ValueError(
-                f"Image {image_id!r}: got the caption {field} {value!r}; expected a string that is not empty. "
+                f"Image {image_id!r}: got the caption {field} {shown(value)}; expected a string that is not empty. "
                 "Leave a missing caption out of the list."
             )
 

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
+from ..images.left_out import is_missing_value
 from ..images.limits import ImageLimits
 from ..images.sources import SPLITS, Item, Skipped, Source
 from ..processing_holistic_clip import is_blank
-from ..storage import require_count, scratch_database, stable_number
+from ..storage import require_count, scratch_database, shown, stable_number
 
 _RULES = 1  # to be raised when the same sources and settings are to give other rows
 _TABLE = """CREATE TABLE entries (
@@ -138,7 +139,7 @@ class _Planner:
         captions = self._choose(item)
         split = item.split or split_of(item.image_id, validation=self._settings.validation, test=self._settings.test)
         if split not in SPLITS:
-            raise ValueError(f"Image {item.image_id!r} says it is of split {split!r}; expected one of {SPLITS}.")
+            raise ValueError(f"Image {item.image_id!r} says it is of split {shown(split)}; expected one of {SPLITS}.")
         if not item.image_id.strip() or not _is_utf8(item.image_id):
             self._skip(item.image_id, "image id is empty or not UTF-8")
         elif not captions:
@@ -218,6 +219,8 @@ class _Planner:
             return "caption is not UTF-8"
         if is_blank(text):
             return "caption is empty"
+        if is_missing_value(text):
+            return f"caption is a missing value of a table: {text.strip()}"
         length = len(text.encode())
         return f"caption too long: {length:,} bytes" if length > self._settings.max_caption_bytes else ""
 

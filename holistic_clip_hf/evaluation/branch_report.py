@@ -31,17 +31,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TASK = "branches"
+GAIN_BY_NAME = "gain_by_name"
 PAIRS_AT_ONCE = 4_096  # H vectors of each: 50 MB at H = 6 and D = 512
 
 
 def report_branches(
     model: DualEncoder, corpus: EmbeddedCorpus, *, provenance: Provenance, ks: Sequence[int] = (1, 5)
 ) -> list[Record]:
-    """Make records of `similarity` between two branches, `wins` of each, and the fused `recall` without each.
+    """Make records of `similarity` between two branches, `wins` of each, what is gained by name, and the fused
+    `recall` without each.
 
     - `similarity`: mean over images of the cosine of two branches' vectors.
     - `wins`: share of true pairs of image and text for which this branch is the most similar of all, by perspective;
       branches that tie share the pair, so that those of a collapsed model win alike.
+    - `gain_by_name`: average precision of the branch that a perspective names, less that of another branch, the mean
+      over the queries of both directions. Queries are paired, and each counts by the ranks of its answers, so that a
+      few dozen images say more than by recall@k, which changes only where an answer crosses rank k.
     - `recall`: as `retrieval` measures it, the branch left out of fusion; by perspective and direction.
 
     Raises `ValueError` for a model of one branch.
@@ -54,6 +59,7 @@ def report_branches(
     records = _similarity_records(corpus.branch_embeds, names, recorder)
     for question in per_perspective(corpus.captions):
         records += _win_records(corpus, question, names, recorder)
+        records += _name_records(corpus, question, names, recorder)
         for branch in range(len(names)):
             records += _removal_records(model, corpus, question, branch, recorder, ks)
     return records
@@ -109,6 +115,29 @@ def _shares_of(corpus: EmbeddedCorpus, question: TextSet, pairs: Tensor) -> Tens
     similarity = torch.einsum("rhd,rd->rh", branches, texts).double()
     wins = (similarity >= similarity.amax(dim=1, keepdim=True) - TIE_TOLERANCE).double()
     return (wins / wins.sum(dim=1, keepdim=True)).sum(dim=0)
+
+
+def _name_records(corpus: EmbeddedCorpus, question: TextSet, names: Sequence[str], recorder: Recorder) -> list[Record]:
+    if question.perspective not in names:
+        return []
+    images, texts = corpus.branch_embeds[question.images], corpus.embeds_of(question.texts)
+    precision = {
+        name: torch.cat(
+            [each.precision for each in rank_both_directions(images[:, branch], texts, question.pairs).values()]
+        )
+        for branch, name in enumerate(names)
+    }
+    own = precision.pop(question.perspective)
+    return [
+        recorder.record(
+            GAIN_BY_NAME,
+            (own - theirs).mean().item(),
+            {"perspective": question.perspective, "branch": question.perspective, "other": other},
+            {"n_queries": len(own)},
+            confidence_interval=bootstrap_interval(own - theirs, seed=recorder.provenance.seed),
+        )
+        for other, theirs in precision.items()
+    ]
 
 
 def _removal_records(
@@ -169,8 +198,8 @@ class Panel(NamedTuple):
 
 
 def branch_picture(records: Sequence[Record], *, names: Sequence[str] | None = None, k: int = 5) -> Image.Image:
-    """Draw the recall@k of each branch on each perspective, similarity between branches, wins, and recall lost without
-    one.
+    """Draw the recall@k of each branch on each perspective, what is lost without one and gained by name over another,
+    wins, and similarity between branches.
 
     Recalls are of texts that look for their image, in percent. Of records of other kinds none is used.
 
@@ -208,9 +237,9 @@ def branch_picture(records: Sequence[Record], *, names: Sequence[str] | None = N
 
 
 def branch_panels(records: Sequence[Record], *, names: Sequence[str] | None = None, k: int = 5) -> list[Panel]:
-    """Return the numbers of the four matrices, in percent but for similarities; one without records has no cells."""
+    """Return the numbers of the five matrices, in percent but for similarities; one without records has no cells."""
     recall: dict[tuple[str, str], float] = {}
-    without, wins, similarity = dict(recall), dict(recall), dict(recall)
+    without, wins, similarity, by_name = dict(recall), dict(recall), dict(recall), dict(recall)
     for record in records:
         said = {name: str(value) for name, value in record.details.items()}
         if record.label == f"recall@{k}" and said["protocol"] == PER_PERSPECTIVE:
@@ -219,6 +248,8 @@ def branch_panels(records: Sequence[Record], *, names: Sequence[str] | None = No
                 target[said["perspective"], said.get("without", said["branch"])] = 100 * record.value
         elif record.task == TASK and record.metric == "wins":
             wins[said["perspective"], said["branch"]] = 100 * record.value
+        elif record.task == TASK and record.metric == GAIN_BY_NAME:
+            by_name[said["perspective"], said["other"]] = 100 * record.value
         elif record.task == TASK and record.metric == "similarity":
             similarity[said["branch"], said["other"]] = similarity[said["other"], said["branch"]] = record.value
     lost = {
@@ -234,6 +265,7 @@ def branch_panels(records: Sequence[Record], *, names: Sequence[str] | None = No
     return [
         Panel(f"recall@{k}, %", perspectives, [FUSED, *branches], recall, "{:.0f}", frames_best=True),
         Panel(f"lost without, points of recall@{k}", perspectives, branches, lost, "{:+.1f}", signed=True),
+        Panel("gained by name, points of mAP", perspectives, branches, by_name, "{:+.1f}", signed=True),
         Panel("wins true pairs, %", perspectives, branches, wins, "{:.0f}", most=100.0),
         Panel("similarity", branches, branches, similarity, "{:.2f}", most=1.0),
     ]

@@ -22,6 +22,7 @@ Detail = str | int | float | bool
 # Values of details that those who write records and those who read them must spell alike.
 PER_PERSPECTIVE = "per_perspective"  # of `protocol`
 FUSED = "fused"  # of `branch`
+UNUSABLE = "n_unusable"  # of `counts`: images and captions that were left out
 BY_NAME = "by name"  # of `branch`: the one that is called as the perspective of each text
 PACKAGES = ("holistic-clip-hf", "torch", "transformers", "datasets")
 CONSOLE_SCRIPT = "holistic-clip"  # as setup.cfg names it
@@ -154,7 +155,7 @@ class Recorder:
             value=value,
             task=self.task,
             details=details,
-            counts={**counts, "n_unusable": self.num_unusable} if self.num_unusable else counts,
+            counts={**counts, UNUSABLE: self.num_unusable} if self.num_unusable else counts,
             chance=chance,
             confidence_interval=confidence_interval,
         )
@@ -232,6 +233,18 @@ def save_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
     with hold_lock(lock_beside(path), wait=math.inf, keep=False):
         merged = {record.key: record for record in (load_records(path) if path.exists() else [])} | new
         write_json(path, [asdict(merged[key]) for key in sorted(merged)])
+
+
+def differing_unusable(records: Mapping[str, Iterable[Record]]) -> str:
+    """Return how many images and captions each of several models left out, in words; nothing if equally many.
+
+    Args:
+        records: Records on one split of a data set by model.
+    """
+    counts = {model: max((each.counts.get(UNUSABLE, 0) for each in of), default=0) for model, of in records.items()}
+    if len(set(counts.values())) < 2:
+        return ""
+    return ", ".join(f"{model} {count:,}" for model, count in counts.items())
 
 
 def load_records(path: str | os.PathLike) -> list[Record]:

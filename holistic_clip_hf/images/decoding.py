@@ -160,6 +160,10 @@ def decode_image(image: Any, roots: Sequence[str | Path] = (), limits: ImageLimi
         image = _read(image, roots)
     if image is None:
         raise UnreadableImageError("the row has no image")
+    if isinstance(image, io.BytesIO):
+        image = image.getbuffer()
+    if isinstance(image, (bytearray, memoryview)):
+        image = bytes(image)
     if isinstance(image, bytes):
         if len(image) > limits.max_bytes:
             raise BeyondLimitsError(f"file too large: {len(image):,} bytes")

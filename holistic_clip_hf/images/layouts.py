@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..storage import shown
 from .files import is_address
 from .records import Record, first_line
 from .sources import Columns, MalformedRecordError, list_in
@@ -190,7 +191,7 @@ def split_value(record: Record) -> str:
     if isinstance(value, str) and (split := SPLIT_NAMES.get(value.casefold())):
         return split
     raise ValueError(
-        f"Column {SPLIT_COLUMN!r} has {value!r}; expected one of {', '.join(SPLIT_NAMES)}. Correct it, or let a "
+        f"Column {SPLIT_COLUMN!r} has {shown(value)}; expected one of {', '.join(SPLIT_NAMES)}. Correct it, or let a "
         "hash of the image id decide (`--no-splits`, with `list` and `dataset`)."
     )
 

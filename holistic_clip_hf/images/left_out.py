@@ -6,6 +6,7 @@ their end, as corpus builder, captioner and index do with `Skipped` items.
 """
 
 import logging
+import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -63,7 +64,22 @@ def caption_fault(text: Any) -> str:
     """
     if not isinstance(text, str):
         return f"its text is {type(text).__name__}, not a string"
+    if is_missing_value(text):
+        return f"its text is {text.strip()!r}, as tables spell a missing value"
     return f"its text is blank: {reprlib.repr(text)}" if is_blank(text) else ""
+
+
+# NumPy and pandas; SQL and JSON; pandas again. None is a word that describes a picture.
+_MISSING = re.compile(r"\s*(?:nan|null|<na>)\s*", re.IGNORECASE)
+
+
+def is_missing_value(text: str) -> bool:
+    """Tell whether a text is what programs write into a table where there is nothing.
+
+    >>> is_missing_value("NaN"), is_missing_value("null"), is_missing_value("a naan")
+    (True, True, False)
+    """
+    return _MISSING.fullmatch(text) is not None
 
 
 def name_caption(image: str, perspective: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from datasets import Features
 
-from ..storage import require_apart, scratch_database
+from ..storage import require_apart, scratch_database, shown
 
 
 class Skipped(NamedTuple):
@@ -134,7 +134,7 @@ class CaptionColumns:
             raise ValueError(
                 f"Column {column!r} has {len(texts)} captions; expected {len(names)}, one for each of "
                 f"{', '.join(names)}. "
-                f"The captions begin with {texts[:1]}. Name a perspective for each position."
+                f"The captions begin with {shown(texts[:1])}. Name a perspective for each position."
             )
         captions = []
         for place, text in enumerate(texts):

@@ -22,7 +22,11 @@ from .positions import stretch_text_positions
 
 
 def from_holistic_clip(
-    source: str | PathLike, *, perspectives: Sequence[str], max_position_embeddings: int | None = None
+    source: str | PathLike,
+    *,
+    perspectives: Sequence[str],
+    max_position_embeddings: int | None = None,
+    branched_head_mlp: bool = False,
 ) -> HolisticCLIPModel:
     """Return a checkpoint of this package with the branches of these names.
 
@@ -36,9 +40,11 @@ def from_holistic_clip(
         source: Folder of the checkpoint, or its name on the Hub.
         perspectives: Names of the branches, in order.
         max_position_embeddings: Text positions to stretch to; see `stretch_positions`.
+        branched_head_mlp: Give each probe a second linear of its own, a copy of the one that they share.
 
     Raises:
-        ValueError: not a checkpoint of this package, or names that are not distinct.
+        ValueError: not a checkpoint of this package, names that are not distinct, or linears of their own for branches
+            that are not probes.
     """
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if found not in MODEL_TYPES:
@@ -47,35 +53,46 @@ def from_holistic_clip(
     kind = HolisticSiglipModel if found == HolisticSiglipConfig.model_type else HolisticCLIPModel
     model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     require_all_weights(str(source), report["missing_keys"], "source")
-    if list(perspectives) != model.config.perspectives:
-        model = _rebranched(model, list(perspectives))
+    vision = cast(HolisticCLIPVisionConfig, model.config.vision_config)
+    if branched_head_mlp and vision.branch_type != "probe":
+        raise ValueError(
+            f"`branched_head_mlp` is True, and {str(source)!r} has branches of the type {vision.branch_type!r}; "
+            "expected probes. Leave it out."
+        )
+    gains_linears = branched_head_mlp and not vision.branched_head_mlp
+    if list(perspectives) != model.config.perspectives or gains_linears:
+        model = _rebranched(model, list(perspectives), gains_linears)
     length = cast(CLIPTextConfig, model.config.text_config).max_position_embeddings
     if max_position_embeddings is not None and max_position_embeddings != length:
         stretch_text_positions(model, max_position_embeddings)
     return model.eval()
 
 
-def _rebranched(model: HolisticCLIPModel, names: list[str]) -> HolisticCLIPModel:
+def _rebranched(model: HolisticCLIPModel, names: list[str], gains_linears: bool) -> HolisticCLIPModel:
     old = model.config.perspectives
     first = next((old.index(name) for name in names if name in old), 0)
     order = [old.index(name) if name in old else first for name in names]
-    fields = {
-        name: value for name, value in model.config.to_dict().items() if name not in ("fusion_scale", "branch_weights")
-    }
-    fields["vision_config"] = {**fields["vision_config"], "num_branches": len(names)}
-    config = type(model.config)(**{**fields, "perspectives": names, "fusion": "centroid"})
-    state = model.state_dict()
-    kept = {name: value for name, value in state.items() if ".branch_" not in name and "branch_fusion" not in name}
-    state = {**kept, **_branches_in_order(state, model.config, order)}
+    fields, state = model.config.to_dict(), model.state_dict()
+    if names != old:  # what was fitted to the old ones says nothing of the new
+        fields = {**fields, "fusion": "centroid", "fusion_scale": None, "branch_weights": None}
+        state = {name: value for name, value in state.items() if "branch_fusion" not in name}
+    vision = {**fields["vision_config"], "num_branches": len(names)}
+    vision |= {"branched_head_mlp": True} if gains_linears else {}
+    config = type(model.config)(**{**fields, "perspectives": names, "vision_config": vision})
+    kept = {name: value for name, value in state.items() if ".branch_" not in name}
+    state = {**kept, **_branches_in_order(state, model.config, order, gains_linears)}
     made = type(model)._from_config(config, dtype=torch.float32)
     made.load_state_dict(state)
     return made
 
 
 def _branches_in_order(
-    state: Mapping[str, Tensor], config: HolisticCLIPConfig, order: Sequence[int]
+    state: Mapping[str, Tensor], config: HolisticCLIPConfig, order: Sequence[int], gains_linears: bool
 ) -> dict[str, Tensor]:
-    """Return the parameters of branches, old branch `order[h]` as branch h; those of the first have CLIP's names."""
+    """Return the parameters of branches, old branch `order[h]` as branch h; those of the first have CLIP's names.
+
+    Probes that gain linears of their own have copies of the shared one.
+    """
     vision = cast(HolisticCLIPVisionConfig, config.vision_config)
     if vision.branch_type == "cls":
         token, positions = f"{EMBEDDINGS}.class_embedding", f"{EMBEDDINGS}.position_embedding.weight"
@@ -94,6 +111,8 @@ def _branches_in_order(
         probes = [state[f"{HEAD}.{name}"] for name in ("probe", "branch_probe") if f"{HEAD}.{name}" in state]
         chosen = torch.cat(probes, dim=1)[:, list(order)]
         found = {f"{HEAD}.probe": chosen[:, :1], **({f"{HEAD}.branch_probe": chosen[:, 1:]} if order[1:] else {})}
+        if gains_linears:
+            return found | _linears_in_order(state, f"{HEAD}.mlp", [0] * len(order))
         mlps = [f"{HEAD}.mlp"] if vision.branched_head_mlp else []
     else:
         found, last = {}, vision.num_hidden_layers

@@ -30,10 +30,13 @@ TRAVELLING_FILES = tuple(
     f"{part}_holistic_clip.py"
     for part in ("backbone", "configuration", "loss", "modeling", "processing", "text", "vision")
 )
+# The code of single towers in other programs, which travels with those and not with a checkpoint of both towers.
+TOWERS_FILE = "towers_holistic_clip.py"
 # Files that 0.1.0 carried beside these; checkpoints that were published with them stay as they are.
 FORMER_FILES = tuple(f"{part}_holistic_clip.py" for part in ("fusion", "layers", "matching", "packing", "streaming"))
 ALLOWED_FILES = {
     **dict.fromkeys(map(re.escape, TRAVELLING_FILES + FORMER_FILES), "code of the model and its processor"),
+    re.escape(TOWERS_FILE): "code of a single tower",
     **dict.fromkeys(map(re.escape, CONFIG_FILES), "configuration"),
     re.escape(WEIGHTS_FILE): "weights",
     SHARD: "a shard of the weights",
@@ -182,7 +185,7 @@ def _code_problems(auto_map: Any, folder: Path) -> Iterator[str]:
         module, _, name = str(reference).partition(".")
         if reference is None:  # of a tokenizer: there is no slow or no fast one
             continue
-        if f"{module}.py" not in TRAVELLING_FILES or not name.isidentifier():
+        if f"{module}.py" not in (*TRAVELLING_FILES, TOWERS_FILE) or not name.isidentifier():
             yield f"takes code from {reference!r} (`auto_map`), which is not one of the model's files"
         elif not (folder / f"{module}.py").is_file():
             yield f"takes code from {module}.py (`auto_map`), which is not there"

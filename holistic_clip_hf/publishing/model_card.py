@@ -23,7 +23,15 @@ from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..evaluation.branch_report import TASK as BRANCHES
 from ..evaluation.branch_report import branch_picture
 from ..evaluation.ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
-from ..evaluation.records import BY_NAME, FUSED, PER_PERSPECTIVE, Record, load_records
+from ..evaluation.records import (
+    BY_NAME,
+    FUSED,
+    PER_PERSPECTIVE,
+    UNUSABLE,
+    Record,
+    differing_unusable,
+    load_records,
+)
 from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
 from ..storage import field_names, hold_lock, lock_beside, parse_json, require_keys, write_atomically, write_json
 from ..words import markdown_table
@@ -34,6 +42,7 @@ Fact = str | int | float | bool
 NOT_OF_THE_RECIPE = (
     *(
         "_dir",
+        "_folder",
         "_token",
         "_path",
         "hub_",
@@ -262,7 +271,8 @@ def _comparison_section(where: str, records: Sequence[Record], names: Sequence[s
     models = sorted({record.model for record in records}, key=_order_of([own_model]))
     table = [["texts", "direction", *models, "chance"]]
     for cell, row in _by_cell(records, names).items():
-        if len({tuple(sorted(record.counts.items())) for record in row}) > 1:
+        sizes = [{name: count for name, count in record.counts.items() if name != UNUSABLE} for record in row]
+        if any(each != sizes[0] for each in sizes):
             raise ValueError(
                 f"On {where}, {' '.join(cell)}, the models {', '.join(models)} were measured on different numbers of "
                 "queries or candidates, so their records cannot be compared. Evaluate them on the same corpus."
@@ -270,6 +280,8 @@ def _comparison_section(where: str, records: Sequence[Record], names: Sequence[s
         found = _by_name(row, [record.model for record in row])
         table.append([*_cell_names(cell), *_best_in_bold(found, models), _chance(row)])
     text = f"The same texts and images, each model by its fused vector: {label} in percent; the best of a row in bold."
+    if told := differing_unusable({model: [each for each in records if each.model == model] for model in models}):
+        text += f" Images and captions that could not be used differ in number: {told}."
     return Section(f"Models compared on {where}", text, markdown_table(table[0], table[1:]))
 
 

@@ -72,7 +72,6 @@ def fingerprint(model: DualEncoder, processor: Any, *, with_fusion: bool) -> str
     `with_fusion` counts in how branches become one vector. Attention implementation, device and versions of libraries
     do not count.
     """
-    digest = hashlib.sha256()
     config = model.config.to_dict()
     facts = {name: config[name] for name in ("text_config", "vision_config", "projection_dim", "perspectives")}
     # A tower's own decides nothing, and earlier versions left CLIP's default there: their indexes stay valid.
@@ -87,17 +86,26 @@ def fingerprint(model: DualEncoder, processor: Any, *, with_fusion: bool) -> str
     if with_fusion:
         facts |= {name: config[name] for name in ("fusion", "branch_weights")}
     tokenizer = processor.tokenizer
-    facts["processor"] = {
-        "image": processor.image_processor.to_dict(),
-        "background": list(processor.background),
-        "tokenizer": _tokenizer_facts(tokenizer),
-    }
-    digest.update(json.dumps(_without_libraries(facts), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):  # type: ignore[attr-defined]
-        if not name.startswith(_OF_SCORES):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    facts["processor"] = {**image_facts(processor), "tokenizer": _tokenizer_facts(tokenizer)}
+    weights = model.state_dict()  # type: ignore[attr-defined]
+    return hash_weights(facts, {name: each for name, each in weights.items() if not name.startswith(_OF_SCORES)})
+
+
+def hash_weights(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """Hash facts and weights, with their names and dtypes, to 64 hexadecimal digits.
+
+    What a library writes about itself among the facts does not count.
+    """
+    digest = hashlib.sha256(json.dumps(_without_libraries(facts), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def image_facts(processor: Any) -> dict[str, Any]:
+    """Return what decides the pixels that a processor makes of an image."""
+    return {"image": processor.image_processor.to_dict(), "background": list(processor.background)}
 
 
 def _tokenizer_facts(tokenizer: Any) -> dict[str, Any]:

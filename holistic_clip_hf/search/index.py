@@ -20,6 +20,7 @@ from ..evaluation.records import FUSED
 from ..images.decoding import UnreadableImageError, read_image
 from ..images.folders import FolderImages
 from ..images.sources import Images
+from ..storage import shown
 from .encoding import embed_images
 from .indexing import make_layout
 from .neighbours import EXACT, Neighbours
@@ -75,7 +76,7 @@ class Asker:
             for term in terms:
                 if term.perspective != FUSED:
                     raise ValueError(
-                        f"{str(term)!r} asks one branch, but the index holds one fused vector for an image. Ask "
+                        f"{shown(str(term))} asks one branch, but the index holds one fused vector for an image. Ask "
                         f"without a perspective, or index with vectors='branches'."
                     )
         with self._lock:

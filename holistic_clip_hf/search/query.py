@@ -22,6 +22,7 @@ from PIL import Image
 
 # In place of a perspective: all branches, as the model fuses them.
 from ..evaluation.records import FUSED
+from ..storage import shown
 from ..words import closest
 
 Value = str | int | float | bool
@@ -48,7 +49,9 @@ class Filter:
     def __post_init__(self) -> None:
         for name, values in {**self.columns, "path": self.path}.items():
             if isinstance(values, Sequence) and len(values) == 0:
-                raise ValueError(f"The filter on {name!r} is empty, which no image meets. Leave it out, or fill it.")
+                raise ValueError(
+                    f"The filter on {shown(name)} is empty, which no image meets. Leave it out, or fill it."
+                )
 
     def mask(self, table: pa.Table, columns: Sequence[str]) -> np.ndarray:
         """Mark the rows of `table` that meet all conditions: (rows,) bool. `columns` are those that may be asked for.
@@ -60,7 +63,7 @@ class Filter:
         for name, values in self.columns.items():
             if name not in columns:
                 valid = ", ".join(columns) or "none; name `columns` when you index"
-                raise ValueError(f"The index has no column {name!r} to filter by; expected {valid}.")
+                raise ValueError(f"The index has no column {shown(name)} to filter by; expected {valid}.")
             mask &= _is_one_of(name, table[name], values)
         if self.path is not None:
             patterns = [self.path] if isinstance(self.path, str) else self.path
@@ -77,7 +80,7 @@ def _is_one_of(name: str, column: pa.ChunkedArray, values: Value | Sequence[Valu
         found = pc.is_in(column, value_set=pa.array(wanted).cast(column.type))
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise ValueError(
-            f"Column {name!r} holds {column.type}; the filter asks for {wanted}. Match its type."
+            f"Column {name!r} holds {column.type}; the filter asks for {shown(wanted)}. Match its type."
         ) from error
     return found.to_numpy()
 
@@ -115,8 +118,8 @@ class Term:
             raise ValueError("A term has no word; expected a text. Say what is sought, as in `background: snow`.")
         if isinstance(self.weight, bool) or not math.isfinite(self.weight) or self.weight == 0:
             raise ValueError(
-                f"The weight of {str(self)!r} is {self.weight}; expected a finite number above 0, or below 0 to count "
-                f"against."
+                f"The weight of {shown(str(self))} is {self.weight}; expected a finite number above 0, or below 0 to "
+                "count against."
             )
 
     def __str__(self) -> str:
@@ -139,7 +142,7 @@ def parse_query(text: str, perspectives: Sequence[str]) -> list[Term]:
     if len(text) > MOST_LETTERS:
         raise ValueError(f"The query has {len(text):,} letters; expected up to {MOST_LETTERS:,}.")
     if text.count('"') % 2:
-        raise ValueError(f"A double quote does not close in {text!r}. Close it, or write it twice inside quotes.")
+        raise ValueError(f"A double quote does not close in {shown(text)}. Close it, or write it twice inside quotes.")
     parts = [part for part in _split(text) if part.strip()]
     if not parts:
         raise ValueError("The query is empty. Say what is sought, as in `a dog` or `background: snow`.")
@@ -177,9 +180,8 @@ def find_perspective(name: str, perspectives: Sequence[str]) -> str:
     near = closest(_plain(name), known)
     hint = f" Did you mean {known[near]!r}?" if near else ""
     raise ValueError(
-        f"The perspective is {name!r}; expected one of {', '.join(known.values())}.{hint} A text that has a colon "
-        f"itself "
-        f"stands in double quotes."
+        f"The perspective is {shown(name)}; expected one of {', '.join(known.values())}.{hint} A text that has a "
+        "colon itself stands in double quotes."
     )
 
 
@@ -220,8 +222,8 @@ def _parse_term(part: str, perspectives: Sequence[str]) -> Term:
     )
     if not is_term:
         raise ValueError(
-            f"{text.strip()!r} is not a term; expected `a dog`, `background: snow`, `not style: drawing^0.5`. A text "
-            f"with a colon, semicolon, caret or quote stands in double quotes as a whole."
+            f"{shown(text.strip())} is not a term; expected `a dog`, `background: snow`, `not style: drawing^0.5`. A "
+            "text with a colon, semicolon, caret or quote stands in double quotes as a whole."
         )
     words = quoted.replace('""', '"') if quote else plain
     weight = _weight(after.strip()[1:].strip(), part) if after.strip() else 1.0
@@ -236,7 +238,7 @@ def _weight(text: str, part: str) -> float:
         weight = math.nan
     if not 0 < weight < math.inf:
         raise ValueError(
-            f"The weight of {part.strip()!r} is {text!r}; expected a number above 0, as in `snow^0.5`. Write `not` "
-            f"before what counts against."
+            f"The weight of {shown(part.strip())} is {shown(text)}; expected a number above 0, as in `snow^0.5`. "
+            "Write `not` before what counts against."
         )
     return weight

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.records import FUSED
+from ..storage import shown
 from .query import Term
 
 SUM, CENTROID, MAX, SOFTMAX = "sum", "centroid", "max", "softmax"
@@ -170,7 +171,8 @@ def require_finite_terms(questions: Sequence[EmbeddedTerm]) -> None:
     for question in questions:
         if not all(np.isfinite(vector).all() for vector in question.vectors.values()) or math.isnan(question.scale):
             raise ValueError(
-                f"The model gave values that are not finite for {str(question.term)!r}. Check its weights and dtype."
+                f"The model gave values that are not finite for {shown(str(question.term))}. Check its weights and "
+                "dtype."
             )
 
 

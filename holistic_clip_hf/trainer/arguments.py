@@ -26,6 +26,7 @@ from ..configuration_holistic_clip import LEGACY_END, HolisticCLIPConfig
 from ..corpus.build import require_perspectives
 from ..loss_holistic_clip import FREE
 from .distributed import gather_objects, sum_over_ranks
+from .tower_states import DTYPES
 
 
 @dataclass(repr=False)  # the inherited one hides tokens
@@ -59,6 +60,21 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
         default=100.0, metadata={"help": "The inverse temperature is clamped to 1 ... this after every step."}
     )
     frozen: list[str] = field(default_factory=list, metadata={"help": "Patterns of parameters that are not trained."})
+    freeze_tower: bool = field(
+        default=False,
+        metadata={"help": "Freeze the vision tower below its probes, and train on its states, computed once."},
+    )
+    states_folder: str | None = field(
+        default=None,
+        metadata={"help": "Folder of these states. Default: one in the cache, by a hash of tower and images."},
+    )
+    states_dtype: str = field(
+        default="float16", metadata={"help": "Type of number of these states: float16, or float32 for exact ones."}
+    )
+    augmented_views: int | None = field(
+        default=None,
+        metadata={"help": "Augmented views of a training image that have states; epochs take turns. Default: none."},
+    )
     learning_rate_multipliers: dict[str, float] | str = field(
         default_factory=dict,
         metadata={"help": "Pattern to factor on the learning rate, as JSON; a parameter takes the first that fits."},
@@ -102,11 +118,13 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
             )
         if not self.logit_scale_max >= 1:  # NaN is not
             raise ValueError(f"`logit_scale_max` is {self.logit_scale_max}; expected 1 or more, such as 100 in CLIP.")
-        for name in ("captions_per_image", "sentences_per_caption", "gradient_cache_size", "loss_chunk_size"):
+        counts = ("captions_per_image", "sentences_per_caption", "gradient_cache_size", "loss_chunk_size")
+        for name in (*counts, "augmented_views"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; expected 1 or more, or leave it out.")
         self._require_steps()
+        self._require_states()
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; expected between 0 and 1, such as 0.999.")
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -135,6 +153,17 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected 0 or more. Correct it.")
         self._require_reporters()
+
+    def _require_states(self) -> None:
+        """Refuse settings of the states of a frozen tower that have no use, or none that is known."""
+        if self.states_dtype not in DTYPES:
+            raise ValueError(f"`states_dtype` is {self.states_dtype!r}; expected {' or '.join(DTYPES)}. Correct it.")
+        unused = [name for name in ("states_folder", "augmented_views") if getattr(self, name) is not None]
+        if unused and not self.freeze_tower:
+            raise ValueError(
+                f"`{unused[0]}` is {getattr(self, unused[0])} without `freeze_tower`; expected both, since only a "
+                "frozen tower's states are kept. Set `freeze_tower`, or leave it out."
+            )
 
     def _require_reporters(self) -> None:
         installed = get_available_reporting_integrations()
@@ -269,6 +298,26 @@ def require_precision(model: nn.Module) -> None:
         )
 
 
+def require_freezable(config: HolisticCLIPConfig, args: HolisticCLIPTrainingArguments, *, augmented: bool) -> None:
+    """Raise `ValueError` for a tower that cannot be frozen below its branches, or images that differ in each epoch."""
+    kind = cast(Any, config.vision_config).branch_type
+    if kind != "probe":
+        raise ValueError(
+            f"`freeze_tower` is set and `branch_type` is {kind!r}; expected 'probe', whose branches read what "
+            "comes out of a tower that stays as it is. Take a model with probes, or leave it out."
+        )
+    if augmented and args.augmented_views is None:
+        raise ValueError(
+            "`augmentation` is given with `freeze_tower`, for which an image has the same states in each epoch; "
+            "expected none, or the number of its views. Set `augmented_views`, such as 4, or leave it out."
+        )
+    if args.augmented_views is not None and not augmented:
+        raise ValueError(
+            f"`augmented_views` is {args.augmented_views} without `augmentation`; expected both, or views would be "
+            "equal. Give an augmentation, or leave it out."
+        )
+
+
 def require_one_device(args: HolisticCLIPTrainingArguments) -> None:
     """Raise `ValueError` for one process with several GPUs."""
     if args.n_gpu > 1:
@@ -310,6 +359,8 @@ def require_mergeable(model: nn.Module, *, sharded: bool) -> None:
 
 def require_scale(args: HolisticCLIPTrainingArguments, *, sharded: bool, deepspeed: bool) -> None:
     """Raise `ValueError` for what sharded weights do not go with; say what gradient accumulation does not do."""
+    if args.freeze_tower and (sharded or deepspeed):
+        raise ValueError("`freeze_tower` needs the whole tower in one process. Use DDP, or leave it out.")
     if args.ema_decay is not None and sharded:
         raise ValueError("`ema_decay` needs whole weights on every rank. Leave it out with FSDP and DeepSpeed.")
     if args.gradient_cache_size is not None and deepspeed:

@@ -173,6 +173,8 @@ class LossLog:
         self.steps: list[Tensor] = []
         self.captions = torch.zeros(len(self.slots), dtype=torch.long)
         self.images = 0
+        self.num_empty = 0  # batches since the last log, of all ranks alike
+        self.of_all = [0, 0]  # batches of the whole run, and those of them that were empty
 
     def note(self, loss: MultiToMultiLoss, mask: Tensor) -> None:
         """Take up a step of this rank; `mask` (N, M) is the batch's `caption_mask`. Nothing waits for the device."""
@@ -185,10 +187,29 @@ class LossLog:
             self.captions = self.captions.to(mask.device) + mask.sum(dim=0)
             self.images += len(mask)
 
+    def note_empty(self) -> None:
+        """Take up a batch of which nothing can be used, whose loss is zero for want of another number."""
+        self.num_empty += 1
+
+    def without_empty(self, mean: float) -> float:
+        """Return the mean loss of the batches since the last call of `take`, given that with empty ones as zeros.
+
+        It is NaN if all of them were empty.
+        """
+        return _without_zeros(mean, len(self.steps) + self.num_empty, self.num_empty)
+
+    def without_empty_of_all(self, mean: float) -> float:
+        """Return the same for the whole run."""
+        num_batches, num_empty = self.of_all
+        return _without_zeros(mean, num_batches + len(self.steps) + self.num_empty, num_empty + self.num_empty)
+
     def take(self) -> dict[str, float]:
         """Return the means of all ranks since the last call; nothing where nothing was noted. To be called on all
         ranks.
         """
+        num_batches, num_empty = self.of_all
+        self.of_all = [num_batches + len(self.steps) + self.num_empty, num_empty + self.num_empty]
+        self.num_empty = 0
         if not self.steps:
             return {}
         steps = self.steps[0].new_tensor([len(self.steps)])
@@ -213,6 +234,12 @@ class LossLog:
                 self.images,
                 empty,
             )
+
+
+def _without_zeros(mean: float, count: int, num_zeros: int) -> float:
+    if not num_zeros:
+        return mean
+    return mean * count / (count - num_zeros) if count > num_zeros else math.nan
 
 
 MOST_EMPTY = 3  # batches at the beginning, of which nothing can be used

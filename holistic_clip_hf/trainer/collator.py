@@ -9,6 +9,7 @@ https://arxiv.org/abs/2412.01814; DeBias-CLIP). It is the largest single gain am
 import copy
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +46,14 @@ class Augmentation:
         if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"`scale` must rise within (0, 1], `ratio` above 0; got {self.scale} and {self.ratio}.")
 
+    def draw(self, generator: torch.Generator) -> list[float]:
+        """Draw four shares that say which window is shown."""
+        return torch.rand(4, generator=generator).tolist()
+
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
         """Return the window that `generator` draws, in RGB: palettes and single bits cannot be interpolated."""
         image = on_background(image)
-        area, stretch, left, top = torch.rand(4, generator=generator).tolist()
+        area, stretch, left, top = self.draw(generator)
         pixels = image.width * image.height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
         aspect = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** stretch
         width, height = min(image.width, math.sqrt(pixels * aspect)), min(image.height, math.sqrt(pixels / aspect))
@@ -76,6 +81,17 @@ def sample_sentences(text: str, most: int, generator: torch.Generator) -> str:
 
 
 Row = Mapping[str, Any]
+
+
+def _names_of(rows: Sequence[Row]) -> list[str]:
+    """Return what rows are called if they are left out: their ids, numbered from the second of an id on."""
+    seen: Counter[str] = Counter()
+    names = []
+    for row in rows:
+        image_id = row["image_id"]
+        seen[image_id] += 1
+        names.append(image_id if seen[image_id] == 1 else f"{image_id} (row {seen[image_id]} of this id)")
+    return names
 
 
 class HolisticCLIPCollator:
@@ -116,12 +132,16 @@ class HolisticCLIPCollator:
             [ True, False]])
 
     Besides, the trainer and not the model gets `image_ids`, a list of N strings, `image_mask`, false for an image that
-    does not decode, and `left_out`, the reasons of what is left out, by image id, or image id and perspective. Of a
-    stream also `place`, the `reading.Place` of the last row.
+    does not decode, and `left_out`, the reasons of what is left out, by image id, or image id and perspective. A
+    further row of an id in the batch has its number behind the id. Of a stream also `place`, the `streams.Place` of
+    the last row.
 
-    Shapes: `pixel_values` (N, 3, height, width); `input_ids`, `attention_mask` (N, M, L); `caption_mask`,
+    Shapes: `pixel_values` (N, 3, height, width), or `tower_states` (N, S, E); `input_ids`,
+    `attention_mask` (N, M, L); `caption_mask`,
     `caption_ids` (N, M); `image_mask` (N,).
     """
+
+    entry = "pixel_values"  # of a batch, with what the model reads of its images
 
     def __init__(
         self,
@@ -158,8 +178,9 @@ class HolisticCLIPCollator:
         if not present:
             return {}
         left_out: dict[str, str] = {}
-        drawn = [self._draw_row(row, left_out) for row in present]
-        images = self._read_pixels(present, [image for image, _ in drawn], left_out)
+        names = _names_of(present)
+        drawn = [self._draw_row(row, name, left_out) for row, name in zip(present, names, strict=True)]
+        images = self._read_pixels(names, [image for image, _ in drawn], left_out)
         missing: list[str | None] = [None] * len(self.slots)
         captions = [missing if pixels is None else texts for pixels, (_, texts) in zip(images, drawn, strict=True)]
         has_captions = any(text for texts in captions for text in texts)
@@ -167,9 +188,9 @@ class HolisticCLIPCollator:
         if self.is_training and not self.takes_empty:
             self._require_something(present, bool(readable), has_captions, left_out)
         # Behind the pixels of another image, without captions: each rank has to bring equally many rows.
-        stand_in = readable[0] if readable else self._pixels_of_nothing()
+        stand_in = readable[0] if readable else self._pixels_of_nothing(present[0])
         return {
-            "pixel_values": torch.stack([stand_in if pixels is None else pixels for pixels in images]),
+            self.entry: torch.stack([stand_in if pixels is None else pixels for pixels in images]),
             **(self.processor.nested_captions(captions) if has_captions else self._no_captions(len(present))),
             "image_ids": [row["image_id"] for row in present],
             "image_mask": torch.tensor([pixels is not None for pixels in images]),
@@ -177,14 +198,14 @@ class HolisticCLIPCollator:
             **({"place": tuple(present[-1][PLACE])} if PLACE in present[-1] else {}),
         }
 
-    def _draw_row(self, row: Row, left_out: dict[str, str]) -> tuple[Any, list[str | None]]:
+    def _draw_row(self, row: Row, name: str, left_out: dict[str, str]) -> tuple[Any, list[str | None]]:
         """Return the image, augmented, or None if it does not decode, and a text or None for each slot."""
         generator = self._generator(row)
         image = self._read_image(row.get("image"), generator)
         if isinstance(image, str):
-            left_out[row["image_id"]] = image
+            left_out[name] = image
             return None, []
-        captions = usable_captions(row["image_id"], row.get("captions"), left_out)
+        captions = usable_captions(name, row.get("captions"), left_out)
         return image, self._draw_captions(captions, generator)
 
     def _read_image(self, image: Any, generator: torch.Generator) -> Any:
@@ -203,19 +224,24 @@ class HolisticCLIPCollator:
             return f"the processor refuses it: {error}"
 
     def _read_pixels(
-        self, rows: Sequence[Row], images: Sequence[Any], left_out: dict[str, str]
+        self, names: Sequence[str], images: Sequence[Any], left_out: dict[str, str]
     ) -> list[Tensor | None]:
         """Return (3, height, width) of each image; None for one that did not decode, or that the processor refuses."""
         read = iter(readable_pixels(self.processor, [image for image in images if image is not None]))
         pixels: list[Tensor | None] = []
-        for row, image in zip(rows, images, strict=True):
+        for name, image in zip(names, images, strict=True):
             found = None if image is None else next(read)
             if isinstance(found, str):
-                left_out[row["image_id"]] = found
+                left_out[name] = found
             pixels.append(found if isinstance(found, Tensor) else None)
         return pixels
 
-    def _pixels_of_nothing(self) -> Tensor:
+    def read_images(self, rows: Sequence[Row]) -> list[Tensor | str]:
+        """Return (3, height, width) of each row's image, augmented as in a batch, or the reason why it has none."""
+        images = [self._read_image(row.get("image"), self._generator(row)) for row in rows]
+        return [image if isinstance(image, str) else readable_pixels(self.processor, [image])[0] for image in images]
+
+    def _pixels_of_nothing(self, row: Row) -> Tensor:
         """Stand in for the images of a batch of which none is readable."""
         return self.processor(images=Image.new("RGB", (1, 1)), return_tensors="pt")["pixel_values"][0]
 

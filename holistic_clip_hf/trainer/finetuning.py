@@ -44,6 +44,7 @@ LEAST_BATCHES = 4  # of an epoch
 RECIPE_HEAD = """# Written anew by each `holistic-clip finetune`. To change it, run `holistic-clip train` by a copy.
 """
 WARMUP = 0.1  # of all steps
+TOWER = "vision tower"  # a choice
 LOGS = 50  # lines of loss in all
 # Beginnings of the reasons why photos were left out, with the largest share of them all, and what to do. Above it the
 # folder or the list was read wrongly: a table in another encoding loses each line with an accent.
@@ -131,6 +132,20 @@ def _refusing(name: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"`base` is {name}; {EXPECTED_BASE}. transformers says: {reason}.") from error
+
+
+def require_probes(base: Base) -> None:
+    """Refuse a base whose tower cannot be frozen below its branches.
+
+    Raises:
+        ValueError: its branches are part of the tower.
+    """
+    if base.branch_type != "probe":
+        raise ValueError(
+            f"`freeze_tower` is set and `base` is {base.name}, whose branches are part of its tower "
+            f"({base.branch_type}); expected a SigLIP, or a checkpoint with probes. Leave it out, or name another "
+            "base."
+        )
 
 
 def require_few_left_out(num_rows: int, left_out: Iterable[Skipped]) -> None:
@@ -235,8 +250,8 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any], lengths
     Args:
         num_rows: Number of training images.
         base: Checkpoint that is fine-tuned.
-        given: Values by name of `batch_size`, `epochs`, `learning_rate`, `max_length`; `None` where nothing is asked
-            for.
+        given: Values by name of `batch_size`, `epochs`, `learning_rate`, `max_length`, `freeze_tower`; `None` where
+            nothing is asked for.
         lengths: Tokens of each caption.
 
     Raises:
@@ -257,6 +272,7 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any], lengths
     rate = given.get("learning_rate") or (SMALL_LEARNING_RATE if is_small else LEARNING_RATE)
     of_branches = BRANCH_RATES[base.branch_type]
     why = {name: "as asked for" for name, value in given.items() if value}
+    frozen = [Choice(TOWER, "frozen", "as asked for; what it says of each image is computed once, and kept")]
     return [
         _choose_length(base, given.get("max_length"), lengths),
         Choice("batch size", batch, why.get("batch_size", f"{num_rows:,} images on {device}, {batches} batches")),
@@ -267,6 +283,7 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any], lengths
         ),
         Choice("warm-up steps", max(1, round(WARMUP * epochs * batches)), f"{WARMUP:.0%} of the training"),
         Choice("steps between lines of loss", max(1, round(epochs * batches / LOGS)), f"about {LOGS} lines"),
+        *(frozen if given.get("freeze_tower") else []),
     ]
 
 
@@ -301,6 +318,7 @@ def make_recipe(
         "model": model,
         "training": {
             "seed": seed,
+            **({"freeze_tower": True} if TOWER in chosen else {}),
             "num_train_epochs": chosen["epochs"],
             "per_device_train_batch_size": chosen["batch size"],
             "per_device_eval_batch_size": chosen["batch size"],

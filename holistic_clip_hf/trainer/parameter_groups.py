@@ -3,11 +3,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 # Branch tokens, probes and positions are points, not maps: like biases, they are not decayed.
 UNDECAYED_NAMES = ("class_embedding", "position_embedding", "probe")
@@ -36,6 +38,29 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             parameter.requires_grad_(False)
     if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"`frozen` {list(patterns)} leaves no parameter to train. Freeze less.")
+
+
+def freeze_tower(model: nn.Module) -> None:
+    """Take everything below the head of the vision tower out of training."""
+    tower: Any = model.vision_model
+    for name in tower.below_states:
+        getattr(tower, name).requires_grad_(False)
+
+
+def still_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that have to stay in evaluation mode while the model trains, so that what is frozen changes
+    nothing and answers alike in each step: towers that are frozen, those of images below their head, and frozen batch
+    norms, which would go on averaging over batches.
+    """
+    vision: Any = model.vision_model
+    towers = [[getattr(vision, name) for name in vision.below_states], [model.text_model]]
+    still = [part for tower in towers if all(map(_is_frozen, tower)) for part in tower]
+    return still + [each for each in model.modules() if isinstance(each, _BatchNorm) and _is_frozen(each)]
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    weights = list(module.parameters())
+    return bool(weights) and not any(weight.requires_grad for weight in weights)
 
 
 def scale_learning_rates(optimizer: torch.optim.Optimizer, model: nn.Module, multipliers: Mapping[str, float]) -> None:

@@ -73,6 +73,7 @@ SAID_BY_TRAIN = {"output_dir", "slots", "dataloader_pin_memory"}
 # The paper's ViT-B/16, which a recipe means by a vision tower from scratch of which it does not say these. They are no
 # part of its fingerprint, so they can never change.
 PAPER_VISION = {"hidden_act": "gelu", "patch_size": 16}
+OWN_LINEARS = {"vision_config": {"branched_head_mlp": True}}  # of the probes of a checkpoint of this package
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 
@@ -385,14 +386,18 @@ def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
             f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has a `perturbation`; "
             "expected none, since it parts the copies of a CLIP. Leave it out."
         )
-    if recipe.model:
+    if recipe.model not in ({}, OWN_LINEARS):
         raise ValueError(
             f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has "
-            f"{', '.join(recipe.model)} under `model`; expected nothing there, since the checkpoint says it all. "
-            "Leave them out."
+            f"{', '.join(recipe.model)} under `model`; expected nothing there but `branched_head_mlp: true` under "
+            "`vision_config`, since the checkpoint says the rest. Leave them out."
         )
-    length = fields["text_config"]["max_position_embeddings"]
-    return from_holistic_clip(start, perspectives=fields["perspectives"], max_position_embeddings=length)
+    return from_holistic_clip(
+        start,
+        perspectives=fields["perspectives"],
+        max_position_embeddings=fields["text_config"]["max_position_embeddings"],
+        branched_head_mlp=recipe.model == OWN_LINEARS,
+    )
 
 
 FINISHED = "finished.json"

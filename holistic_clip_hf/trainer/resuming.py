@@ -180,10 +180,11 @@ class SaveOnStop(TrainerCallback):
     def __init__(self) -> None:
         self.request = StopRequest()
         self.signum = 0  # of a signal that any rank has got
+        self.stopped: Stopped | None = None  # once its checkpoint is saved; other callbacks are still to hear of that
         self.is_of_model_alone = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.signum = 0
+        self.signum, self.stopped = 0, None
         self.is_of_model_alone = args.save_only_model
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -198,15 +199,11 @@ class SaveOnStop(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the training, once the checkpoint is whole.
-
-        Raises:
-            Stopped: a signal came before.
-        """
+        """Note that the training is to end, now that the checkpoint is whole."""
         if self.signum:
             args.save_only_model = self.is_of_model_alone
             name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            raise Stopped(
+            self.stopped = Stopped(
                 self.signum,
                 f"Stopped after step {state.global_step:,} of {state.max_steps:,}, which is saved as "
                 f"{Path(args.output_dir) / name}. Give the same command again to go on, or, in Python, "

@@ -21,6 +21,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from ..corpus.build import MANIFEST, build_corpus, corpus_features, is_corpus_file, require_corpus_folder
 from ..storage import remove_own_files, require_own_folder
 from .recipes import OWN_FILES, Recipe, clear_result, remove_states, require_own_run, train_tokenizer
+from .tower_states import is_states_file
 
 
 def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
@@ -39,7 +40,7 @@ def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
     return small
 
 
-CORPUS, CLIP = "corpus", "clip"
+CORPUS, CLIP, STATES = "corpus", "clip", "states"
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 PROJECTION = 16
@@ -64,13 +65,15 @@ def require_own_ingredients(directory: Path) -> None:
 
     def is_ours(path: str) -> bool:
         folder, _, name = path.partition("/")
-        return folder == CORPUS or (folder == CLIP and has_corpus and bool(OWN_FILES.fullmatch(name)))
+        is_made = (folder == CLIP and OWN_FILES.fullmatch(name)) or (folder == STATES and is_states_file(name))
+        return folder == CORPUS or (has_corpus and bool(is_made))
 
     require_own_folder(directory, is_ours, holds="what --tiny draws")
 
 
 def _remove_ingredients(directory: Path) -> None:
     remove_own_files(directory / CLIP, lambda path: bool(OWN_FILES.fullmatch(path)))
+    remove_own_files(directory / STATES, is_states_file)
     corpus = directory / CORPUS
     # The manifest stays until the next build replaces it: by it the folder is known as ours.
     remove_own_files(corpus, lambda path: path != MANIFEST and is_corpus_file(corpus, path))
@@ -91,7 +94,7 @@ def shrink(recipe: Recipe, directory: Path) -> Recipe:
         image_size=IMAGE_SIZE,
         tokenizer=recipe.tokenizer | ({"checkpoint": clip} if "checkpoint" in recipe.tokenizer else {}),
         model=_shrink_model(recipe.model, has_tower=bool(recipe.start_from)),
-        training=_shrink_training(recipe.training),
+        training=_shrink_training(recipe.training, directory),
         start_from=clip if recipe.start_from else None,
     )
 
@@ -133,7 +136,7 @@ def _shrink_backbone(backbone: dict[str, Any]) -> dict[str, Any]:
     return {name: small.get(name, value) for name, value in backbone.items()}
 
 
-def _shrink_training(training: dict[str, Any]) -> dict[str, Any]:
+def _shrink_training(training: dict[str, Any], directory: Path) -> dict[str, Any]:
     most = {
         "per_device_eval_batch_size": BATCH,
         "gradient_cache_size": BATCH // 2,
@@ -147,6 +150,8 @@ def _shrink_training(training: dict[str, Any]) -> dict[str, Any]:
     small = {name: min(training[name], value) for name, value in most.items() if name in training}
     if training.get("fp16"):
         small |= {"fp16": False, "bf16": True}  # no CPU trains in float16
+    if training.get("freeze_tower"):
+        small |= {"states_folder": str(directory / STATES)}
     return training | small | {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "use_cpu": True}
 
 

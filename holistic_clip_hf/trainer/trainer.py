@@ -7,9 +7,11 @@ Axes: N images per rank, H branches, M caption slots, D projection width.
 """
 
 import copy
+import math
+import signal
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.hub import Publication, publish, require_publishable
 from ..publishing.model_card import CardFacts, changed_arguments
 from ..publishing.push import MAIN, Destination
-from ..stopping import DeafWorker
+from ..stopping import DeafWorker, Stopped
 from ..storage import write_folder
 from . import arguments as checks
 from .arguments import HolisticCLIPTrainingArguments, is_adapted
@@ -47,8 +49,16 @@ from .callbacks import (
 )
 from .collator import Augmentation, HolisticCLIPCollator
 from .distributed import gather_rows, rank_offset
+from .frozen_tower import CachedRows, FrozenTower, StatesCollator, UnchangedTower
 from .gradient_cache import Embeddings, cached_backward, split_batch
-from .parameter_groups import decayed_names, freeze, keep_scalars_whole, scale_learning_rates
+from .parameter_groups import (
+    decayed_names,
+    freeze,
+    freeze_tower,
+    keep_scalars_whole,
+    scale_learning_rates,
+    still_modules,
+)
 from .resuming import SaveOnStop, begin_saving, hold_output, last_whole_checkpoint, mark_whole, require_whole
 from .streams import stream_loader
 
@@ -189,11 +199,15 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if not model.config.fused_weight or model.config.num_branches == 1:
             model.branch_fusion.requires_grad_(False)  # no loss would reach a router, which DDP takes for a mistake
         freeze(model, args.frozen)
+        if args.freeze_tower:
+            checks.require_freezable(model.config, args, augmented=augmentation is not None)
+            freeze_tower(model)
+        self.still = still_modules(model)
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
-            data_collator=HolisticCLIPCollator(
+            data_collator=(StatesCollator if args.freeze_tower else HolisticCLIPCollator)(
                 processing_class,
                 self.slots,
                 augmentation=augmentation,
@@ -211,6 +225,21 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         if self.is_fsdp_enabled:
             keep_scalars_whole(model, self.accelerator)
         self._check_after(model, args)
+        datasets = (kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        self.frozen_tower = self._freeze_tower(*datasets) if args.freeze_tower else None
+
+    def _freeze_tower(self, train: Any, evaluation: Any) -> FrozenTower:
+        """Put the states of a frozen tower in place of images."""
+        assert isinstance(self.data_collator, StatesCollator)
+        tower = FrozenTower(self.model, self.data_collator, self.args, self.accelerator.mixed_precision)
+        self.train_dataset, self.eval_dataset = tower.plan(train, evaluation)
+        self.add_callback(UnchangedTower(tower))
+        return tower
+
+    def _prepare_states(self) -> None:
+        if self.frozen_tower is not None:
+            has_bar = not self.args.disable_tqdm and sys.stderr.isatty()
+            self.frozen_tower.prepare(self.accelerator.autocast, has_bar=has_bar)
 
     def _check_after(self, model: HolisticCLIPModel, args: HolisticCLIPTrainingArguments) -> None:
         """Refuse what does not go with how the inherited trainer shards weights."""
@@ -252,13 +281,13 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
             self.add_callback(self.moving_average)
         has_bar = not args.disable_tqdm and sys.stderr.isatty()
         self.callback_handler.callbacks = with_one_line(self.callback_handler.callbacks, has_bar=has_bar)
-        self.add_callback(self.save_on_stop)  # the last, since it may end the training
+        self.add_callback(self.save_on_stop)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as inherited; `resume_from_checkpoint=True` takes the last checkpoint that was saved to its end.
 
         With `push_to_hub`, the result is published when it is there. Ctrl-C and SIGTERM save a checkpoint after the
-        present step, unless `save_strategy` is "no".
+        present step. If `save_strategy` is "no", they end the training at once, and say that nothing is saved.
 
         Raises:
             ValueError: a checkpoint that is not whole, or none to resume from.
@@ -268,11 +297,35 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         is_saving = self.args.save_strategy != SaveStrategy.NO
         with hold_output(Path(self.args.output_dir)):
             checkpoint = self._resumed(resume_from_checkpoint)
-            with self.save_on_stop.request.listen() if is_saving else nullcontext():
+            self._prepare_states()
+            with self.save_on_stop.request.listen() if is_saving else self._telling_that_nothing_is_saved():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             if self.args.push_to_hub:
                 self.push_to_hub()
-        return output
+        return output._replace(training_loss=output.metrics.get("train_loss", output.training_loss))
+
+    @contextmanager
+    def _telling_that_nothing_is_saved(self) -> Iterator[None]:
+        """Say at a stop what became of the training, where nothing is asked to be saved."""
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+            raise Stopped(
+                signum,
+                f"Stopped after step {self.state.global_step:,} of {self.state.max_steps:,}. Nothing of it is saved, "
+                "since `save_strategy` is 'no'. Set it to 'steps' or 'epoch', to save a checkpoint when stopped.",
+            ) from stop
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save as inherited. A training that was told to stop ends here, after all callbacks.
+
+        Raises:
+            Stopped: a signal came before, and its checkpoint is whole.
+        """
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.save_on_stop.stopped is not None:
+            raise self.save_on_stop.stopped
 
     def _resumed(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """Return the checkpoint that training goes on from, if any, and tell a stream its place."""
@@ -317,6 +370,9 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         return (loss, output) if return_outputs else loss
 
     def _encode(self, model: nn.Module, inputs: dict[str, Any]) -> HolisticCLIPOutput:
+        if model.training:
+            for module in self.still:
+                module.eval()
         return model(**{name: value for name, value in inputs.items() if name not in ABOUT_ROWS})
 
     def _loss_of(self, rows: list[Tensor], scalars: list[Tensor], inputs: dict[str, Any], is_training: bool) -> Tensor:
@@ -325,6 +381,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         self.left_out.note(inputs["left_out"])
         if is_training and not self.usable.take(all_masks, self.left_out.log.reasons):
             # On all ranks alike. Every weight has a gradient, for which DDP waits.
+            self.loss_log.note_empty()
             return sum(((part.float() * 0).sum() for part in (*rows, *scalars)), start=branches.new_zeros(()))
         everyone = CaptionBatch(branches, texts, all_masks, all_ids, *routing)
         everyone.image_mask = gather_rows(readable)
@@ -444,7 +501,12 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
         """Return every row, also where training drops the last partial batch, and nothing at random."""
         checks.require_countable(eval_dataset, self.args)
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
-        self.args.dataloader_drop_last, self.data_collator = False, collator.for_evaluation()
+        chosen = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        if isinstance(self.eval_dataset if chosen is None else chosen, CachedRows):
+            self._prepare_states()
+        elif isinstance(collator, StatesCollator):
+            self.data_collator = collator.for_pixels()
+        self.args.dataloader_drop_last, self.data_collator = False, self.data_collator.for_evaluation()
         try:
             loader = super().get_eval_dataloader(undecoded(eval_dataset))
             loader.worker_init_fn = DeafWorker(loader.worker_init_fn)
@@ -525,7 +587,12 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the loss consists of, the mean since the last log over ranks, and the temperature."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self.loss_log.without_empty_of_all(logs["train_loss"])
         if "loss" in logs:
+            logs["loss"] = self.loss_log.without_empty(logs["loss"])
+            if math.isnan(logs["loss"]):
+                del logs["loss"]
             logs |= self.loss_log.take()
             logs["logit_scale"] = self.model.logit_scale.exp().item()
             logs["left_out"] = self.left_out.count()

@@ -1,6 +1,7 @@
 """Help of every verb and subcommand: examples first, names of values, one default, and no words of the parser."""
 
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -101,3 +102,15 @@ def test_a_signal_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         main(["train"])
     signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 130 and "train: stopped. Give the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_somebody_says_else(given: str | None, expected: str) -> None:
+    """OpenMP itself tells what it goes by, when torch is imported."""
+    shown = {**os.environ, "OMP_DISPLAY_ENV": "true"}
+    shown |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    code = (
+        "import contextlib, holistic_clip_hf.__main__ as command\nwith contextlib.suppress(SystemExit): command.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", f"{code}\nimport torch"], capture_output=True, text=True, env=shown)
+    assert f"OMP_WAIT_POLICY = '{expected}'" in ended.stderr

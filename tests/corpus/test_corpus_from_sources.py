@@ -25,6 +25,7 @@ from holistic_clip_hf.corpus.from_sources import JoinedSource, SimilarCaptions, 
 from holistic_clip_hf.corpus.plan import BuildSettings
 from holistic_clip_hf.images.decoding import ImageLimits
 from holistic_clip_hf.images.folders import ImageFolder, ListedImages
+from holistic_clip_hf.images.left_out import usable_captions
 from holistic_clip_hf.images.sources import Item, Skipped
 
 FACTS = CorpusFacts("Squares", license="cc0-1.0", languages=("en",), description="Drawn here.")
@@ -185,6 +186,24 @@ def test_captions_are_chosen_checked_and_compared(tmp_path: Path) -> None:
     assert reasons == {"caption is empty": 1, "caption says the same as another": 1}
     with pytest.raises(ValueError, match=r"\['detail'\], which no caption has; expected among background, short"):
         construct(tmp_path, source, perspectives=("detail",))
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "null", "<NA>"])
+def test_a_missing_value_of_a_table_is_not_a_caption(tmp_path: Path, text: str) -> None:
+    """As pandas reads a gap and writes it again. It is listed, and "nano" and "a naan" are captions."""
+    (tmp_path / "photos").mkdir()
+    table = [["file_name", "text", "style"], ["a.png", text, "nano"], ["b.png", "a naan", "drawn"]]
+    table.append(["c.png", text, ""])
+    for number, (name, *_) in enumerate(table[1:]):
+        (tmp_path / "photos" / name).write_bytes(png(number))
+    (tmp_path / "photos" / "metadata.csv").write_text("\n".join(map(",".join, table)))
+    source = ListedImages(tmp_path / "photos" / "metadata.csv", {"text": "web", "style": "style"})
+    corpus = construct(tmp_path / "corpus", source)
+    assert [[each["text"] for each in row] for row in corpus["captions"]] == [["nano"], ["a naan", "drawn"]]
+    reason = f"caption is a missing value of a table: {text}"
+    assert left_out(tmp_path / "corpus") == {"a.png, web": reason, "c.png, web": reason, "c.png": "no caption"}
+    faults: dict[str, str] = {}
+    assert usable_captions("a", [{"perspective": "web", "text": text}], faults) == [] and "a, web" in faults
 
 
 def test_nothing_to_build_is_an_error(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def value_of(records: list[Record], label: str, **details: str) -> float:
 
 
 def test_the_numbers_are_those_of_the_records(records: list[Record]) -> None:
-    recall, lost, wins, similarity = branch_panels(records, names=NAMES)
+    recall, lost, by_name, wins, similarity = branch_panels(records, names=NAMES)
     assert recall.rows == NAMES and recall.columns == ["fused", *NAMES] and wins.columns == NAMES
     told = {"protocol": "per_perspective", "direction": "text_to_image"}
     for perspective in NAMES:
@@ -49,9 +49,12 @@ def test_the_numbers_are_those_of_the_records(records: list[Record]) -> None:
             assert lost.cells[perspective, branch] == pytest.approx(100 * (fused - without))
             won = value_of(records, "wins", perspective=perspective, branch=branch)
             assert wins.cells[perspective, branch] == pytest.approx(100 * won)
+            if branch != perspective:
+                gained = value_of(records, "gain_by_name", perspective=perspective, other=branch)
+                assert by_name.cells[perspective, branch] == pytest.approx(100 * gained)
     assert similarity.cells["style", "short"] == similarity.cells["short", "style"]
     assert similarity.cells["short", "style"] == value_of(records, "similarity", branch="short", other="style")
-    assert len(recall.cells) == 12 and len(lost.cells) == 9 and len(similarity.cells) == 6
+    assert len(recall.cells) == 12 and len(lost.cells) == 9 and len(by_name.cells) == len(similarity.cells) == 6
 
 
 def test_a_picture_has_ink_and_a_page_one_can_see_through(records: list[Record]) -> None:

@@ -71,6 +71,36 @@ def test_branches_of_a_collapsed_model_win_alike(make_model: MakeModel) -> None:
         assert record.value == pytest.approx(1 / 3) == record.chance
 
 
+def test_what_is_gained_by_name_is_a_difference_of_reciprocal_ranks(make_model: MakeModel) -> None:
+    """Each text has one image and each image one text, so that average precision is one through the rank."""
+    corpus = corpus_of_known_branches()
+    corpus.branch_embeds[0] = corpus.branch_embeds[1].flip(0)  # two images that are found less well
+    found = [
+        record
+        for record in report_branches(make_model(perspectives=NAMES), corpus, provenance=PROVENANCE)
+        if record.metric == "gain_by_name"
+    ]
+
+    def precision(perspective: str, branch: int) -> list[float]:
+        scores = [
+            [float(image[branch] @ corpus.text_embeds[f"{perspective} {text}"]) for text in range(NUM_IMAGES)]
+            for image in corpus.branch_embeds
+        ]
+        lines = [*scores, *map(list, zip(*scores, strict=True))]  # an image asks, then a text
+        owns = [*range(NUM_IMAGES), *range(NUM_IMAGES)]
+        return [1 / sum(score >= line[own] for score in line) for line, own in zip(lines, owns, strict=True)]
+
+    assert len(found) == len(NAMES) * (len(NAMES) - 1)
+    for record in found:
+        perspective, other = str(record.details["perspective"]), NAMES.index(str(record.details["other"]))
+        own = precision(perspective, NAMES.index(perspective))
+        expected = (sum(own) - sum(precision(perspective, other))) / (2 * NUM_IMAGES)
+        assert record.value == pytest.approx(expected, abs=1e-6)
+        assert record.details["branch"] == record.details["perspective"]
+        assert record.counts == {"n_queries": 2 * NUM_IMAGES} and record.confidence_interval is not None
+    assert {record.value > 0 for record in found} == {True}
+
+
 def test_wins_do_not_depend_on_how_many_pairs_are_seen_at_once(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

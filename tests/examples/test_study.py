@@ -17,7 +17,17 @@ from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
 from training import study as study_module
 from training.study import load_results, load_study, measure_run, method_recipe, multiplications
 from training.study_picture import study_picture
-from training.study_tables import BY_NAME, MEAN, Estimate, entries_of, estimate, full_tables, scores_of, summary_table
+from training.study_tables import (
+    BY_NAME,
+    MEAN,
+    Estimate,
+    entries_of,
+    estimate,
+    full_tables,
+    scores_of,
+    summary_table,
+    unusable_note,
+)
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
@@ -250,3 +260,12 @@ def test_by_name_each_perspective_is_answered_by_its_branch() -> None:
     ]
     del row["numbers"][SLOTS[0]]
     assert not scores_of([row], "ours", BY_NAME, "text_to_image")
+
+
+def test_methods_that_left_out_other_rows_are_told() -> None:
+    rows = [result(method, replicate, mean=0.5) for replicate in (0, 1) for method in ("clip", "ours")]
+    assert unusable_note(rows) == ""
+    rows[3] |= {"n_unusable": 2}
+    assert unusable_note(rows) == (
+        "Methods left out differently many images and captions in replicate 1 (clip 0, ours 2).\n"
+    )

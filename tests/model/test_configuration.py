@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 import holistic_clip_hf
@@ -199,6 +200,46 @@ def test_a_configuration_that_was_changed_is_refused_by_the_model(
     for kind in (HolisticCLIPModel, HolisticCLIPForImageClassification):
         with pytest.raises(ValueError, match="`fusion` is 'sofmax'"):
             kind(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fusion", "sofmax"), ("fusion", "weighted"), ("branch_weights", [1.0, 2.0, 3.0]), ("fusion_scale", 2.0)],
+)
+def test_a_fusion_that_is_set_later_is_refused_where_it_is_used(
+    make_model: Callable[..., HolisticCLIPModel],
+    pixel_values: Tensor,
+    make_tokens: Callable[..., tuple[Tensor, Tensor]],
+    name: str,
+    value: Any,
+) -> None:
+    model, (input_ids, attention_mask) = make_model(), make_tokens([4, 5])
+    setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=f"`{name}"):
+        model.get_image_features(pixel_values)
+    with pytest.raises(ValueError, match=f"`{name}"):
+        model(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+
+
+@pytest.mark.parametrize("name", ["matching", "objective", "duplicate_captions", "diversity"])
+def test_an_objective_that_is_set_later_is_refused_where_it_is_used(
+    make_model: Callable[..., HolisticCLIPModel], name: str
+) -> None:
+    config = make_model().config
+    setattr(config, name, "other")
+    with pytest.raises(ValueError, match=f"`{name}` is 'other'; expected one of"):
+        LossOptions(**config.loss_options)
+
+
+def test_a_keyword_that_weights_do_not_fit_is_refused_in_a_sentence(
+    make_model: Callable[..., HolisticCLIPModel], tmp_path: Path
+) -> None:
+    make_model().save_pretrained(tmp_path)
+    message = r"has the weight text_projection.weight of the shape .*; the configuration asks for \(6, .*Leave out the"
+    with pytest.raises(ValueError, match=message):
+        HolisticCLIPModel.from_pretrained(tmp_path, projection_dim=6)
+    drawn = HolisticCLIPModel.from_pretrained(tmp_path, projection_dim=6, ignore_mismatched_sizes=True)
+    assert drawn.text_projection.weight.shape[0] == 6
 
 
 def test_fitting_keywords_are_taken(make_model: Callable[..., HolisticCLIPModel], tmp_path: Path) -> None:

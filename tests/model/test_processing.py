@@ -1,6 +1,7 @@
 """The processor: open_clip's token ids, nested captions as exact tensors, transparency, what is refused and kept."""
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from transformers import AutoProcessor, CLIPImageProcessor, CLIPTokenizer
 
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPProcessor
 from holistic_clip_hf import processing_holistic_clip as processing
+from holistic_clip_hf.images.decoding import read_image
 from holistic_clip_hf.processing_holistic_clip import clean_caption
 
 OPEN_CLIP = Path(__file__).parents[1] / "data" / "open_clip"
@@ -178,6 +180,22 @@ def spoilt(value: float) -> np.ndarray:
 
 
 GRAY = Image.new("RGB", (32, 32), "gray")
+PNG = io.BytesIO()
+GRAY.resize((40, 36)).save(PNG, "PNG")
+FORMS: list[Any] = [
+    *(bytearray(PNG.getvalue()), memoryview(PNG.getvalue()), io.BytesIO(PNG.getvalue())),
+    *({"bytes": PNG.getvalue(), "path": None}, {"bytes": bytearray(PNG.getvalue()), "path": "/not/read.png"}),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
+def test_bytes_of_any_form_are_read_by_the_one_door(processor: HolisticCLIPProcessor, form: Any) -> None:
+    expected = processor(images=Image.open(PNG), return_tensors="pt")["pixel_values"]
+    for images in (form, [form], [[form]]):
+        assert torch.equal(processor(images=images, return_tensors="pt")["pixel_values"], expected)
+    assert ImageChops.difference(read_image(form), Image.open(PNG)).getbbox() is None
+
+
 REFUSED_IMAGES: list[tuple[Any, str]] = [
     ([], "`images` is empty"),
     (spoilt(math.nan), "Image 0 has pixels that are NaN or infinite"),
@@ -192,6 +210,11 @@ REFUSED_IMAGES: list[tuple[Any, str]] = [
     (np.zeros((32, 32, 2), dtype=np.uint8), r"Image 0 has the shape \(32, 32, 2\); expected .* 1, 3 or 4 channels"),
     (Image.new("L", (3_000, 1)), "Image 0 has 3,000 x 1 pixels; expected .* no side over 100 times the other"),
     (np.zeros((2, 300, 3), dtype=np.uint8), "Image 0 has 300 x 2 pixels; expected"),
+    ({"bytes": None, "path": __file__}, "without the bytes of a file; expected them under 'bytes'. Read the file"),
+    ([GRAY, {"image": GRAY}], "without the bytes of a file"),
+    (io.StringIO("text"), "which gives text; expected bytes. Open the file in the mode 'rb'"),
+    (7, "`images` has 7; expected paths, bytes or open files, Pillow images, arrays or tensors"),
+    ([None], "`images` has None; expected paths"),
 ]
 
 

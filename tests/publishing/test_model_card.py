@@ -244,6 +244,17 @@ def test_models_measured_on_different_data_are_not_compared():
         render_model_card(CONFIG, pair, FACTS)
 
 
+def test_models_that_left_out_other_rows_are_compared_with_a_word():
+    def card(**unusable: int) -> str:
+        counts = {"n_queries": 56, "n_candidates": 56}
+        pair = [retrieval(0.5, "style", "text_to_image", counts=counts)]
+        pair.append(retrieval(0.5, "style", "text_to_image", model="baseline", counts=counts | unusable))
+        return render_model_card(CONFIG, pair, FACTS)
+
+    said = f"that could not be used differ in number: {FACTS.model_name} 0, baseline 2."
+    assert said in card(n_unusable=2) and "could not be used" not in card()
+
+
 def test_the_branch_report_is_no_result_of_the_model():
     """It has `recall` of the fused vector too, without a branch, and is in the picture."""
     base = retrieval(0.5, "style", "text_to_image")

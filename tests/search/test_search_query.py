@@ -87,6 +87,13 @@ def test_no_query_takes_long(text: str) -> None:
         assert str(error)
 
 
+@pytest.mark.parametrize("query", ['"{}', "{}: a dog", "a dog^{}", "{}^0", "a^b^{}", 'a "{}"', "not {}^x"])
+def test_a_message_shows_the_ends_of_a_long_query(query: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        parse_query(query.format("x" * 3_900), ["style"])
+    assert 50 < len(str(raised.value)) < 700 and "xxx ... xxx" in str(raised.value)
+
+
 def test_terms_are_checked() -> None:
     for weight in (0, math.nan, math.inf, True):
         with pytest.raises(ValueError, match=r"weight of 'style: dog'"):

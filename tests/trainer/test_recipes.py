@@ -35,8 +35,7 @@ every_recipe = pytest.mark.parametrize("name", RECIPES)
 MAY_SHRINK = re.compile(
     r"corpus|image_size|start_from|tokenizer\.checkpoint|model\.projection_dim"
     r"|model\.(text|vision)_config\.(hidden_size|intermediate_size|num_hidden_layers|num_attention_heads|patch_size"
-    r"|num_branch_layers)"
-    r"|model\.vision_config\.backbone_config\.(embedding_size|hidden_sizes|depths)"
+    r"|num_branch_layers)|model\.vision_config\.backbone_config\.(embedding_size|hidden_sizes|depths)"
     r"|training\.(max_steps|per_device_(train|eval)_batch_size|gradient_cache_size|warmup_steps|logging_steps"
     r"|eval_steps|save_steps|dataloader_num_workers|use_cpu)"
 )

@@ -85,6 +85,24 @@ def test_a_signal_saves_after_the_step_and_going_on_ends_alike(
     assert of_evaluations(resumed) == of_evaluations(whole)
 
 
+def test_callbacks_added_later_hear_of_the_checkpoint_that_a_stop_saves(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    heard: list[int] = []
+
+    class Listener(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            heard.append(state.global_step)
+
+    trainer = make_trainer(max_steps=4, save_strategy="steps", save_steps=3)
+    trainer.callback_handler.callbacks.insert(0, Listener())
+    trainer.add_callback(Signals(signal.SIGINT, 1))
+    trainer.add_callback(Listener())
+    with pytest.raises(Stopped, match="after step 2 of 4"):
+        trainer.train()
+    assert heard == [2, 2] and (tmp_path / "left_out.json").exists() is False
+
+
 @pytest.mark.slow
 def test_ten_kills_change_nothing(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path) -> None:
     options = {**OPTIONS, "num_train_epochs": 30, "save_total_limit": 2}
@@ -125,11 +143,12 @@ def test_a_finished_run_takes_no_further_step(make_trainer: MakeTrainer, tmp_pat
     assert resumed.state.global_step == 3
 
 
-def test_who_saves_nothing_is_stopped_at_once(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_who_saves_nothing_is_stopped_at_once_and_told(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(max_steps=4)
     trainer.add_callback(Signals(signal.SIGINT, 1))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match="after step 1 of 4. Nothing of it is saved, since .* is 'no'") as ended:
         trainer.train()
+    assert ended.value.exit_code == 130
     assert trainer.state.global_step == 1 and not list(tmp_path.glob("checkpoint-*"))
 
 

@@ -195,6 +195,44 @@ def test_a_batch_of_which_nothing_is_readable_moves_no_weight(make_trainer: Make
     assert two.state.log_history[1]["left_out"] == 2
 
 
+@pytest.mark.parametrize("options", [{}, {"gradient_cache_size": 1}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_a_batch_of_which_nothing_is_readable_is_not_in_the_mean_loss(
+    make_trainer: MakeTrainer, corpus: Dataset, options: dict[str, Any]
+) -> None:
+    """The second batch of four: the mean of the three others, which train alone at a learning rate of nothing."""
+    rows: dict[str, Any] = {"per_device_train_batch_size": 2, "optim": "sgd", "learning_rate": 0.0, **options}
+    batches = 4 // options.get("gradient_accumulation_steps", 1)
+    one = make_trainer(train=damaged(corpus, 2, 3).to_iterable_dataset(), max_steps=batches, logging_steps=99, **rows)
+    found = one.train()
+    losses = []
+    for first in (0, 4, 6):
+        pair = corpus.select([first, first + 1]).to_iterable_dataset()
+        alone = {**rows, "gradient_accumulation_steps": 1}
+        losses.append(make_trainer(train=pair, max_steps=1, **alone).train().training_loss)
+    expected = pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert found.training_loss == found.metrics["train_loss"] == expected
+    every = make_trainer(train=damaged(corpus, 2, 3).to_iterable_dataset(), max_steps=batches, logging_steps=2, **rows)
+    every.train()
+    logged = [entry["loss"] for entry in every.state.log_history if "loss" in entry]
+    pairs = [losses[:1], losses[1:]] if batches == 4 else [losses]
+    assert logged == pytest.approx([sum(pair) / len(pair) for pair in pairs], rel=1e-5)
+
+
+def test_a_log_of_empty_batches_alone_has_no_loss(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    stream = damaged(corpus, 2, 3).to_iterable_dataset()
+    trainer = make_trainer(train=stream, max_steps=3, per_device_train_batch_size=2)
+    trainer.train()
+    assert ["loss" in entry for entry in trainer.state.log_history[:3]] == [True, False, True]
+
+
+def test_rows_of_one_id_are_listed_each(make_trainer: MakeTrainer, corpus: Dataset) -> None:
+    rows = damaged(corpus.select(range(4)), 0, 1).map(lambda row: {"image_id": "x"})
+    trainer = make_trainer(train=rows, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["left_out"] == 2
+    assert [name.split(" (row ")[0] for name in trainer.left_out.reasons] == ["x", "x"]
+
+
 @pytest.mark.parametrize(("options", "batches"), [({"max_steps": 9}, 3), ({"max_steps": 2}, 2)], ids=str)
 def test_a_run_that_begins_with_nothing_readable_ends(
     make_trainer: MakeTrainer, corpus: Dataset, options: dict[str, int], batches: int
