@@ -457,7 +457,8 @@ def is_whole(directory: str | Path, fingerprint: str) -> bool:
         return False
     for path in (changed := changed_files(_digests(directory, manifest))):
         logger.warning("%s changed since it was written, and will be written again", path)
-        path.unlink()  # or it would be taken up for what an earlier build had finished
+        if path.parent == directory / "data" and _is_shard(path):
+            path.unlink()  # or it would be taken up for what an earlier build had finished
     return not changed
 
 

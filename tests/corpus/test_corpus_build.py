@@ -313,6 +313,18 @@ def test_a_shard_of_the_right_length_with_other_contents_is_named(
     assert build_two(tmp_path)[:] == before  # it is written again
 
 
+def test_a_manifest_that_names_files_of_others_has_none_removed(tmp_path: Path) -> None:
+    build_two(tmp_path / "corpus")
+    manifest = json.loads((tmp_path / "corpus" / MANIFEST).read_text())
+    shard = manifest["shards"]["two"]
+    mine = tmp_path / "mine-0123abcd.parquet"
+    mine.write_bytes((tmp_path / "corpus" / shard["file"]).read_bytes())
+    shard |= {"file": "data/../../mine-0123abcd.parquet", "sha256": "0" * 64}
+    (tmp_path / "corpus" / MANIFEST).write_text(json.dumps(manifest))
+    assert not is_whole(tmp_path / "corpus", "v1") and mine.exists()
+    assert len(build_two(tmp_path / "corpus")) == 3 and mine.exists()
+
+
 def test_a_shard_is_read_again_once_it_may_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading is counted; a copy, a move and a new time are other states, an unchanged file is not."""
     monkeypatch.setenv("HOLISTIC_CLIP_CACHE", str(tmp_path / "cache"))
