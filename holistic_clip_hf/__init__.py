@@ -39,6 +39,7 @@ _HOMES = {
     "evaluation.retrieval": ("evaluate_retrieval",),
     "evaluation.records": ("Record", "capture_provenance", "load_records", "save_records"),
     "publishing.hub": ("publish", "publish_corpus", "pull_corpus"),
+    "exporting": ("export_stock", "to_clip", "to_siglip"),
     "search": ("SearchIndex", "index_images"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

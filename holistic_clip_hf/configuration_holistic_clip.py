@@ -625,9 +625,11 @@ class HolisticCLIPConfig(PreTrainedConfig):
             config_dict = {"vision_config": vision, "architectures": config_dict.get("architectures")}
         _require_family(config_dict, *cls.families)
         for name, kind in (("text_config", CLIPTextConfig), ("vision_config", HolisticCLIPVisionConfig)):
-            is_clip = cast(dict, config_dict.get(name) or {}).get("model_type") in (None, *_clip_types(kind))
-            if is_clip and isinstance(kwargs.get(name), dict) and isinstance(config_dict.get(name), dict):
-                _require_tower(kind, {**config_dict[name], **kwargs[name]}, f"{name}.")
+            found, given = config_dict.get(name), kwargs.get(name)
+            if not isinstance(found, dict) or not isinstance(given, dict):
+                continue
+            if found.get("model_type") in (None, *_clip_types(kind)):
+                _require_tower(kind, {**found, **given}, f"{name}.")
         with _as_value_error(cls.__name__):
             return _require_valid(super().from_dict(config_dict, **kwargs))
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -269,11 +270,10 @@ def changed_files(digests: Mapping[Path, str]) -> list[Path]:
     Raises:
         OSError: a file is missing or cannot be read.
     """
-    verified = cache_root() / VERIFIED
-    try:
-        known = set(verified.read_text("ascii", "replace").splitlines())
-    except OSError:
-        known = set()
+    known: frozenset[str] = frozenset()
+    with suppress(OSError, RuntimeError):  # there is none yet, or the user has no home
+        kept = (cache_root() / VERIFIED).stat()
+        known = _verified(cache_root() / VERIFIED, kept.st_mtime_ns, kept.st_size)
     changed, found = [], []
     for path, digest in digests.items():
         state = _state_of(path, digest)
@@ -284,9 +284,14 @@ def changed_files(digests: Mapping[Path, str]) -> list[Path]:
         elif time.time_ns() - path.stat().st_ctime_ns > _SETTLED_NANOSECONDS:
             found.append(state)
     if found:
-        with suppress(OSError):  # without a cache, all is read again
-            _keep_verified(verified, found)
+        with suppress(OSError, RuntimeError):  # without a cache, all is read again
+            _keep_verified(cache_root() / VERIFIED, found)
     return changed
+
+
+@lru_cache(maxsize=1)
+def _verified(path: Path, time_ns: int, size: int) -> frozenset[str]:
+    return frozenset(path.read_text("ascii", "replace").splitlines())
 
 
 def _state_of(path: Path, digest: str) -> str:

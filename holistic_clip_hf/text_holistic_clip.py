@@ -251,7 +251,7 @@ class HolisticBackboneTextModel(PreTrainedModel):
             at = (input_ids == self.config.eos_token_id).int().argmax(-1)
         else:
             at = attention_mask.sum(dim=-1) - 1
-        return states[torch.arange(len(states), device=states.device), at.to(states.device)]
+        return states[torch.arange(states.shape[0], device=states.device), at.to(states.device)]
 
 
 PADDED_IN_FRONT = (

@@ -262,7 +262,7 @@ class HolisticCLIPProbeHead(nn.Module):
 
     def _probes(self, patches: Tensor) -> Tensor:
         probes: list[Tensor] = [self.probe, self.branch_probe] if hasattr(self, "branch_probe") else [self.probe]
-        return torch.cat(probes, dim=1).expand(len(patches), -1, -1)
+        return torch.cat(probes, dim=1).expand(patches.shape[0], -1, -1)
 
 
 class HolisticCLIPBranchLayer(HolisticCLIPVisionLayer):

@@ -36,6 +36,7 @@ VERBS = {
     "fit": "fit how the branches of a checkpoint become one score",
     "search": "index images and find them by perspective",
     "card": "render the card of a checkpoint from its records",
+    "export": "write a checkpoint for other programs: one branch as a stock model, or ONNX",
     "publish": "push a checkpoint or a corpus to the Hub, and load it again",
     "demo": "serve a page that finds images and shows what each branch sees",
 }

@@ -84,6 +84,44 @@ def sentence_transformer(checkpoint: str, **options: Any) -> Any:
     return encoder
 
 
+def multi_vector_encoder(checkpoint: str, **options: Any) -> Any:
+    """Return a `MultiVectorEncoder` of a checkpoint, in which an image has one vector for each branch.
+
+    A text has one vector, so that MaxSim is the similarity of the branch that agrees most: the score of
+    `fusion="max"`, whatever the checkpoint's own fusion is.
+
+    Args:
+        checkpoint: Folder of a checkpoint, or its name on the Hub.
+        options: Keywords of `MultiVectorEncoder`, such as `device`.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+    """
+    library = import_extra("sentence_transformers", "peers")
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.base.modules.module import Module
+
+    class OneVectorEach(Module):
+        """Vectors in the form of tokens, all of which count: (N, H, D) of images, (T, 1, D) of texts."""
+
+        def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+            """Give texts an axis of tokens, and every vector a place in the mask."""
+            vectors = features["token_embeddings"]
+            features["token_embeddings"] = vectors = vectors[:, None] if vectors.ndim == 2 else vectors
+            features["attention_mask"] = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+            return features
+
+        def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+            """Save nothing, since there is nothing to save."""
+
+    texts = {"method": "get_text_features", "method_output_name": "text_embeds"}
+    images = {"method": "get_image_features", "method_output_name": "branch_embeds"}
+    towers = Transformer(
+        checkpoint, modality_config={"text": texts, "image": images}, module_output_name="token_embeddings"
+    )
+    return library.MultiVectorEncoder(modules=[towers, OneVectorEach()], **options)
+
+
 def _require_linear(model: Any) -> None:
     if not model.branch_fusion.is_linear:
         raise ValueError(

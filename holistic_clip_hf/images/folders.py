@@ -1,6 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Sources of images that are files: with a text beside each, with a list that names them, or without captions."""
 
+import hashlib
 import logging
 import os
 import stat
@@ -445,6 +446,25 @@ class FolderImages:
             if facts.st_size > MOST_BYTES:
                 raise OSError(f"{image_id} has {facts.st_size:,} bytes; the limit is {MOST_BYTES:,}")
             return file.read(MOST_BYTES)
+
+    def stamp(self, item: Item, contents: bytes) -> str:
+        """Return size and time of the file and the SHA-256 of its contents."""
+        return f"{item.stamp} {hashlib.sha256(contents).hexdigest()}"
+
+    def recognises(self, item: Item, stamp: str) -> bool:
+        """Tell whether a file is the one with this stamp: by its size and time or, as after a copy, by its contents.
+
+        Earlier versions kept no hash of the contents.
+        """
+        facts, _, digest = stamp.rpartition(" ")
+        if stamp == item.stamp or facts == item.stamp:
+            return True
+        if facts.split(" ")[0] != item.stamp.split(" ")[0] or len(digest) != 64:
+            return False
+        try:
+            return hashlib.sha256(self.read(item.place)).hexdigest() == digest
+        except OSError:
+            return False
 
     def columns(self, image_id: str) -> dict[str, Any]:
         return {}

@@ -252,6 +252,14 @@ class Images(Protocol):
         """Return the image's file. Raises `OSError` where it cannot be read, `KeyError` for an unknown id."""
         ...
 
+    def stamp(self, item: Item, contents: bytes) -> str:
+        """Return what an index keeps, to know the image by again: the stamp of its item, or more of its contents."""
+        ...
+
+    def recognises(self, item: Item, stamp: str) -> bool:
+        """Tell whether an image is the one of which an index has kept this stamp."""
+        ...
+
     def columns(self, image_id: str) -> dict[str, Any]:
         """Return the image's values of `features`."""
         ...

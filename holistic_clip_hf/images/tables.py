@@ -102,6 +102,12 @@ class DatasetImages:
         """
         return read_image_column(self._images[self._rows[image_id]][self._image_column])
 
+    def stamp(self, item: Item, contents: bytes) -> str:
+        return item.stamp
+
+    def recognises(self, item: Item, stamp: str) -> bool:
+        return item.stamp == stamp
+
     def columns(self, image_id: str) -> dict[str, Any]:
         return {} if self._facts is None else self._facts[self._rows[image_id]]
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..configuration_holistic_clip import LEGACY_END, end_token_id
 from ..modeling_holistic_clip import HolisticCLIPModel
 from .assembly import EMBEDDINGS, TEXT_POSITIONS, assemble, listed
+from .positions import LONG_CLIP_KEPT
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ BLOCK_NAMES = {
     "mlp.c_proj.": "mlp.fc2.",
 }
 BRANCH_LINEAR = re.compile(r"c_proj\.(\d+)\.(weight|bias)")
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
+LONG_CLIP_POSITIONS = "positional_embedding_res"
 NOT_WEIGHTS = {"attn_mask", "position_ids", "input_resolution", "context_length", "vocab_size"}
 UNSUPPORTED = {
     r"(text|vision)_model\.": "transformers' names: for a CLIP take `from_clip`, for a checkpoint of this package "
@@ -71,14 +74,14 @@ def from_open_clip(
 
     A state dict does not say everything. You have to say if a model differs in attention heads (default: width / 64,
     and 16 for vision towers from a width of 1280, as in open_clip's configurations) or in `hidden_act` of both configs
-    (default: `"quick_gelu"` for OpenAI's own files, else `"gelu"`; models named `-quickgelu` need the former). Pooling
-    is the class token of images and the end token of texts, behind causal attention. A tokenizer whose end token is
-    neither CLIP's nor the highest id of the vocabulary needs `text_config={"eos_token_id": ...}`.
+    (default: `"quick_gelu"` for files of OpenAI and Long-CLIP, else `"gelu"`; models named `-quickgelu` need the
+    former). Pooling is the class token of images and the end token of texts, behind causal attention. A tokenizer
+    whose end token is neither CLIP's nor the highest id of the vocabulary needs `text_config={"eos_token_id": ...}`.
 
     Args:
-        state_dict: the weights themselves, with or without the prefix `module.`. Load a file with
+        state_dict: the weights themselves, with or without the prefixes `module.` and `_orig_mod.`. Load a file with
             `torch.load(path, weights_only=True)`, never without: pickles run code. Training checkpoints hold the
-            weights under `"state_dict"`.
+            weights under `"state_dict"`. Files of TorchScript need `torch.jit.load(path).state_dict()`.
         vision_heads, text_heads: attention heads per layer.
         perturbation, seed, config_overrides: Options of `from_clip`.
 
@@ -90,7 +93,8 @@ def from_open_clip(
         raise ValueError("These weights have branches. Take `from_official`, which keeps them.")
     fields = _infer(state, vision_heads, text_heads, num_class_tokens=1)
     fields["vision_config"]["branch_isolation"] = "anchored"
-    if "input_resolution" in state_dict:  # in OpenAI's own files only
+    # The first is in OpenAI's own files only, the second in those of Long-CLIP, which was trained from them.
+    if any(name.endswith(("input_resolution", LONG_CLIP_POSITIONS)) for name in state_dict):
         fields["vision_config"]["hidden_act"] = fields["text_config"]["hidden_act"] = "quick_gelu"
     return assemble(_convert(state), fields, config_overrides, perturbation, seed)
 
@@ -131,13 +135,30 @@ def from_official(
 
 def _read(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read the weights by open_clip's plain names; anything that is not a CLIP of two transformers is refused."""
+    if not isinstance(state_dict, Mapping):
+        hint = (
+            "Read the file: `torch.load(path, weights_only=True)`, or, of TorchScript, "
+            "`torch.jit.load(path).state_dict()`."
+        )
+        if isinstance(state_dict, nn.Module):
+            hint = "Pass its `state_dict()`."
+        raise ValueError(f"`state_dict` is a {type(state_dict).__name__}; expected names and tensors. {hint}")
     for name, value in state_dict.items():
         if not isinstance(value, Tensor):
             hint = 'Pass checkpoint["state_dict"].' if "state_dict" in state_dict else "Pass a state dict of tensors."
             raise ValueError(f"{name!r} is a {type(value).__name__}, not a tensor. {hint}")
     state = dict(state_dict)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    while state and (wrapper := next((each for each in WRAPPERS if all(name.startswith(each) for name in state)), "")):
+        state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    if LONG_CLIP_POSITIONS in state and "positional_embedding" in state:
+        # Long-CLIP adds the first positions of one table and the others of a second.
+        first, others = state["positional_embedding"], state.pop(LONG_CLIP_POSITIONS)
+        if first.shape != others.shape:
+            raise ValueError(
+                f"`positional_embedding` is {tuple(first.shape)} and `{LONG_CLIP_POSITIONS}` {tuple(others.shape)}; "
+                "expected one shape, as in Long-CLIP's files. Get them again."
+            )
+        state["positional_embedding"] = torch.cat([first[:LONG_CLIP_KEPT], others[LONG_CLIP_KEPT:]])
     unit_scales = [name for name in state if name.endswith(".gamma") and bool((state[name] == 1).all())]
     aside = [name for name in state if name.rpartition(".")[2] in NOT_WEIGHTS] + unit_scales
     if aside:

@@ -67,7 +67,7 @@ def stamps(dataset: Dataset) -> list[tuple[str, str]]:
 
 
 def take_up(
-    directory: Path, layout: Layout, before: Manifest | None, items: Mapping[str, Item]
+    directory: Path, layout: Layout, before: Manifest | None, items: Mapping[str, Item], images: Images
 ) -> tuple[list[SegmentRows], list[LeftOut]]:
     """Take up what is present already of `items`, first of the index as it was, then of a run that was killed.
 
@@ -85,7 +85,7 @@ def take_up(
         dataset, reasons = opened
         alive = []
         for row, (image_id, stamp) in enumerate(stamps(dataset)):
-            if image_id not in taken and image_id in items and items[image_id].stamp == stamp:
+            if image_id not in taken and image_id in items and images.recognises(items[image_id], stamp):
                 taken.add(image_id)
                 alive.append(row)
         parts.append(SegmentRows(path, dataset, alive))
@@ -132,8 +132,8 @@ class Writer:
                 try:
                     for first in range(0, len(chunk), batch_size):
                         batch = chunk[first : first + batch_size]
-                        loaded = pool.map(lambda item: self._load(images, item), batch)
-                        done, unread = self._encode(batch, list(loaded))
+                        loaded = list(pool.map(lambda item: self._load(images, item), batch))
+                        done, unread = self._encode([item for item, _ in loaded], [image for _, image in loaded])
                         rows += [(item, vectors, images.columns(item.image_id)) for item, vectors in done]
                         left_out += unread
                         bar.update(len(batch))
@@ -154,14 +154,29 @@ class Writer:
         kept = [part for part in parts if not any(part is each for each in small)]
         return kept + [self._written(piece, []) for piece in pieces]
 
-    def _load(self, images: Images, item: Item) -> Image.Image | LeftOut:
+    def restamped(self, part: SegmentRows, items: Mapping[str, Item]) -> SegmentRows:
+        """Return the same rows under the present times of their files, so that their contents need not be read again;
+        only vectors are copied.
+        """
+        table = part.dataset.with_format("arrow")[:]
+        stamps_now = [_with_time(stamp, items.get(image_id)) for image_id, stamp in stamps(part.dataset)]
+        if all(stamps_now[row] == table["stamp"][row].as_py() for row in part.alive):
+            return part
+        column = table.column_names.index("stamp")
+        moved = table.set_column(column, table.schema.field(column), pa.array(stamps_now, table.schema.types[column]))
+        return self._written(moved.take(part.alive), [])
+
+    def _load(self, images: Images, item: Item) -> tuple[Item, Image.Image | LeftOut]:
+        """Return an image, and its item with the stamp that the index is to keep."""
         try:
+            contents = images.read(item.place)
             # Made small at once, so that a batch of large photos is never held in full size.
-            return self.processor.resized(read_image(images.read(item.place)))
+            image = self.processor.resized(read_image(contents))
         except UnreadableImageError as error:
-            return LeftOut(item.image_id, item.stamp, str(error), again=False)
+            return item, LeftOut(item.image_id, item.stamp, str(error), again=False)
         except OSError as error:
-            return LeftOut(item.image_id, item.stamp, f"{type(error).__name__}: {error}", again=True)
+            return item, LeftOut(item.image_id, item.stamp, f"{type(error).__name__}: {error}", again=True)
+        return item._replace(stamp=images.stamp(item, contents)), image
 
     def _encode(
         self, batch: Sequence[Item], loaded: Sequence[Image.Image | LeftOut]
@@ -186,6 +201,17 @@ class Writer:
         opened = open_segment(path, self.layout)
         assert opened is not None
         return SegmentRows(path, opened[0], list(range(table.num_rows)))
+
+
+def _with_time(stamp: str, item: Item | None) -> str:
+    """Return a stamp of a file, its size and time and the hash of its contents, with the file's present time."""
+    facts, _, digest = stamp.rpartition(" ")
+    return stamp if item is None or not facts or item.stamp == stamp else f"{item.stamp} {digest}"
+
+
+def _contents_of(stamp: str) -> str:
+    """Return the hash of the contents, of stamps that have one."""
+    return stamp.rpartition(" ")[2] if stamp.count(" ") > 1 else stamp
 
 
 def _table(layout: Layout, rows: Sequence[EncodedRow]) -> pa.Table:
@@ -321,7 +347,7 @@ def require_same_images(directory: Path, images: Images, items: Mapping[str, Ite
     if folder_of(before.origin) is None and named(before.origin) == Path(named(images.origin)).name:
         return  # an index made by 0.1.0 of a corpus knows its name alone
     old = _stamps_of(directory, before)
-    found = sum(name in items and items[name].stamp == stamp for name, stamp in old.items())
+    found = sum(name in items and images.recognises(items[name], stamp) for name, stamp in old.items())
     if found < SAME * len(old):
         raise ValueError(
             f"`index` is {directory}, which holds an index of {named(before.origin)}; expected a new folder for "
@@ -358,7 +384,7 @@ class _Build:
 
     def plan(self) -> None:
         """Take up what an earlier run encoded, and list the images that it did not."""
-        self.parts, self.left_out = take_up(self.directory, self.layout, self.before, self.items)
+        self.parts, self.left_out = take_up(self.directory, self.layout, self.before, self.items, self.images)
         if self.before is not None and self.before.reading != READING:
             self._give_back()
         held = {image_id for part in self.parts for image_id in _ids(part)}
@@ -385,7 +411,8 @@ class _Build:
         for part, unread in self.writer.encoded(self.images, self.todo, batch_size, progress):
             self.parts.append(part)
             self.left_out += unread
-        self.parts = self.writer.merged([part for part in self.parts if part.alive])
+        alive = [part for part in self.parts if part.alive]
+        self.parts = self.writer.merged([self.writer.restamped(part, self.items) for part in alive])
         if not self.parts:
             raise ValueError(
                 f"None of {len(self.items):,} images can be indexed. The first is {self.left_out[0].image_id} "
@@ -512,7 +539,8 @@ def _without(part: SegmentRows, image_ids: Set[str]) -> SegmentRows:
 def _report(
     manifest: Manifest, old: Mapping[str, str], parts: Sequence[SegmentRows], others: Mapping[str, int]
 ) -> IndexReport:
-    new = {image_id: stamp for part in parts for image_id, stamp in _ids(part).items()}
+    new = {image_id: _contents_of(stamp) for part in parts for image_id, stamp in _ids(part).items()}
+    old = {image_id: _contents_of(stamp) for image_id, stamp in old.items()}
     files = [*manifest.segments, *manifest.neighbours.values()]
     return IndexReport(
         num_images=len(new),

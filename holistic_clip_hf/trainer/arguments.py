@@ -6,7 +6,7 @@ What cannot be right is refused before training begins.
 
 import logging
 import math
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -164,6 +164,11 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
                 f"`{unused[0]}` is {getattr(self, unused[0])} without `freeze_tower`; expected both, since only a "
                 "frozen tower's states are kept. Set `freeze_tower`, or leave it out."
             )
+        if self.states_folder is not None and Path(self.states_folder).resolve() == Path(self.output_dir).resolve():
+            raise ValueError(
+                f"`states_folder` is {self.states_folder}, which is `output_dir` as well; expected a folder of its "
+                "own. Name another, such as one inside it."
+            )
 
     def _require_reporters(self) -> None:
         installed = get_available_reporting_integrations()
@@ -192,6 +197,28 @@ def datasets_of(given: Any) -> list[Any]:
     return [each for each in (given.values() if isinstance(given, dict) else [given]) if each is not None]
 
 
+def require_parts(processor: Any, args: HolisticCLIPTrainingArguments, given: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for parts of the inherited trainer that this one cannot do with.
+
+    Args:
+        processor: Processor of the trainer.
+        args: Arguments of the trainer.
+        given: Further keywords of the trainer.
+    """
+    if not hasattr(processor, "nested_captions"):
+        raise ValueError(
+            f"`processing_class` is {type(processor).__name__}; expected HolisticCLIPProcessor, which reads several "
+            "captions of an image. Make one: `HolisticCLIPProcessor(processor.image_processor, processor.tokenizer)`."
+        )
+    if given.get("model_init") is not None:
+        raise ValueError("`model_init` is given; expected `model` alone. Make a trainer for each model.")
+    if given.get("optimizers", (None, None))[0] is not None and args.multipliers:
+        raise ValueError(
+            "`optimizers` has an optimizer, on which `learning_rate_multipliers` have no effect; expected one of the "
+            "two. Leave the multipliers out, and put them into the optimizer's parameter groups."
+        )
+
+
 def require_corpus(given: Any, slots: list[str], *, name: str) -> None:
     """Raise `ValueError` unless every dataset has the columns of a corpus and captions for all slots.
 
@@ -204,7 +231,7 @@ def require_corpus(given: Any, slots: list[str], *, name: str) -> None:
                 f"`{name}` has no column {absent}; it has {sorted(columns)}. A corpus has {list(COLUMNS)}: rename, or "
                 f"build one with `holistic_clip_hf.corpus`."
             )
-        if isinstance(dataset, Dataset):
+        if slots and isinstance(dataset, Dataset):
             require_perspectives(dataset, slots, name=name)
 
 

@@ -241,7 +241,7 @@ class FrozenTower:
         require_free_space(above, needed, "the states of the tower", "name a `states_folder` on another disk")
 
     def prepare(self, autocast: Callable[[], AbstractContextManager], *, has_bar: bool = False) -> None:
-        """Compute the states that are missing. One process of those with the same disk does, and the others wait.
+        """Fill in the states that are missing. One process of those with the same disk does, and the others wait.
 
         Args:
             autocast: Context of the training's precision.
@@ -264,7 +264,7 @@ class FrozenTower:
         self.is_ready = True
 
     def _fill(self, request: StopRequest, has_bar: bool) -> None:
-        """Compute what is missing now: another process may have been faster."""
+        """Fill in what is missing now: another process may have been faster."""
         todo = {name: each.states.unfinished() for name, each in self.sets.items()}
         progress = _Progress(sum(map(len, chain(*todo.values()))), has_bar=has_bar)
         for name, batches in todo.items():

@@ -1,8 +1,8 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Recipes made so small that a laptop runs them offline in seconds, to show that the file can be run.
 
-Sizes and numbers of steps shrink. What is downloaded is made in place: a corpus of drawings, a random CLIP, its
-tokenizer. Everything else (slots, options, losses, kinds of schedules, precision) stays.
+Sizes and numbers of steps shrink. What is downloaded is made in place: a corpus of drawings, a random CLIP or
+SigLIP, its tokenizer. Everything else (slots, options, losses, kinds of schedules, precision) stays.
 """
 
 import hashlib
@@ -16,7 +16,15 @@ import torch
 from accelerate import PartialState
 from datasets import Value
 from PIL import Image, ImageDraw
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
 
 from ..corpus.build import MANIFEST, build_corpus, corpus_features, is_corpus_file, require_corpus_folder
 from ..storage import remove_own_files, require_own_folder
@@ -44,7 +52,7 @@ CORPUS, CLIP, STATES = "corpus", "clip", "states"
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 PROJECTION = 16
-CLIP_TOKENS = 77
+CLIP_TOKENS, SIGLIP_TOKENS = 77, 64
 VOCABULARY = 600
 STEPS, BATCH = 4, 4
 ROWS = {"train": 16, "validation": 8, "test": 8}
@@ -80,9 +88,9 @@ def _remove_ingredients(directory: Path) -> None:
 
 
 def make_ingredients(recipe: Recipe, directory: Path) -> None:
-    """Make what the tiny recipe needs: a corpus of drawings and a CLIP checkpoint."""
+    """Make what the tiny recipe needs: a corpus of drawings, and a SigLIP if its name says so, or a CLIP."""
     make_tiny_corpus(directory / CORPUS, recipe)
-    make_tiny_clip(directory / CLIP)
+    (make_tiny_siglip if "siglip" in (recipe.start_from or "").lower() else make_tiny_clip)(directory / CLIP)
 
 
 def shrink(recipe: Recipe, directory: Path) -> Recipe:
@@ -206,18 +214,31 @@ def make_tiny_clip(directory: Path) -> None:
         part.save_pretrained(directory)
 
 
+def make_tiny_siglip(directory: Path) -> None:
+    """Save a random SigLIP of 64 text positions with CLIP's kind of tokenizer and its own image processor."""
+    tokenizer = train_tokenizer(_texts(), vocab_size=VOCABULARY, max_length=SIGLIP_TOKENS)
+    images = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    for part in (tokenizer, images, _random_siglip(tokenizer)):
+        part.save_pretrained(directory)
+
+
 def _random_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    tokens = {"vocab_size": len(tokenizer), "max_position_embeddings": CLIP_TOKENS}
-    tokens |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return CLIPModel(
-            CLIPConfig(
-                text_config={**TOWER, **tokens},
-                vision_config={**TOWER, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE},
-                projection_dim=PROJECTION,
-            )
-        )
+        return CLIPModel(CLIPConfig(**_towers(tokenizer, CLIP_TOKENS), projection_dim=PROJECTION))
+
+
+def _random_siglip(tokenizer: CLIPTokenizer) -> SiglipModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return SiglipModel(SiglipConfig(**_towers(tokenizer, SIGLIP_TOKENS)))
+
+
+def _towers(tokenizer: CLIPTokenizer, num_positions: int) -> dict[str, Any]:
+    tokens = {"vocab_size": len(tokenizer), "max_position_embeddings": num_positions}
+    tokens |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    vision = {**TOWER, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+    return {"text_config": {**TOWER, **tokens}, "vision_config": vision}
 
 
 def _texts() -> list[str]:

@@ -259,6 +259,7 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     ) -> None:
         """Refuse what cannot train, before the inherited trainer touches the model."""
         checks.require_one_device(args)
+        checks.require_parts(processor, args, given)
         checks.require_slots_for_all_branches(model.config, self.slots)
         checks.require_countable(given.get("eval_dataset"), args)
         checks.require_enough_rows(given.get("train_dataset"), args)
@@ -500,6 +501,8 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Return every row, also where training drops the last partial batch, and nothing at random."""
         checks.require_countable(eval_dataset, self.args)
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            checks.require_corpus(eval_dataset, [], name="eval_dataset")
         drop_last, collator = self.args.dataloader_drop_last, self.data_collator
         chosen = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         if isinstance(self.eval_dataset if chosen is None else chosen, CachedRows):

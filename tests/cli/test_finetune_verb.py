@@ -155,6 +155,34 @@ def test_a_siglip_is_given_probes(
     assert type(load_checkpoint(str(tmp_path / "again" / "model"))[0]) is HolisticSiglipModel
 
 
+def test_a_tower_that_is_frozen_stays(
+    photos: Path,
+    siglip: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOLISTIC_CLIP_CACHE", str(tmp_path / "cache"))
+    options = (*COLUMNS, "--epochs", "1", "--batch-size", "8", "--freeze-tower")
+    finetune(photos, siglip, tmp_path / "mine", *options)
+    shown = capsys.readouterr()
+    assert "vision tower frozen: as asked for" in shown.out and "base -> mine, on" in shown.out
+    assert re.search(r"states of \d+ images, 16 x 32 numbers of float16 each, 0.0 MB in", shown.err)
+    weights = HolisticSiglipModel.from_pretrained(tmp_path / "mine" / "model").state_dict()
+    stock = SiglipModel.from_pretrained(siglip).vision_model.state_dict()
+    for name, value in stock.items():
+        if not name.startswith("head."):
+            assert torch.equal(weights[f"vision_model.backbone.{name}"], value), name
+    assert not torch.equal(weights["vision_model.head.probe"], stock["head.probe"])
+    with pytest.raises(SystemExit):
+        finetune(photos, clip, tmp_path / "other", *options)
+    assert "whose branches are part of its tower (mlp); expected a SigLIP, or a" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert not (tmp_path / "other" / "corpus").exists()
+
+
 def test_a_list_as_spreadsheets_write_it(photos: Path, clip: Path, tmp_path: Path) -> None:
     """With semicolons, in the encoding of Western Europe; the options that its refusals name are this verb's too."""
     listing, options = tmp_path / "captions.csv", (*COLUMNS, "--epochs", "1", "--batch-size", "8")

@@ -17,9 +17,7 @@ def recalls(records: list[Record]) -> dict[str, float]:
     return {
         str(record.details["perspective"]): 100 * record.value
         for record in records
-        if record.model == "holistic"
-        and record.label == "recall@5"
-        and wanted.items() <= dict(record.details).items()
+        if record.model == "holistic" and record.label == "recall@5" and wanted.items() <= dict(record.details).items()
     }
 
 

@@ -269,3 +269,11 @@ def test_methods_that_left_out_other_rows_are_told() -> None:
     assert unusable_note(rows) == (
         "Methods left out differently many images and captions in replicate 1 (clip 0, ours 2).\n"
     )
+
+
+def test_the_row_that_varies_nothing_is_called_the_noise_floor() -> None:
+    """Equal captions as negatives are the loss of shared targets, with softmax and matching by name."""
+    study = load_study(ROOT / "training/studies/emoji.yaml")
+    assert "noise floor" in study.labels["ours_duplicates_negative"]
+    page = (ROOT / "training/studies/emoji/README.md").read_text()
+    assert "`ours_duplicates_negative`" in page and "shows nothing" in " ".join(page.split())

@@ -351,3 +351,16 @@ def test_a_folder_of_something_else_says_what_reads_it(tmp_path: Path, name: str
     message = rf"1 left out: the ending {ending} is not read.*{advice}"
     with pytest.raises(ValueError, match=message), make_plan([ImageFolder(tmp_path)], BuildSettings()):
         pass
+
+
+@pytest.mark.parametrize("folder", ["", "train", "test"])
+def test_a_list_of_unknown_columns_names_them_and_the_option(tmp_path: Path, folder: str) -> None:
+    """In the folder, or in those of splits."""
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    Image.new("RGB", (16, 16)).save(place / "1.png")
+    (place / "metadata.csv").write_text("file_name,beschreibung,artist\n1.png,x,y\n")
+    (found,) = find_lists(tmp_path)
+    message = r"Name the columns that hold them, among beschreibung, artist, as `--caption beschreibung=short`"
+    with pytest.raises(ValueError, match=message), make_plan([ListedImages(found)], BuildSettings()):
+        pass

@@ -203,6 +203,16 @@ def test_a_configuration_that_was_changed_is_refused_by_the_model(
 
 
 @pytest.mark.parametrize(
+    "towers", [{}, {"text_config": {"projection_dim": 9}, "vision_config": {"projection_dim": 9}}]
+)
+def test_towers_follow_the_width_of_the_common_space(towers: dict[str, Any], tmp_path: Path) -> None:
+    config = HolisticCLIPConfig(projection_dim=24, **towers)
+    config.save_pretrained(tmp_path)
+    for found in (config, HolisticCLIPConfig.from_pretrained(tmp_path)):
+        assert found.text_config.projection_dim == found.vision_config.projection_dim == found.projection_dim == 24
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [("fusion", "sofmax"), ("fusion", "weighted"), ("branch_weights", [1.0, 2.0, 3.0]), ("fusion_scale", 2.0)],
 )

@@ -7,21 +7,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
     CLIPConfig,
-    CLIPTextConfig,
     CLIPTokenizer,
-    ConvNextConfig,
-    DINOv3ConvNextConfig,
-    DINOv3ViTConfig,
-    MetaClip2Config,
-    MetaClip2Model,
-    PreTrainedConfig,
     PreTrainedModel,
     ResNetConfig,
     Siglip2Config,
@@ -32,17 +25,31 @@ from transformers import (
     SiglipModel,
     SiglipTextConfig,
     SiglipVisionConfig,
-    SwinConfig,
     T5Config,
-    Tipsv2VisionConfig,
-    ViTConfig,
     pipeline,
 )
 
+from families import (
+    BACKBONES,
+    END,
+    GRIDS,
+    PADDING,
+    PATCHES,
+    TOKENS,
+    TOWER,
+    full_length,
+    make_metaclip,
+    make_model,
+    make_siglip,
+    make_texts,
+    randomise,
+    side_of,
+)
 from holistic_clip_hf import (
     HolisticBackboneVisionConfig,
     HolisticBackboneVisionModel,
     HolisticCLIPConfig,
+    HolisticCLIPForImageClassification,
     HolisticCLIPModel,
     HolisticCLIPProcessor,
     HolisticSiglipConfig,
@@ -51,55 +58,8 @@ from holistic_clip_hf import (
 from holistic_clip_hf.initialization import from_backbone, from_clip, from_siglip, make_processor
 from holistic_clip_hf.visualization import branch_attention, branch_relevance, patch_grid
 
-TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-PATCHES = {"image_size": 32, "patch_size": 8}
-STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-PADDING, END = 1, 59
-TOKENS = {"vocab_size": 60, "max_position_embeddings": 12, "pad_token_id": PADDING, "bos_token_id": 58}
-
-BACKBONES: dict[str, PreTrainedConfig] = {
-    "siglip": SiglipVisionConfig(**TOWER, **PATCHES),
-    "dinov3": DINOv3ViTConfig(**TOWER, **PATCHES, num_register_tokens=2),
-    "dinov3 convnext": DINOv3ConvNextConfig(**STAGES, image_size=64),
-    "resnet": ResNetConfig(hidden_sizes=[8, 32], depths=[1, 1], embedding_size=8, layer_type="basic"),
-    "convnext": ConvNextConfig(**STAGES, image_size=64),
-    "vit": ViTConfig(**TOWER, **PATCHES),
-    "swin": SwinConfig(embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, image_size=32, patch_size=4),
-    "tips": Tipsv2VisionConfig(**TOWER, **PATCHES),
-}
-# Patches of an image of 64 pixels: the grid, by each architecture's own strides.
-GRIDS = {"dinov3 convnext": 2, "resnet": 8, "convnext": 2}
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
-
-
-def randomise(model: nn.Module, seed: int = 0) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            is_gain = "norm" in name and name.endswith("weight")
-            parameter.copy_(1 + 0.2 * noise if is_gain else 0.2 * noise)
-    return model.eval()
-
-
-def make_siglip(seed: int = 0, **text: Any) -> SiglipModel:
-    texts = {**TOWER, **TOKENS, "eos_token_id": END, **text}
-    return randomise(SiglipModel(SiglipConfig(text_config=texts, vision_config={**TOWER, **PATCHES})), seed)
-
-
-def make_texts(lengths: list[int], end: int = END) -> tuple[Tensor, Tensor]:
-    """Ids and mask of texts of these lengths, padded with `PADDING`."""
-    ids, mask = torch.full((len(lengths), max(lengths)), PADDING), torch.zeros(len(lengths), max(lengths)).long()
-    generator = torch.Generator().manual_seed(3)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(3, 50, (length,), generator=generator)
-        ids[row, length - 1], mask[row, :length] = end, 1
-    return ids, mask
-
-
-def full_length(ids: Tensor, length: int = 12) -> Tensor:
-    return F.pad(ids, (0, length - ids.shape[1]), value=PADDING)
 
 
 @pytest.fixture
@@ -278,11 +238,6 @@ def test_texts_that_siglip_cannot_read_are_refused() -> None:
         ours.get_text_features(full_length(ids, 13))
 
 
-def make_metaclip() -> MetaClip2Model:
-    texts = {**TOWER, **TOKENS, "eos_token_id": 2}
-    return randomise(MetaClip2Model(MetaClip2Config(text_config=texts, vision_config={**TOWER, **PATCHES})))
-
-
 @pytest.mark.parametrize("names", [["all"], ["a", "b", "c"]], ids=len)
 def test_metaclip_2_keeps_its_answer(images: Tensor, names: list[str]) -> None:
     stock = make_metaclip()
@@ -308,23 +263,6 @@ def test_metaclip_2_saves_and_loads(images: Tensor, tmp_path: Path) -> None:
     assert torch.equal(loaded.get_text_features(ids, mask)[1], ours.get_text_features(ids, mask)[1])
     with pytest.raises(ValueError, match="texts without the end token 2"):
         loaded.get_text_features(ids[:, :2])
-
-
-def side_of(name: str) -> int:
-    return 64 if "convnext" in name else 32
-
-
-def make_model(name: str, **fields: Any) -> HolisticCLIPModel:
-    text = CLIPTextConfig(**TOWER, **TOKENS, eos_token_id=END)
-    config = HolisticCLIPConfig(
-        **{"text_config": text, "projection_dim": 16, "perspectives": ["a", "b", "c"], **fields},
-        vision_config={"backbone_config": BACKBONES[name].to_dict(), "image_size": side_of(name)},
-    )
-    torch.manual_seed(0)
-    model = HolisticCLIPModel(config)
-    for part in (model.vision_model.head, model.text_model):
-        randomise(part)
-    return model.eval()
 
 
 @every_backbone
@@ -377,21 +315,12 @@ def test_any_backbone_trains_alone_and_comes_back(name: str, tmp_path: Path) -> 
     torch.testing.assert_close(alone(images).branch_embeds, model.vision_model(images).branch_embeds, **CLOSE)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["siglip", "dinov3", "resnet"])
-@torch.no_grad()
-def test_half_precision_of_backbones(name: str, images: Tensor, dtype: torch.dtype) -> None:
-    expected = make_model(name).get_image_features(images).branch_embeds
-    found = make_model(name).to(dtype).get_image_features(images).branch_embeds
-    assert found.dtype == dtype and F.cosine_similarity(found.float(), expected, dim=-1).min() > 0.99
-
-
-@pytest.mark.parametrize("name", ["siglip", "resnet"])
-@torch.no_grad()
-def test_a_compiled_backbone_gives_the_same(name: str, images: Tensor) -> None:
-    tower = make_model(name).vision_model
-    compiled = torch.compile(tower, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images).branch_embeds, tower(images).branch_embeds, **CLOSE)
+def test_a_tower_alone_goes_under_a_classifier(images: Tensor, tmp_path: Path) -> None:
+    tower = make_model("siglip").vision_model
+    tower.save_pretrained(tmp_path)
+    model = HolisticCLIPForImageClassification.from_pretrained(tmp_path, num_labels=2).eval()
+    branches = tower(images).branch_embeds.flatten(1)
+    torch.testing.assert_close(model(images).logits, model.classifier(branches), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["siglip", "dinov3", "tips"])

@@ -136,6 +136,25 @@ def test_wrappers_and_what_is_no_weight_change_nothing(state: State, caplog: pyt
     assert caplog.messages == ["Not weights, left aside: text.attn_mask, visual.transformer.resblocks.0.ls_1.gamma."]
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrappers_of_compilation_come_off(state: State, prefix: str) -> None:
+    plain = from_open_clip(state, **GIVEN, **ONE).state_dict()
+    found = from_open_clip({f"{prefix}{name}": value for name, value in state.items()}, **GIVEN, **ONE).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in plain.items())
+
+
+@torch.no_grad()
+def test_positions_of_long_clip_are_those_of_two_tables(state: State, ids: Tensor) -> None:
+    """The first 20 of one, the others of another; its activation is OpenAI's, from whose files it was trained."""
+    positions = torch.randn(state["positional_embedding"].shape, generator=torch.Generator().manual_seed(9))
+    added = state["positional_embedding"].clone()
+    added[20:] = positions[20:]
+    model = from_open_clip(state | {"positional_embedding_res": positions}, **GIVEN, **ONE)
+    found = model.get_text_features(ids).text_embeds
+    expected = encode_text(state | {"positional_embedding": added}, ids, quick=True)
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
 @pytest.mark.parametrize(("width", "heads"), [(128, 2), (1280, 16), (1664, 16)])
 def test_heads_by_width(width: int, heads: int) -> None:
     tower = {name: (width if size == WIDTH else size for size in shape) for name, shape in shapes().items()}
@@ -172,11 +191,11 @@ def test_nothing_is_lost_silently(state: State) -> None:
     without = {name: value for name, value in state.items() if "resblocks.1.mlp.c_fc.bias" not in name}
     extra = {
         "visual.transformer.resblocks.1.ln_attn.weight": torch.zeros(3),
-        "positional_embedding_res": torch.zeros(3),
+        "positional_embedding_extra": torch.zeros(3),
     }
     message = (
         r"Lacking: text_model\.encoder\.layers\.1\.mlp\.fc1\.bias, vision_model\.encoder\.layers\.1\.mlp\.fc1\.bias\. "
-        r"No place for: vision_model\.encoder\.layers\.1\.ln_attn\.weight, positional_embedding_res\. "
+        r"No place for: vision_model\.encoder\.layers\.1\.ln_attn\.weight, positional_embedding_extra\. "
         r"Shapes: visual_projection\.weight \(16, 31\) for \(16, 32\)\."
     )
     with pytest.raises(ValueError, match=message):
@@ -187,18 +206,20 @@ def test_nothing_is_lost_silently(state: State) -> None:
         from_open_clip(state | {"text.ln_final.bias": state["ln_final.bias"]}, **GIVEN)
 
 
-def other_families() -> dict[str, tuple[dict[str, Any], str]]:
+def other_families() -> dict[str, tuple[Any, str]]:
     bert = BertModel(BertConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)).state_dict()
     return {
         "bert": (bert, r"Not a CLIP .* lacks visual\.conv1\.weight, .* it has embeddings\.word_embeddings\.weight"),
         "nothing": ({}, "Not a CLIP .* it has nothing"),
         "checkpoint": ({"epoch": 1, "state_dict": {}}, r"'epoch' is a int, not a tensor. Pass checkpoint\[\"state"),
         "numbers": ({"visual.proj": 1.0}, "is a float, not a tensor. Pass a state dict of tensors"),
+        "path": ("ViT-B-32.pt", r"`state_dict` is a str; expected names and tensors. .*`torch.jit.load\(path\)"),
+        "module": (torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)), r"Pass its `state_dict\(\)`"),
     }
 
 
 @pytest.mark.parametrize("convert", [from_open_clip, from_official])
-@pytest.mark.parametrize("family", ["bert", "nothing", "checkpoint", "numbers"])
+@pytest.mark.parametrize("family", ["bert", "nothing", "checkpoint", "numbers", "path", "module"])
 def test_another_family_is_refused(convert: Callable[..., HolisticCLIPModel], family: str) -> None:
     weights, message = other_families()[family]
     with pytest.raises(ValueError, match=message):

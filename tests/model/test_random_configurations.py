@@ -54,7 +54,7 @@ def vision_fields(draw: Draw, num_branches: int) -> Fields:
 
 def fitting(draw: Draw) -> Fields:
     num_branches = draw.choice([1, 1, 2, 3, 6])
-    fusion = draw.choice(["mean", "weighted", "routed", "max", "softmax"])
+    fusion = draw.choice(["centroid", "mean", "weighted", "routed", "max", "softmax"])
     text = tower(draw) | {"vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
     fields: Fields = {
         "text_config": text | {"eos_token_id": draw.choice([2, VOCABULARY - 1]), "bos_token_id": 0},

@@ -1,7 +1,7 @@
-"""The shared suite for models, set up for a vision tower, a CLIP and an image classifier.
+"""The shared suite for models, set up for a vision tower, a model of two towers and an image classifier.
 
-The same cases run for our classes and for transformers' own CLIP (the control), so ours cannot override a test
-that CLIP's do not. Sizes are those of transformers' own tests of CLIP, except that images are smaller.
+The same cases run for our classes and for transformers' own CLIP and SigLIP (the controls), so ours cannot override a
+test that theirs do not. Sizes are those of transformers' own tests of CLIP, except that images are smaller.
 """
 
 import unittest
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import CLIPTextConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CLIPTextConfig, PreTrainedConfig, PreTrainedModel, SiglipTextConfig
 from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor, global_rng, ids_tensor
 
 TOWER = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -39,14 +39,37 @@ class VisionTester:
         return self.get_config(), {"pixel_values": floats_tensor(size)}
 
 
+class BackboneTester(VisionTester):
+    """What the suite asks about a tower of another family, whose sizes stand in its own configuration."""
+
+    def __init__(
+        self,
+        config_class: type[PreTrainedConfig],
+        fields: dict[str, Any],
+        backbone: type[PreTrainedConfig],
+        num_class_tokens: int = 0,
+    ) -> None:
+        super().__init__(config_class, fields, num_class_tokens)
+        self.backbone = backbone
+
+    def get_config(self) -> PreTrainedConfig:
+        backbone = self.backbone(**TOWER, **DROPOUT, **IMAGES)
+        return self.config_class(backbone_config=backbone, **DROPOUT, **self.fields)
+
+
 class TextTester:
-    """What the suite asks about the text tower inside a composite; the tower is transformers' own everywhere."""
+    """What the suite asks about the text tower inside a composite."""
 
     seq_length, num_hidden_layers = LENGTH, TOWER["num_hidden_layers"]
 
+    def __init__(self, config_class: type[PreTrainedConfig] = CLIPTextConfig, num_positions: int = 512) -> None:
+        self.config_class, self.num_positions = config_class, num_positions
+
     def get_config(self) -> PreTrainedConfig:
-        ends = {"bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1, "pad_token_id": VOCABULARY - 1}
-        return CLIPTextConfig(**TOWER, **DROPOUT, **ends, vocab_size=VOCABULARY, max_position_embeddings=512)
+        padding = 1 if self.config_class is SiglipTextConfig else VOCABULARY - 1
+        ends = {"bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1, "pad_token_id": padding}
+        sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": self.num_positions}
+        return self.config_class(**TOWER, **DROPOUT, **ends, **sizes)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, Any]]:
         ids = ids_tensor([BATCH_SIZE, LENGTH], VOCABULARY - 2)
@@ -60,13 +83,20 @@ class CompositeTester:
     is_training = True
     batch_size = BATCH_SIZE
 
-    def __init__(self, config_class: type[PreTrainedConfig], vision: VisionTester) -> None:
+    def __init__(
+        self,
+        config_class: type[PreTrainedConfig],
+        vision: VisionTester,
+        text: TextTester | None = None,
+        projection_dim: int | None = 64,
+    ) -> None:
         self.config_class, self.vision_model_tester = config_class, vision
-        self.text_model_tester = TextTester()
+        self.text_model_tester = text or TextTester()
+        self.fields = {} if projection_dim is None else {"projection_dim": projection_dim}
 
     def get_config(self) -> PreTrainedConfig:
         text, vision = self.text_model_tester.get_config(), self.vision_model_tester.get_config()
-        return self.config_class(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
+        return self.config_class(text_config=text.to_dict(), vision_config=vision.to_dict(), **self.fields)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, Any]]:
         _, texts = self.text_model_tester.prepare_config_and_inputs_for_common()

@@ -1,23 +1,32 @@
-"""transformers' shared suite for models, run on ours: three branches, of each type."""
+"""transformers' shared suite for models, run on ours: three branches, of each type, under CLIP and under SigLIP."""
 
+from collections.abc import Callable
 from unittest import TestCase
 
 from model_cases import (
+    LENGTH,
+    BackboneTester,
     ClassifierCase,
     ClassifierTester,
     CompositeCase,
     CompositeTester,
+    TextTester,
     VisionCase,
     VisionTester,
 )
+from transformers import DINOv3ViTConfig, SiglipTextConfig, SiglipVisionConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from holistic_clip_hf import (
+    HolisticBackboneVisionConfig,
+    HolisticBackboneVisionModel,
     HolisticCLIPConfig,
     HolisticCLIPForImageClassification,
     HolisticCLIPModel,
     HolisticCLIPVisionConfig,
     HolisticCLIPVisionModel,
+    HolisticSiglipConfig,
+    HolisticSiglipModel,
 )
 
 # The suite knows by this table which models are given labels to train on.
@@ -30,43 +39,94 @@ STREAMS = VisionTester(
 )
 # Probes read the patches behind one class token.
 PROBES = VisionTester(HolisticCLIPVisionConfig, {"num_branches": 3, "branch_type": "probe"}, num_class_tokens=1)
+# Towers of other families, whose states the probes read.
+SIGLIP = BackboneTester(HolisticBackboneVisionConfig, {"num_branches": 3}, SiglipVisionConfig)
+# One class token and no registers, the default; they stand in the hidden states, before the patches.
+DINOV3 = BackboneTester(HolisticBackboneVisionConfig, {"num_branches": 3}, DINOv3ViTConfig, num_class_tokens=1)
 
 
-class ClassTokenVisionModelTest(VisionCase, TestCase):
+class OurVisionCase(VisionCase):
+    """The cases of a vision tower, with our refusals."""
+
+
+class OurCompositeCase(CompositeCase):
+    """The cases of both towers, with our refusals."""
+
+
+class OurClassifierCase(ClassifierCase):
+    """The cases of a classifier, with our refusals."""
+
+
+def refused(test: Callable[[TestCase], None], message: str) -> Callable[[TestCase], None]:
+    """A test of the suite that has to end in our refusal."""
+
+    def assert_refused(self: TestCase) -> None:
+        with self.assertRaisesRegex(ValueError, message):
+            test(self)
+
+    return assert_refused
+
+
+# What ours refuse and transformers' own take: a checkpoint that lacks weights, texts padded in front.
+for case in (OurVisionCase, OurCompositeCase, OurClassifierCase):
+    name = "test_model_weights_reload_no_missing_tied_weights"
+    setattr(case, name, refused(getattr(case, name), "lacks the weights .* and [0-9]+ more"))
+for name in [name for name in dir(OurCompositeCase) if "sdpa_inference" in name and "pad_left" in name]:
+    if "no_attn_mask" not in name:
+        test = refused(getattr(OurCompositeCase, name), "texts that are padded in front")
+        setattr(OurCompositeCase, name, test)
+
+
+class ClassTokenVisionModelTest(OurVisionCase, TestCase):
     all_model_classes = (HolisticCLIPVisionModel,)
     tester = CLASS_TOKENS
 
 
-class StreamVisionModelTest(VisionCase, TestCase):
+class StreamVisionModelTest(OurVisionCase, TestCase):
     all_model_classes = (HolisticCLIPVisionModel,)
     tester = STREAMS
 
 
-class ProbeVisionModelTest(VisionCase, TestCase):
+class ProbeVisionModelTest(OurVisionCase, TestCase):
     all_model_classes = (HolisticCLIPVisionModel,)
     tester = PROBES
 
 
-class ClassTokenModelTest(CompositeCase, TestCase):
+class SiglipTowerTest(OurVisionCase, TestCase):
+    all_model_classes = (HolisticBackboneVisionModel,)
+    tester = SIGLIP
+
+
+class Dinov3TowerTest(OurVisionCase, TestCase):
+    all_model_classes = (HolisticBackboneVisionModel,)
+    tester = DINOV3
+
+
+class ClassTokenModelTest(OurCompositeCase, TestCase):
     all_model_classes = (HolisticCLIPModel,)
     tester = CompositeTester(HolisticCLIPConfig, CLASS_TOKENS)
 
 
-class StreamModelTest(CompositeCase, TestCase):
+class StreamModelTest(OurCompositeCase, TestCase):
     all_model_classes = (HolisticCLIPModel,)
     tester = CompositeTester(HolisticCLIPConfig, STREAMS)
 
 
-class ProbeModelTest(CompositeCase, TestCase):
+class ProbeModelTest(OurCompositeCase, TestCase):
     all_model_classes = (HolisticCLIPModel,)
     tester = CompositeTester(HolisticCLIPConfig, PROBES)
 
 
-class ClassTokenClassifierTest(ClassifierCase, TestCase):
+class SiglipModelTest(OurCompositeCase, TestCase):
+    all_model_classes = (HolisticSiglipModel,)
+    tester = CompositeTester(HolisticSiglipConfig, SIGLIP, TextTester(SiglipTextConfig, LENGTH), projection_dim=32)
+
+
+class ClassTokenClassifierTest(OurClassifierCase, TestCase):
     all_model_classes = (HolisticCLIPForImageClassification,)
     tester = ClassifierTester(HolisticCLIPConfig, CLASS_TOKENS)
 
 
-class StreamClassifierTest(ClassifierCase, TestCase):
+class StreamClassifierTest(OurClassifierCase, TestCase):
     all_model_classes = (HolisticCLIPForImageClassification,)
     tester = ClassifierTester(HolisticCLIPConfig, STREAMS)

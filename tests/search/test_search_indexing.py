@@ -166,9 +166,9 @@ def test_an_index_of_other_images_is_not_replaced_by_mistake(
 ) -> None:
     bring()
     before = contents(tmp_path / "index")
-    others = write_photos(corpus, tmp_path / "others")  # the same names, other files
+    others = write_photos(corpus, tmp_path / "others")  # the same names, other pictures
     for number, path in enumerate(sorted(others.rglob("*.png"))):
-        os.utime(path, (number, number))
+        Image.new("RGB", (32, 32), (number, 20, 30)).save(path)
     with pytest.raises(ValueError, match=r"holds an index of .*photos; expected .* for .*others.*add --replace"):
         bring(images=FolderImages(others))
     assert contents(tmp_path / "index") == before
@@ -176,6 +176,32 @@ def test_an_index_of_other_images_is_not_replaced_by_mistake(
     others.rename(tmp_path / "moved")  # the same images elsewhere
     assert counts(bring(images=FolderImages(tmp_path / "moved"))) == (8, 0, 0, 0, 8)
     assert read_index_manifest(tmp_path / "index").origin["root"] == str(tmp_path / "moved")
+
+
+def test_files_that_were_copied_are_known_by_their_contents(
+    bring: Indexing, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As git checks files out: at other times. One of them has other pixels and the size that it had."""
+    bring()
+    before = rows(tmp_path / "index")
+    for number, path in enumerate(sorted(photos.rglob("*.png"))):
+        os.utime(path, (number, number))
+    assert counts(bring()) == (8, 0, 0, 0, 8)
+    after = rows(tmp_path / "index")
+    assert {name: vectors for name, (_, vectors) in after.items()} == {name: row[1] for name, row in before.items()}
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderImages, "read", None)  # nothing is read a second time
+        assert counts(bring()) == (8, 0, 0, 0, 8)
+    assert rows(tmp_path / "index") == after
+    clone = Path(shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-clone", copy_function=shutil.copyfile))
+    with monkeypatch.context() as patched:
+        patched.setattr("holistic_clip_hf.search.indexing.embed_each", None)  # nor is anything encoded
+        assert counts(bring(clone / "index", images=FolderImages(clone / "photos"))) == (8, 0, 0, 0, 8)
+    target = photos / "red" / "red-square.png"
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1  # behind the pixels
+    target.write_bytes(content)
+    assert counts(bring()) == (8, 0, 1, 0, 7)
 
 
 def test_an_index_lies_apart_from_its_images(bring: Indexing, photos: Path) -> None:

@@ -91,7 +91,7 @@ def test_no_query_takes_long(text: str) -> None:
 def test_a_message_shows_the_ends_of_a_long_query(query: str) -> None:
     with pytest.raises(ValueError) as raised:
         parse_query(query.format("x" * 3_900), ["style"])
-    assert 50 < len(str(raised.value)) < 700 and "xxx ... xxx" in str(raised.value)
+    assert 50 < len(str(raised.value)) < 700 and "xxx...xxx" in str(raised.value)
 
 
 def test_terms_are_checked() -> None:

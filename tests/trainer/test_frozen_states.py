@@ -186,6 +186,11 @@ def test_settings_that_contradict_are_refused(make_trainer: MakeTrainer, options
         make_trainer(**{"model_options": PROBES, "freeze_tower": True, **options})
 
 
+def test_the_folder_of_the_output_is_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="which is `output_dir` as well; expected a folder of its own"):
+        make_trainer(PROBES, freeze_tower=True, states_folder=str(tmp_path))
+
+
 def test_a_stream_is_refused(make_trainer: MakeTrainer, corpus: Dataset) -> None:
     with pytest.raises(ValueError, match="`train_dataset` is a IterableDataset; expected a `datasets.Dataset`"):
         make_trainer(PROBES, train=corpus.to_iterable_dataset(), freeze_tower=True)

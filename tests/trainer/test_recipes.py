@@ -26,7 +26,7 @@ from holistic_clip_hf.trainer.tiny import changes, make_ingredients, shrink
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "training/recipes").glob("*.yaml"))}
-ON_MANY_GPUS = ["cc12m", "cc12m_32_epochs", "cc3m", "cc3m_32_epochs", "sharegpt4v_long"]
+ON_MANY_GPUS = ["cc12m", "cc12m_32_epochs", "cc3m", "cc3m_32_epochs", "sharegpt4v_long", "siglip2_long"]
 DDP, FSDP2 = (ROOT / "training/accelerate" / name for name in ("ddp.yaml", "fsdp2.yaml"))
 STUDIED = ROOT / "training/studies/emoji_recipe.yaml"
 every_recipe = pytest.mark.parametrize("name", RECIPES)
@@ -60,6 +60,7 @@ def test_a_recipe_runs_when_tiny(
     assert shown.endswith(f"{checkpoint}\n") and f"corpus: {recipe.corpus} -> " in shown
     model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
     assert model.config.perspectives == recipe.runs["holistic"].perspectives
+    assert (model.config.model_type == "holistic_siglip") == name.startswith("siglip2")
     length = recipe.tokenizer["max_length"]
     assert processor.tokenizer.model_max_length == model.config.text_config.max_position_embeddings == length
     state = json.loads((checkpoint / "trainer_state.json").read_text())
@@ -78,7 +79,10 @@ def test_tiny_changes_nothing_but_sizes(name: str, tmp_path: Path) -> None:
 
 
 @every_recipe
-def test_all_runs_of_a_recipe_have_one_backbone(name: str, ingredients: Path) -> None:
+def test_all_runs_of_a_recipe_have_one_backbone(name: str, ingredients: Path, tmp_path: Path) -> None:
+    if name.startswith("siglip2"):
+        ingredients = tmp_path
+        make_ingredients(load_recipe(RECIPES[name]), ingredients)
     recipe = shrink(load_recipe(RECIPES[name]), ingredients)
     tokenizer = make_processor(recipe, load_corpus(ingredients / "corpus")).tokenizer
     towers = []
@@ -259,7 +263,7 @@ def launch(config: Path, program: list[str], recipe: Path, output_dir: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cc3m_32_epochs", "sharegpt4v_long"])
+@pytest.mark.parametrize("name", ["cc3m_32_epochs", "sharegpt4v_long", "siglip2_long"])
 def test_two_processes_train_and_shards_change_nothing(name: str, tmp_path: Path) -> None:
     """In float32, where DDP and FSDP2 round alike; the second recipe has a gradient cache.
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import CLIPProcessor
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, LossOptions
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
@@ -143,3 +144,29 @@ def test_options_of_the_loss_are_numbers(name: str) -> None:
     for value in (math.nan, math.inf):
         with pytest.raises(ValueError, match=f"`{name}` is {value}; expected"):
             LossOptions(**{name: value})
+
+
+def test_parts_of_the_inherited_trainer_that_do_not_go_with_it_are_refused(
+    make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
+) -> None:
+    model = make_model(perspectives=SLOTS)
+    stock = CLIPProcessor(processor.image_processor, processor.tokenizer)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def make(part: Any = processor, multipliers: dict[str, float] | None = None, **given: Any) -> HolisticCLIPTrainer:
+        options = {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 4, "save_strategy": "no"}
+        options |= {"use_cpu": True, "disable_tqdm": True, "learning_rate_multipliers": multipliers or {}}
+        args = HolisticCLIPTrainingArguments(str(tmp_path), **options)
+        return HolisticCLIPTrainer(model, args, processing_class=part, train_dataset=corpus, **given)
+
+    with pytest.raises(ValueError, match="`processing_class` is CLIPProcessor; expected HolisticCLIPProcessor.*Make"):
+        make(stock)
+    with pytest.raises(ValueError, match="`model_init` is given; expected `model` alone"):
+        make(model_init=lambda: model)
+    with pytest.raises(ValueError, match="`learning_rate_multipliers` have no effect.*Leave the multipliers out"):
+        make(multipliers={"text_model.*": 0.1}, optimizers=(sgd, None))
+    trainer = make(optimizers=(sgd, None))
+    other = corpus.rename_column("captions", "texts")
+    for measure in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match=r"`eval_dataset` has no column \['captions'\]; it has .*rename, or"):
+            measure(other)
