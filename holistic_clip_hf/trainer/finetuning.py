@@ -36,7 +36,7 @@ LEARNING_RATE, SMALL_LEARNING_RATE, SMALL_WIDTH = 1e-5, 1e-4, 256
 # Adam moves a number by the rate, whatever its gradient: at one rate, copies stay copies. Branched MLPs at ten times
 # the rate were best by name in a trial, single class tokens need more. Probes come with linears of their own, of which
 # the first branch's learn as fast as the others'. Faster, they learn the photos by heart: training/LOG.md.
-BRANCH_RATES = {"mlp": 10.0, "cls": 30.0, "probe": 3.0}
+BRANCH_RATES = {"mlp": 10.0, "cls": 30.0, "probe": 5.0}
 BRANCH_PATTERNS = {
     "mlp": ["*.branch_*"],
     "cls": ["*.branch_*"],
