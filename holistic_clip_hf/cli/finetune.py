@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..modeling_holistic_clip import HolisticCLIPModel
     from ..trainer.finetuning import Base, Choice
 
-VALIDATION, TEST = 0.1, 0.1  # shares; of a few hundred photos less would say nothing
+VALIDATION, TEST = 0.1, 0.2  # shares; of a few hundred photos less would say nothing
 KS = (1, 5, 10)
 GAIN_K = 5
 BASE = "base"  # in records

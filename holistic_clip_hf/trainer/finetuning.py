@@ -34,8 +34,16 @@ RUN = "model"  # the only run of such a recipe, and the name of its folder
 # the quickstart's size take ten times that: training/LOG.md.
 LEARNING_RATE, SMALL_LEARNING_RATE, SMALL_WIDTH = 1e-5, 1e-4, 256
 # Adam moves a number by the rate, whatever its gradient: at one rate, copies stay copies. Branched MLPs at ten times
-# the rate were best by name in a trial, single class tokens need more. Probes come with linears of their own.
-BRANCH_RATES = {"mlp": 10.0, "cls": 30.0, "probe": 10.0}
+# the rate were best by name in a trial, single class tokens need more. Probes come with linears of their own, of which
+# the first branch's learn as fast as the others'. Faster, they learn the photos by heart: training/LOG.md.
+BRANCH_RATES = {"mlp": 10.0, "cls": 30.0, "probe": 5.0}
+BRANCH_PATTERNS = {
+    "mlp": ["*.branch_*"],
+    "cls": ["*.branch_*"],
+    "probe": ["*.branch_*", "*.head.probe", "*.head.mlp.fc2.*"],
+}
+# Similarity above which branches are pushed apart. The default of pretraining, 0.7, costs recall on few photos.
+DIVERSITY_THRESHOLD = 0.8
 BRANCH_LAYERS = 3  # at the end of a CLIP, as in the paper
 STEPS = 300  # that a few hundred images are given at least, so that branches have time to part
 LEAST_EPOCHS, MOST_EPOCHS = 5, 30
@@ -304,11 +312,17 @@ def make_recipe(
 ) -> dict[str, Any]:
     """Return the content of a recipe file that `load_recipe` reads."""
     chosen = {choice.name: choice.value for choice in choices}
-    branched: dict[str, Any] = {"branch_type": base.branch_type, "branched_head_mlp": True}
+    branched: dict[str, Any] = {"branched_head_mlp": True}
+    if not base.branches:
+        branched["branch_type"] = base.branch_type
     if base.branch_type != "probe":
         branched = {"branch_type": base.branch_type, "num_branch_layers": min(BRANCH_LAYERS, base.layers)}
-    model: dict[str, Any] = {} if base.branches else {"vision_config": branched}
-    rates = {"*.branch_*": BRANCH_RATES[base.branch_type]} if len(branches) > 1 else {}
+    model: dict[str, Any] = {} if base.branches and base.branch_type != "probe" else {"vision_config": branched}
+    rates = dict.fromkeys(BRANCH_PATTERNS[base.branch_type], BRANCH_RATES[base.branch_type])
+    if len(branches) == 1:
+        model, rates = ({} if base.branches else model), {}
+    elif base.branch_type == "probe":
+        model["diversity_threshold"] = DIVERSITY_THRESHOLD
     return {
         "corpus": str(corpus),
         "split_column": "split",

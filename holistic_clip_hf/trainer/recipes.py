@@ -73,7 +73,9 @@ SAID_BY_TRAIN = {"output_dir", "slots", "dataloader_pin_memory"}
 # The paper's ViT-B/16, which a recipe means by a vision tower from scratch of which it does not say these. They are no
 # part of its fingerprint, so they can never change.
 PAPER_VISION = {"hidden_act": "gelu", "patch_size": 16}
-OWN_LINEARS = {"vision_config": {"branched_head_mlp": True}}  # of the probes of a checkpoint of this package
+# What a recipe may change of a checkpoint of this package: the loss, and linears of their own for its probes.
+OF_THE_LOSS = {"fused_weight", "diversity", "diversity_weight", "diversity_threshold", "duplicate_captions"}
+OWN_LINEARS = {"branched_head_mlp": True}
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 
@@ -386,18 +388,22 @@ def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
             f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has a `perturbation`; "
             "expected none, since it parts the copies of a CLIP. Leave it out."
         )
-    if recipe.model not in ({}, OWN_LINEARS):
+    linears = recipe.model.get("vision_config", {})
+    if recipe.model.keys() - {"vision_config", *OF_THE_LOSS} or linears not in ({}, OWN_LINEARS):
         raise ValueError(
             f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has "
-            f"{', '.join(recipe.model)} under `model`; expected nothing there but `branched_head_mlp: true` under "
-            "`vision_config`, since the checkpoint says the rest. Leave them out."
+            f"{', '.join(recipe.model)} under `model`; expected only {', '.join(sorted(OF_THE_LOSS))}, and "
+            "`branched_head_mlp: true` under `vision_config`, since the checkpoint says the rest. Leave out what else."
         )
-    return from_holistic_clip(
+    model = from_holistic_clip(
         start,
         perspectives=fields["perspectives"],
         max_position_embeddings=fields["text_config"]["max_position_embeddings"],
-        branched_head_mlp=recipe.model == OWN_LINEARS,
+        branched_head_mlp=bool(linears),
     )
+    for name in OF_THE_LOSS & recipe.model.keys():
+        setattr(model.config, name, recipe.model[name])
+    return model
 
 
 FINISHED = "finished.json"

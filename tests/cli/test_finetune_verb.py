@@ -25,7 +25,8 @@ from holistic_clip_hf.initialization import from_holistic_clip
 from holistic_clip_hf.storage import hold_lock
 from holistic_clip_hf.trainer.callbacks import OneLinePrinter
 from holistic_clip_hf.trainer.finetuning import choose_settings, order_of_branches, read_base
-from holistic_clip_hf.trainer.recipes import load_recipe, make_model, make_tokenizer
+from holistic_clip_hf.trainer.recipes import load_recipe, make_tokenizer
+from holistic_clip_hf.trainer.recipes import make_model as build_model
 
 NUM_PHOTOS = 40
 
@@ -92,7 +93,7 @@ def test_from_photos_to_a_checkpoint_that_knows_its_base(
     assert (output / "model" / "model.safetensors").stat().st_mtime_ns == trained, "what is finished stays"
 
     recipe = load_recipe(output / "recipe.yaml")
-    begun = make_model(recipe, "model", make_tokenizer(recipe, load_corpus(output / "corpus")))
+    begun = build_model(recipe, "model", make_tokenizer(recipe, load_corpus(output / "corpus")))
     stock = CLIPModel.from_pretrained(clip).eval()
     with torch.no_grad():
         expected = F.normalize(stock.get_image_features(pixel_values).pooler_output, dim=-1)
@@ -146,7 +147,7 @@ def test_a_siglip_is_given_probes(
     assert model.config.perspectives == ["palette", "short"] and model.config.vision_config.branched_head_mlp
     assert {record.model for record in load_records(output / "model" / "results.json")} == {"mine", "base"}
     recipe = load_recipe(output / "recipe.yaml")
-    begun = make_model(recipe, "model", make_tokenizer(recipe, load_corpus(output / "corpus"))).eval()
+    begun = build_model(recipe, "model", make_tokenizer(recipe, load_corpus(output / "corpus"))).eval()
     with torch.no_grad():
         expected = SiglipModel.from_pretrained(siglip).eval().get_image_features(pixel_values).pooler_output
         found = begun.get_image_features(pixel_values).pooler_output
@@ -208,6 +209,28 @@ def test_a_checkpoint_of_ours_keeps_its_branches_by_name(
     assert order_of_branches(read_base(str(tmp_path / "base")), ["palette", "short"]) == ["short", "palette"]
     finetune(photos, tmp_path / "base", tmp_path / "finer", *COLUMNS, "--epochs", "1", "--batch-size", "8")
     assert HolisticCLIPModel.from_pretrained(tmp_path / "finer" / "model").config.perspectives == ["short", "palette"]
+
+
+def test_probes_of_ours_part_by_linears_of_their_own(
+    photos: Path,
+    make_model: Callable[..., HolisticCLIPModel],
+    processor: HolisticCLIPProcessor,
+    tmp_path: Path,
+    pixel_values: torch.Tensor,
+) -> None:
+    old = make_model(perspectives=["short"], vision={"branch_type": "probe", "num_branches": 1})
+    for part in (old, processor):
+        part.save_pretrained(tmp_path / "base")
+    finetune(photos, tmp_path / "base", tmp_path / "mine", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    recipe = load_recipe(tmp_path / "mine" / "recipe.yaml")
+    rates = recipe.training["learning_rate_multipliers"]
+    assert set(rates) == {"*.branch_*", "*.head.probe", "*.head.mlp.fc2.*"} and len(set(rates.values())) == 1
+    begun = build_model(recipe, "model", make_tokenizer(recipe, load_corpus(tmp_path / "mine" / "corpus"))).eval()
+    assert begun.config.diversity_threshold == 0.8 != old.config.diversity_threshold
+    expected, found = (each.get_image_features(pixel_values).pooler_output for each in (old, begun))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    tuned = HolisticCLIPModel.from_pretrained(tmp_path / "mine" / "model")
+    assert tuned.config.perspectives == ["short", "palette"] and tuned.config.vision_config.branched_head_mlp
 
 
 @pytest.mark.parametrize("kind", [{"branch_type": "mlp", "num_branch_layers": 1}, {"branch_isolation": "strict"}])

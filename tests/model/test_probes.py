@@ -137,6 +137,30 @@ def test_branches_are_kept_by_name(
         torch.testing.assert_close(found[:, branch], expected[:, "abc".find(name) if name != "d" else 0], **CLOSE)
 
 
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["b", "d"]], ids=len)
+def test_probes_gain_linears_of_their_own_and_answer_as_before(
+    make_model: MakeModel, pixel_values: Tensor, tmp_path: Path, names: list[str]
+) -> None:
+    model = make_model(vision={"branch_type": "probe"}, perspectives=["a", "b", "c"], fusion="max")
+    model.save_pretrained(tmp_path)
+    made = from_holistic_clip(tmp_path, perspectives=names, branched_head_mlp=True)
+    assert made.config.vision_config.branched_head_mlp and made.config.fusion == (
+        "max" if len(names) == 3 else "centroid"
+    )
+    linears = made.vision_model.head.mlp.branch_fc2
+    assert len(linears) == len(names) - 1 and all(torch.equal(each.weight, linears[0].weight) for each in linears)
+    found = made.get_image_features(pixel_values).branch_embeds
+    expected = model.get_image_features(pixel_values).branch_embeds
+    for branch, name in enumerate(names):
+        torch.testing.assert_close(found[:, branch], expected[:, "abc".find(name) if name != "d" else 1], **CLOSE)
+
+
+def test_linears_of_their_own_are_for_probes(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model(perspectives=["a", "b", "c"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`branched_head_mlp` is True, .* of the type 'cls'; expected probes"):
+        from_holistic_clip(tmp_path, perspectives=["a", "b"], branched_head_mlp=True)
+
+
 def test_a_clip_is_given_a_fresh_head(make_model: MakeModel, pixel_values: Tensor) -> None:
     config = make_model(vision={"num_branches": 1}).config
     stock = CLIPModel(
