@@ -168,7 +168,7 @@ def test_the_result_is_a_normal_checkpoint_of_equal_recall(
 
 
 def test_training_on_pixels_and_on_states_end_alike(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"optim": "sgd", "weight_decay": 0.0, "max_steps": 4, "dataloader_num_workers": 0}
+    options: dict[str, Any] = {"optim": "sgd", "weight_decay": 0.0, "max_steps": 4, "captions_per_image": 2}
     augmentation = Augmentation(size=IMAGE_SIZE, scale=(0.3, 0.9))
     expected = make_trainer(PROBES, augmentation=augmentation, frozen=BELOW, **options)
     expected.train()
@@ -185,6 +185,19 @@ def test_training_on_pixels_and_on_states_end_alike(make_trainer: MakeTrainer, t
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == [".lock", "train-0", "train-1"]
     for name, weight in expected.model.named_parameters():
         torch.testing.assert_close(cached.model.get_parameter(name), weight, **EXACT)
+
+
+def test_several_sets_are_evaluated_by_their_names(make_trainer: MakeTrainer, corpus: Dataset, tmp_path: Path) -> None:
+    sets = {"all": corpus, "some/of them": corpus.select(range(4))}
+    trainer = make_trainer(
+        PROBES, train=corpus, evaluation=sets, freeze_tower=True, states_folder=str(tmp_path / "states")
+    )
+    calls: list[int] = []
+    trainer.model.vision_model.encoder.register_forward_hook(lambda *given: calls.append(len(given[1][0])))
+    metrics = trainer.evaluate()
+    assert {"eval_all_loss", "eval_some/of them_loss"} <= metrics.keys() and calls == [8, 8, 4]
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == [".lock", "eval-0", "eval-1", "train"]
+    assert trainer.evaluate("all")["eval_loss"] == pytest.approx(metrics["eval_all_loss"], abs=1e-6)
 
 
 def test_views_take_turns(make_trainer: MakeTrainer, tmp_path: Path) -> None:
