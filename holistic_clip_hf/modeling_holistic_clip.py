@@ -303,13 +303,20 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         pixel_values: Tensor,
         interpolate_pos_encoding: bool = False,
         output_patches: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HolisticCLIPVisionOutput:
         """Encode images: (N, 3, height, width) to `pooler_output` (N, D) fused and `branch_embeds` (N, H, D).
 
-        `last_hidden_state` holds patches too with `output_patches`.
+        `last_hidden_state` holds patches too with `output_patches`. SigLIP 2's NaFlex variant takes patches with
+        `pixel_attention_mask` and `spatial_shapes`; see `HolisticBackboneVisionModel`.
+
+        Raises:
+            ValueError: patches for another tower, or what the tower refuses.
         """
         kwargs = with_asked_for(kwargs, self.config, self.vision_model.config)
+        kwargs.update(self._of_patches(pixel_attention_mask, spatial_shapes))
         outputs = self.vision_model(
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -323,6 +330,17 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         outputs.branch_embeds = F.normalize(self.visual_projection(outputs.branch_embeds), dim=-1)
         outputs.pooler_output = self.branch_fusion.image_vectors(outputs.branch_embeds)
         return outputs
+
+    def _of_patches(self, mask: Tensor | None, shapes: Tensor | None) -> Any:
+        """Return what patches bring along, as keywords of a tower that takes them."""
+        given = {"pixel_attention_mask": mask, "spatial_shapes": shapes}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given and not self.vision_model.config.takes_patches:
+            raise ValueError(
+                f"{' and '.join(f'`{name}`' for name in given)} came with the images, and the vision tower takes "
+                f"images of one size; expected `pixel_values` alone. Make them with this checkpoint's own processor."
+            )
+        return given
 
     @can_return_tuple
     def get_patch_features(
@@ -456,6 +474,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         branch_of_slot: list[int] | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HolisticCLIPOutput:
         """Score images against texts, or embed what is given.
@@ -470,6 +490,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             branch_of_slot: M branch indices, -1 for free (`config.branch_of_slot(names)` makes them).
             return_loss: compute the loss of these images alone (`HolisticCLIPTrainer` gathers over ranks). Flat texts
                 (T = N) are one slot, in the order of the images.
+            interpolate_pos_encoding: take images of another size than the tower's.
+            pixel_attention_mask, spatial_shapes: Tensors that come with patches; see `get_image_features`.
 
         Raises:
             ValueError: nothing given; a loss without both modalities or with T different from N.
@@ -479,7 +501,10 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         images = logits = loss = None
         texts = _Texts()
         if pixel_values is not None:
-            images = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            of_patches = self._of_patches(pixel_attention_mask, spatial_shapes)
+            images = self.get_image_features(
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **of_patches, **kwargs
+            )
         if input_ids is not None and input_ids.ndim == 3:
             texts = self._nested(input_ids, attention_mask, caption_mask, caption_ids)
         elif input_ids is not None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.encoding import image_or_reason, readable_pixels
+from ..evaluation.encoding import Pixels, image_or_reason, readable_pixels, stack_pixels
 from ..images.left_out import UsableCaption, usable_captions
 from ..processing_holistic_clip import HolisticCLIPProcessor, is_blank, on_background
 from ..words import split_sentences
@@ -119,8 +119,8 @@ class HolisticCLIPCollator:
     does not decode, and `left_out`, the reasons of what is left out, by image id, or image id and perspective. Of a
     stream also `place`, the `reading.Place` of the last row.
 
-    Shapes: `pixel_values` (N, 3, height, width); `input_ids`, `attention_mask` (N, M, L); `caption_mask`,
-    `caption_ids` (N, M); `image_mask` (N,).
+    Shapes: `pixel_values` (N, 3, height, width), or what a NaFlex tower's processor makes; `input_ids`,
+    `attention_mask` (N, M, L); `caption_mask`, `caption_ids` (N, M); `image_mask` (N,).
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class HolisticCLIPCollator:
         # Behind the pixels of another image, without captions: each rank has to bring equally many rows.
         stand_in = readable[0] if readable else self._pixels_of_nothing()
         return {
-            "pixel_values": torch.stack([stand_in if pixels is None else pixels for pixels in images]),
+            **stack_pixels([stand_in if pixels is None else pixels for pixels in images]),
             **(self.processor.nested_captions(captions) if has_captions else self._no_captions(len(present))),
             "image_ids": [row["image_id"] for row in present],
             "image_mask": torch.tensor([pixels is not None for pixels in images]),
@@ -204,20 +204,21 @@ class HolisticCLIPCollator:
 
     def _read_pixels(
         self, rows: Sequence[Row], images: Sequence[Any], left_out: dict[str, str]
-    ) -> list[Tensor | None]:
-        """Return (3, height, width) of each image; None for one that did not decode, or that the processor refuses."""
+    ) -> list[Pixels | None]:
+        """Return the pixels of each image; None for one that did not decode, or that the processor refuses."""
         read = iter(readable_pixels(self.processor, [image for image in images if image is not None]))
-        pixels: list[Tensor | None] = []
+        pixels: list[Pixels | None] = []
         for row, image in zip(rows, images, strict=True):
             found = None if image is None else next(read)
             if isinstance(found, str):
                 left_out[row["image_id"]] = found
-            pixels.append(found if isinstance(found, Tensor) else None)
+            pixels.append(None if isinstance(found, str) else found)
         return pixels
 
-    def _pixels_of_nothing(self) -> Tensor:
+    def _pixels_of_nothing(self) -> Pixels:
         """Stand in for the images of a batch of which none is readable."""
-        return self.processor(images=Image.new("RGB", (1, 1)), return_tensors="pt")["pixel_values"][0]
+        made = self.processor(images=Image.new("RGB", (1, 1)), return_tensors="pt")
+        return {name: value[0] for name, value in made.items()}
 
     def _no_captions(self, num_images: int) -> dict[str, Tensor]:
         """Stand in for the captions of a last, small batch of evaluation: something to encode, of which nothing
