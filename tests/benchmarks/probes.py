@@ -1,4 +1,4 @@
-"""Probes against SigLIP's own head, `transformers.SiglipVisionModel` side by side: ViT-B/16, 224 px, 4 images.
+"""Probes against SigLIP's own head, `transformers.SiglipVisionModel` side by side: ViT-B/16, 224 px, 2 images.
 
     python tests/benchmarks/probes.py --threads 1      a minute on an idle core; writes results/probes.json
 
@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
 
 from holistic_clip_hf import HolisticBackboneVisionConfig, HolisticBackboneVisionModel
 
-IMAGES, PEER, TARGET = 4, "SiglipVisionModel", 1.01
-VARIANTS = {PEER: {}, "1 probe": {"num_branches": 1}, "6 probes": {"num_branches": 6}}
+IMAGES, PEER, TARGET = 2, "SiglipVisionModel", 1.01
+VARIANTS = {PEER: {}, "6 probes": {"num_branches": 6}}
 VARIANTS["6 probes, branched MLP"] = {"num_branches": 6, "branched_head_mlp": True}
 
 
