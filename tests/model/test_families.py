@@ -23,6 +23,8 @@ from transformers import (
     SiglipTextConfig,
     SiglipVisionConfig,
     T5Config,
+    Tipsv2Config,
+    Tipsv2Model,
     pipeline,
 )
 
@@ -437,6 +439,19 @@ def test_any_two_towers_are_joined(name: str, texts: str, tmp_path: Path) -> Non
     torch.testing.assert_close(embeds, F.normalize(expected, dim=-1), **CLOSE)
     again = from_backbone(tower, text, text_pooling=pooling, perspectives=["a", "b"], vision_config=vision, seed=1)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_texts_of_tips_are_its_own() -> None:
+    """Its rule is a mean over tokens; padding counts in none of them."""
+    towers = {"text_config": {**TOWER, **TOKENS, "pad_token_id": 0}, "vision_config": BACKBONES["tips"].to_dict()}
+    stock = randomise(Tipsv2Model(Tipsv2Config(**towers)))
+    model = from_backbone(
+        stock, stock, text_pooling="mean", text_projection=False, projection_dim=32, perspectives=["web", "synthetic"]
+    )
+    ids, mask = make_texts([4, 9])
+    expected = F.normalize(stock.get_text_features(ids, mask).pooler_output, dim=-1)
+    torch.testing.assert_close(model.get_text_features(ids, mask).text_embeds, expected, **CLOSE)
 
 
 def test_what_is_left_out_is_told(caplog: pytest.LogCaptureFixture) -> None:
