@@ -9,7 +9,7 @@ Axes: N images, H branches, P patches, S states of a backbone, E tower width.
 
 import inspect
 import re
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,29 @@ def make_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     return backbone
 
 
+class Patches(NamedTuple):
+    """Images as SigLIP 2's NaFlex variant takes them.
+
+    Args:
+        pixel_values: (N, P, 3 * side * side), of each image its patches row by row, then padding.
+        pixel_attention_mask: (N, P), zero where a patch is padding.
+        spatial_shapes: (N, 2), rows and columns of each image's patches.
+    """
+
+    pixel_values: Tensor
+    pixel_attention_mask: Tensor
+    spatial_shapes: Tensor
+
+
+def cut_patches(images: Tensor, side: int) -> Patches:
+    """Cut images (N, 3, height, width) of one size into patches; what fills no patch is left out."""
+    rows, columns = (size // side for size in images.shape[2:])
+    cut = images[:, :, : rows * side, : columns * side].unflatten(3, (columns, side)).unflatten(2, (rows, side))
+    patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    shapes = torch.tensor([[rows, columns]], device=images.device).expand(images.shape[0], -1)
+    return Patches(patches, torch.ones(patches.shape[:2], dtype=torch.int64, device=images.device), shapes)
+
+
 class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
     """A vision tower of any family with its H branches, before projection."""
 
@@ -100,32 +123,42 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
         pixel_values: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_patches: bool = True,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         tower_states: Tensor | None = None,
         **kwargs: Any,
     ) -> HolisticCLIPVisionOutput:
         """Encode images.
 
         Args:
-            pixel_values: (N, 3, height, width).
+            pixel_values: (N, 3, height, width); with SigLIP 2's NaFlex variant, of any size, or (N, P, 3 * side *
+                side), patches of images of any shape.
             interpolate_pos_encoding: take images of another size than `config.image_size`.
             output_patches: Option of `HolisticCLIPVisionModel`, which changes nothing here. Probes need the patches,
                 and `last_hidden_state` is (N, P, E) either way.
+            pixel_attention_mask: (N, P), zero where a patch is padding; with patches alone.
+            spatial_shapes: (N, 2), rows and columns of each image's patches; with patches alone.
             tower_states: (N, P, E), `last_hidden_state` of an earlier call, for probes to read in place of pixels. The
                 backbone is left out.
 
         Raises:
-            ValueError: no images, images of another size, a backbone whose states are not those of patches; states
-                of another shape.
+            ValueError: no images, images of another size, a backbone whose states are not those of patches, patches
+                that lack their mask or shapes, or that the backbone does not take; states of another shape.
         """
-        output: Any = {}
-        if tower_states is None:
-            pixel_values = require_pixels(self.config, pixel_values, interpolate_pos_encoding)
-            kwargs = with_asked_for(kwargs, self.config)
-            output = self._states(pixel_values, interpolate_pos_encoding, **kwargs)
-            states = self._patches(output.last_hidden_state, *pixel_values.shape[2:])
-        else:
+        kwargs = with_asked_for(kwargs, self.config)
+        mask, output = pixel_attention_mask, {}
+        if tower_states is not None:
             states = require_states(self, tower_states, pixel_values)
-        branches = self.head(self.patch_states(states))
+        elif mask is not None or spatial_shapes is not None or _are_patches(self.config, pixel_values):
+            patches = require_patches(self.config, pixel_values, mask, spatial_shapes)
+            output = self.backbone(**self._in_dtype(patches), return_dict=True, **kwargs)
+            states = output.last_hidden_state
+        else:
+            is_resized = interpolate_pos_encoding or self.config.takes_patches
+            pixel_values = require_pixels(self.config, pixel_values, is_resized)
+            output = self._states(pixel_values, is_resized, **kwargs)
+            states = self._patches(output.last_hidden_state, *pixel_values.shape[2:])
+        branches = self.head(self.patch_states(states), mask)
         return HolisticCLIPVisionOutput(
             last_hidden_state=states,
             pooler_output=branches.mean(dim=1),
@@ -134,7 +167,13 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
             attentions=output.get("attentions"),
         )
 
+    def _in_dtype(self, patches: Patches) -> dict[str, Tensor]:
+        return {**patches._asdict(), "pixel_values": patches.pixel_values.to(self.dtype)}
+
     def _states(self, pixel_values: Tensor, is_resized: bool, **kwargs: Any) -> Any:
+        if self.config.takes_patches:
+            side: Any = self.config.patch_size
+            return self.backbone(**self._in_dtype(cut_patches(pixel_values, side)), return_dict=True, **kwargs)
         if self.interpolates:
             kwargs["interpolate_pos_encoding"] = is_resized
         return self.backbone(pixel_values.to(self.dtype), return_dict=True, **kwargs)
@@ -153,6 +192,36 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
                 f"another backbone."
             )
         return states[:, states.shape[1] - num_patches :]
+
+
+def _are_patches(config: HolisticBackboneVisionConfig, pixel_values: Tensor | None) -> bool:
+    return config.takes_patches and pixel_values is not None and pixel_values.ndim == 3
+
+
+def require_patches(
+    config: HolisticBackboneVisionConfig, pixel_values: Tensor | None, mask: Tensor | None, shapes: Tensor | None
+) -> Patches:
+    """Return what a NaFlex tower takes.
+
+    Raises:
+        ValueError: patches for a tower that takes images of one size, of another size than its own, or without their
+            mask or shapes.
+    """
+    if not config.takes_patches:
+        raise ValueError(
+            f"`pixel_values` come with `pixel_attention_mask` or `spatial_shapes`, and the tower is of model type "
+            f"{config.backbone.model_type!r}; expected images (N, {config.num_channels}, height, width). "
+            f"Make them with this checkpoint's own processor."
+        )
+    width = cast(int, config.num_channels) * cast(int, config.patch_size) ** 2
+    shape = () if pixel_values is None else tuple(pixel_values.shape)
+    if pixel_values is None or mask is None or shapes is None or len(shape) != 3 or shape[-1] != width:
+        raise ValueError(
+            f"`pixel_values` is of shape {shape or None}; expected patches (N, P, {width}) with `pixel_attention_mask` (N, P) "
+            f"and `spatial_shapes` (N, 2), or images (N, {config.num_channels}, height, width). Pass on all that the "
+            f"processor makes: `model.get_image_features(**processor(images=...))`."
+        )
+    return Patches(pixel_values, mask, shapes)
 
 
 def make_vision_tower(config: Any) -> Any:

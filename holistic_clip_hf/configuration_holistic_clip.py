@@ -27,6 +27,7 @@ from transformers import (
     CLIPTextConfig,
     CLIPVisionConfig,
     PreTrainedConfig,
+    Siglip2VisionConfig,
     SiglipTextConfig,
     SiglipVisionConfig,
 )
@@ -293,6 +294,11 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         with _as_value_error(cls.__name__):
             return _require_valid(super().from_dict(config_dict, **kwargs))
 
+    @property
+    def takes_patches(self) -> bool:
+        """Tell whether images come as patches with a mask, which only some towers of other families take."""
+        return False
+
     def require_valid(self) -> None:
         """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
         _require_tower(type(self), vars(self))
@@ -352,11 +358,8 @@ def _stride(backbone: PreTrainedConfig) -> int | None:
     return (first or 4) * 2 ** (len(stages) - 1) * downsampled
 
 
-# Their models take something else than `pixel_values` (N, 3, height, width).
-_UNSUPPORTED_BACKBONES = {
-    "siglip2_vision_model": "the NaFlex variant, which takes patches of images of any shape; of SigLIP 2 take a "
-    "checkpoint of fixed resolution, which is a SiglipModel",
-}
+# SigLIP 2's NaFlex variant: patches of images of any shape, with a mask, in place of images of one size.
+NAFLEX = "siglip2_vision_model"
 
 
 def _as_config(name: str, value: Any) -> PreTrainedConfig:
@@ -423,9 +426,6 @@ class HolisticBackboneVisionConfig(HolisticCLIPVisionConfig):
         if self.backbone_config is None:
             self.backbone_config = SiglipVisionConfig()
         backbone = self.backbone_config = _as_config("backbone_config", self.backbone_config)
-        if backbone.model_type in _UNSUPPORTED_BACKBONES:
-            why = _UNSUPPORTED_BACKBONES[backbone.model_type]
-            raise ValueError(f"`backbone_config` is of model type {backbone.model_type!r}, {why}.")
         if hasattr(backbone, "vision_use_head"):
             backbone.vision_use_head = False  # the head is here
         for name, value in self._following(backbone).items():
@@ -441,10 +441,10 @@ class HolisticBackboneVisionConfig(HolisticCLIPVisionConfig):
             "hidden_size": width,
             "num_hidden_layers": getattr(backbone, "num_hidden_layers", None) or sum(getattr(backbone, "depths", [1])),
             "num_channels": getattr(backbone, "num_channels", 3),
-            "image_size": _side(getattr(backbone, "image_size", None)) or 224,
+            "image_size": _side(getattr(backbone, "image_size", None)) or _naflex_side(backbone) or 224,
             "patch_size": _stride(backbone) or 1,
         }
-        if isinstance(backbone, SiglipVisionConfig):
+        if isinstance(backbone, SiglipVisionConfig | Siglip2VisionConfig):
             own = ("num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps")
             return {**found, "patch_norm": False, **{name: getattr(backbone, name) for name in own}}
         heads = math.gcd(width, max(1, width // 64))
@@ -455,6 +455,11 @@ class HolisticBackboneVisionConfig(HolisticCLIPVisionConfig):
     def backbone(self) -> PreTrainedConfig:
         """The backbone's configuration."""
         return cast(PreTrainedConfig, self.backbone_config)
+
+    @property
+    def takes_patches(self) -> bool:
+        """Tell whether images come as patches with a mask, as those of SigLIP 2's NaFlex variant do."""
+        return self.backbone.model_type == NAFLEX
 
     def validate_branches(self) -> None:
         """Take part in the `@strict` validation."""
@@ -480,6 +485,13 @@ class HolisticBackboneVisionConfig(HolisticCLIPVisionConfig):
                 f"'linear' with a backbone, whose patches are its own affair. Leave them out."
             )
         super().validate_patches()
+
+
+def _naflex_side(backbone: PreTrainedConfig) -> int | None:
+    """Return the side in pixels of a square image of as many patches as a NaFlex tower has positions."""
+    if not isinstance(backbone, Siglip2VisionConfig):
+        return None
+    return math.isqrt(backbone.num_patches) * cast(int, _side(backbone.patch_size))
 
 
 def _width(backbone: PreTrainedConfig) -> int:

@@ -306,15 +306,23 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         pixel_values: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_patches: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         tower_states: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HolisticCLIPVisionOutput:
         """Encode images: (N, 3, height, width) to `pooler_output` (N, D) fused and `branch_embeds` (N, H, D).
 
         `last_hidden_state` holds patches too with `output_patches`. With `branch_type="probe"` it may be given back as
-        `tower_states` (N, S, E), in place of `pixel_values`: the head then reads what the tower once said.
+        `tower_states` (N, S, E), in place of `pixel_values`: the head then reads what the tower once said. SigLIP 2's
+        NaFlex variant takes patches with `pixel_attention_mask` and `spatial_shapes`; see
+        `HolisticBackboneVisionModel`.
+
+        Raises:
+            ValueError: patches for another tower, or what the tower refuses.
         """
         kwargs = with_asked_for(kwargs, self.config, self.vision_model.config)
+        kwargs.update(self._of_patches(pixel_attention_mask, spatial_shapes))
         outputs = self.vision_model(
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -329,6 +337,17 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         outputs.branch_embeds = F.normalize(self.visual_projection(outputs.branch_embeds), dim=-1)
         outputs.pooler_output = self.branch_fusion.image_vectors(outputs.branch_embeds)
         return outputs
+
+    def _of_patches(self, mask: Tensor | None, shapes: Tensor | None) -> Any:
+        """Return what patches bring along, as keywords of a tower that takes them."""
+        given = {"pixel_attention_mask": mask, "spatial_shapes": shapes}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given and not self.vision_model.config.takes_patches:
+            raise ValueError(
+                f"{' and '.join(f'`{name}`' for name in given)} came with the images, and the vision tower takes "
+                f"images of one size; expected `pixel_values` alone. Make them with this checkpoint's own processor."
+            )
+        return given
 
     @can_return_tuple
     def get_patch_features(
@@ -462,6 +481,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
         branch_of_slot: list[int] | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         tower_states: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HolisticCLIPOutput:
@@ -477,7 +498,8 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
             branch_of_slot: M branch indices, -1 for free (`config.branch_of_slot(names)` makes them).
             return_loss: compute the loss of these images alone (`HolisticCLIPTrainer` gathers over ranks). Flat texts
                 (T = N) are one slot, in the order of the images.
-            interpolate_pos_encoding: take images of another size than `config.vision_config.image_size`.
+            interpolate_pos_encoding: take images of another size than the tower's.
+            pixel_attention_mask, spatial_shapes: Tensors that come with patches; see `get_image_features`.
             tower_states: (N, S, E) in place of `pixel_values`, as `get_image_features` takes them.
 
         Raises:
@@ -493,6 +515,7 @@ class HolisticCLIPModel(HolisticCLIPPreTrainedModel):
                 pixel_values,
                 interpolate_pos_encoding=interpolate_pos_encoding,
                 tower_states=tower_states,
+                **self._of_patches(pixel_attention_mask, spatial_shapes),
                 **kwargs,
             )
         if input_ids is not None and input_ids.ndim == 3:

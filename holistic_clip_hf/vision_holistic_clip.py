@@ -192,12 +192,15 @@ class HolisticCLIPProbeAttention(nn.Module):
             nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
         )
 
-    def forward(self, probes: Tensor, patches: Tensor, attention: Callable | None = None) -> tuple[Tensor, Any]:
+    def forward(
+        self, probes: Tensor, patches: Tensor, mask: Tensor | None = None, attention: Callable | None = None
+    ) -> tuple[Tensor, Any]:
         """Map (N, H, E) and (N, P, E) to (N, H, E), and the weights (N, heads, H, P) of an attention that tells them.
 
         Args:
             probes: Queries (N, H, E).
             patches: States (N, P, E).
+            mask: (N, P), zero where a patch is padding.
             attention: Function of transformers' contract, in place of the configuration's.
         """
         queries, keys, values = (
@@ -208,7 +211,11 @@ class HolisticCLIPProbeAttention(nn.Module):
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward
             )
-        output, weights = attention(self, queries, keys, values, None, scaling=self.head_dim**-0.5, dropout=0.0)
+        hidden = None
+        if mask is not None:
+            hidden = mask.logical_not().to(queries.dtype)[:, None, None] * torch.finfo(queries.dtype).min
+            hidden = hidden.expand(-1, -1, probes.shape[1], -1)
+        output, weights = attention(self, queries, keys, values, hidden, scaling=self.head_dim**-0.5, dropout=0.0)
         return self.out_proj(output.flatten(2)), weights
 
 
@@ -238,9 +245,9 @@ class HolisticCLIPProbeHead(nn.Module):
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
             init.xavier_uniform_(linear.weight)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Map (N, P, E) to (N, H, E)."""
-        attended, _ = self.attention(self._probes(patches), patches)
+    def forward(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map (N, P, E) to (N, H, E); `mask` (N, P) is zero where a patch is padding, which no probe sees."""
+        attended, _ = self.attention(self._probes(patches), patches, mask)
         normed = self.layernorm(attended)
         return attended + (self.mlp(normed[:, :, None])[:, :, 0] if self.has_branched_mlp else self.mlp(normed))
 
@@ -248,7 +255,7 @@ class HolisticCLIPProbeHead(nn.Module):
         """Return the share of its attention that each probe gives to each patch, a mean over heads: (N, P, E) to
         (N, H, P).
         """
-        return self.attention(self._probes(patches), patches, eager_attention_forward)[1].mean(dim=1)
+        return self.attention(self._probes(patches), patches, attention=eager_attention_forward)[1].mean(dim=1)
 
     def patch_states(self, patches: Tensor) -> Tensor:
         """Return the answer of a probe that sees one patch alone: (N, P, E) to (N, P, E), or to (N, H, P, E) with

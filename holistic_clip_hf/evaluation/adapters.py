@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..storage import import_extra
-from .encoding import Processor, evaluation_mode
+from .encoding import Processor, evaluation_mode, on_device
 
 
 def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, revision: str = "local") -> Any:
@@ -138,8 +138,8 @@ def _embed(model: HolisticCLIPModel, processor: Processor, batch: dict[str, Any]
         given = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
         parts.append(model.get_text_features(**given).pooler_output)
     if "image" in batch:
-        images = processor(images=list(batch["image"]), return_tensors="pt")["pixel_values"]
-        parts.append(model.get_image_features(images.to(model.device)).pooler_output)
+        images = processor(images=list(batch["image"]), return_tensors="pt")
+        parts.append(model.get_image_features(**on_device(images, model.device)).pooler_output)
     if not parts:
         raise ValueError(f"A batch has {sorted(batch)}; expected `text`, `image` or both. Choose image-text tasks.")
     return torch.stack(parts).sum(dim=0).float().cpu()

@@ -112,6 +112,10 @@ class EncodedImages(NamedTuple):
     left_out: Mapping[str, str] = MappingProxyType({})
 
 
+# What a model takes of one image, by name: `pixel_values` (3, height, width). A NaFlex tower takes more.
+Pixels = dict[str, Tensor]
+
+
 def encode_images(
     model: DualEncoder, processor: Processor, dataset: Dataset, *, batch_size: int, progress: bool = False
 ) -> EncodedImages:
@@ -128,9 +132,9 @@ def encode_images(
         for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
             read = _read(processor, images[start : start + batch_size]["image"])
             log.note({names[start + place]: each for place, each in enumerate(read) if isinstance(each, str)})
-            pixels = {start + place: each for place, each in enumerate(read) if isinstance(each, Tensor)}
+            pixels = {start + place: each for place, each in enumerate(read) if not isinstance(each, str)}
             if pixels:
-                output = model.get_image_features(pixel_values=torch.stack([*pixels.values()]).to(model.device))
+                output = model.get_image_features(**on_device(stack_pixels([*pixels.values()]), model.device))
                 branches.append(output.branch_embeds.float().cpu())
                 rows += pixels
     if not len(images):
@@ -144,8 +148,8 @@ def encode_images(
     return EncodedImages(embeds, torch.tensor(rows), log.reasons)
 
 
-def _read(processor: Processor, images: Sequence[Any]) -> list[Tensor | str]:
-    """Return (3, height, width) of each image, or the reason why it cannot be read.
+def _read(processor: Processor, images: Sequence[Any]) -> list[Pixels | str]:
+    """Return the pixels of each image, or the reason why it cannot be read.
 
     They are processed one by one, so that a batch of large photos is never held in full size.
     """
@@ -161,12 +165,23 @@ def image_or_reason(image: Any, *, is_mask: bool = False) -> Any:
         return str(error)
 
 
-def readable_pixels(processor: Processor, images: Sequence[Any]) -> list[Tensor | str]:
-    """Return (3, height, width) of each image, or the reason why the processor refuses it."""
+def stack_pixels(pixels: Sequence[Pixels]) -> dict[str, Tensor]:
+    """Make a batch of what the processor makes of single images, of which there is at least one."""
+    return {name: torch.stack([each[name] for each in pixels]) for name in pixels[0]}
+
+
+def on_device(pixels: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return a batch of images on a device."""
+    return {name: value.to(device) for name, value in pixels.items()}
+
+
+def readable_pixels(processor: Processor, images: Sequence[Any]) -> list[Pixels | str]:
+    """Return for each image what a model takes of it, or the reason why the processor refuses it."""
     if not images:
         return []
     try:
-        return list(processor(images=list(images), return_tensors="pt")["pixel_values"])
+        made = processor(images=list(images), return_tensors="pt")
+        return [dict(zip(made, each, strict=True)) for each in zip(*made.values(), strict=True)]
     except ValueError as error:
         if len(images) == 1:
             return [f"the processor refuses it: {error}"]

@@ -9,7 +9,7 @@ from .assembly import type_of
 from .clip import from_clip
 from .siglip import from_siglip
 
-CONVERTERS = {"clip": from_clip, "metaclip_2": from_clip, "siglip": from_siglip}
+CONVERTERS = {"clip": from_clip, "metaclip_2": from_clip, "siglip": from_siglip, "siglip2": from_siglip}
 
 
 def from_checkpoint(source: str | PathLike, **options: Any) -> HolisticCLIPModel:

@@ -25,7 +25,7 @@ def make_processor(
         ValueError: images of another size, a tokenizer of another vocabulary, without padding or of the slow kind, or
             one that ends texts with another token than the one at which they are read.
     """
-    image_processor = AutoImageProcessor.from_pretrained(images, trust_remote_code=False)
+    image_processor = AutoImageProcessor.from_pretrained(images, backend="pil", trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(images if texts is None else texts, trust_remote_code=False)
     text: Any = model.config.text_config
     positions = getattr(text, "max_position_embeddings", tokenizer.model_max_length)
@@ -36,7 +36,16 @@ def make_processor(
 
 
 def _require_size(model: HolisticCLIPModel, image_processor: Any) -> None:
-    side = model.vision_model.config.image_size
+    vision: Any = model.vision_model.config
+    if vision.takes_patches:
+        side = getattr(image_processor, "patch_size", None)
+        if side != vision.patch_size or "spatial_shapes" not in image_processor.model_input_names:
+            raise ValueError(
+                f"`images` has a {type(image_processor).__name__} of patches of {side} pixels; expected SigLIP 2's "
+                f"with `spatial_shapes`, of {vision.patch_size} pixels. Take that of the NaFlex checkpoint."
+            )
+        return
+    side = vision.image_size
     blank = Image.new("RGB", (2 * side, side))
     pixels = image_processor([blank], return_tensors="pt")["pixel_values"]
     if tuple(pixels.shape[-2:]) != (side, side):

@@ -1,12 +1,12 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""SigLIP, and SigLIP 2 of fixed resolution, as Holistic CLIPs whose branches are probes."""
+"""SigLIP and SigLIP 2, of fixed resolution and NaFlex, as Holistic CLIPs whose branches are probes."""
 
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, SiglipModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, Siglip2Model, SiglipModel, SiglipTextConfig
 
 from ..configuration_holistic_clip import PAPER_PERSPECTIVES, HolisticBackboneVisionConfig
 from ..modeling_holistic_clip import HolisticSiglipModel
@@ -14,19 +14,21 @@ from .assembly import HEAD, assemble, load_whole, name_of, type_of
 
 GEMMA_VOCABULARY = 256_000  # SigLIP 2's, of whose configurations transformers takes the padding to be SigLIP's
 GEMMA_PADDING = 0
+KINDS: dict[str, type[PreTrainedModel]] = {"siglip": SiglipModel, "siglip2": Siglip2Model}
 
 
 def from_siglip(
-    model: SiglipModel | str | PathLike,
+    model: SiglipModel | Siglip2Model | str | PathLike,
     *,
     pad_token_id: int | None = None,
     perturbation: float = 0.0,
     seed: int = 0,
     **config_overrides: Any,
 ) -> HolisticSiglipModel:
-    """Return a `SiglipModel` as a Holistic CLIP whose probes start as copies of SigLIP's own.
+    """Return a `SiglipModel` or `Siglip2Model` as a Holistic CLIP whose probes start as copies of SigLIP's own.
 
-    SigLIP 2 of fixed resolution is a `SiglipModel` too. Before training, every branch, and hence the fused vector, is
+    SigLIP 2 of fixed resolution is a `SiglipModel`; a `Siglip2Model` is the NaFlex variant, whose images keep their
+    shape. Before training, every branch, and hence the fused vector, is
     SigLIP's normalised image embedding, and the logits are SigLIP's.
 
     Args:
@@ -40,7 +42,7 @@ def from_siglip(
             those of the towers. H comes from `perspectives` or `vision_config`; left out, it is the paper's six.
 
     Raises:
-        ValueError: not a SigLIP of fixed resolution with both towers and a pooling head, or incomplete; an unknown
+        ValueError: not a SigLIP with both towers and a pooling head, or incomplete; an unknown
             override, or one that asks for other shapes.
 
     Example:
@@ -48,19 +50,19 @@ def from_siglip(
     >>> model = from_siglip("google/siglip2-base-patch16-224", perspectives=["short", "style"])  # doctest: +SKIP
     """
     kind = type_of(model)
-    if kind != "siglip":
-        why = ", the NaFlex variant, whose images keep their shape" if kind == "siglip2" else ""
+    if kind not in KINDS:
         raise ValueError(
-            f"{name_of(model)} is of model type {kind!r}{why}; expected 'siglip', a SiglipModel with both towers. "
-            f"SigLIP 2 of fixed resolution is one."
+            f"{name_of(model)} is of model type {kind!r}; expected 'siglip' or 'siglip2', a model with both towers. "
+            f"Other families come in through `from_backbone`."
         )
-    siglip = model if isinstance(model, PreTrainedModel) else load_whole(SiglipModel, model)
+    siglip = model if isinstance(model, PreTrainedModel) else load_whole(KINDS[kind], model)
     text, vision = _own_fields(siglip.config.text_config), _own_fields(siglip.config.vision_config)
     if not vision["vision_use_head"]:
         raise ValueError(f"{name_of(model)} has no pooling head in its vision tower. Take `from_backbone`.")
     fields: dict[str, Any] = {
         "projection_dim": vision["hidden_size"],
-        "text_config": {**text, **_tokens(model, text, pad_token_id)},
+        # The text towers of both are one, by the names of their weights too.
+        "text_config": {**text, "model_type": SiglipTextConfig.model_type, **_tokens(model, text, pad_token_id)},
         "vision_config": {"model_type": HolisticBackboneVisionConfig.model_type, "backbone_config": vision},
     }
     if "perspectives" not in config_overrides and "num_branches" not in config_overrides.get("vision_config", {}):

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPConfig
 
 from ..configuration_holistic_clip import HolisticCLIPConfig
-from ..evaluation.encoding import DualEncoder, evaluation_mode, readable_pixels
+from ..evaluation.encoding import DualEncoder, evaluation_mode, on_device, readable_pixels, stack_pixels
 
 
 def embed_images(model: DualEncoder, processor: Any, images: Sequence[Image.Image], *, fused: bool) -> np.ndarray:
@@ -25,12 +25,12 @@ def embed_images(model: DualEncoder, processor: Any, images: Sequence[Image.Imag
     Raises:
         ValueError: as the processor.
     """
-    return _embed(model, processor(images=list(images), return_tensors="pt")["pixel_values"], fused)
+    return _embed(model, processor(images=list(images), return_tensors="pt"), fused)
 
 
-def _embed(model: DualEncoder, pixel_values: Tensor, fused: bool) -> np.ndarray:
+def _embed(model: DualEncoder, pixels: Mapping[str, Tensor], fused: bool) -> np.ndarray:
     with evaluation_mode(model):
-        output = model.get_image_features(pixel_values=pixel_values.to(model.device))
+        output = model.get_image_features(**on_device(pixels, model.device))
         found: Tensor = output.pooler_output[:, None] if fused else output.branch_embeds
     return found.to("cpu", torch.float32).numpy()
 
@@ -40,8 +40,8 @@ def embed_each(
 ) -> list[np.ndarray | str]:
     """Return for each image its vectors (H, D), or the reason why it has none."""
     read = readable_pixels(processor, images)
-    pixels = [each for each in read if isinstance(each, Tensor)]
-    vectors = iter(_embed(model, torch.stack(pixels), fused) if pixels else ())
+    pixels = [each for each in read if not isinstance(each, str)]
+    vectors = iter(_embed(model, stack_pixels(pixels), fused) if pixels else ())
     found = [each if isinstance(each, str) else next(vectors) for each in read]
     return [
         "the model gave vectors that are not finite" if isinstance(each, np.ndarray) and not _finite(each) else each

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.encoding import image_or_reason, readable_pixels
+from ..evaluation.encoding import Pixels, image_or_reason, readable_pixels, stack_pixels
 from ..images.left_out import UsableCaption, usable_captions
 from ..processing_holistic_clip import HolisticCLIPProcessor, is_blank, on_background
 from ..words import split_sentences
@@ -136,12 +136,9 @@ class HolisticCLIPCollator:
     further row of an id in the batch has its number behind the id. Of a stream also `place`, the `streams.Place` of
     the last row.
 
-    Shapes: `pixel_values` (N, 3, height, width), or `tower_states` (N, S, E); `input_ids`,
-    `attention_mask` (N, M, L); `caption_mask`,
-    `caption_ids` (N, M); `image_mask` (N,).
+    Shapes: `pixel_values` (N, 3, height, width), or what a NaFlex tower's processor makes, or `tower_states`
+    (N, S, E); `input_ids`, `attention_mask` (N, M, L); `caption_mask`, `caption_ids` (N, M); `image_mask` (N,).
     """
-
-    entry = "pixel_values"  # of a batch, with what the model reads of its images
 
     def __init__(
         self,
@@ -190,7 +187,7 @@ class HolisticCLIPCollator:
         # Behind the pixels of another image, without captions: each rank has to bring equally many rows.
         stand_in = readable[0] if readable else self._pixels_of_nothing(present[0])
         return {
-            self.entry: torch.stack([stand_in if pixels is None else pixels for pixels in images]),
+            **stack_pixels([stand_in if pixels is None else pixels for pixels in images]),
             **(self.processor.nested_captions(captions) if has_captions else self._no_captions(len(present))),
             "image_ids": [row["image_id"] for row in present],
             "image_mask": torch.tensor([pixels is not None for pixels in images]),
@@ -225,25 +222,26 @@ class HolisticCLIPCollator:
 
     def _read_pixels(
         self, names: Sequence[str], images: Sequence[Any], left_out: dict[str, str]
-    ) -> list[Tensor | None]:
-        """Return (3, height, width) of each image; None for one that did not decode, or that the processor refuses."""
+    ) -> list[Pixels | None]:
+        """Return the pixels of each image; None for one that did not decode, or that the processor refuses."""
         read = iter(readable_pixels(self.processor, [image for image in images if image is not None]))
-        pixels: list[Tensor | None] = []
+        pixels: list[Pixels | None] = []
         for name, image in zip(names, images, strict=True):
             found = None if image is None else next(read)
             if isinstance(found, str):
                 left_out[name] = found
-            pixels.append(found if isinstance(found, Tensor) else None)
+            pixels.append(None if isinstance(found, str) else found)
         return pixels
 
-    def read_images(self, rows: Sequence[Row]) -> list[Tensor | str]:
-        """Return (3, height, width) of each row's image, augmented as in a batch, or the reason why it has none."""
+    def read_images(self, rows: Sequence[Row]) -> list[Pixels | str]:
+        """Return the pixels of each row's image, augmented as in a batch, or the reason why it has none."""
         images = [self._read_image(row.get("image"), self._generator(row)) for row in rows]
         return [image if isinstance(image, str) else readable_pixels(self.processor, [image])[0] for image in images]
 
-    def _pixels_of_nothing(self, row: Row) -> Tensor:
+    def _pixels_of_nothing(self, row: Row) -> Pixels:
         """Stand in for the images of a batch of which none is readable."""
-        return self.processor(images=Image.new("RGB", (1, 1)), return_tensors="pt")["pixel_values"][0]
+        made = self.processor(images=Image.new("RGB", (1, 1)), return_tensors="pt")
+        return {name: value[0] for name, value in made.items()}
 
     def _no_captions(self, num_images: int) -> dict[str, Tensor]:
         """Stand in for the captions of a last, small batch of evaluation: something to encode, of which nothing

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ..corpus.build import cache_root
-from ..evaluation.encoding import evaluation_mode
+from ..evaluation.encoding import Pixels, evaluation_mode
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..search.encoding import hash_weights, image_facts
@@ -85,8 +85,6 @@ class StatesCollator(HolisticCLIPCollator):
     It draws the captions that the collator of pixels would draw. Each epoch takes the next view.
     """
 
-    entry = "tower_states"
-
     def for_pixels(self) -> HolisticCLIPCollator:
         """Return the collator of the same images as they are before the tower."""
         return HolisticCLIPCollator(self.processor, self.slots, augmentation=self.augmentation, seed=self.seed)
@@ -98,11 +96,11 @@ class StatesCollator(HolisticCLIPCollator):
 
     def _read_pixels(
         self, names: Sequence[str], images: Sequence[Any], left_out: dict[str, str]
-    ) -> list[Tensor | None]:
-        return list(images)
+    ) -> list[Pixels | None]:
+        return [None if states is None else {"tower_states": states} for states in images]
 
-    def _pixels_of_nothing(self, row: Row) -> Tensor:
-        return row["image"].views[0].blank()
+    def _pixels_of_nothing(self, row: Row) -> Pixels:
+        return {"tower_states": row["image"].views[0].blank()}
 
 
 class StatesToKeep(NamedTuple):
@@ -302,7 +300,7 @@ class FrozenTower:
         )
         with each.states.writer() as writer:
             for batch, images in zip(batches, loader, strict=True):
-                pixels = [image for image in images if isinstance(image, Tensor)]
+                pixels = [image["pixel_values"] for image in images if not isinstance(image, str)]
                 states = iter(self._encode(torch.stack(pixels)) if pixels else ())
                 writer.write(batch, [image if isinstance(image, str) else next(states) for image in images])
                 yield batch

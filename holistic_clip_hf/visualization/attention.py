@@ -163,13 +163,28 @@ def _last_inputs(tower: HolisticCLIPVisionModel, pixels: Tensor, is_resized: boo
 
 
 def patch_grid(model: HolisticCLIPModel, pixel_values: Tensor) -> tuple[int, int]:
-    """Return rows and columns of patches: what (…, P) unflattens to."""
+    """Return rows and columns of patches: what (…, P) unflattens to.
+
+    Raises:
+        ValueError: patches in place of images.
+    """
+    _require_images(model, pixel_values)
     return model.vision_model.patch_grid(*pixel_values.shape[-2:])
 
 
 def _is_resized(model: HolisticCLIPModel, pixel_values: Tensor) -> bool:
+    _require_images(model, pixel_values)
     side = model.vision_model.config.image_size
     return tuple(pixel_values.shape[-2:]) != (side, side)
+
+
+def _require_images(model: HolisticCLIPModel, pixel_values: Tensor) -> None:
+    if pixel_values.ndim != 4:
+        side = model.vision_model.config.patch_size
+        raise ValueError(
+            f"`pixel_values` is of shape {tuple(pixel_values.shape)}; expected images (N, 3, height, width) for a "
+            f"map, which has rows and columns. Give the images themselves, resized to multiples of {side} pixels."
+        )
 
 
 @contextmanager

@@ -18,15 +18,17 @@ RESULTS = Path(__file__).parent / "results"
 MEBIBYTE = 2**20
 
 
-def interleaved(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    cases: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each case in each round. Taking turns, all cases share whatever else the machine is doing."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
         for name, run in cases.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
         sys.stderr.write(f"\rround {number} of {rounds}")
     sys.stderr.write("\n")
     return seconds

@@ -17,15 +17,14 @@ from transformers import (
     CLIPTokenizer,
     PreTrainedModel,
     ResNetConfig,
-    Siglip2Config,
-    Siglip2Model,
-    Siglip2VisionConfig,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
     SiglipTextConfig,
     SiglipVisionConfig,
     T5Config,
+    Tipsv2Config,
+    Tipsv2Model,
     pipeline,
 )
 
@@ -211,13 +210,8 @@ def test_padding_of_siglip_2_is_gemmas() -> None:
 
 
 def test_what_is_no_siglip_is_refused(tmp_path: Path) -> None:
-    naflex = Siglip2Model(
-        Siglip2Config(text_config={**TOWER, **TOKENS}, vision_config={**TOWER, "num_patches": 16, "patch_size": 8})
-    )
-    with pytest.raises(ValueError, match="'siglip2', the NaFlex variant.*expected 'siglip'"):
-        from_siglip(naflex)
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is of model type 'bert'; expected 'siglip'"):
+    with pytest.raises(ValueError, match="is of model type 'bert'; expected 'siglip' or 'siglip2'"):
         from_siglip(tmp_path)
     headless = make_siglip()
     headless.config.vision_config.vision_use_head = False
@@ -375,7 +369,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"vision_config": CLIPConfig()}, "a model of several towers; expected that of one"),
     ({"vision_config": {"backbone_config": SiglipConfig()}}, "a model of several towers"),
     ({"vision_config": {"backbone_config": {"model_type": "abacus"}}}, "`backbone_config` is of model type 'abacus'"),
-    ({"vision_config": Siglip2VisionConfig()}, "the NaFlex variant"),
     (
         {"vision_config": {"backbone_config": SiglipVisionConfig(**TOWER), "hidden_size": 64}},
         "`hidden_size` is 64; expected the width of the backbone's states, which is 32",
@@ -446,6 +439,19 @@ def test_any_two_towers_are_joined(name: str, texts: str, tmp_path: Path) -> Non
     torch.testing.assert_close(embeds, F.normalize(expected, dim=-1), **CLOSE)
     again = from_backbone(tower, text, text_pooling=pooling, perspectives=["a", "b"], vision_config=vision, seed=1)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_texts_of_tips_are_its_own() -> None:
+    """Its rule is a mean over tokens; padding counts in none of them."""
+    towers = {"text_config": {**TOWER, **TOKENS, "pad_token_id": 0}, "vision_config": BACKBONES["tips"].to_dict()}
+    stock = randomise(Tipsv2Model(Tipsv2Config(**towers)))
+    model = from_backbone(
+        stock, stock, text_pooling="mean", text_projection=False, projection_dim=32, perspectives=["web", "synthetic"]
+    )
+    ids, mask = make_texts([4, 9])
+    expected = F.normalize(stock.get_text_features(ids, mask).pooler_output, dim=-1)
+    torch.testing.assert_close(model.get_text_features(ids, mask).text_embeds, expected, **CLOSE)
 
 
 def test_what_is_left_out_is_told(caplog: pytest.LogCaptureFixture) -> None:

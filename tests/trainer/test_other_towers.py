@@ -8,7 +8,10 @@ from datasets import Dataset
 from transformers import (
     BertConfig,
     CLIPTokenizer,
+    PreTrainedConfig,
     ResNetConfig,
+    Siglip2ImageProcessorPil,
+    Siglip2VisionConfig,
     SiglipImageProcessorPil,
     SiglipTextConfig,
     SiglipVisionConfig,
@@ -35,20 +38,30 @@ from holistic_clip_hf.publishing.model_card import write_model_card
 from holistic_clip_hf.search.query import Term
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+MOST_PATCHES = 16
+
+
+@pytest.fixture(params=["siglip", "naflex", "resnet and bert"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture
-def processor(tokenizer: CLIPTokenizer) -> HolisticCLIPProcessor:
+def processor(kind: str, tokenizer: CLIPTokenizer) -> HolisticCLIPProcessor:
+    if kind == "naflex":
+        return HolisticCLIPProcessor(Siglip2ImageProcessorPil(patch_size=8, max_num_patches=MOST_PATCHES), tokenizer)
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return HolisticCLIPProcessor(SiglipImageProcessorPil(size=size), tokenizer)
 
 
-@pytest.fixture(params=["siglip", "resnet and bert"])
-def model(request: pytest.FixtureRequest, tokenizer: CLIPTokenizer) -> HolisticCLIPModel:
+@pytest.fixture
+def model(kind: str, tokenizer: CLIPTokenizer) -> HolisticCLIPModel:
     texts = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, "pad_token_id": tokenizer.pad_token_id}
-    if request.param == "siglip":
+    if kind in ("siglip", "naflex"):
         text = SiglipTextConfig(**TOWER, **texts, bos_token_id=1, eos_token_id=2)
-        vision = SiglipVisionConfig(**TOWER, image_size=IMAGE_SIZE, patch_size=8)
+        vision: PreTrainedConfig = SiglipVisionConfig(**TOWER, image_size=IMAGE_SIZE, patch_size=8)
+        if kind == "naflex":
+            vision = Siglip2VisionConfig(**TOWER, num_patches=MOST_PATCHES, patch_size=8)
         made: HolisticCLIPModel = HolisticSiglipModel(
             HolisticSiglipConfig(
                 text_config=text, vision_config=vision, projection_dim=32, perspectives=CORPUS_SLOTS, fusion="routed"
@@ -106,8 +119,7 @@ def test_the_whole_road(
     assert {record.value for record in records if record.label == "recall@10"} == {1.0}
     save_records(folder / "results.json", records)
     card = write_model_card(folder).read_text()
-    family = "siglip_vision_model" if isinstance(model, HolisticSiglipModel) else "resnet"
-    assert f"{family}, " in card and "3 probes" in card
+    assert f"{model.config.vision_config.backbone.model_type}, " in card and "3 probes" in card
 
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -119,7 +131,7 @@ def test_the_whole_road(
         images = loaded_processor(images=[row["image"] for row in corpus.select(range(3))], return_tensors="pt")
         text = loaded_processor(text=["a red square"], return_tensors="pt")
         expected = loaded.fused_similarity(
-            loaded.get_image_features(images["pixel_values"]).branch_embeds,
+            loaded.get_image_features(**images).branch_embeds,
             loaded.get_text_features(**text).text_embeds,
         )[:, 0]
     assert [hit.score for hit in found] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
