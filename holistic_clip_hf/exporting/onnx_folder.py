@@ -206,9 +206,7 @@ def _write(graph: Any, inputs: Mapping[str, Tensor], path: Path, most_bytes: int
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         apart = Path(scratch) / path.name
         program.save(apart, external_data=True)
-        onnx.save_model(
-            onnx.load(apart), path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=0
-        )
+        onnx.save_model(onnx.load(apart), path, save_as_external_data=True, location=f"{path.name}_data")
     return True
 
 

@@ -109,9 +109,7 @@ def test_towers_that_share_a_file_are_caught(
         shared = path.with_name("model.onnx.data")
         before = shared.read_bytes() if shared.exists() else b""
         shared.unlink(missing_ok=True)
-        onnx.save_model(
-            onnx.load(path), path, save_as_external_data=True, location="model.onnx.data", size_threshold=0
-        )
+        onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="model.onnx.data")
         after = shared.read_bytes()
         shared.write_bytes(after + before[len(after) :])  # no graph reads beyond the end
         return True
