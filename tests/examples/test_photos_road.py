@@ -52,7 +52,7 @@ def of_direction(records: list[Record], metric: str, direction: str) -> Record:
 
 
 @pytest.mark.slow
-def test_by_default_settings_branches_part_and_pay(road: Path) -> None:
+def test_by_default_settings_branches_part(road: Path) -> None:
     captions = ["--captions", "photos/captions.csv", "--caption", "title=short", "--caption", "kind=category"]
     said = run(road, "finetune", "photos", *captions, "--base", "runs/emoji/clip", "--output", "mine")
     assert "The branches are alike" not in said
@@ -70,7 +70,7 @@ def test_by_default_settings_branches_part_and_pay(road: Path) -> None:
         assert record.confidence_interval is not None and record.confidence_interval[1] > 0, (
             "no branch is the worse one"
         )
-    assert sum(record.value for record in by_name.values()) > 0, "to be asked by name pays"
+    assert by_name["category"].value > 0, "kinds are found best by the branch that learned them"
     assert (road / "mine/model/training.png").is_file()
     run(road, "search", "index", "photos", "--model", "mine/model", "--index", "photos.index")
     assert len(run(road, "search", "find", "short: a tomato", "--index", "photos.index").splitlines()) >= 5
