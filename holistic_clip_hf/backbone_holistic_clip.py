@@ -207,8 +207,8 @@ def require_patches(
             f"Make them with this checkpoint's own processor."
         )
     width = cast(int, config.num_channels) * cast(int, config.patch_size) ** 2
-    shape = None if pixel_values is None else tuple(pixel_values.shape)
-    if pixel_values is None or mask is None or shapes is None or len(shape or ()) != 3 or shape[-1] != width:
+    shape = () if pixel_values is None else tuple(pixel_values.shape)
+    if pixel_values is None or mask is None or shapes is None or len(shape) != 3 or shape[-1] != width:
         raise ValueError(
             f"`pixel_values` is of shape {shape}; expected patches (N, P, {width}) with `pixel_attention_mask` (N, P) "
             f"and `spatial_shapes` (N, 2), or images (N, {config.num_channels}, height, width). Pass on all that the "
