@@ -179,7 +179,8 @@ def _is_resized(model: HolisticCLIPModel, pixel_values: Tensor) -> bool:
 
 
 def _require_images(model: HolisticCLIPModel, pixel_values: Tensor) -> None:
-    if pixel_values.ndim != 4:
+    """Refuse the patches that a NaFlex tower takes besides; a tower says itself what is not an image."""
+    if model.vision_model.config.takes_patches and pixel_values.ndim != 4:
         side = model.vision_model.config.patch_size
         raise ValueError(
             f"`pixel_values` is of shape {tuple(pixel_values.shape)}; expected images (N, 3, height, width) for a "

@@ -1,6 +1,6 @@
 """Probes against SigLIP's own head, `transformers.SiglipVisionModel` side by side: ViT-B/16, 224 px, 2 images.
 
-    python tests/benchmarks/probes.py --threads 1      a minute on an idle core; writes results/probes.json
+    python tests/benchmarks/probes.py --threads 1      two minutes on an idle core; writes results/probes.json
 
 Times are CPU times of the process, so that a busy machine counts less. Every ratio is to SiglipVisionModel in the same
 round. Target: 6 probes at most 1.01.
@@ -44,7 +44,7 @@ def cases(only: str | None = None) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    options = arguments(__doc__, rounds=9)
+    options = arguments(__doc__, rounds=31)
     if options.memory:
         sys.stdout.write(f"{peak_bytes(cases(only=options.memory)[options.memory])}\n")
         return
