@@ -15,6 +15,7 @@ from transformers import (
     CLIPModel,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
+    DINOv3ViTConfig,
     ResNetConfig,
     SiglipVisionConfig,
 )
@@ -49,10 +50,13 @@ def make_probes(backbone: Any, make_model: MakeModel) -> HolisticCLIPModel:
     return model
 
 
-@pytest.fixture(params=["cls", "mlp", "probe", "siglip"])
+@pytest.fixture(params=["cls", "mlp", "probe", "siglip", "dinov3"])
 def model(request: pytest.FixtureRequest, make_model: MakeModel) -> HolisticCLIPModel:
     if request.param == "siglip":
         return make_probes(SiglipVisionConfig(**WIDTH, image_size=32, patch_size=8), make_model)
+    if request.param == "dinov3":  # a class token and registers before the patches
+        backbone = DINOv3ViTConfig(**WIDTH, image_size=32, patch_size=8, num_register_tokens=2)
+        return make_probes(backbone, make_model)
     return make_model(perspectives=NAMES, vision={"branch_type": request.param})
 
 
