@@ -5,7 +5,6 @@ It is written beside its place, read again by transformers alone, compared with 
 """
 
 import copy
-import json
 import os
 import re
 import tempfile
@@ -21,7 +20,7 @@ from transformers import AutoModel, AutoProcessor, CLIPProcessor, SiglipProcesso
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.stranger import TEXTS, probe_pictures
-from ..storage import require_own_folder, write_json
+from ..storage import parse_json, require_own_folder, write_json
 from .stock import branch_index, to_clip, to_siglip
 
 LAYOUTS = {"clip": (to_clip, CLIPProcessor), "siglip": (to_siglip, SiglipProcessor)}
@@ -99,7 +98,7 @@ def save_processor(kind: Any, processor: HolisticCLIPProcessor, folder: Path) ->
     kind(image_processor, tokenizer).save_pretrained(folder)
     image_processor.save_pretrained(folder)
     for name in IMAGE_PROCESSOR_FILES:
-        fields = json.loads((folder / name).read_text(encoding="utf-8"))
+        fields = parse_json((folder / name).read_text(encoding="utf-8"))
         write_json(folder / name, _plainly_named(fields))
 
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Models of transformers that have one of our towers inside: whether they fit, and how strangers load them."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration_holistic_clip import settings_of
-from ..storage import write_json
+from ..storage import parse_json, write_json
 from ..towers_holistic_clip import CODE, TOWERS, HolisticCLIPPatchConfig, HolisticConsumerConfig
 from .inventory import PACKAGE_FOLDER
 
@@ -75,7 +74,7 @@ def carry_code(folder: str | Path) -> list[str]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no `config.json`; expected a folder that `save_pretrained` wrote.")
-    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields = parse_json(path.read_text(encoding="utf-8"))
     if _is_tower(fields):
         raise ValueError(
             f"{folder} holds a tower by itself, whose code stands beside it; expected a model around one. Load it "

@@ -37,6 +37,7 @@ from ..storage import (
     LOCK,
     PARTIAL,
     field_names,
+    parse_json,
     raise_if_disk_full,
     require_keys,
     write_json,
@@ -154,13 +155,13 @@ class TowerStates:
             return
         remedy = "Name another folder, or delete it"
         try:
-            found = require_keys(str(path), json.loads(path.read_bytes()), field_names(About), field_names(About))
+            found = require_keys(str(path), parse_json(path.read_bytes()), field_names(About), field_names(About))
         except ValueError as error:
             raise ValueError(
                 f"`{name}` is {root}, where {self.folder.name}/{ABOUT} is damaged; expected what caching wrote. "
                 f"{remedy}."
             ) from error
-        wanted = json.loads(json.dumps(asdict(self.about)))
+        wanted = parse_json(json.dumps(asdict(self.about)))
         if differing := [told for key, told in _TOLD.items() if found[key] != wanted[key]]:
             raise ValueError(
                 f"`{name}` is {root}, whose {self.folder.name} holds states {differing[0]}; expected those of this "
@@ -222,7 +223,7 @@ class TowerStates:
         """Return the reason of each row without an image, by its number."""
         path = self.folder / LEFT_OUT
         try:
-            found = json.loads(path.read_bytes()) if path.is_file() else {}
+            found = parse_json(path.read_bytes()) if path.is_file() else {}
         except ValueError:
             found = {}
         return found if isinstance(found, dict) else {}
