@@ -217,9 +217,9 @@ def require_patches(
     shape = () if pixel_values is None else tuple(pixel_values.shape)
     if pixel_values is None or mask is None or shapes is None or len(shape) != 3 or shape[-1] != width:
         raise ValueError(
-            f"`pixel_values` is of shape {shape or None}; expected patches (N, P, {width}) with `pixel_attention_mask` (N, P) "
-            f"and `spatial_shapes` (N, 2), or images (N, {config.num_channels}, height, width). Pass on all that the "
-            f"processor makes: `model.get_image_features(**processor(images=...))`."
+            f"`pixel_values` is of shape {shape or None}; expected patches (N, P, {width}) with "
+            f"`pixel_attention_mask` (N, P) and `spatial_shapes` (N, 2), or images (N, {config.num_channels}, height, "
+            f"width). Pass on all that the processor makes: `model.get_image_features(**processor(images=...))`."
         )
     return Patches(pixel_values, mask, shapes)
 
