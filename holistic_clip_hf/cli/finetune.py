@@ -189,6 +189,7 @@ class Command:
         from ..evaluation.gain import measure_gain
         from ..evaluation.records import capture_provenance, save_records
         from ..evaluation.retrieval import RETRIEVAL_PROTOCOLS, embed_alike, embed_corpus, measure_retrieval
+        from ..initialization import stretch_text_positions
         from .tables import advice_on_few_images, results_table
 
         try:
@@ -206,7 +207,8 @@ class Command:
         if len(names) > 1:
             records += report_branches(model, embedded, provenance=run)
         starting = _load_base(base)
-        processor.limit_texts(base.max_length)
+        if self.settings.max_length and self.settings.max_length > base.max_length:
+            stretch_text_positions(starting, self.settings.max_length)  # as training began
         before = embed_alike(starting, processor, rows, embedded)
         records += measure_retrieval(starting, before, provenance=replace(run, model=BASE), ks=KS, with_branches=False)
         gained = measure_gain((starting, before), (model, embedded), provenance=run, k=GAIN_K)

@@ -312,7 +312,7 @@ def test_stopped_twice_it_ends_as_if_it_never_was(
             finetune(photos, clip, tmp_path / "stopped", *options)
         assert ended.value.code == code
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert re.match(rf"holistic-clip finetune: Stopped after step {step + 1} of 12, which is saved as .*", said)
+        assert re.match(rf"holistic-clip finetune: Stopped after step {step + 1} of 9, which is saved as .*", said)
         assert "Give the same command again to go on" in said
     finetune(photos, clip, tmp_path / "stopped", *options)
     signal.signal(signal.SIGTERM, before)
