@@ -1,4 +1,4 @@
-"""The road of docs/photos.md on real photographs: the Tux Paint stamps, from the quickstart's CLIP.
+"""The road of docs/photos.md on real photographs: the Tux Paint stamps, from the quickstart's holistic model.
 
 Fetches a Debian package and the packages of emoji unless they are cached, so it is skipped without a network.
 """
@@ -33,7 +33,7 @@ def run(folder: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the photographs and the quickstart's CLIP, which knows names of emoji alone."""
+    """A folder with the photographs and the quickstart's holistic model, which knows drawings of emoji alone."""
     folder = tmp_path_factory.mktemp("road")
     try:
         stamps, _ = open_debian("tuxpaint", cache_root())
@@ -42,7 +42,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"the pictures cannot be fetched: {error}")
     assert write_photos(stamps, folder / "photos") == NUM_PHOTOS
     recipe = ["--recipe", str(ROOT / "training/recipes/emoji.yaml"), "--corpus", str(corpus)]
-    run(folder, "train", *recipe, "--run", "clip")
+    run(folder, "train", *recipe, "--run", "holistic")
     return folder
 
 
@@ -54,7 +54,7 @@ def of_direction(records: list[Record], metric: str, direction: str) -> Record:
 @pytest.mark.slow
 def test_by_default_settings_branches_part(road: Path) -> None:
     captions = ["--captions", "photos/captions.csv", "--caption", "title=short", "--caption", "kind=category"]
-    said = run(road, "finetune", "photos", *captions, "--base", "runs/emoji/clip", "--output", "mine")
+    said = run(road, "finetune", "photos", *captions, "--base", "runs/emoji/holistic", "--output", "mine")
     assert "The branches are alike" not in said
     records = load_records(road / "mine/model/results.json")
     tuned = [record for record in records if record.task == TASK]
