@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
@@ -33,6 +33,7 @@ from ..evaluation.records import (
     load_records,
 )
 from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
+from ..field_types import require_types
 from ..storage import field_names, hold_lock, lock_beside, parse_json, require_keys, write_atomically, write_json
 from ..words import markdown_table
 
@@ -159,11 +160,16 @@ def load_facts(path: str | os.PathLike) -> CardFacts:
             f"{path} is not JSON ({error}). Correct it, or delete it: it is then made of names alone."
         ) from error
     told = require_keys(str(path), told, field_names(CardFacts), ["repo_id", "model_name"])
+    require_types(str(path), told, get_type_hints(CardFacts))
+    place = f"{path}, training_data"
     data = [
-        require_keys(f"{path}, training_data", one, field_names(TrainingData), ["name", "license"])
+        require_keys(place, one, field_names(TrainingData), ["name", "license"])
         for one in told.pop("training_data", [])
     ]
     cost = require_keys(f"{path}, cost", told.pop("cost", {}), field_names(EnvironmentalCost))
+    for each in data:
+        require_types(place, each, get_type_hints(TrainingData))
+    require_types(f"{path}, cost", cost, get_type_hints(EnvironmentalCost))
     sources = tuple(TrainingData(**one) for one in data)
     return CardFacts(**told, training_data=sources, cost=EnvironmentalCost(**cost))
 

@@ -40,6 +40,7 @@ from ..configuration_holistic_clip import (
     HolisticCLIPVisionConfig,
 )
 from ..corpus.build import EmptySplitError, open_split, read_manifest
+from ..field_types import require_types
 from ..images.left_out import usable_captions
 from ..initialization import from_checkpoint, from_holistic_clip
 from ..modeling_holistic_clip import HolisticCLIPModel
@@ -59,7 +60,6 @@ from ..storage import (
 from ..visualization.figures import training_curves, training_figure
 from .arguments import HolisticCLIPTrainingArguments, require_enough_rows
 from .collator import Augmentation
-from .field_types import fits, in_words
 from .resuming import hold_output, last_whole_checkpoint
 from .trainer import HolisticCLIPTrainer
 
@@ -179,14 +179,14 @@ def load_recipe(path: str | Path) -> Recipe:
     for name, run in content["runs"].items():
         require_run_name(name, f"{path}: `runs`")
         require_keys(f"{path}, runs, {name}", run, field_names(Run), field_names(Run))
-        _check_types(f"{path}, runs, {name}", run, get_type_hints(Run))
+        require_types(f"{path}, runs, {name}", run, get_type_hints(Run))
     _check_model(path, content["model"])
     _check_tokenizer(path, content["tokenizer"])
     _check_training(path, content["training"])
     if content.get("augmentation") is not None:
         require_keys(f"{path}, augmentation", content["augmentation"], field_names(Augmentation) - {"size"})
-        _check_types(f"{path}, augmentation", content["augmentation"], dict.fromkeys(content["augmentation"], Range))
-    _check_types(str(path), content, get_type_hints(Recipe))
+        require_types(f"{path}, augmentation", content["augmentation"], dict.fromkeys(content["augmentation"], Range))
+    require_types(str(path), content, get_type_hints(Recipe))
     if content.get("perturbation") is not None and content.get("start_from") is None:
         raise ValueError(
             f"{path}: `perturbation` is {content['perturbation']} without `start_from`; expected a checkpoint whose "
@@ -210,7 +210,7 @@ def _check_training(path: Path, training: Any) -> None:
     fields_of_model = field_names(HolisticCLIPConfig) - SAID_ELSEWHERE
     _refuse_misplaced(f"{path}, training", training, arguments, {"model": fields_of_model})
     require_keys(f"{path}, training", training, arguments, ["seed"])
-    _check_types(f"{path}, training", training, get_type_hints(HolisticCLIPTrainingArguments))
+    require_types(f"{path}, training", training, get_type_hints(HolisticCLIPTrainingArguments))
     if training.get("push_to_hub") and not training.get("hub_model_id"):
         # The Trainer would take the name of its folder, which is a fingerprint.
         raise ValueError(
@@ -230,22 +230,12 @@ def _refuse_misplaced(where: str, found: Any, valid: set[str], others: Mapping[s
 Range = tuple[float, float]  # of an augmentation
 
 
-def _check_types(where: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """Refuse a value of another type than its field's; `where` is the file and the place in it."""
-    for key, value in values.items():
-        if not fits(value, kinds.get(key, Any)):
-            remedy = " Put it between quotes." if isinstance(value, bool) else ""  # YAML reads `no` as false
-            raise ValueError(
-                f"{where}: `{key}` is {shown(value)}; expected {in_words(kinds[key])}. Correct it.{remedy}"
-            )
-
-
 def _check_model(path: Path, model: Any) -> None:
     valid, towers = field_names(HolisticCLIPConfig) - SAID_ELSEWHERE, ("text_config", "vision_config")
     arguments = field_names(HolisticCLIPTrainingArguments)
     _refuse_misplaced(f"{path}, model", model, valid, {"training": arguments})
     require_keys(f"{path}, model", model, valid)
-    _check_types(
+    require_types(
         f"{path}, model", {name: model[name] for name in towers if name in model}, dict.fromkeys(towers, dict)
     )
     has_backbone = "backbone_config" in model.get("vision_config", {})
@@ -261,7 +251,7 @@ def _check_tokenizer(path: Path, tokenizer: Any) -> None:
             f"{path}, tokenizer: got {shown(tokenizer)}; expected either `vocab_size`, to train one, or `checkpoint`, "
             f"to take one from."
         )
-    _check_types(f"{path}, tokenizer", tokenizer, {"vocab_size": int, "checkpoint": str, "max_length": int})
+    require_types(f"{path}, tokenizer", tokenizer, {"vocab_size": int, "checkpoint": str, "max_length": int})
 
 
 def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:

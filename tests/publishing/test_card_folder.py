@@ -86,6 +86,12 @@ def test_facts_that_are_refused_stay_as_they_are(folder: Path) -> None:
         ('{"repo_id": "a/b", "model_name": "b", "accuracy": 1}', "unknown keys accuracy"),
         ('{"repo_id": "a/b", "model_name": "b", "training_data": [{"name": "x"}]}', "training_data.*missing keys lic"),
         ('{"repo_id": "a/b", "model_name": "b", "cost": {"trees": 1}}', "cost: unknown keys trees"),
+        ('{"repo_id": "a/b", "model_name": "b", "training": 5}', "`training` is 5; expected keys and values"),
+        ('{"repo_id": "a/b", "model_name": "b", "training_data": 5}', "`training_data` is 5; expected a list"),
+        (
+            '{"repo_id": "a/b", "model_name": "b", "cost": {"hours": "two"}}',
+            "cost: `hours` is .two.; expected a num",
+        ),
     ],
 )
 def test_other_files_are_no_facts(tmp_path: Path, text: str, message: str) -> None:

@@ -1,11 +1,12 @@
 """Types of values from files, by the hints of the fields that take them."""
 
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal
 
 import pytest
 
-from holistic_clip_hf.trainer.field_types import fits, in_words
+from holistic_clip_hf.field_types import fits, in_words
 
 
 class Pace(Enum):
@@ -22,6 +23,8 @@ class Pace(Enum):
         (float | None, [None, 2], ["2", False]),
         (list[str], [[], ["a", "b"]], ["short", ["a", 1], {"a": 1}, None]),
         (dict[str, float], [{}, {"a": 1}], [{"a": "b"}, [], "a"]),
+        (Mapping[str, float], [{}, {"a": 1}], [{"a": "b"}, [], 1]),
+        (Sequence[str], [[], ["a"]], ["a", [1], None]),
         (dict[str, float] | str, [{"a": 1}, "{}"], [1, ["a"]]),
         (tuple[float, float], [[0.5, 1]], [[0.5], [1, 2, 3], "ab", ["a", "b"], 0.5]),
         (Pace | str, ["slow"], [False, 1]),

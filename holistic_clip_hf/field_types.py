@@ -2,8 +2,11 @@
 """Types of values that were read from a file, held against the type hints of the fields that take them."""
 
 import types
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
+
+from .storage import shown
 
 _WORDS = {
     bool: "true or false",
@@ -14,6 +17,32 @@ _WORDS = {
     list: "a list",
     type(None): "nothing",
 }
+_AS_FILES_HAVE = {Mapping: dict, Sequence: list}
+
+
+def require_types(where: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse a value from a file that is of another type than its field's.
+
+    Args:
+        where: Name of the file and of the place in it, for the message.
+        values: Values by name of their field.
+        kinds: Type hints of the fields; a name that is not among them takes any value.
+
+    Raises:
+        ValueError: a value of another type.
+    """
+    for key, value in values.items():
+        if not fits(value, kinds.get(key, Any)):
+            remedy = " Put it between quotes." if isinstance(value, bool) else ""  # YAML reads `no` as false
+            raise ValueError(
+                f"{where}: `{key}` is {shown(value)}; expected {in_words(kinds[key])}. Correct it.{remedy}"
+            )
+
+
+def _taken_apart(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return a type without its arguments, as a file has it, and these."""
+    origin = get_origin(kind) or kind
+    return _AS_FILES_HAVE.get(origin, origin), get_args(kind)
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -23,7 +52,7 @@ def fits(value: Any, kind: Any) -> bool:
     >>> fits(1, float), fits(True, int), fits("fast", float), fits(["short"], list[str])
     (True, False, False, True)
     """
-    origin, inner = get_origin(kind) or kind, get_args(kind)
+    origin, inner = _taken_apart(kind)
     if origin in (Union, types.UnionType):
         return any(fits(value, each) for each in inner)
     if origin is Literal:
@@ -49,7 +78,7 @@ def in_words(kind: Any) -> str:
     >>> in_words(float | None), in_words(list[str])
     ('a number or nothing', 'a list, each a text')
     """
-    origin, inner = get_origin(kind) or kind, get_args(kind)
+    origin, inner = _taken_apart(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(in_words, inner)))
     if origin is Literal:
