@@ -72,7 +72,8 @@ def without_branch(fusion: BranchFusion, branch: int) -> BranchFusion:
     reduced.config.perspectives = [fusion.config.perspectives[index] for index in kept]
     if fusion.config.branch_weights is not None:
         weights = [fusion.config.branch_weights[index] for index in kept]
-        reduced.config.branch_weights = weights if any(weights) else None  # all on the one that is gone
+        # If all weight was on the one that is gone, the others count alike.
+        reduced.config.branch_weights = weights if any(weights) else [1.0] * len(kept)
     if reduced.router is not None:
         reduced.router.weight = nn.Parameter(reduced.router.weight[kept])
         reduced.router.bias = nn.Parameter(reduced.router.bias[kept])

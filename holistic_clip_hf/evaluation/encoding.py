@@ -77,7 +77,7 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
         model, report = AutoModel.from_pretrained(
             name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-    except (SafetensorError, EOFError, RuntimeError) as error:  # the last one, if a shape is not the configuration's
+    except (SafetensorError, EOFError, RuntimeError) as error:
         raise ValueError(
             f"`model` is {name}, whose weights are damaged ({error}); expected whole ones. Download or save it again."
         ) from error

@@ -1,6 +1,5 @@
 """The verb: from a folder to answers on the screen."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,8 +88,8 @@ def test_what_a_search_refuses(
             parse("search", ["find", "a_square", *index, *options.split()])()
     with pytest.raises(ValueError, match=r"holds an index of .*photos; expected a new folder for .*others. Name"):
         write_photos(corpus, tmp_path / "others")
-        for path in (tmp_path / "others").rglob("*.png"):
-            os.utime(path, (1, 1))
+        for number, path in enumerate(sorted((tmp_path / "others").rglob("*.png"))):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
         parse("search", ["index", str(tmp_path / "others"), "--model", "none", *index])()
     with pytest.raises(ValueError, match="The query is missing"):
         parse("search", ["find", *index])()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from holistic_clip_hf import HolisticCLIPConfig
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, caption_sets, measure_retrieval
 from holistic_clip_hf.modeling_holistic_clip import BranchFusion
@@ -27,14 +28,8 @@ OWNS = [0, 1, 2, 0, 3, None]
 
 
 def random_model(fusion: str, perspectives: tuple[str, ...] = NAMES) -> SimpleNamespace:
-    config = SimpleNamespace(
-        perspectives=perspectives,
-        fusion=fusion,
-        branch_weights=[0.7, 0.3] if fusion == "weighted" else None,
-        fusion_scale=None,
-        num_branches=len(perspectives),
-        projection_dim=WIDTH,
-    )
+    weights = [0.7, 0.3] if fusion == "weighted" else None
+    config = HolisticCLIPConfig(perspectives=perspectives, fusion=fusion, branch_weights=weights, projection_dim=WIDTH)
     torch.manual_seed(3)
     branch_fusion = BranchFusion(config)
     if branch_fusion.router is not None:

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from torch import nn
 
-from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation import retrieval as protocols
 from holistic_clip_hf.evaluation.records import FUSED, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import (
@@ -40,13 +40,9 @@ class KeywordModel(nn.Module):
 
     def __init__(self, perspectives: tuple[str, ...] = ("object", "style"), fusion: str = "mean") -> None:
         super().__init__()
-        self.config = SimpleNamespace(
-            perspectives=perspectives,
-            fusion=fusion,
-            branch_weights=None,
-            fusion_scale=None,
-            num_branches=len(perspectives),
-            projection_dim=len(WORDS),
+        weights = [1.0] * len(perspectives) if fusion == "weighted" else None
+        self.config = HolisticCLIPConfig(
+            perspectives=perspectives, fusion=fusion, branch_weights=weights, projection_dim=len(WORDS)
         )
         self.branch_fusion = BranchFusion(self.config)
         self.logit_scale = torch.tensor(3.0)

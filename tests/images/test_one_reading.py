@@ -155,7 +155,7 @@ def cases() -> dict[str, Case]:
         "EPS": Case(
             "EPS and other formats that start programs",
             saved(Image.fromarray(COLOURS), "EPS"),
-            "cannot identify|not an image|no image",
+            "the format PostScript is not read|not an image",
         ),
     }
 
