@@ -224,9 +224,13 @@ class Runner:
 
 def commit() -> str:
     """Return the commit of the checkout, marked as dirty if files other than records differ from it."""
-    command = ["git", "describe", "--always", "--dirty"]
-    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return described.stdout.strip() or "unknown"
+    told = _git("describe", "--always").stdout.strip()
+    is_changed = _git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)tests/campaigns/results").returncode == 1
+    return f"{told}-dirty" if is_changed else told or "unknown"
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def _versions() -> dict[str, str]:
