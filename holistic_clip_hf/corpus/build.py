@@ -434,6 +434,8 @@ def _is_manifest(found: Any) -> bool:
         and all(isinstance(counts, dict) for counts in found["columns"].values())
         and isinstance(found.get("rows"), int)
         and isinstance(found.get("fingerprint"), str)
+        and isinstance(about := found.get("about") or {}, dict)  # earlier versions have none
+        and isinstance(about.get("name", ""), str)
         and all(
             isinstance(shard, dict) and isinstance(shard.get("file"), str) and isinstance(shard.get("bytes"), int)
             for shard in found["shards"].values()

@@ -109,7 +109,7 @@ CAMPAIGN = Campaign(
     name="kills",
     about="a verb killed with `kill -9` at random moments and started again: caption (sampled), corpus, index, train "
     "(with workers, on a stream, on two ranks), finetune, evaluate, fit, card, publish (dry)",
-    tries=90,
+    tries=112,
     attempt=attempt,
     prepare=make_world,
     unit="kills",

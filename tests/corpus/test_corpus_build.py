@@ -350,9 +350,10 @@ def test_a_shard_is_read_without_a_cache_to_remember_it(tmp_path: Path, monkeypa
     assert len(build_two(tmp_path / "corpus")) == 3
 
 
-def test_counts_of_a_column_that_are_not_counts_are_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", [{"columns": {"split": " "}}, {"about": [[]]}, {"about": {"name": 5}}], ids=str)
+def test_a_field_of_another_type_is_damage(tmp_path: Path, wrong: dict[str, Any]) -> None:
     build_two(tmp_path)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "columns": {"split": " "}}))
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, **wrong}))
     with pytest.raises(ValueError, match="corpus.json is damaged"):
         load_corpus(tmp_path)
