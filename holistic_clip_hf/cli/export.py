@@ -1,8 +1,8 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
 """Export a checkpoint to other programs, verified after it is written.
 
-  holistic-clip export runs/emoji/holistic --layout clip --branch short --output short-clip
-  holistic-clip export runs/emoji/holistic --layout transformers.js --int8 --output browser
+  holistic-clip export runs/photos/holistic --layout clip --branch short --output short-clip
+  holistic-clip export runs/photos/holistic --layout transformers.js --int8 --output browser
 
 `clip` and `siglip` write one branch as a stock model, which plain transformers loads and vLLM, diffusers and LLaVA
 take, without any code of ours. A branch that is not such a model is refused. `onnx` and `transformers.js` write both
