@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from datasets import Dataset, Features, Image, List, Value
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import embed_table_storage
 
+from ..field_types import fits
 from ..images.files import read_named
 from ..images.sources import SPLITS, Skipped
 from ..storage import (
@@ -425,21 +426,31 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return found
 
 
+_COUNTS = dict[str, int]
+_OF_ALL = {"rows": int, "num_skipped": int, "skipped": list, "reasons": _COUNTS}
+_OF_MANIFEST = {
+    **_OF_ALL,
+    **{"fingerprint": str, "shards": dict[str, dict], "columns": dict[str, _COUNTS], "perspectives": _COUNTS},
+    **{"about": dict | None, "skipped_file": str},
+}
+_OF_SHARD = {**_OF_ALL, "file": str, "bytes": int, "sha256": str}
+
+
 def _is_manifest(found: Any) -> bool:
-    """Tell whether all that is read of a manifest is as a build writes it."""
-    mappings = ("shards", "columns", "perspectives")
+    """Tell whether all that is read of a manifest is as a build writes it; earlier ones wrote less."""
+    return (
+        _is_of(found, _OF_MANIFEST, ("fingerprint", "rows", "shards", "columns", "perspectives"))
+        and all(_is_of(shard, _OF_SHARD, ("file", "bytes")) for shard in found["shards"].values())
+        and fits((found.get("about") or {}).get("name", ""), str)
+    )
+
+
+def _is_of(found: Any, kinds: Mapping[str, Any], needed: Collection[str]) -> bool:
+    """Tell whether an object has the keys that it needs, and values of their types."""
     return (
         isinstance(found, dict)
-        and all(isinstance(found.get(each), dict) for each in mappings)
-        and all(isinstance(counts, dict) for counts in found["columns"].values())
-        and isinstance(found.get("rows"), int)
-        and isinstance(found.get("fingerprint"), str)
-        and isinstance(about := found.get("about") or {}, dict)  # earlier versions have none
-        and isinstance(about.get("name", ""), str)
-        and all(
-            isinstance(shard, dict) and isinstance(shard.get("file"), str) and isinstance(shard.get("bytes"), int)
-            for shard in found["shards"].values()
-        )
+        and set(needed) <= found.keys()
+        and all(fits(found[name], kind) for name, kind in kinds.items() if name in found)
     )
 
 

@@ -350,7 +350,19 @@ def test_a_shard_is_read_without_a_cache_to_remember_it(tmp_path: Path, monkeypa
     assert len(build_two(tmp_path / "corpus")) == 3
 
 
-@pytest.mark.parametrize("wrong", [{"columns": {"split": " "}}, {"about": [[]]}, {"about": {"name": 5}}], ids=str)
+def test_a_shards_count_of_another_type_is_damage(tmp_path: Path) -> None:
+    build_two(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    next(iter(manifest["shards"].values()))["num_skipped"] = [[]]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="corpus.json is damaged"):
+        load_corpus(tmp_path)
+
+
+WRONG = [{"columns": {"split": " "}}, {"about": [[]]}, {"about": {"name": 5}}, {"reasons": {"x": []}}]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_a_field_of_another_type_is_damage(tmp_path: Path, wrong: dict[str, Any]) -> None:
     build_two(tmp_path)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
