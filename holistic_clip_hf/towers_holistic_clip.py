@@ -101,58 +101,39 @@ class _TowerConfig(PreTrainedConfig):
         """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
 
 
+def _of_tower(name: str, told: str) -> Any:
+    """Return a property that reads a field of the wrapped tower's configuration."""
+    return property(lambda config: getattr(config.vision_config, name), doc=told)
+
+
 class _VisionConfig(_TowerConfig):
     """A configuration of a tower for images; sizes are those of the wrapped tower, under CLIP's names."""
+
+    vision_config: dict | PreTrainedConfig | None = None
+    perspectives: list[str] | tuple[str, ...] = ()
+    branch: str | None = None
+    class_token: bool = True
+    projection_dim: int = 512
+
+    hidden_size = _of_tower("hidden_size", "E, the width of states.")
+    intermediate_size = _of_tower("intermediate_size", "Width of the MLPs.")
+    num_hidden_layers = _of_tower("num_hidden_layers", "Number of layers.")
+    num_attention_heads = _of_tower("num_attention_heads", "Number of attention heads.")
+    num_channels = _of_tower("num_channels", "Number of channels of an image.")
+    image_size = _of_tower("image_size", "Side of an image in pixels.")
+    patch_size = _of_tower("patch_size", "Side of a patch in pixels.")
+    layer_norm_eps = _of_tower("layer_norm_eps", "Epsilon of layer norms.")
+    initializer_factor = _of_tower("initializer_factor", "Factor on the standard deviation of fresh weights.")
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.vision_config = self._own_tower()
+        self.perspectives = list(self.perspectives) or [f"branch_{h}" for h in range(self.tower.num_branches)]
+        super().__post_init__(**kwargs)
 
     @property
     def tower(self) -> Any:
         """The wrapped tower's configuration."""
-        return cast(Any, self).vision_config
-
-    @property
-    def hidden_size(self) -> int:
-        """E, the width of states."""
-        return self.tower.hidden_size
-
-    @property
-    def intermediate_size(self) -> int:
-        """Width of the MLPs."""
-        return self.tower.intermediate_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of layers."""
-        return self.tower.num_hidden_layers
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Number of attention heads."""
-        return self.tower.num_attention_heads
-
-    @property
-    def num_channels(self) -> int:
-        """Number of channels of an image."""
-        return self.tower.num_channels
-
-    @property
-    def image_size(self) -> int:
-        """Side of an image in pixels."""
-        return self.tower.image_size
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return self.tower.patch_size
-
-    @property
-    def layer_norm_eps(self) -> float:
-        """Epsilon of layer norms."""
-        return self.tower.layer_norm_eps
-
-    @property
-    def initializer_factor(self) -> float:
-        """Factor on the standard deviation of fresh weights."""
-        return self.tower.initializer_factor
+        return self.vision_config
 
     @property
     def has_layers_of_one_width(self) -> bool:
@@ -163,22 +144,20 @@ class _VisionConfig(_TowerConfig):
     @property
     def branch_index(self) -> int | None:
         """Index of the chosen branch; `None` if branches are averaged."""
-        chosen = cast(Any, self).branch
-        return None if chosen is None else list(cast(Any, self).perspectives).index(chosen)
+        return None if self.branch is None else list(self.perspectives).index(self.branch)
 
     def _own_tower(self) -> Any:
         """Return the wrapped tower's configuration as one of ours; transformers knows no name of another package."""
-        given: Any = cast(Any, self).vision_config
-        if isinstance(given, PreTrainedConfig):
-            return given
-        fields = dict({} if given is None else given)
+        if isinstance(self.vision_config, PreTrainedConfig):
+            return self.vision_config
+        fields = dict(self.vision_config or {})
         has_backbone = fields.get("model_type") == HolisticBackboneVisionConfig.model_type
         return (HolisticBackboneVisionConfig if has_backbone else HolisticCLIPVisionConfig).from_dict(fields)
 
     def require_valid(self) -> None:
         """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
         self.tower.require_valid()
-        chosen, names = cast(Any, self).branch, cast(Any, self).perspectives
+        chosen, names = self.branch, self.perspectives
         if len(names) != self.tower.num_branches:
             raise ValueError(
                 f"`perspectives` has {len(names)} names; expected {self.tower.num_branches}, one per branch. Give "
@@ -215,25 +194,16 @@ class HolisticCLIPPatchConfig(BackboneConfigMixin, _VisionConfig):
     }
     shared: ClassVar[tuple[str, ...]] = ("vision_config", "perspectives", "projection_dim")
 
-    vision_config: dict | PreTrainedConfig | None = None
-    perspectives: list[str] | tuple[str, ...] = ()
-    branch: str | None = None
-    class_token: bool = True
-    projection_dim: int = 512
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.vision_config = self._own_tower()
-        self.perspectives = list(self.perspectives) or [f"branch_{h}" for h in range(self.tower.num_branches)]
-        layers = range(1, self.num_hidden_layers + 1)
-        self.stage_names = ["stem", *(f"stage{layer}" for layer in layers)]
+        chosen = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
+        super().__post_init__(**kwargs)
+        self.stage_names = ["stem", *(f"stage{layer}" for layer in range(1, self.num_hidden_layers + 1))]
         if not self.has_layers_of_one_width:
             self.stage_names = self.stage_names[-1:]
-        self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
-        )
-        super().__post_init__(**kwargs)
+        self.set_output_features_output_indices(**chosen)
 
 
 @refusing_plainly
@@ -261,18 +231,8 @@ class HolisticCLIPVisionProjectionConfig(_VisionConfig):
         *("visual_projection", "branch_weights"),
     )
 
-    vision_config: dict | PreTrainedConfig | None = None
-    perspectives: list[str] | tuple[str, ...] = ()
-    branch: str | None = None
-    class_token: bool = True
-    projection_dim: int = 512
     visual_projection: bool = True
     branch_weights: list[float | int] | tuple[float | int, ...] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.vision_config = self._own_tower()
-        self.perspectives = list(self.perspectives) or [f"branch_{h}" for h in range(self.tower.num_branches)]
-        super().__post_init__(**kwargs)
 
 
 @refusing_plainly

@@ -31,6 +31,7 @@ from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingAr
 from holistic_clip_hf.trainer.collator import Augmentation
 from holistic_clip_hf.trainer.tiny import train_tokenizer
 from hub_server import LoopbackHub
+from random_weights import fill
 
 torch.set_num_threads(1)
 
@@ -95,14 +96,9 @@ def make_config(session_tokenizer: CLIPTokenizer) -> Callable[..., HolisticCLIPC
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
     """Weights of a size at which attention is far from uniform and no two branches are alike."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            is_gain = "norm" in name and name.endswith("weight")
-            parameter.copy_(1 + 0.2 * noise if is_gain else 0.25 * noise)
-            if name == "logit_scale":
-                parameter.fill_(2.0)
+    fill(model, seed, spread=0.25)
+    if hasattr(model, "logit_scale"):
+        nn.init.constant_(model.logit_scale, 2.0)
 
 
 @pytest.fixture(scope="session")

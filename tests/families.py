@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel
+from random_weights import fill
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 PATCHES = {"image_size": 32, "patch_size": 8}
@@ -45,12 +46,7 @@ GRIDS = {"dinov3 convnext": 2, "resnet": 8, "convnext": 2}
 
 
 def randomise(model: nn.Module, seed: int = 0) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            is_gain = "norm" in name and name.endswith("weight")
-            parameter.copy_(1 + 0.2 * noise if is_gain else 0.2 * noise)
+    fill(model, seed, spread=0.2)
     return model.eval()
 
 

@@ -252,7 +252,7 @@ def _asked(rows: "Dataset", names: list[str]) -> list[str]:
 
 def _tell(base: "Base", branches: list[str], choices: "list[Choice]") -> None:
     kept = [name for name in branches if name in base.branches]
-    said = f"; {', '.join(kept)} of them the base's" if kept else ""
+    said = "; all are the base's" if kept == branches else f"; of the base: {', '.join(kept)}" if kept else ""
     print(f"branches {', '.join(branches)}{said}")
     for choice in choices:
         print(choice)

@@ -27,7 +27,7 @@ from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.stranger import TEXTS, probe_pictures
 from ..storage import import_extra, write_json
-from .stock_folder import ExportError, new_folder, require_close, save_processor
+from .stock_folder import ExportError, furthest, new_folder, require_close, save_processor
 
 # By layout: the folder of the graphs.
 ONNX_LAYOUTS = {"onnx": "", "transformers.js": "onnx"}
@@ -38,16 +38,24 @@ FEWEST_COSINE = 0.9  # of int8; less is not the model any more
 REPORT = "export.json"
 
 
-class _Images(nn.Module):
+class _Graph(nn.Module):
+    """A graph to write: a model, and the names of inputs and outputs."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __init__(self, model: HolisticCLIPModel) -> None:
+        super().__init__()
+        self.model = model
+
+
+class _Images(_Graph):
     """Images (N, 3, height, width) to vectors that texts are held against, and one for each branch."""
 
     name = "vision_model"
     inputs = ("pixel_values",)
     outputs = ("image_embeds", "branch_embeds")
-
-    def __init__(self, model: HolisticCLIPModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, pixel_values: Tensor) -> tuple[Any, ...]:
         """Return `pooler_output` (N, D) and `branch_embeds` (N, H, D)."""
@@ -55,32 +63,24 @@ class _Images(nn.Module):
         return found.pooler_output, found.branch_embeds
 
 
-class _Texts(nn.Module):
+class _Texts(_Graph):
     """Texts (T, L) to vectors."""
 
     name = "text_model"
     inputs = ("input_ids", "attention_mask")
     outputs = ("text_embeds",)
 
-    def __init__(self, model: HolisticCLIPModel) -> None:
-        super().__init__()
-        self.model = model
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, ...]:
         """Return `pooler_output` (T, D)."""
         return (self.model.get_text_features(input_ids, attention_mask).pooler_output,)
 
 
-class _Both(nn.Module):
+class _Both(_Graph):
     """Images and texts to logits, which pipelines ask for."""
 
     name = "model"
     inputs = ("input_ids", "pixel_values", "attention_mask")
     outputs = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "branch_embeds")
-
-    def __init__(self, model: HolisticCLIPModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor) -> tuple[Any, ...]:
         """Return logits (N, T) and (T, N), and the vectors."""
@@ -180,7 +180,7 @@ def _configuration(model: HolisticCLIPModel, layout: str, chunks: Mapping[str, i
     return found
 
 
-def _write(graph: Any, inputs: Mapping[str, Tensor], path: Path, most_bytes: int) -> bool:
+def _write(graph: _Graph, inputs: Mapping[str, Tensor], path: Path, most_bytes: int) -> bool:
     """Write a graph, and tell whether its weights stand in a file beside it."""
     import onnx
 
@@ -272,7 +272,7 @@ class _Measure(NamedTuple):
         return float(self.measure(found, expected))
 
 
-_furthest = _Measure(lambda found, expected: (found - expected).abs().max(), max)
+_furthest = _Measure(furthest, max)
 _lowest_cosine = _Measure(lambda found, expected: F.cosine_similarity(found, expected, dim=-1).min(), min)
 
 

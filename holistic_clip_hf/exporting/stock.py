@@ -18,7 +18,6 @@ from transformers import (
     MetaClip2Config,
     MetaClip2Model,
     MetaClip2TextConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     SiglipConfig,
     SiglipModel,
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 from ..configuration_holistic_clip import HolisticCLIPConfig, HolisticCLIPVisionConfig
+from ..initialization.assembly import own_fields
 from ..modeling_holistic_clip import HolisticCLIPModel
 
 TOWER, HEAD = "vision_model.", "vision_model.head."
@@ -124,11 +124,6 @@ def branch_index(config: HolisticCLIPConfig, branch: str | None) -> int:
         why = ", since what all of them say together has no stock form" if branch is None else ""
         raise ValueError(f"`branch` is {branch!r}; expected one of {', '.join(map(repr, names))}{why}. Name one.")
     return names.index(branch)
-
-
-def own_fields(config: Any, kind: type[PreTrainedConfig]) -> dict[str, Any]:
-    """Return the fields that describe a tower of a stock class, without those of every configuration."""
-    return {name: getattr(config, name) for name in kind.__annotations__ if hasattr(config, name)}
 
 
 def _require_clip(config: HolisticCLIPConfig, index: int) -> None:

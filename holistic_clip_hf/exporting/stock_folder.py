@@ -139,11 +139,12 @@ def _differences(
     found = stock(**{**given, "pixel_values": given["pixel_values"].double()})
     scale = float(exact.logit_scale.exp())
     return {
-        "image vectors": _furthest(found.image_embeds, images),
-        "text vectors": _furthest(found.text_embeds, words),
-        "logits over the scale": _furthest(found.logits_per_image, logits) / scale,
+        "image vectors": furthest(found.image_embeds, images),
+        "text vectors": furthest(found.text_embeds, words),
+        "logits over the scale": furthest(found.logits_per_image, logits) / scale,
     }
 
 
-def _furthest(found: Tensor, expected: Tensor) -> float:
+def furthest(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference of two tensors' numbers."""
     return float((found - expected).abs().max())

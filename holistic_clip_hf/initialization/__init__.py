@@ -11,7 +11,7 @@ from .clip import from_clip
 from .holistic_clip import from_holistic_clip
 from .open_clip import from_official, from_open_clip
 from .positions import stretch_positions, stretch_text_positions
-from .processors import make_processor
+from .processors import load_image_processor, make_processor
 from .siglip import from_siglip
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "from_official",
     "from_open_clip",
     "from_siglip",
+    "load_image_processor",
     "make_processor",
     "stretch_positions",
     "stretch_text_positions",

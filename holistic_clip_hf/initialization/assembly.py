@@ -153,6 +153,11 @@ def listed(names: Iterable[str]) -> str:
     return (", ".join(names[:20]) or "nothing") + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
+def own_fields(tower: Any, kind: type[PreTrainedConfig]) -> dict[str, Any]:
+    """Return the fields that describe a tower of a kind, without those of every configuration."""
+    return {name: getattr(tower, name) for name in kind.__annotations__ if hasattr(tower, name)}
+
+
 def load_whole(kind: type[PreTrainedModel], source: str | PathLike) -> Any:
     """Load a model of transformers, all of whose weights the checkpoint has to have.
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from ..configuration_holistic_clip import end_token_id
 from ..modeling_holistic_clip import HolisticCLIPModel
-from .assembly import assemble, load_whole, name_of, type_of
+from .assembly import assemble, load_whole, name_of, own_fields, type_of
 
 # By model type: the model of both towers, and its text tower's configuration. Vision towers are one and the same.
 FAMILIES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig]]] = {
@@ -59,14 +59,13 @@ def from_clip(
         raise ValueError(f"{name_of(model)} is of model type {kind!r}; expected one of {known}, with both towers.")
     loaded, text_kind = FAMILIES[kind]
     clip = model if isinstance(model, PreTrainedModel) else load_whole(loaded, model)
-    text, vision = clip.config.text_config.to_dict(), clip.config.vision_config.to_dict()
+    text = clip.config.text_config
     fields = {
         "projection_dim": clip.config.projection_dim,
         "logit_scale_init_value": clip.config.logit_scale_init_value,
-        "text_config": {name: text[name] for name in ("model_type", *text_kind.__annotations__) if name in text},
-        "vision_config": {name: vision[name] for name in CLIPVisionConfig.__annotations__},
+        "text_config": {"model_type": text.model_type, **own_fields(text, text_kind)},
+        "vision_config": {**own_fields(clip.config.vision_config, CLIPVisionConfig), "branch_isolation": "anchored"},
     }
-    fields["vision_config"]["branch_isolation"] = "anchored"
     if text_kind is CLIPTextConfig:
-        fields["text_config"]["eos_token_id"] = end_token_id(text["eos_token_id"], text["vocab_size"])
+        fields["text_config"]["eos_token_id"] = end_token_id(text.eos_token_id, text.vocab_size)
     return assemble(clip.state_dict(), fields, config_overrides, perturbation, seed)

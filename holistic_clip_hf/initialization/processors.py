@@ -25,7 +25,7 @@ def make_processor(
         ValueError: images of another size, a tokenizer of another vocabulary, without padding or of the slow kind, or
             one that ends texts with another token than the one at which they are read.
     """
-    image_processor = AutoImageProcessor.from_pretrained(images, backend="pil", trust_remote_code=False)
+    image_processor = load_image_processor(images)
     tokenizer = AutoTokenizer.from_pretrained(images if texts is None else texts, trust_remote_code=False)
     text: Any = model.config.text_config
     positions = getattr(text, "max_position_embeddings", tokenizer.model_max_length)
@@ -33,6 +33,11 @@ def make_processor(
     _require_size(model, image_processor)
     _require_tokenizer(model, tokenizer)
     return HolisticCLIPProcessor(image_processor, tokenizer)
+
+
+def load_image_processor(source: str | PathLike) -> Any:
+    """Load the image processor of a checkpoint, of the kind that needs no torchvision."""
+    return AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
 
 
 def _require_size(model: HolisticCLIPModel, image_processor: Any) -> None:

@@ -6,11 +6,11 @@ from os import PathLike
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, Siglip2Model, SiglipModel, SiglipTextConfig
+from transformers import AutoTokenizer, PreTrainedModel, Siglip2Model, SiglipModel, SiglipTextConfig
 
 from ..configuration_holistic_clip import PAPER_PERSPECTIVES, HolisticBackboneVisionConfig
 from ..modeling_holistic_clip import HolisticSiglipModel
-from .assembly import HEAD, assemble, load_whole, name_of, type_of
+from .assembly import HEAD, assemble, load_whole, name_of, own_fields, type_of
 
 GEMMA_VOCABULARY = 256_000  # SigLIP 2's, of whose configurations transformers takes the padding to be SigLIP's
 GEMMA_PADDING = 0
@@ -56,7 +56,10 @@ def from_siglip(
             f"Other families come in through `from_backbone`."
         )
     siglip = model if isinstance(model, PreTrainedModel) else load_whole(KINDS[kind], model)
-    text, vision = _own_fields(siglip.config.text_config), _own_fields(siglip.config.vision_config)
+    text, vision = (
+        {"model_type": tower.model_type, **own_fields(tower, type(tower))}
+        for tower in (siglip.config.text_config, siglip.config.vision_config)
+    )
     if not vision["vision_use_head"]:
         raise ValueError(f"{name_of(model)} has no pooling head in its vision tower. Take `from_backbone`.")
     fields: dict[str, Any] = {
@@ -68,11 +71,6 @@ def from_siglip(
     if "perspectives" not in config_overrides and "num_branches" not in config_overrides.get("vision_config", {}):
         config_overrides["perspectives"] = PAPER_PERSPECTIVES
     return assemble(_renamed(siglip.state_dict()), fields, config_overrides, perturbation, seed, HolisticSiglipModel)
-
-
-def _own_fields(tower: PreTrainedConfig) -> dict[str, Any]:
-    """Return the fields that describe a tower, without those of every configuration."""
-    return {name: getattr(tower, name) for name in ("model_type", *type(tower).__annotations__)}
 
 
 def _tokens(source: Any, text: Mapping[str, Any], pad_token_id: int | None) -> dict[str, Any]:

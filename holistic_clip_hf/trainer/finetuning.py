@@ -22,9 +22,10 @@ from ..checkpoint_files import require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig, require_own_attention
 from ..images.decoding import NOT_READ
 from ..images.sources import Skipped
+from ..initialization import load_image_processor
 from ..processing_holistic_clip import clean_caption
 from ..storage import require_free_space, write_atomically
-from .recipes import load_image_processor, load_tokenizer
+from .recipes import load_tokenizer, size_seen
 
 EXPECTED_BASE = (
     "expected a CLIP, MetaCLIP 2, SigLIP or a checkpoint of this package, by its folder or its name on the Hub"
@@ -117,7 +118,7 @@ def read_base(name: str) -> Base:
     if not isinstance(config, CLIPConfig | MetaClip2Config | SiglipConfig | HolisticCLIPConfig):
         raise ValueError(f"`base` is {name}, a checkpoint of {config.model_type!r}; {EXPECTED_BASE}.")
     with _refusing(name):
-        _, seen = load_image_processor(name)
+        seen = size_seen(load_image_processor(name))
         tokenizer = load_tokenizer(name)
     vision, is_ours = cast(Any, config.vision_config), isinstance(config, HolisticCLIPConfig)
     positions = cast(Any, config.text_config).max_position_embeddings
@@ -286,9 +287,7 @@ def choose_settings(num_rows: int, base: Base, given: Mapping[str, Any], lengths
         Choice("batch size", batch, why.get("batch_size", f"{num_rows:,} images on {device}, {batches} batches")),
         Choice("epochs", epochs, why.get("epochs", f"{epochs * batches:,} steps; {most} or {STEPS} steps are enough")),
         Choice("learning rate", rate, why.get("learning_rate", f"towers of width {base.width}")),
-        Choice(
-            "rate of branches", f"{of_branches:g} x", f"copies of {base.branch_type} part only if they learn faster"
-        ),
+        Choice("rate of branches", f"{of_branches:g} x", "copies part only if they learn faster than the rest"),
         Choice("warm-up steps", max(1, round(WARMUP * epochs * batches)), f"{WARMUP:.0%} of the training"),
         Choice("steps between lines of loss", max(1, round(epochs * batches / LOGS)), f"about {LOGS} lines"),
         *(frozen if given.get("freeze_tower") else []),

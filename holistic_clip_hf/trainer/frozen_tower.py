@@ -51,7 +51,7 @@ class CachedImage(NamedTuple):
     row: int
 
     def states(self, epoch: int) -> Tensor | str:
-        """Return the states (S, E) of the view that it is the turn of, or the reason why there are none."""
+        """Return the states (S, E) of the epoch's view, or the reason why the image cannot be read."""
         return self.views[epoch % len(self.views)][self.row]
 
 
@@ -165,10 +165,10 @@ class FrozenTower:
             return tower(pixel_values=pixel_values.to(tower.device)).last_hidden_state.float().cpu().numpy()
 
     def require_unchanged(self) -> None:
-        """Refuse a tower that is no longer the one whose states are kept, as after loading other weights.
+        """Refuse a tower that has changed since the trainer was made, as by loading other weights.
 
         Raises:
-            ValueError: it is another.
+            ValueError: the tower has changed.
         """
         if self._hash() != self.hash:
             raise ValueError(
@@ -317,7 +317,7 @@ class UnchangedTower(TrainerCallback):
 
 
 class _Progress:
-    """Bar of progress or, where there is no terminal, a line from time to time, with the time that is left.
+    """Progress with the time that is left: a bar on terminals, lines in other output.
 
     Args:
         of_all: Number of images.

@@ -22,7 +22,6 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -42,7 +41,7 @@ from ..configuration_holistic_clip import (
 from ..corpus.build import EmptySplitError, open_split, read_manifest
 from ..field_types import require_types
 from ..images.left_out import usable_captions
-from ..initialization import from_checkpoint, from_holistic_clip
+from ..initialization import from_checkpoint, from_holistic_clip, load_image_processor
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
@@ -266,7 +265,8 @@ def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
     if recipe.start_from is None:
         image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=crop)
     else:
-        image_processor, seen = load_image_processor(recipe.start_from)
+        image_processor = load_image_processor(recipe.start_from)
+        seen = size_seen(image_processor)
         if seen != crop:
             raise ValueError(
                 f"{recipe.start_from} sees images of {seen}; `image_size` of recipe "
@@ -275,11 +275,10 @@ def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
     return HolisticCLIPProcessor(image_processor, make_tokenizer(recipe, corpus))
 
 
-def load_image_processor(checkpoint: str) -> tuple[Any, dict[str, int]]:
-    """Load the image processor of a checkpoint, without torchvision, and the height and width of what it gives."""
-    found = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", trust_remote_code=False)
-    size = found.crop_size if getattr(found, "do_center_crop", False) else found.size
-    return found, {name: size[name] for name in ("height", "width")}
+def size_seen(image_processor: Any) -> dict[str, int]:
+    """Return height and width of the images that an image processor gives."""
+    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
+    return {name: size[name] for name in ("height", "width")}
 
 
 def load_tokenizer(checkpoint: str, **options: Any) -> Any:

@@ -21,6 +21,8 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -222,16 +224,18 @@ def make_tiny_siglip(directory: Path) -> None:
         part.save_pretrained(directory)
 
 
-def _random_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return CLIPModel(CLIPConfig(**_towers(tokenizer, CLIP_TOKENS), projection_dim=PROJECTION))
+def _random_clip(tokenizer: CLIPTokenizer) -> PreTrainedModel:
+    return _random(CLIPModel, CLIPConfig(**_towers(tokenizer, CLIP_TOKENS), projection_dim=PROJECTION))
 
 
-def _random_siglip(tokenizer: CLIPTokenizer) -> SiglipModel:
+def _random_siglip(tokenizer: CLIPTokenizer) -> PreTrainedModel:
+    return _random(SiglipModel, SiglipConfig(**_towers(tokenizer, SIGLIP_TOKENS)))
+
+
+def _random(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return SiglipModel(SiglipConfig(**_towers(tokenizer, SIGLIP_TOKENS)))
+        return kind(config)
 
 
 def _towers(tokenizer: CLIPTokenizer, num_positions: int) -> dict[str, Any]:

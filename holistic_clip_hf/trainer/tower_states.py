@@ -2,7 +2,7 @@
 """States of a frozen tower on disk: computed once, mapped into memory, and found again after a kill.
 
     about.json      what the states are of: tower, images, type of number, view; written first
-    states.bin      one row (S, E) for each image, in the order of the rows; zeros where there is no image
+    states.bin      one row (S, E) for each image, in the order of the rows; zeros for an image that cannot be read
     rows.bin        for each row whether it is finished and the CRC-32 of its states
     left_out.json   the reason of each row without an image
 
