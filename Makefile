@@ -7,6 +7,9 @@ PEERS := $(VENV)/.stamp-peers
 RUN := $(VENV)/bin/python
 BENCHMARKS := $(sort $(filter-out tests/benchmarks/_%,$(wildcard tests/benchmarks/*.py)))
 
+# Threads that wait for each other sleep instead of spinning, so that two programs share the cores (training/LOG.md).
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart quickstart-long test test-all test-peers test-browser test-lowest test-newest docs check format bench campaigns clean
 

@@ -240,8 +240,11 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
             `"mlp"` is one class token and an H-fold second MLP linear in the last layers (Psi_MLP). `"probe"` is H
             learned queries that read the patches through one attention-pooling head, as SigLIP's one does
             (https://arxiv.org/abs/2303.15343). Probes do not see each other, and patches do not see them.
-        num_branch_layers: Number of last layers that are branched with `branch_type="mlp"`; 3 in the paper's figure of
-            the method. Used by `"mlp"` alone.
+        num_branch_layers: Number of last layers that are branched with `branch_type="mlp"` or `branched_token_mlp`; 3
+            in the paper's figure of the method.
+        branched_token_mlp: give each class token a second linear of its own in the MLPs of those layers, with
+            `branch_type="cls"`. Patches and the first class token keep the tower's, so that it costs about as much as
+            class tokens, where `"mlp"` computes the patches H times.
         branched_head_mlp: give each probe a second linear of its own in the MLP of the head, with
             `branch_type="probe"`. A probe alone has E numbers of its own; with it, E times the MLP's width more.
         branch_isolation: Mask of class tokens with `branch_type="cls"`. With `"isolated"` they do not see each other.
@@ -265,6 +268,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
     num_branches: int = 1
     branch_type: str = "cls"
     num_branch_layers: int = 3
+    branched_token_mlp: bool = False
     branched_head_mlp: bool = False
     branch_isolation: str = "isolated"
     patch_dropout: float | int = 0.0
@@ -309,7 +313,8 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         """Take part in the `@strict` validation."""
         require_choice("branch_type", self.branch_type, BRANCH_TYPES)
         require_choice("branch_isolation", self.branch_isolation, BRANCH_ISOLATIONS)
-        if self.branch_type == "mlp" and not 1 <= self.num_branch_layers <= self.num_hidden_layers:
+        has_branched_layers = self.branch_type == "mlp" or self.branched_token_mlp
+        if has_branched_layers and not 1 <= self.num_branch_layers <= self.num_hidden_layers:
             raise ValueError(
                 f"`num_branch_layers` is {self.num_branch_layers}; expected 1 to `num_hidden_layers`, which is "
                 f"{self.num_hidden_layers}."
@@ -318,6 +323,11 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
             raise ValueError(
                 f"`branched_head_mlp` is True and `branch_type` is {self.branch_type!r}; expected 'probe', whose head "
                 f"it belongs to. Leave it out, or set `branch_type='probe'`."
+            )
+        if self.branched_token_mlp and self.branch_type != "cls":
+            raise ValueError(
+                f"`branched_token_mlp` is True and `branch_type` is {self.branch_type!r}; expected 'cls', whose class "
+                f"tokens it belongs to. Leave it out, or set `branch_type='cls'`."
             )
 
     def validate_patches(self) -> None:

@@ -178,6 +178,18 @@ class HolisticCLIPBranchMLP(CLIPMLP):
         return torch.stack([linear(stream) for linear, stream in zip(linears, streams, strict=True)], dim=1)
 
 
+class HolisticCLIPTokenMLP(HolisticCLIPBranchMLP):
+    """An MLP whose second linear is H-fold for class tokens alone: patches, and the first class token, keep CLIP's."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map (N, S, E), class tokens first, to (N, S, E)."""
+        inner = self.activation_fn(self.fc1(hidden_states))
+        shared, end = self.fc2(inner), 1 + len(self.branch_fc2)
+        # A few rows are computed twice, which is cheaper than a copy of the patches without them.
+        own = [linear(inner[:, index]) for index, linear in enumerate(self.branch_fc2, start=1)]
+        return torch.cat([shared[:, :1], torch.stack(own, dim=1), shared[:, end:]], dim=1)
+
+
 class HolisticCLIPProbeAttention(nn.Module):
     """Attention of queries that belong to the model to what an image has, with CLIP's names."""
 
@@ -293,15 +305,27 @@ class HolisticCLIPBranchLayer(HolisticCLIPVisionLayer):
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
+class HolisticCLIPTokenLayer(HolisticCLIPVisionLayer):
+    """A layer whose class tokens each have a second MLP linear of their own."""
+
+    def __init__(self, config: HolisticCLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.mlp = HolisticCLIPTokenMLP(config)
+
+
 class HolisticCLIPVisionEncoder(nn.Module):
-    """Plain layers, then, with `branch_type="mlp"`, `num_branch_layers` of H streams."""
+    """Plain layers, then `num_branch_layers` of H streams (`branch_type="mlp"`), or of class tokens with linears of
+    their own (`branched_token_mlp`).
+    """
 
     def __init__(self, config: HolisticCLIPVisionConfig) -> None:
         super().__init__()
         self.has_streams = config.branch_type == "mlp" and config.num_branches > 1
-        self.num_plain = config.num_hidden_layers - (config.num_branch_layers if self.has_streams else 0)
+        has_branches = self.has_streams or (config.branched_token_mlp and config.num_branches > 1)
+        self.num_plain = config.num_hidden_layers - (config.num_branch_layers if has_branches else 0)
+        branched = HolisticCLIPBranchLayer if self.has_streams else HolisticCLIPTokenLayer
         self.layers = nn.ModuleList(
-            HolisticCLIPVisionLayer(config) if index < self.num_plain else HolisticCLIPBranchLayer(config)
+            (HolisticCLIPVisionLayer if index < self.num_plain else branched)(config)
             for index in range(config.num_hidden_layers)
         )
         self.gradient_checkpointing = False
@@ -315,7 +339,7 @@ class HolisticCLIPVisionEncoder(nn.Module):
     ) -> BaseModelOutput:
         """Map (N, S, E) to (N, S, E), or (N, H, S, E) with streams; the last layer for `num_queries` tokens."""
         for index, layer in enumerate(self.layers):
-            if index == self.num_plain:
+            if index == self.num_plain and self.has_streams:
                 hidden_states = hidden_states.unsqueeze(1)
             is_last = index == len(self.layers) - 1
             hidden_states = layer(
@@ -362,6 +386,7 @@ class HolisticCLIPPreTrainedModel(CLIPPreTrainedModel):
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "HolisticCLIPVisionEmbeddings"] + [
         "HolisticCLIPVisionLayer",
         "HolisticCLIPBranchLayer",
+        "HolisticCLIPTokenLayer",
         "HolisticCLIPProbeHead",
     ]
     # Its own loss is a mean over the batch: the Trainer must divide by accumulation steps as usual.

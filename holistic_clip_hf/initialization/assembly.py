@@ -117,22 +117,32 @@ def _copies(
             f"{EMBEDDINGS}.branch_position_embedding": state[f"{EMBEDDINGS}.position_embedding.weight"][0],
         }
         sources = {name: row.expand(others, -1) for name, row in rows.items()}
+        if vision.branched_token_mlp:
+            sources |= _copied_linears(state, vision, others)
     elif vision.branch_type == "probe":
         sources = _copied_probes(state, others, vision.branched_head_mlp)
     else:
-        layers = range(vision.num_hidden_layers - vision.num_branch_layers, vision.num_hidden_layers)
-        mlps = [f"vision_model.encoder.layers.{layer}.mlp" for layer in layers]
-        sources = {
-            f"{mlp}.branch_fc2.{branch}.{part}": state[f"{mlp}.fc2.{part}"]
-            for mlp in mlps
-            for branch in range(others)
-            for part in ("weight", "bias")
-            if f"{mlp}.fc2.{part}" in state
-        }
+        sources = _copied_linears(state, vision, others)
     generator = torch.Generator().manual_seed(seed)
     return {
         name: value + perturbation * value.square().mean().sqrt() * torch.randn(value.shape, generator=generator)
         for name, value in sources.items()
+    }
+
+
+def branched_mlps(vision: HolisticCLIPVisionConfig) -> list[str]:
+    """Return the names of the MLPs of the last `num_branch_layers` layers."""
+    layers = range(vision.num_hidden_layers - vision.num_branch_layers, vision.num_hidden_layers)
+    return [f"vision_model.encoder.layers.{layer}.mlp" for layer in layers]
+
+
+def _copied_linears(state: Mapping[str, Tensor], vision: HolisticCLIPVisionConfig, others: int) -> dict[str, Tensor]:
+    return {
+        f"{mlp}.branch_fc2.{branch}.{part}": state[f"{mlp}.fc2.{part}"]
+        for mlp in branched_mlps(vision)
+        for branch in range(others)
+        for part in ("weight", "bias")
+        if f"{mlp}.fc2.{part}" in state
     }
 
 

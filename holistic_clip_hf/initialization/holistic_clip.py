@@ -17,7 +17,7 @@ from ..configuration_holistic_clip import (
     HolisticSiglipConfig,
 )
 from ..modeling_holistic_clip import HolisticCLIPModel, HolisticSiglipModel
-from .assembly import EMBEDDINGS, HEAD
+from .assembly import EMBEDDINGS, HEAD, branched_mlps
 from .positions import stretch_text_positions
 
 
@@ -43,8 +43,8 @@ def from_holistic_clip(
         branched_head_mlp: Give each probe a second linear of its own, a copy of the one that they share.
 
     Raises:
-        ValueError: not a checkpoint of this package, names that are not distinct, or linears of their own for branches
-            that are not probes.
+        ValueError: not a checkpoint of this package, names that are not distinct, linears of their own for branches
+            that are not probes, or another first branch where the patches use its MLPs (`branched_token_mlp`).
     """
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if found not in MODEL_TYPES:
@@ -58,6 +58,12 @@ def from_holistic_clip(
         raise ValueError(
             f"`branched_head_mlp` is True, and {str(source)!r} has branches of the type {vision.branch_type!r}; "
             "expected probes. Leave it out."
+        )
+    first = model.config.perspectives[0]
+    if vision.branch_type == "cls" and vision.branched_token_mlp and perspectives[0] != first:
+        raise ValueError(
+            f"`perspectives` begins with {perspectives[0]!r}; expected {first!r}, the first branch of {str(source)!r}, "
+            "whose MLPs the patches use too. Put it first."
         )
     gains_linears = branched_head_mlp and not vision.branched_head_mlp
     if list(perspectives) != model.config.perspectives or gains_linears:
@@ -106,7 +112,11 @@ def _branches_in_order(
             f"{EMBEDDINGS}.branch_class_embedding": chosen[1:],
             f"{EMBEDDINGS}.branch_position_embedding": at[1:],
         }
-        return {**found, **(others if len(order) > 1 else {})}
+        found |= others if len(order) > 1 else {}
+        if vision.branched_token_mlp and config.num_branches > 1:
+            for mlp in branched_mlps(vision):
+                found |= _linears_in_order(state, mlp, order)
+        return found
     if vision.branch_type == "probe":
         probes = [state[f"{HEAD}.{name}"] for name in ("probe", "branch_probe") if f"{HEAD}.{name}" in state]
         chosen = torch.cat(probes, dim=1)[:, list(order)]
@@ -115,8 +125,7 @@ def _branches_in_order(
             return found | _linears_in_order(state, f"{HEAD}.mlp", [0] * len(order))
         mlps = [f"{HEAD}.mlp"] if vision.branched_head_mlp else []
     else:
-        found, last = {}, vision.num_hidden_layers
-        mlps = [f"vision_model.encoder.layers.{layer}.mlp" for layer in range(last - vision.num_branch_layers, last)]
+        found, mlps = {}, branched_mlps(vision)
     for mlp in mlps:
         found |= _linears_in_order(state, mlp, order)
     return found

@@ -520,7 +520,8 @@ def _architecture(config: HolisticCLIPConfig) -> dict[str, str]:
     }
     if vision.num_branches > 1:
         kind = {"cls": "class tokens", "mlp": "branched MLPs", "probe": "probes"}[vision.branch_type]
-        rows["branches"] = f"{vision.num_branches} {kind}"
+        own = ", each with MLPs of its own" if getattr(vision, "branched_token_mlp", False) else ""
+        rows["branches"] = f"{vision.num_branches} {kind}{own}"
         rows["matching of branch and caption"] = MATCHING_NAMES.get(config.matching, config.matching)
         rows["fusion"] = config.fusion
     return rows

@@ -54,7 +54,7 @@ def _finite(values: np.ndarray) -> bool:
 
 
 # How branches become one score, which vectors of single branches do not depend on. Fitting it keeps an index valid.
-_ADDED_LATER = {"branched_head_mlp"}
+_ADDED_LATER = {"branched_head_mlp", "branched_token_mlp"}
 _OF_OTHER_TOWERS = ("text_pooling", "visual_projection", "text_projection")
 _OF_SCORES = ("branch_fusion.", "logit_scale", "logit_bias")
 # What a library writes about itself, or about how it runs.

@@ -3,7 +3,8 @@
     python tests/benchmarks/tower.py            ten minutes on two cores; writes results/tower.json
 
 Every time is a ratio to CLIPModel in the same round. Targets: encoding with 6 class tokens at most 0.97, with a 6-fold
-MLP in 3 layers at most 1.6; 8 x 6 captions of mixed lengths at most 0.6 of padding all to the longest.
+MLP in 3 layers at most 1.6, with 6 class tokens that have such an MLP of their own at most 1.05; 8 x 6 captions of mixed
+lengths at most 0.6 of padding all to the longest.
 The peer is called as its processor's output asks: with the attention mask.
 """
 
@@ -26,8 +27,10 @@ TOKENS = ((5, 30), (40, 77), (6, 20), (10, 30), (10, 30), (8, 25))
 PEER = "CLIPModel"
 PAPER_TEXT, PAPER_VISION = {"hidden_act": "gelu"}, {"hidden_act": "gelu", "patch_size": 16}
 VARIANTS = {PEER: (0, "")} | {f"{kind} H={count}": (count, kind) for kind in ("cls", "mlp") for count in (1, 5, 6)}
-TRAINED = (PEER, "cls H=6", "mlp H=6")
-TARGETS = {"images": {"cls H=6": 0.97, "mlp H=6": 1.6}, "texts": {"packed": 0.6}}
+OWN_MLPS = "cls H=6, MLPs of their own"
+VARIANTS[OWN_MLPS] = (6, "cls")
+TRAINED = (PEER, "cls H=6", OWN_MLPS, "mlp H=6")
+TARGETS = {"images": {"cls H=6": 0.97, OWN_MLPS: 1.05, "mlp H=6": 1.6}, "texts": {"packed": 0.6}}
 
 
 def build(variant: str) -> CLIPModel | HolisticCLIPModel:
@@ -37,6 +40,7 @@ def build(variant: str) -> CLIPModel | HolisticCLIPModel:
     if variant == PEER:
         return CLIPModel(CLIPConfig(text_config=PAPER_TEXT, vision_config=PAPER_VISION))
     vision = {"num_branches": branches, "branch_type": kind, "num_branch_layers": BRANCH_LAYERS} | PAPER_VISION
+    vision["branched_token_mlp"] = variant == OWN_MLPS
     return HolisticCLIPModel(HolisticCLIPConfig(text_config=PAPER_TEXT, vision_config=vision))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ MakeModel = Callable[..., HolisticCLIPModel]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 ISOLATIONS = ["isolated", "strict", "anchored", "open", "official"]
 TOWERS = [("cls", isolation) for isolation in ISOLATIONS] + [("mlp", "isolated")]
+OWN_LINEARS = {"branched_token_mlp": True, "num_branch_layers": 2}
 
 
 def tower(make_model: MakeModel, attention: str = "sdpa", **vision: Any) -> HolisticCLIPVisionModel:
@@ -110,6 +112,35 @@ def test_streams_are_separate_clip_towers(make_model: MakeModel, pixel_values: T
     torch.testing.assert_close(output.pooler_output, output.branch_embeds.sum(dim=1) / 3, **CLOSE)
 
 
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+@torch.no_grad()
+def test_class_tokens_with_linears_of_their_own(
+    make_model: MakeModel, pixel_values: Tensor, isolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tower(make_model, branch_isolation=isolation, num_hidden_layers=3, **OWN_LINEARS)
+    found = model(pixel_values)
+
+    def token_by_token(layer: nn.Module, states: Tensor) -> Tensor:
+        mlp = layer.mlp
+        linears = [mlp.fc2, *mlp.branch_fc2] + [mlp.fc2] * (states.shape[1] - 3)
+        rows = [mlp.activation_fn(mlp.fc1(states[:, at])) for at in range(states.shape[1])]
+        return torch.stack([linear(row) for linear, row in zip(linears, rows, strict=True)], dim=1)
+
+    for layer in model.encoder.layers[-2:]:
+        monkeypatch.setattr(layer.mlp, "forward", partial(token_by_token, layer))
+    expected = model(pixel_values)
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, **CLOSE)
+    torch.testing.assert_close(found.branch_embeds, expected.branch_embeds, **CLOSE)
+    assert not hasattr(model.encoder.layers[0].mlp, "branch_fc2")
+
+
+def test_linears_of_class_tokens_are_for_class_tokens(make_config: Callable[..., HolisticCLIPConfig]) -> None:
+    with pytest.raises(ValueError, match="`branched_token_mlp` is True and `branch_type` is 'mlp'; expected 'cls'"):
+        make_config(vision={"branched_token_mlp": True, "branch_type": "mlp"})
+    with pytest.raises(ValueError, match="`num_branch_layers` is 9; expected 1 to"):
+        make_config(vision={"branched_token_mlp": True, "num_branch_layers": 9})
+
+
 def gradients_of(model: HolisticCLIPModel, pixel_values: Tensor, **options: Any) -> dict[str, Tensor]:
     model.zero_grad()
     images = pixel_values.clone().requires_grad_()
@@ -119,11 +150,13 @@ def gradients_of(model: HolisticCLIPModel, pixel_values: Tensor, **options: Any)
     return {**found, "pixel_values": images.grad, "embeds": embeds.detach()}
 
 
-@pytest.mark.parametrize(("branch_type", "isolation"), TOWERS)
+@pytest.mark.parametrize(
+    ("branch_type", "isolation", "more"), [*((*each, {}) for each in TOWERS), ("cls", "strict", OWN_LINEARS)]
+)
 def test_pruned_last_layer_is_exact(
-    make_model: MakeModel, pixel_values: Tensor, branch_type: str, isolation: str
+    make_model: MakeModel, pixel_values: Tensor, branch_type: str, isolation: str, more: dict[str, Any]
 ) -> None:
-    model = make_model(vision={"branch_type": branch_type, "branch_isolation": isolation})
+    model = make_model(vision={"branch_type": branch_type, "branch_isolation": isolation, **more})
     pruned, whole = model.get_image_features(pixel_values), model.get_image_features(pixel_values, output_patches=True)
     streams = () if branch_type == "cls" else (3,)
     class_tokens = 3 if branch_type == "cls" else 1

@@ -21,12 +21,14 @@ MakeTokens = Callable[..., tuple[Tensor, Tensor]]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 TOWERS: dict[str, dict[str, Any]] = {isolation: {"branch_isolation": isolation} for isolation in BRANCH_ISOLATIONS} | {
     "mlp": {"branch_type": "mlp"},
+    "cls, branched": {"branched_token_mlp": True, "num_branch_layers": 1},
     "probe": {"branch_type": "probe"},
     "probe, branched": {"branch_type": "probe", "branched_head_mlp": True},
 }
 BRANCH_TYPES: dict[str, dict[str, Any]] = {
     "cls": {},
     "mlp": {"branch_type": "mlp"},
+    "cls, branched": {"branched_token_mlp": True, "num_branch_layers": 1},
     "probe": {"branch_type": "probe", "branched_head_mlp": True},
 }
 every_tower = pytest.mark.parametrize("vision", TOWERS.values(), ids=TOWERS)

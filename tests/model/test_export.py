@@ -21,6 +21,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 VISIONS: dict[str, dict[str, Any]] = {
     "isolated": {},
     "mlp": {"branch_type": "mlp"},
+    "cls, branched": {"branched_token_mlp": True, "num_branch_layers": 1},
     "probe": {"branch_type": "probe", "branched_head_mlp": True},
     "strict": {"branch_isolation": "strict"},
     "open": {"branch_isolation": "open"},

@@ -13,14 +13,14 @@ from transformers import BertConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIP
 
 from conftest import randomise
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel
-from holistic_clip_hf.initialization import from_clip, stretch_text_positions
+from holistic_clip_hf.initialization import from_clip, from_holistic_clip, stretch_text_positions
 
 MakeConfig = Callable[..., HolisticCLIPConfig]
 MakeClip = Callable[..., CLIPModel]
 MakeTokens = Callable[[list[int]], tuple[Tensor, Tensor]]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 H3 = {"num_branches": 3, "num_branch_layers": 2}
-COPIES = [{**H3, "branch_type": "cls"}, {**H3, "branch_type": "mlp"}]
+COPIES = [{**H3, "branch_type": "cls"}, {**H3, "branch_type": "mlp"}, {**H3, "branched_token_mlp": True}]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_one_branch_is_clip(
     torch.testing.assert_close(model(**batch).logits_per_image, clip(**batch).logits_per_image, **CLOSE)
 
 
-@pytest.mark.parametrize("vision", COPIES, ids=["cls", "mlp"])
+@pytest.mark.parametrize("vision", COPIES, ids=["cls", "mlp", "cls, branched"])
 def test_copies_are_clip_before_training(make_clip: MakeClip, pixel_values: Tensor, vision: dict[str, Any]) -> None:
     clip = make_clip()
     output = from_clip(clip, vision_config=vision).get_image_features(pixel_values)
@@ -80,7 +80,7 @@ def test_an_initial_temperature_of_its_own_is_kept(make_clip: MakeClip) -> None:
     assert from_clip(clip, vision_config=H3).config.logit_scale_init_value == 1.5
 
 
-@pytest.mark.parametrize("vision", COPIES, ids=["cls", "mlp"])
+@pytest.mark.parametrize("vision", COPIES, ids=["cls", "mlp", "cls, branched"])
 def test_perturbation(make_clip: MakeClip, pixel_values: Tensor, vision: dict[str, Any]) -> None:
     clip = make_clip()
     before = torch.random.get_rng_state()
@@ -218,3 +218,20 @@ def test_every_parameter_of_copies_learns(make_clip: MakeClip, make_tokens: Make
         assert all(g is not None and (g.any() or name.endswith("k_proj.bias")) for name, g in grads.items())
         branches = [g for name, g in grads.items() if ".branch_fc2.0.bias" in name or "branch_class" in name]
         assert branches and all(g.isfinite().all() for g in branches)
+
+
+@pytest.mark.parametrize("names", [["a", "c"], ["a", "d", "b"], ["a"]], ids=len)
+def test_class_tokens_keep_their_linears_by_name(
+    make_config: MakeConfig, pixel_values: Tensor, tmp_path: Path, names: list[str]
+) -> None:
+    vision = {**H3, "branched_token_mlp": True, "branch_isolation": "strict"}  # patches see no class token
+    model = HolisticCLIPModel(make_config(vision=vision, perspectives=["a", "b", "c"])).eval()
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    found = from_holistic_clip(tmp_path, perspectives=names).get_image_features(pixel_values).branch_embeds
+    expected = model.get_image_features(pixel_values).branch_embeds
+    for branch, name in enumerate(names if len(names) > 1 else []):  # one class token is seen by patches, as CLIP's
+        torch.testing.assert_close(found[:, branch], expected[:, "abc".find(name) if name != "d" else 0], **CLOSE)
+    assert found.shape[1] == len(names)
+    with pytest.raises(ValueError, match="begins with 'b'; expected 'a', the first branch"):
+        from_holistic_clip(tmp_path, perspectives=["b", "a"])

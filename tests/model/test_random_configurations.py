@@ -46,6 +46,7 @@ def vision_fields(draw: Draw, num_branches: int) -> Fields:
         "num_branches": num_branches,
         "branch_type": kind,
         "branched_head_mlp": kind == "probe" and draw.choice([True, False]),
+        "branched_token_mlp": kind == "cls" and draw.choice([True, False]),
         "num_branch_layers": draw.randint(1, fields["num_hidden_layers"]),
         "branch_isolation": draw.choice(["isolated", "strict", "anchored", "open", "official"]),
         "patch_dropout": draw.choice([0.0, 0, 0.5]),
