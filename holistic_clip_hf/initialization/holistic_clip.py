@@ -62,8 +62,8 @@ def from_holistic_clip(
     first = model.config.perspectives[0]
     if vision.branch_type == "cls" and vision.branched_token_mlp and perspectives[0] != first:
         raise ValueError(
-            f"`perspectives` begins with {perspectives[0]!r}; expected {first!r}, the first branch of {str(source)!r}, "
-            "whose MLPs the patches use too. Put it first."
+            f"`perspectives` begins with {perspectives[0]!r}; expected {first!r}, the first of {str(source)!r}, whose "
+            "MLPs the patches use too. Put it first."
         )
     gains_linears = branched_head_mlp and not vision.branched_head_mlp
     if list(perspectives) != model.config.perspectives or gains_linears:

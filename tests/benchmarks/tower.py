@@ -3,8 +3,8 @@
     python tests/benchmarks/tower.py            ten minutes on two cores; writes results/tower.json
 
 Every time is a ratio to CLIPModel in the same round. Targets: encoding with 6 class tokens at most 0.97, with a 6-fold
-MLP in 3 layers at most 1.6, with 6 class tokens that have such an MLP of their own at most 1.05; 8 x 6 captions of mixed
-lengths at most 0.6 of padding all to the longest.
+MLP in 3 layers at most 1.6, with 6 class tokens that have such an MLP of their own at most 1.05; 8 x 6 captions of
+mixed lengths at most 0.6 of padding all to the longest.
 The peer is called as its processor's output asks: with the attention mask.
 """
 
