@@ -233,5 +233,5 @@ def test_class_tokens_keep_their_linears_by_name(
     for branch, name in enumerate(names if len(names) > 1 else []):  # one class token is seen by patches, as CLIP's
         torch.testing.assert_close(found[:, branch], expected[:, "abc".find(name) if name != "d" else 0], **CLOSE)
     assert found.shape[1] == len(names)
-    with pytest.raises(ValueError, match="begins with 'b'; expected 'a', the first branch"):
+    with pytest.raises(ValueError, match="begins with 'b'; expected 'a', the first of"):
         from_holistic_clip(tmp_path, perspectives=["b", "a"])
