@@ -147,6 +147,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
     Attributes:
         num_truncated: how many texts were cut at the tokenizer's `model_max_length` so far, in this process; a caption
             that stands several times in one call of `nested_captions` counts once. Not saved.
+        tells_of_cuts: warn of the first that is cut. Not saved.
 
     Example:
 
@@ -171,6 +172,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
             raise ValueError(f"`background` must be three numbers from 0 to 255 (RGB); got {list(background)}.")
         self.background = [int(channel) for channel in background]
         self.num_truncated = 0
+        self.tells_of_cuts = True
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
@@ -267,7 +269,7 @@ class HolisticCLIPProcessor(ProcessorMixin):
     def _tokenize(self, texts: str | list[str], **options: Any) -> BatchEncoding:
         encoded = self.tokenizer(_lowered(texts), **options)
         num_cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-        if num_cut and not self.num_truncated:
+        if num_cut and not self.num_truncated and self.tells_of_cuts:
             logger.warning(
                 f"{num_cut} of {len(encoded.encodings)} texts are too long and cut (said once; see `num_truncated`): "
                 f"`tokenizer.model_max_length` is {self.tokenizer.model_max_length} tokens. Remedy: shorter texts, or "

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ..evaluation.encoding import Pixels, image_or_reason, readable_pixels, stack_pixels
 from ..images.left_out import UsableCaption, usable_captions
@@ -174,6 +175,10 @@ class HolisticCLIPCollator:
         present = [row for row in rows if row is not None]
         if not present:
             return {}
+        worker = get_worker_info()
+        if worker is not None and (worker.id > 0 or self.epoch > 0):
+            # Each epoch has new workers, which do not know what was said by others.
+            self.processor.tells_of_cuts = False
         left_out: dict[str, str] = {}
         names = _names_of(present)
         drawn = [self._draw_row(row, name, left_out) for row, name in zip(present, names, strict=True)]

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import logging
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from holistic_clip_hf import HolisticCLIPProcessor
 from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator, sample_sentences
@@ -309,3 +312,17 @@ def test_the_pass_of_a_stream_counts_as_the_epoch(
 
 def test_rows_that_a_resumed_run_has_seen_cost_nothing(processor: HolisticCLIPProcessor) -> None:
     assert HolisticCLIPCollator(processor, ["short"])([None, None]) == {}
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_cut_texts_are_told_of_by_one_worker_of_the_first_epoch(
+    processor: HolisticCLIPProcessor, red_square: Image.Image, capfd: pytest.CaptureFixture[str], epochs: int
+) -> None:
+    captions = [caption("short", "red circle " * 40)]
+    rows = [{"image_id": str(number), "image": red_square, "captions": captions} for number in range(8)]
+    collator, handler = HolisticCLIPCollator(processor, ["short"]), logging.StreamHandler(sys.stderr)
+    logging.getLogger("holistic_clip_hf").addHandler(handler)
+    for collator.epoch in range(epochs):
+        assert len(list(DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))) == 4
+    logging.getLogger("holistic_clip_hf").removeHandler(handler)
+    assert capfd.readouterr().err.count("texts are too long and cut") == 1
