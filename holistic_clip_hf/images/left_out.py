@@ -18,6 +18,7 @@ from ..processing_holistic_clip import is_blank
 logger = logging.getLogger(__name__)
 
 MOST_NAMED = 20  # in a warning each
+MOST_TOLD = 3  # in a message that ends a run
 
 
 class UsableCaption(NamedTuple):
@@ -121,6 +122,17 @@ class LeftOutLog:
                 continue
             more = f" More are only counted.{self._where}" if len(self.reasons) == MOST_NAMED else ""
             logger.warning("%s is left out: %s.%s", name, reason.rstrip("."), more)
+
+
+def first_reasons(left_out: Mapping[str, str]) -> str:
+    """Return the first things left out, each with its reason, and the number of others.
+
+    >>> first_reasons({"a": "it is gone", "b": "it is empty.", "c": "it is gone", "d": "it is gone"})
+    'a: it is gone; b: it is empty; c: it is gone; and 1 more'
+    """
+    told = [f"{name}: {reason.rstrip('.')}" for name, reason in list(left_out.items())[:MOST_TOLD]]
+    more = len(left_out) - MOST_TOLD
+    return "; ".join([*told, f"and {more} more"] if more > 0 else told)
 
 
 def warn_of_all(count: int, where: str = "") -> None:

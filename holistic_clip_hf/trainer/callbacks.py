@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
-from ..images.left_out import LeftOutLog, warn_of_all
+from ..images.left_out import LeftOutLog, first_reasons, warn_of_all
 from ..loss_holistic_clip import LOSS_PARTS, MultiToMultiLoss, branch_shares
 from ..storage import parse_json, write_json
 from .collator import HolisticCLIPCollator
@@ -269,16 +269,15 @@ class UsableBatches:
         self.is_found = self.is_found or is_usable
         self.num_empty += not is_usable
         if not self.is_found and self.num_empty >= self.most:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            reasons = first_reasons(left_out)
             raise ValueError(
                 f"No image of the first {self.num_empty} batches is readable and has a caption for one of the slots "
-                f"{self.slots}. {f'Left out are {reasons[:LONGEST_REASONS]}. ' if reasons else ''}Check where the "
+                f"{self.slots}. {f'Left out are {reasons}. ' if reasons else ''}Check where the "
                 "images are stored, and set `slots` to perspectives of the corpus."
             )
         return is_usable
 
 
-LONGEST_REASONS = 2000  # letters of a message
 EMA_NAME = "ema.safetensors"
 
 

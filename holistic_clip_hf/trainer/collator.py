@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ..evaluation.encoding import Pixels, image_or_reason, readable_pixels, stack_pixels
-from ..images.left_out import UsableCaption, usable_captions
+from ..images.left_out import UsableCaption, first_reasons, usable_captions
 from ..processing_holistic_clip import HolisticCLIPProcessor, is_blank, on_background
 from ..words import split_sentences
 from .streams import PLACE
@@ -258,7 +258,7 @@ class HolisticCLIPCollator:
     def _require_something(
         self, rows: Sequence[Row], has_image: bool, has_captions: bool, left_out: Mapping[str, str]
     ) -> None:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        reasons = first_reasons(left_out)
         if not has_image:
             raise ValueError(f"No image of the batch is readable. {reasons}. Check where the images are stored.")
         if not has_captions:
