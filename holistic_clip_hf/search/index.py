@@ -47,6 +47,7 @@ from .scoring import (
 )
 from .store import (
     BRANCHES,
+    EXACT,
     FUSED_ONLY,
     Layout,
     Manifest,
@@ -159,7 +160,7 @@ class Asker:
 
 
 MOST_RESULTS = 10_000
-FEW = 50_000  # images that pass a filter, up to which looking at each is faster than an approximate index
+FEW = 50_000  # images of an index, or of its approximate part that pass a filter, up to which each is looked at
 
 
 class SearchIndex:
@@ -315,9 +316,10 @@ class SearchIndex:
             yield table.to_pylist(), self.vectors(some)
 
     def _candidates(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
-        if self._neighbours is not None and not exact:
+        if self._neighbours is not None and not exact and len(allowed) > FEW:
             wanted = proposals_by(questions)
-            if allowed.sum() <= FEW:
+            # A look-up that reads all rows misses none that pass a filter.
+            if self.manifest.lookup != EXACT and allowed.sum() <= FEW:
                 return np.flatnonzero(allowed)
             if wanted:
                 return self._neighbours.propose(wanted, k, allowed)
