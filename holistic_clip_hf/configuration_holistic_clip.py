@@ -53,7 +53,7 @@ FUSIONS = ("centroid", "mean", "weighted", "routed", "max", "softmax")
 DIVERSITIES = ("pairwise", "official")
 LOSS_OPTIONS = (
     *("objective", "matching", "duplicate_captions", "fused_weight"),
-    *("diversity", "diversity_weight", "diversity_threshold", "fusion", "branch_weights"),
+    *("diversity", "diversity_weight", "diversity_threshold", "fusion", "branch_weights", "matryoshka_dims"),
 )
 DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
 
@@ -109,6 +109,18 @@ def require_numbers(values: Mapping[str, Any], where: str = "") -> None:
         kind = _KINDS.get(name)
         if kind is not None and not kind.holds(value):
             raise ValueError(f"`{where}{name}` is {value!r}; expected {kind.words}.")
+
+
+def require_prefixes(widths: Any, whole: int | None = None) -> None:
+    """Raise `ValueError` unless `matryoshka_dims` are distinct numbers of leading dimensions, of `whole` if known."""
+    given: Any = widths if isinstance(widths, list | tuple) else [None]
+    most = math.inf if whole is None else whole
+    if len(set(given)) < len(given) or not all(_COUNT.holds(width) and width <= most for width in given):
+        told = "1 or more" if whole is None else f"1 to {whole}, the width of the vectors"
+        raise ValueError(
+            f"`matryoshka_dims` is {widths!r}; expected whole numbers, {told}, each once. Leave it out to train whole "
+            f"vectors alone."
+        )
 
 
 def _require_tower(kind: type[CLIPTextConfig | CLIPVisionConfig], given: Mapping[str, Any], where: str = "") -> None:
@@ -580,6 +592,8 @@ class HolisticCLIPConfig(PreTrainedConfig):
         duplicate_captions: Relation of two images with the same caption: `"positive"` (the target is shared),
             `"ignore"` (left out) or `"negative"` (the paper). With softmax and matching by name, `"positive"` and
             `"negative"` are the same loss. They differ in free slots and with sigmoid.
+        matryoshka_dims: Numbers of leading dimensions whose prefixes were trained as vectors of their own, beside
+            the whole D (https://arxiv.org/abs/2205.13147), so that an index may keep them alone. None in the paper.
 
     Example:
 
@@ -612,6 +626,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
     diversity_weight: float | int = 1.0
     diversity_threshold: float | int = 0.7
     duplicate_captions: str = "positive"
+    matryoshka_dims: list[int] | tuple[int, ...] = ()
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._merge_old_names(kwargs)
@@ -621,7 +636,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         if not self.perspectives:
             named = self.num_branches == len(PAPER_PERSPECTIVES)
             self.perspectives = PAPER_PERSPECTIVES if named else [f"branch_{h}" for h in range(self.num_branches)]
-        self.perspectives = list(self.perspectives)
+        self.perspectives, self.matryoshka_dims = list(self.perspectives), list(self.matryoshka_dims)
         self.require_valid()
 
     @classmethod
@@ -802,6 +817,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         for name, valid in LOSS_CHOICES.items():
             require_choice(name, getattr(self, name), valid)
         require_numbers(vars(self))
+        require_prefixes(self.matryoshka_dims, self.projection_dim)
 
     def validate_fusion(self) -> None:
         """Take part in the `@strict` validation."""

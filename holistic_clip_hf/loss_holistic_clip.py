@@ -44,6 +44,7 @@ from .configuration_holistic_clip import (
     OBJECTIVES,
     require_choice,
     require_numbers,
+    require_prefixes,
 )
 
 FREE = -1
@@ -474,9 +475,9 @@ class CaptionBatch:
 
 @dataclass
 class MultiToMultiLoss:
-    """`total = contrastive + fused_weight * fused + diversity_weight * diversity`.
+    """`total = contrastive + fused_weight * fused + diversity_weight * diversity`, each a mean over widths.
 
-    `assignment` (N, M) is the branch that each caption met.
+    `assignment` (N, M) is the branch that each caption met, by whole vectors.
     """
 
     total: Tensor
@@ -514,11 +515,14 @@ class LossOptions:
             `"official"` only the mean over all pairs, which two collapsed branches of five do not move.
         diversity_weight, diversity_threshold: Weight and threshold of that penalty, 1.0 and 0.7 in the paper's
             released code.
+        matryoshka_dims: Numbers of leading dimensions that are to serve as vectors by themselves
+            (https://arxiv.org/abs/2205.13147). Each such prefix of branches and texts, made of unit length, gets the
+            same loss as the whole vectors, and all widths count alike. Default: the whole vectors alone.
         chunk_size: Queries whose logits are held at a time. The result does not depend on it. Default: as many as
             make 64 MB.
 
     Raises:
-        ValueError: an unknown option, a weight below zero, or a number that is not finite.
+        ValueError: an unknown option, a weight below zero, a number that is not finite, or a prefix that is not one.
     """
 
     objective: str = "softmax"
@@ -530,12 +534,27 @@ class LossOptions:
     diversity: str = "pairwise"
     diversity_weight: float = 1.0
     diversity_threshold: float = 0.7
+    matryoshka_dims: Sequence[int] = ()
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, valid in LOSS_CHOICES.items():
             require_choice(name, getattr(self, name), valid)
         require_numbers(vars(self))
+        require_prefixes(self.matryoshka_dims)
+
+    def widths(self, whole: int) -> list[int]:
+        """Return the widths that have a loss: that of whole vectors, D, then those of their prefixes."""
+        require_prefixes(self.matryoshka_dims, whole)
+        return [whole, *(width for width in self.matryoshka_dims if width != whole)]
+
+
+def prefix_of(embeds: Tensor, width: int) -> Tensor:
+    """Cut vectors (..., D) to their first dimensions, made of unit length again: (..., width)."""
+    if width == embeds.shape[-1]:
+        return embeds
+    exact = torch.promote_types(embeds.dtype, torch.float32)
+    return F.normalize(embeds[..., :width].to(exact), dim=-1)
 
 
 def multi_to_multi_loss(
@@ -592,23 +611,44 @@ def multi_to_multi_loss(
     everyone = _of_all_ranks(gathered, local, offset)
     slots = resolve_matching(options.matching, branch_of_slot, branch_embeds.shape[1], text_embeds.shape[1])
     terms = Objective(options.objective, logit_scale, logit_bias, options.chunk_size)
-    mine = slice(offset, offset + len(branch_embeds))
+    losses = []
     # Half precision cannot tell near logits apart.
     with torch.autocast(branch_embeds.device.type, enabled=False):
-        rows = everyone.branch_embeds, everyone.text_embeds, everyone.caption_mask
-        assignment = assign_branches(*rows, slots, balanced=options.matching == "balanced")[mine]
-        contrastive = _contrastive(local, everyone, assignment, terms, options.duplicate_captions, offset)
-        fused = contrastive.new_zeros(())
-        if options.fused_weight and branch_embeds.shape[1] > 1:
-            alone = _fuse(local, options)
-            together = alone if everyone is local else _fuse(everyone, options)
-            first = torch.zeros_like(assignment)  # of the one branch that fusion leaves
-            is_routed = local.routing is not None
-            fused = _contrastive(alone, together, first, terms, options.duplicate_captions, offset, is_routed)
-        counted = (
-            everyone.branch_embeds if everyone.image_mask is None else everyone.branch_embeds[everyone.image_mask]
-        )
-        penalty = diversity_penalty(counted, options.diversity_threshold, form=options.diversity)
+        for width in options.widths(branch_embeds.shape[-1]):
+            mine = _prefixes(local, width)
+            all_ranks = mine if everyone is local else _prefixes(everyone, width)
+            losses.append(_loss(mine, all_ranks, slots, terms, options, offset))
+    if len(losses) == 1:
+        return losses[0]
+    means = {name: torch.stack([getattr(each, name) for each in losses]).mean() for name in ("total", *LOSS_PARTS)}
+    return replace(losses[0], **means)
+
+
+def _prefixes(batch: CaptionBatch, width: int) -> CaptionBatch:
+    """Cut branches and texts to their first dimensions; whole vectors are returned as they are."""
+    if width == batch.branch_embeds.shape[-1]:
+        return batch
+    branches, texts = (prefix_of(each, width) for each in (batch.branch_embeds, batch.text_embeds))
+    return replace(batch, branch_embeds=branches, text_embeds=texts)
+
+
+def _loss(
+    local: CaptionBatch, everyone: CaptionBatch, slots: list[int], terms: Objective, options: LossOptions, offset: int
+) -> MultiToMultiLoss:
+    """Return the loss of vectors of one width; `slots` are the M branch indices, -1 for a free slot."""
+    mine = slice(offset, offset + len(local.branch_embeds))
+    rows = everyone.branch_embeds, everyone.text_embeds, everyone.caption_mask
+    assignment = assign_branches(*rows, slots, balanced=options.matching == "balanced")[mine]
+    contrastive = _contrastive(local, everyone, assignment, terms, options.duplicate_captions, offset)
+    fused = contrastive.new_zeros(())
+    if options.fused_weight and local.branch_embeds.shape[1] > 1:
+        alone = _fuse(local, options)
+        together = alone if everyone is local else _fuse(everyone, options)
+        first = torch.zeros_like(assignment)  # of the one branch that fusion leaves
+        is_routed = local.routing is not None
+        fused = _contrastive(alone, together, first, terms, options.duplicate_captions, offset, is_routed)
+    counted = everyone.branch_embeds if everyone.image_mask is None else everyone.branch_embeds[everyone.image_mask]
+    penalty = diversity_penalty(counted, options.diversity_threshold, form=options.diversity)
     total = contrastive + options.fused_weight * fused + options.diversity_weight * penalty
     return MultiToMultiLoss(total, contrastive, fused, penalty, assignment)
 
@@ -776,6 +816,7 @@ __all__ = [
     "branch_shares",
     "diversity_penalty",
     "multi_to_multi_loss",
+    "prefix_of",
     "resolve_matching",
     "route",
 ]

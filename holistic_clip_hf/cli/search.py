@@ -12,13 +12,18 @@ against an image, and behind it `^` and its weight:
   holistic-clip search find --like photos/dog.jpg --perspective style --index photos.index --why
   holistic-clip search find "a dog" --index photos.index --path "2024/*" --picture found.png
   holistic-clip search check --index photos.index
+
+Of many images, keep smaller vectors in memory, or encode all anew while the index answers:
+
+  holistic-clip search index photos --model runs/emoji/holistic --index photos.index --precision int8
+  holistic-clip search index photos --model runs/emoji/better --index photos.index --rebuild
   holistic-clip search export --index photos.index --qdrant http://localhost:6333 --collection photos
 """
 
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
@@ -41,9 +46,14 @@ class Index:
         index: Folder of the index. One of the same images is brought up to date; it lies apart from the images.
         vectors: Vectors to keep; `fused` is smaller and knows no perspectives.
         lookup: Nearest-neighbour method; `auto` is exact up to a million images.
+        precision: Numbers that a query reads and memory holds; whole vectors, on disk, decide. `auto` is what the
+            index has, or whole ones.
+        dimensions: Number of leading dimensions of each vector to keep. Default: as many as the index has, or all.
         columns: Columns of a corpus to filter by.
         batch_size: Number of images that are encoded together.
         replace: Permission to replace an index of other images.
+        rebuild: Permission to encode all images anew, for another checkpoint or other options. The index answers as
+            it is until the end, and is then replaced in one step.
     """
 
     images: Positional[str]
@@ -51,9 +61,12 @@ class Index:
     index: Path
     vectors: Literal["branches", "fused"] = "branches"
     lookup: Literal["auto", "exact", "ivf", "hnsw"] = "auto"
+    precision: Literal["auto", "float32", "float16", "int8", "binary"] = "auto"
+    dimensions: int | None = None
     columns: tuple[str, ...] = ()
     batch_size: int = 64
     replace: bool = False
+    rebuild: bool = False
 
     def __call__(self) -> None:
         """Tell the size before, index, and print what was done.
@@ -63,19 +76,21 @@ class Index:
         """
         from ..evaluation.encoding import load_checkpoint
         from ..images.sources import Item
-        from ..search import estimate_bytes, index_images
+        from ..search import index_images
         from ..search.indexing import require_index_place, require_same_images
+        from ..search.neighbours import choose_lookup, choose_precision
         from ..storage import require_count
 
         require_count("--batch-size", self.batch_size)
+        require_count("--dimensions", self.dimensions)
+        choose_precision(self.precision, choose_lookup(self.lookup, 0))
         images = open_images(self.images, list(self.columns))
         require_index_place(self.index, images)  # before a model is loaded
         items = {each.image_id: each for each in images.items() if isinstance(each, Item)}
         if not self.replace:
             require_same_images(self.index, images, items)
         model, processor = load_checkpoint(self.model)
-        size = estimate_bytes(model.config, len(items), vectors=self.vectors, lookup=self.lookup)
-        print(f"{len(items):,} images: the index will take about {size / 1e6:,.1f} MB at {self.index}.")
+        print(self.forecast(model.config, len(items)))
         report = index_images(
             self.index,
             images,
@@ -83,11 +98,33 @@ class Index:
             processor,
             vectors=self.vectors,
             lookup=self.lookup,
+            precision=self.precision,
+            dimensions=self.dimensions,
             batch_size=self.batch_size,
             replace=self.replace,
+            rebuild=self.rebuild,
             progress=True,
         )
         print(report)
+
+    def forecast(self, config: Any, num_images: int) -> str:
+        """Say what the index will take on disk, and in memory if queries read smaller vectors, and what these find."""
+        from ..search import estimate_bytes
+        from ..search.neighbours import EXPECTED_RECALL, choose_lookup, choose_precision, estimate_lookup_bytes
+
+        about: dict[str, Any] = {"lookup": self.lookup, "precision": self.precision}
+        size = estimate_bytes(config, num_images, vectors=self.vectors, dimensions=self.dimensions, **about)
+        num_kinds = config.num_branches if self.vectors == "branches" else 1
+        width = self.dimensions or config.projection_dim
+        read = estimate_lookup_bytes(num_kinds, width, num_images, **about)
+        told = f"{num_images:,} images: the index will take about {size / 1e6:,.1f} MB at {self.index}."
+        if not read:
+            return told
+        precision = choose_precision(self.precision, choose_lookup(self.lookup, num_images))
+        return (
+            f"{told} Queries keep {read / 1e6:,.1f} MB of it in memory, in {precision}, which proposed "
+            f"{EXPECTED_RECALL[precision]:.1%} of the 10 nearest of a million images when all were read."
+        )
 
 
 @dataclass(frozen=True)
@@ -104,6 +141,7 @@ class Find:
         path: Pattern for the paths of images, such as `2024/*`.
         where: Columns and the values that images have there; of several values of one column, one is enough.
         why: Print what each term and branch added to the score.
+        skip_damaged: Search the rest of an index of which files are damaged. They are named.
         picture: PNG file to draw what is found into; one that was drawn before is replaced.
     """
 
@@ -116,6 +154,7 @@ class Find:
     path: str | None = None
     where: tuple[str, ...] = ()
     why: bool = False
+    skip_damaged: bool = False
     picture: Path | None = None
 
     def __call__(self) -> None:
@@ -129,7 +168,7 @@ class Find:
         from ..visualization import ResultRow, result_grid
 
         example, columns = self.check(), parse_conditions(self.where)
-        index = open_index(self.index, self.model)
+        index = open_index(self.index, self.model, skip_damaged=self.skip_damaged)
         terms = index.parse(self.query) if self.query else []
         if example is not None:
             terms.append(Term(image=example, perspective=self.perspective or FUSED))
@@ -221,6 +260,7 @@ class Export:
         qdrant: Address of a server, such as http://localhost:6333, or a folder for Qdrant's local mode.
         collection: Name of the collection.
         model: Folder of the checkpoint. Default: the checkpoint that made the index.
+        precision: Numbers that a server keeps in memory, if the collection is new.
         batch_size: Number of points that are sent together.
     """
 
@@ -228,6 +268,7 @@ class Export:
     qdrant: str
     collection: str
     model: str | None = None
+    precision: Literal["float32", "float16", "int8", "binary"] = "float32"
     batch_size: int = 256
 
     def __call__(self) -> None:
@@ -243,8 +284,58 @@ class Export:
         require_count("--batch-size", self.batch_size)
         with closing(open_client(self.qdrant)) as client:
             index = open_index(self.index, self.model)
-            count = export_to_qdrant(index, client, self.collection, batch_size=self.batch_size, progress=True)
+            about: dict[str, Any] = {"precision": self.precision, "batch_size": self.batch_size, "progress": True}
+            count = export_to_qdrant(index, client, self.collection, **about)
         print(f"{self.collection} at {self.qdrant}: {count:,} images.")
+
+
+@dataclass(frozen=True)
+class Import:
+    """Make an index of images whose vectors a collection of Qdrant holds.
+
+    Args:
+        images: Folder of images, folder of a corpus, or the name of a corpus in the cache, such as emoji.
+        model: Folder of the checkpoint that made the vectors, or its name on the Hub.
+        index: Folder of the index; it lies apart from the images.
+        qdrant: Address of a server, such as http://localhost:6333, or a folder for Qdrant's local mode.
+        collection: Name of the collection.
+        columns: Columns of a corpus to filter by.
+        batch_size: Number of points that are fetched together.
+    """
+
+    images: Positional[str]
+    model: str
+    index: Path
+    qdrant: str
+    collection: str
+    columns: tuple[str, ...] = ()
+    batch_size: int = 256
+
+    def __call__(self) -> None:
+        """Import, encode what the collection lacks, and print what was done.
+
+        Raises:
+            ImportError: qdrant-client is not installed.
+            ValueError: no such images, checkpoint or collection, or one with other vectors or of another checkpoint.
+        """
+        from ..evaluation.encoding import load_checkpoint
+        from ..search import index_images
+        from ..search.indexing import require_index_place
+        from ..search.qdrant import import_from_qdrant, layout_of, open_client
+        from ..storage import require_count
+
+        require_count("--batch-size", self.batch_size)
+        images = open_images(self.images, list(self.columns))
+        require_index_place(self.index, images)  # before a model is loaded
+        model, processor = load_checkpoint(self.model)
+        with closing(open_client(self.qdrant)) as client:
+            layout = layout_of(client, self.collection, model, processor, images.features)
+            count = import_from_qdrant(
+                client, self.collection, self.index, layout, batch_size=self.batch_size, progress=True
+            )
+        print(f"{self.index}: {count:,} images from {self.collection}.")
+        about: dict[str, Any] = {"vectors": layout.vectors, "dimensions": layout.width, "progress": True}
+        print(index_images(self.index, images, model, processor, **about))
 
 
 Command = (
@@ -252,6 +343,7 @@ Command = (
     | Annotated[Find, subcommand("find", prefix_name=False)]
     | Annotated[Check, subcommand("check", prefix_name=False)]
     | Annotated[Export, subcommand("export", prefix_name=False)]
+    | Annotated[Import, subcommand("import", prefix_name=False)]
 )
 
 
@@ -282,8 +374,13 @@ def open_images(name: str, columns: list[str]) -> "Images":
     return FolderImages(directory)
 
 
-def open_index(directory: Path, model_name: str | None) -> "SearchIndex":
+def open_index(directory: Path, model_name: str | None, *, skip_damaged: bool = False) -> "SearchIndex":
     """Open an index with its checkpoint and its images.
+
+    Args:
+        directory: Folder of the index.
+        model_name: Folder or name of the checkpoint. Default: the one that the index names.
+        skip_damaged: True to open what is whole of an index of which files are damaged.
 
     Raises:
         ValueError: no such index, checkpoint or images.
@@ -305,7 +402,7 @@ def open_index(directory: Path, model_name: str | None) -> "SearchIndex":
     images = None
     if manifest.origin["kind"] != "folder":
         images = open_images(manifest.origin["name"], list(manifest.layout.columns))
-    return SearchIndex(directory, model, processor, images=images)
+    return SearchIndex(directory, model, processor, images=images, skip_damaged=skip_damaged)
 
 
 def parse_conditions(given: tuple[str, ...]) -> dict[str, list[str]]:

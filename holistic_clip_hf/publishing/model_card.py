@@ -380,7 +380,7 @@ MATCHING_NAMES = {
 }
 # Said by the rows of the architecture, or by how the files are written and read.
 SAID_ELSEWHERE = {
-    *("perspectives", "matching", "fusion", "projection_dim", "num_branches", "branch_type"),
+    *("perspectives", "matching", "fusion", "projection_dim", "matryoshka_dims", "num_branches", "branch_type"),
     *("hidden_size", "num_hidden_layers", "image_size", "patch_size", "max_position_embeddings"),
     *("model_type", "architectures", "auto_map", "dtype", "transformers_version", "_name_or_path"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
@@ -518,6 +518,8 @@ def _architecture(config: HolisticCLIPConfig) -> dict[str, str]:
         f"{text.max_position_embeddings} tokens",
         "vector": f"{config.projection_dim} numbers",
     }
+    if prefixes := [width for width in config.matryoshka_dims if width < config.projection_dim]:
+        rows["vector"] += f"; the first {' or '.join(map(str, prefixes))} were trained to serve alone"
     if vision.num_branches > 1:
         kind = {"cls": "class tokens", "mlp": "branched MLPs", "probe": "probes"}[vision.branch_type]
         own = ", each with MLPs of its own" if getattr(vision, "branched_token_mlp", False) else ""

@@ -2,6 +2,7 @@
 """Open index: texts and example images to the images that answer them best, and why."""
 
 import copy
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,11 @@ from ..evaluation.records import FUSED
 from ..images.decoding import UnreadableImageError, read_image
 from ..images.folders import FolderImages
 from ..images.sources import Images
+from ..loss_holistic_clip import prefix_of, route
 from ..storage import shown
 from .encoding import embed_images
 from .indexing import make_layout
-from .neighbours import EXACT, Neighbours
+from .neighbours import Neighbours
 from .query import Filter, Query, Term, as_terms
 from .scoring import (
     CENTROID,
@@ -43,7 +45,20 @@ from .scoring import (
     require_finite_terms,
     rough_scores,
 )
-from .store import BRANCHES, FUSED_ONLY, Layout, Manifest, open_whole, require_layout, vectors_of
+from .store import (
+    BRANCHES,
+    EXACT,
+    FUSED_ONLY,
+    Layout,
+    Manifest,
+    open_sound,
+    open_whole,
+    read_index_manifest,
+    require_layout,
+    vectors_of,
+)
+
+logger = logging.getLogger(__name__)
 
 MOST_REMEMBERED = 1_024  # texts; moving a slider asks the same ones again
 
@@ -100,25 +115,28 @@ class Asker:
         return found
 
     def _of_text(self, term: Term, vector: np.ndarray) -> EmbeddedTerm:
+        whole = torch.from_numpy(vector)
+        text = prefix_of(whole, self.layout.width)
         if self.layout.vectors == FUSED_ONLY:
-            return EmbeddedTerm(term, {FUSED: vector})
+            return EmbeddedTerm(term, {FUSED: text.numpy()})
         if term.perspective != FUSED:
-            return EmbeddedTerm(term, {term.perspective: vector})
+            return EmbeddedTerm(term, {term.perspective: text.numpy()})
         names = self.layout.perspectives
         if self.fusion.is_linear:
             combine = CENTROID if self.fusion.config.fusion == "centroid" else SUM
-            split = self._split(torch.from_numpy(vector)).numpy()
+            split = self._split(text, whole).numpy()
             return EmbeddedTerm(term, dict(zip(names, split, strict=True)), combine)
         combine = MAX if self.fusion.config.fusion == "max" else SOFTMAX
-        return EmbeddedTerm(term, dict.fromkeys(names, vector), combine, self.scale)
+        return EmbeddedTerm(term, dict.fromkeys(names, text.numpy()), combine, self.scale)
 
-    def _split(self, text: Tensor) -> Tensor:
-        """Repeat a text (D,) once for each branch, times its share in the fused similarity: (H, D)."""
-        num_branches = len(self.layout.perspectives)
+    def _split(self, text: Tensor, whole: Tensor) -> Tensor:
+        """Repeat a text, cut as the index is, once for each branch, times its share in the fused similarity: (H, D).
+
+        A router reads the text as a whole.
+        """
         with torch.inference_mode():
-            if self.fusion.is_routed:
-                return self.fusion.text_vectors(text[None])[0].unflatten(0, (num_branches, -1))
-            return self._shares()[:, None] * text
+            routing = self.fusion.routing(whole)
+            return route(text, self._shares() if routing is None else routing).unflatten(0, (-1, len(text)))
 
     def _shares(self) -> Tensor:
         """Return how much each branch counts in the mean: (H,)."""
@@ -128,7 +146,8 @@ class Asker:
         """Compare branch with branch; fused, the mean of that over branches, however texts are fused."""
         assert term.image is not None
         is_fused_only = self.layout.vectors == FUSED_ONLY
-        found = embed_images(self.model, self.processor, [term.image], fused=is_fused_only)[0]
+        width = self.layout.width
+        found = embed_images(self.model, self.processor, [term.image], fused=is_fused_only, width=width)[0]
         if is_fused_only:
             return EmbeddedTerm(term, {FUSED: found[0]})
         by_name = dict(zip(self.layout.perspectives, found, strict=True))
@@ -141,9 +160,7 @@ class Asker:
 
 
 MOST_RESULTS = 10_000
-FEW = 50_000  # images that pass a filter, up to which looking at each is faster than an approximate index
-PROPOSED = 10  # by an approximate index, for each result that is asked for, and at least
-LEAST_PROPOSED = 200
+FEW = 50_000  # images of an index, or of its approximate part that pass a filter, up to which each is looked at
 
 
 class SearchIndex:
@@ -153,6 +170,8 @@ class SearchIndex:
         directory: Folder of the index.
         model, processor: the checkpoint that made it.
         images: Source of what was indexed, to show images. Default: the folder that the index remembers.
+        skip_damaged: True to search the rest of an index of which files are damaged. They are named in the log and in
+            `damaged`, and their images are not found.
 
     Raises:
         ValueError: no index, a torn one, or one of another checkpoint.
@@ -166,12 +185,22 @@ class SearchIndex:
     """
 
     def __init__(
-        self, directory: str | Path, model: DualEncoder, processor: Any, *, images: Images | None = None
+        self,
+        directory: str | Path,
+        model: DualEncoder,
+        processor: Any,
+        *,
+        images: Images | None = None,
+        skip_damaged: bool = False,
     ) -> None:
-        self.directory = Path(directory)
-        self.manifest, self._datasets = open_whole(self.directory)
+        self.directory, self.damaged = Path(directory), list[str]()
+        if skip_damaged:
+            self.manifest, self._datasets, self.damaged = open_sound(self.directory)
+        else:
+            self.manifest, self._datasets = open_whole(self.directory)
         self.layout = self.manifest.layout
-        asked = make_layout(model, processor, self.layout.further, self.layout.vectors)
+        width = min(self.layout.width, model.config.projection_dim)
+        asked = make_layout(model, processor, self.layout.further, self.layout.vectors, width)
         require_layout(self.manifest, asked, self.directory)
         self._vectors = {
             name: [block for dataset in self._datasets for block in vectors_of(dataset, name)]
@@ -180,10 +209,15 @@ class SearchIndex:
         self._starts = np.cumsum([0, *(len(block) for block in self._vectors[self.layout.vector_names[0]])])
         self._alive = _alive(self.manifest)
         self._neighbours = None
-        if self.manifest.lookup != EXACT:
-            self._neighbours = Neighbours(self.directory, self.manifest.lookup, self.manifest.neighbours)
+        if self.manifest.neighbours:
+            about = self.manifest.lookup, self.manifest.precision, self.manifest.neighbours
+            self._neighbours = Neighbours(self.directory, *about)
         self._asker = Asker(model, processor, self.layout)
         self._images = images
+        if self.damaged:
+            missing = read_index_manifest(self.directory).num_images - len(self)
+            told = " ".join(self.damaged)
+            logger.warning("%s of the images of %s are not searched. %s", f"{missing:,}", self.directory, told)
 
     def __len__(self) -> int:
         """Return the number of images that can be found."""
@@ -273,19 +307,22 @@ class SearchIndex:
         return found
 
     def rows(self, batch_size: int) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
-        """Yield all images in batches: their ids and columns, and their vectors (N, H, D)."""
+        """Yield all images in batches: their ids, columns and stamps, and their vectors (N, H, D)."""
         alive = np.flatnonzero(self._alive)
+        stamps = pa.concat_tables(each.select_columns("stamp").with_format("arrow")[:] for each in self._datasets)
         for start in range(0, len(alive), batch_size):
             some = alive[start : start + batch_size]
-            yield self._table.take(some).to_pylist(), self.vectors(some)
+            table = self._table.take(some).append_column("stamp", stamps["stamp"].take(pa.array(some)))
+            yield table.to_pylist(), self.vectors(some)
 
     def _candidates(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
-        if self._neighbours is not None and not exact:
+        if self._neighbours is not None and not exact and len(allowed) > FEW:
             wanted = proposals_by(questions)
-            if allowed.sum() <= FEW:
+            # A look-up that reads all rows misses none that pass a filter.
+            if self.manifest.lookup != EXACT and allowed.sum() <= FEW:
                 return np.flatnonzero(allowed)
             if wanted:
-                return self._neighbours.propose(wanted, max(PROPOSED * k, LEAST_PROPOSED), allowed)
+                return self._neighbours.propose(wanted, k, allowed)
         if any(question.combine == CENTROID for question in questions):
             lengths, shortest = self._lengths
             rough = rough_scores(questions, self._vectors, lengths)

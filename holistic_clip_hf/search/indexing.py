@@ -19,9 +19,18 @@ from ..images.decoding import UnreadableImageError, open_image, read_image
 from ..images.sources import Images, Item, Skipped
 from ..storage import require_apart, require_count, require_free_space, require_utf8
 from .encoding import embed_each, fingerprint
-from .neighbours import build_neighbours, choose_lookup, estimate_bytes
+from .neighbours import (
+    AUTO,
+    Neighbours,
+    build_neighbours,
+    choose_lookup,
+    choose_precision,
+    estimate_bytes,
+    measure_recall,
+)
 from .store import (
     BRANCHES,
+    FLOAT32,
     FUSED_ONLY,
     MANIFEST,
     READING,
@@ -139,9 +148,9 @@ class Writer:
                         bar.update(len(batch))
                 except KeyboardInterrupt:
                     if rows:
-                        self._written(_table(self.layout, rows), left_out)
+                        self._written(make_table(self.layout, rows), left_out)
                     raise
-                yield self._written(_table(self.layout, rows), left_out), left_out
+                yield self._written(make_table(self.layout, rows), left_out), left_out
 
     def merged(self, parts: Sequence[SegmentRows]) -> list[SegmentRows]:
         """Return the same rows in fewer segments, once too many are not half full; only vectors are copied."""
@@ -186,7 +195,8 @@ class Writer:
         done = []
         if readable:
             fused = self.layout.vectors == FUSED_ONLY
-            found = embed_each(self.model, self.processor, [image for _, image in readable], fused=fused)
+            loaded_images = [image for _, image in readable]
+            found = embed_each(self.model, self.processor, loaded_images, fused=fused, width=self.layout.width)
             for (item, _), vectors in zip(readable, found, strict=True):
                 if isinstance(vectors, str):
                     left_out.append(LeftOut(item.image_id, item.stamp, vectors, again=False))
@@ -214,7 +224,8 @@ def _contents_of(stamp: str) -> str:
     return stamp.rpartition(" ")[2] if stamp.count(" ") > 1 else stamp
 
 
-def _table(layout: Layout, rows: Sequence[EncodedRow]) -> pa.Table:
+def make_table(layout: Layout, rows: Sequence[EncodedRow]) -> pa.Table:
+    """Return encoded rows as a segment holds them."""
     schema = layout.features.arrow_schema
     columns: dict[str, pa.Array] = {
         "image_id": pa.array([item.image_id for item, _, _ in rows], pa.string()),
@@ -242,6 +253,8 @@ class IndexReport:
         others: Counts of files that are not images, by ending.
         num_bytes: Size of the index on disk.
         lookup: Way in which vectors are looked up.
+        precision: Form of the numbers that a look-up reads.
+        recall: Share of the 10 nearest that it proposes, as measured on vectors of the index; `None` if it reads all.
     """
 
     num_images: int
@@ -253,10 +266,13 @@ class IndexReport:
     others: Mapping[str, int]
     num_bytes: int
     lookup: str
+    precision: str = FLOAT32
+    recall: float | None = None
 
     def __str__(self) -> str:
+        told = f", {self.precision}" if self.recall is None else f", {self.precision}, recall@10 {self.recall:.3f}"
         lines = [
-            f"{self.num_images:,} images, {self.num_bytes / 1e6:,.1f} MB, {self.lookup}: {self.added:,} new, "
+            f"{self.num_images:,} images, {self.num_bytes / 1e6:,.1f} MB, {self.lookup}{told}: {self.added:,} new, "
             f"{self.changed:,} changed, {self.removed:,} gone, {self.kept:,} as before; "
             f"{len(self.left_out):,} left out"
         ]
@@ -274,10 +290,13 @@ def index_images(
     processor: Any,
     *,
     vectors: str = BRANCHES,
-    lookup: str = "auto",
+    lookup: str = AUTO,
+    precision: str = AUTO,
+    dimensions: int | None = None,
     batch_size: int = 64,
     rows_per_segment: int = ROWS_PER_SEGMENT,
     replace: bool = False,
+    rebuild: bool = False,
     progress: bool = False,
 ) -> IndexReport:
     """Make the index in `directory` one of `images`, or bring it up to date.
@@ -286,28 +305,39 @@ def index_images(
         vectors: Vectors of an image: `"branches"`, H of them, to search by perspective, or `"fused"`, one.
         lookup: Way to look vectors up: `"exact"`, approximate with faiss (`"ivf"`, `"hnsw"`), or `"auto"`, exact up to
             a million images.
+        precision: Form of the numbers that a look-up reads and that memory has to hold: `"float32"`, `"float16"`,
+            `"int8"` or `"binary"`. All but float32 need faiss, and propose rows; the float32 vectors of these, which
+            stay on disk, decide. `"auto"` is what the index has, or float32 for exact look-up and float16 for others.
+        dimensions: Number of leading dimensions of each vector to keep, made of unit length. Best those that the model
+            was trained for (`config.matryoshka_dims`). Default: as many as the index has, or all.
         batch_size: Number of images that are encoded together.
         rows_per_segment: Number of rows that a killed run can lose; one that is interrupted loses a batch. Going on
             after a kill with the same number, it ends with the same bytes as a run that was never killed.
         replace: Permission to replace an index of other images, from another folder or corpus.
+        rebuild: Permission to encode all images anew for another checkpoint, kind of vectors, columns or dimensions.
+            Until the last is encoded the index stays as it is, and is searched; then it is replaced in one step. A
+            run that was killed is taken up with the same arguments.
 
     Raises:
         ValueError: no image at all; an index of other images, inside the images, or in a folder with other files; an
-            index of another checkpoint, kind of vectors or columns; a fusion that has no vector of its own.
+            index of another checkpoint, kind of vectors, columns or dimensions; a fusion that has no vector of its
+            own; more dimensions than the model has.
         TimeoutError: another process is indexing into the directory.
         OSError: a full disk.
         ImportError: an approximate look-up without faiss.
 
     Example: `index_images("photos.index", FolderImages("photos"), model, processor, progress=True)`.
     """
-    directory, layout = Path(directory), make_layout(model, processor, images.features, vectors)
-    choose_lookup(lookup, 0)
+    directory = Path(directory)
+    choose_precision(precision, choose_lookup(lookup, 0))
     require_count("batch_size", batch_size)
     require_count("rows_per_segment", rows_per_segment)
     require_index_place(directory, images)
+    width = choose_width(model.config, dimensions, None if rebuild else directory)
+    layout = make_layout(model, processor, images.features, vectors, width)
     writer = Writer(directory, layout, model, processor, rows_per_segment)
     with lock(directory):
-        build = _Build(writer, images, lookup)
+        build = _Build(writer, images, lookup, precision, rebuild=rebuild)
         if not replace:
             require_same_images(directory, images, build.items)
         build.plan()
@@ -370,27 +400,33 @@ def _stamps_of(directory: Path, manifest: Manifest | None) -> dict[str, str]:
 class _Build:
     """One run of indexing, under the lock: what is present and what is missing, encoding it, and the manifest."""
 
-    def __init__(self, writer: Writer, images: Images, lookup: str) -> None:
+    def __init__(self, writer: Writer, images: Images, lookup: str, precision: str, *, rebuild: bool) -> None:
         self.directory, self.layout, self.config = writer.directory, writer.layout, writer.model.config
         self.writer, self.images = writer, images
         self.before = read_index_manifest(self.directory) if (self.directory / MANIFEST).is_file() else None
-        if self.before is not None:
+        if self.before is not None and not rebuild:
             require_layout(self.before, self.layout, self.directory)
         self.items, self.skipped = _list(images)
         self.lookup = choose_lookup(lookup, len(self.items))
+        if precision == AUTO and self.before is not None and self.before.lookup == self.lookup:
+            precision = self.before.precision
+        self.precision = choose_precision(precision, self.lookup)
         self.parts: list[SegmentRows] = []
         self.left_out: list[LeftOut] = []
         self.todo: list[Item] = []
 
     def plan(self) -> None:
         """Take up what an earlier run encoded, and list the images that it did not."""
-        self.parts, self.left_out = take_up(self.directory, self.layout, self.before, self.items, self.images)
-        if self.before is not None and self.before.reading != READING:
+        # Vectors of another layout are searched until the end, and none of them is taken up.
+        same = self.before if self.before is not None and self.before.layout == self.layout else None
+        self.parts, self.left_out = take_up(self.directory, self.layout, same, self.items, self.images)
+        if same is not None and same.reading != READING:
             self._give_back()
         held = {image_id for part in self.parts for image_id in _ids(part)}
         held |= {each.image_id for each in self.left_out}
         self.todo = [item for image_id, item in self.items.items() if image_id not in held]
-        needed = estimate_bytes(self.config, len(self.todo), vectors=self.layout.vectors, lookup=self.lookup)
+        about = {"vectors": self.layout.vectors, "lookup": self.lookup, "precision": self.precision}
+        needed = estimate_bytes(self.config, len(self.todo), dimensions=self.layout.width, **about)
         require_free_space(self.directory, needed, "the index", "choose another disk, or index with vectors='fused'")
 
     def _give_back(self) -> None:
@@ -423,14 +459,17 @@ class _Build:
         """Make the index what was encoded, in one step, remove what it no longer needs, and report."""
         old = _stamps_of(self.directory, self.before)  # read before their segments are removed
         segments = self._segments()
+        neighbours, recall = self._neighbours(segments)
         manifest = Manifest(
             layout=self.layout,
             model=_found_from_anywhere(self.config.name_or_path),
             origin=dict(self.images.origin),
             lookup=self.lookup,
             segments=segments,
-            neighbours=self._neighbours(segments),
+            neighbours=neighbours,
             left_out=sorted([*self.left_out, *self.skipped]),
+            precision=self.precision,
+            recall=recall,
             reading=READING,
         )
         if manifest != self.before:
@@ -452,14 +491,21 @@ class _Build:
             )
         return segments
 
-    def _neighbours(self, segments: Sequence[Segment]) -> Mapping[str, Segment]:
-        """Keep the approximate indexes if they number the same rows, or build them."""
+    def _neighbours(self, segments: Sequence[Segment]) -> tuple[Mapping[str, Segment], float | None]:
+        """Keep the files of faiss and their recall if they number the same rows, or build and measure them."""
         before, files = self.before, [each.file for each in segments]
-        is_same = before and before.lookup == self.lookup and [each.file for each in before.segments] == files
+        is_same = (
+            before is not None
+            and (before.lookup, before.precision) == (self.lookup, self.precision)
+            and [each.file for each in before.segments] == files
+        )
         if before and is_same and all(_is_sound(self.directory, each) for each in before.neighbours.values()):
-            return before.neighbours
-        datasets = [part.dataset for part in self.parts]
-        return build_neighbours(self.directory, self.layout, self.writer.model, datasets, self.lookup)
+            return before.neighbours, before.recall
+        about = (self.layout, self.writer.model, [part.dataset for part in self.parts])
+        written = build_neighbours(self.directory, *about, self.lookup, self.precision)
+        if not written:
+            return written, None
+        return written, measure_recall(*about, Neighbours(self.directory, self.lookup, self.precision, written))
 
 
 def _found_from_anywhere(name: str | Path) -> str:
@@ -472,8 +518,41 @@ def named(origin: Mapping[str, str]) -> str:
     return origin["root"] if origin["kind"] == "folder" else origin["name"]
 
 
-def make_layout(model: DualEncoder, processor: Any, features: Features, vectors: str) -> Layout:
+def choose_width(config: Any, dimensions: int | None, directory: Path | None = None) -> int:
+    """Return how many dimensions of each vector are kept: as asked, as in the index at `directory` if any, or all.
+
+    A prefix that the model was not trained for is told in the log.
+
+    Raises:
+        ValueError: more dimensions than the model has, or none.
+    """
+    whole = config.projection_dim
+    if dimensions is None:
+        has_index = directory is not None and (directory / MANIFEST).is_file()
+        return min(read_index_manifest(directory).layout.width, whole) if directory and has_index else whole
+    if not 1 <= dimensions <= whole:
+        raise ValueError(f"`dimensions` is {dimensions}; expected 1 to {whole}, the width of the model's vectors.")
+    trained = sorted({*getattr(config, "matryoshka_dims", ()), whole})  # a model of an earlier version has none
+    if dimensions not in trained:
+        logger.warning(
+            "`dimensions` is %d, which the model was not trained for, but for %s: the first dimensions of a vector "
+            "then mean no more than any others. Expect less, or train with `matryoshka_dims`.",
+            dimensions,
+            " and ".join(map(str, trained)),
+        )
+    return dimensions
+
+
+def make_layout(
+    model: DualEncoder, processor: Any, features: Features, vectors: str, width: int | None = None
+) -> Layout:
     """Describe what an index of this model has in common with others.
+
+    Args:
+        model, processor: Parts of the checkpoint.
+        features: Columns to filter by.
+        vectors: Kind of vectors.
+        width: Dimensions of a vector. Default: all.
 
     Raises:
         ValueError: an unknown kind of vectors, or a fusion that has no vector of its own.
@@ -491,7 +570,7 @@ def make_layout(model: DualEncoder, processor: Any, features: Features, vectors:
     return Layout(
         checkpoint=fingerprint(model, processor, with_fusion=vectors == FUSED_ONLY),
         perspectives=list(config.perspectives),
-        width=config.projection_dim,
+        width=width or config.projection_dim,
         vectors=vectors,
         columns=features.to_dict(),
     )
@@ -552,4 +631,6 @@ def _report(
         others=dict(others),
         num_bytes=sum(each.bytes for each in files),
         lookup=manifest.lookup,
+        precision=manifest.precision,
+        recall=manifest.recall,
     )

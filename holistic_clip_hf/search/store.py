@@ -3,7 +3,7 @@
 
     index.json             checkpoint, columns, segments with their dead rows, what was left out
     segments/*.arrow       image ids, stamps, columns and vectors; `datasets.Dataset.from_file` opens one
-    neighbours/*.faiss     one for each kind of vector, if the look-up is approximate
+    neighbours/*.faiss     one for each kind of vector, if the look-up is approximate or reads smaller vectors
     captions.safetensors   vectors of captions that the page keeps
 
 The manifest is replaced in one step, so a reader sees the index before or after a change. Segments that no manifest
@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ BRANCHES, FUSED_ONLY = "branches", "fused"
 VECTORS = (BRANCHES, FUSED_ONLY)
 EXACT = "exact"  # look-up that reads every vector
 STORED_LOOKUPS = (EXACT, "ivf", "hnsw")
+FLOAT32, FLOAT16, INT8, BINARY = PRECISIONS = ("float32", "float16", "int8", "binary")
 _FILE = re.compile(rf"({SEGMENTS}|{NEIGHBOURS})/[\w-]+\.(arrow|faiss)")
 
 
@@ -78,7 +79,7 @@ class Layout:
     Args:
         checkpoint: fingerprint of what made the vectors.
         perspectives: the names of the model's branches.
-        width: D, of a vector.
+        width: Dimensions of a vector: D, or as many of the first as are kept.
         vectors: `"branches"`, H vectors for an image, or `"fused"`, one.
         columns: further columns, by which to filter, as `datasets` describes them.
     """
@@ -118,6 +119,8 @@ class Manifest:
         model: the checkpoint's name, for people.
         origin: Source of what was indexed.
         lookup: `exact`, `ivf` or `hnsw`.
+        precision: Form of the numbers that a look-up reads; exact scores of the segments' own vectors decide.
+        recall: Share of the 10 nearest that the look-up proposes, as it was measured when it was built.
         segments: Segments in the order in which rows are numbered.
         neighbours: File of the approximate index and its bytes, by kind of vector.
         left_out: images that did not decode or could not be read, and why.
@@ -131,6 +134,8 @@ class Manifest:
     segments: Sequence[Segment]
     neighbours: Mapping[str, Segment]
     left_out: Sequence[LeftOut]
+    precision: str = FLOAT32
+    recall: float | None = None
     reading: int = 0
 
     @property
@@ -178,20 +183,21 @@ def read_index_manifest(directory: str | Path) -> Manifest:
 
 
 def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
-    """Raise `ValueError` where an index is not what this checkpoint, these vectors and columns would make."""
+    """Raise `ValueError` where an index is not what this checkpoint, these vectors, columns and width would make."""
     found = manifest.layout
-    for name in ("vectors", "columns"):
-        if getattr(found, name) != getattr(layout, name):
-            raise ValueError(
-                f"{directory} was made with {name}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked "
-                f"for. Ask for the same, or index into another directory."
-            )
     if found.checkpoint != layout.checkpoint:
         raise ValueError(
             f"{directory} was made by another checkpoint ({manifest.model or 'without a name'}, "
             f"{found.checkpoint[:12]}; this one is {layout.checkpoint[:12]}): its vectors mean nothing to this one. "
-            f"Load that checkpoint with its own processor and dtype, or index into another directory."
+            f"Load that checkpoint with its own processor and dtype, or index into another directory. To encode all "
+            f"images anew while the index answers as it is, add --rebuild (`rebuild=True` in Python)."
         )
+    for name, told in (("vectors", "vectors"), ("columns", "columns"), ("width", "dimensions")):
+        if getattr(found, name) != getattr(layout, name):
+            raise ValueError(
+                f"{directory} was made with {told}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked "
+                f"for. Ask for the same, index into another directory, or add --rebuild (`rebuild=True` in Python)."
+            )
 
 
 def write_index_manifest(directory: Path, manifest: Manifest) -> None:
@@ -214,6 +220,11 @@ def _manifest_from(found: Mapping[str, Any]) -> Manifest:
         raise TypeError(f"the vectors are {shown(layout)}")
     if found["lookup"] not in STORED_LOOKUPS:
         raise TypeError(f"the look-up is {shown(found['lookup'])}")
+    # Earlier versions kept half precision for every approximate look-up.
+    precision = found.get("precision", FLOAT32 if found["lookup"] == EXACT else FLOAT16)
+    recall = found.get("recall")
+    if precision not in PRECISIONS or not (recall is None or (isinstance(recall, float) and 0 <= recall <= 1)):
+        raise TypeError(f"the precision is {shown(precision)} and the recall {shown(recall)}")
     reasons = [text for each in found["left_out"] for text in each[:3]]
     if not all(isinstance(text, str) for text in (*layout["perspectives"], *found["origin"].values(), *reasons)):
         raise TypeError("a name is not a text")
@@ -226,6 +237,8 @@ def _manifest_from(found: Mapping[str, Any]) -> Manifest:
         segments=[Segment(**each) for each in found["segments"]],
         neighbours={name: Segment(**each) for name, each in found["neighbours"].items()},
         left_out=[LeftOut(*each) for each in found["left_out"]],
+        precision=precision,
+        recall=recall,
         reading=found.get("reading", 0),
         **fields,
     )
@@ -363,23 +376,49 @@ def open_whole(directory: Path) -> tuple[Manifest, list[Dataset]]:
     for _ in range(_OPENINGS):
         manifest = read_index_manifest(directory)
         try:
-            opened = [
-                open_segment(require_whole(directory, segment), manifest.layout) for segment in manifest.segments
-            ]
+            return manifest, [_open_listed(directory, manifest, segment) for segment in manifest.segments]
         except ValueError:
             # A run of indexing may have replaced manifest and segments in between.
             if read_index_manifest(directory) == manifest:
                 raise
-            continue
-        datasets = []
-        for segment, each in zip(manifest.segments, opened, strict=True):
-            if each is None or len(each[0]) != segment.rows:
-                raise ValueError(_damage(directory, segment))
-            if manifest.lookup == EXACT:  # else only what is proposed is read
-                require_finite(directory, segment, each[0], manifest.layout)
-            datasets.append(each[0])
-        return manifest, datasets
     raise ValueError(f"{directory} changed {_OPENINGS} times while it was opened. Try again when indexing is done.")
+
+
+def open_sound(directory: Path) -> tuple[Manifest, list[Dataset], list[str]]:
+    """Return of an index what is whole, and for each damaged file the sentence that it would be refused with.
+
+    If anything is damaged, the look-up is exact, since files of faiss number the rows of all segments.
+
+    Raises:
+        ValueError: no index, a damaged manifest, or no segment that is whole.
+    """
+    manifest, damaged, sound = read_index_manifest(directory), list[str](), []
+    try:
+        for segment in manifest.neighbours.values():
+            require_whole(directory, segment)
+        return *open_whole(directory), damaged
+    except ValueError as error:
+        damaged += [str(error)] * bool(manifest.neighbours)
+    manifest = replace(manifest, neighbours={}, lookup=EXACT, precision=FLOAT32)
+    for segment in manifest.segments:
+        try:
+            sound.append((segment, _open_listed(directory, manifest, segment)))
+        except ValueError as error:
+            damaged.append(str(error))
+    if not sound:
+        raise ValueError(damaged[-1])
+    segments, datasets = zip(*sound, strict=True)
+    return replace(manifest, segments=list(segments)), list(datasets), list(dict.fromkeys(damaged))
+
+
+def _open_listed(directory: Path, manifest: Manifest, segment: Segment) -> Dataset:
+    """Open a segment of the manifest, or raise `ValueError` that names it."""
+    opened = open_segment(require_whole(directory, segment), manifest.layout)
+    if opened is None or len(opened[0]) != segment.rows:
+        raise ValueError(_damage(directory, segment))
+    if not manifest.neighbours:  # else only what is proposed is read
+        require_finite(directory, segment, opened[0], manifest.layout)
+    return opened[0]
 
 
 def verify_index(directory: str | Path) -> int:

@@ -73,7 +73,9 @@ SAID_BY_TRAIN = {"output_dir", "slots", "dataloader_pin_memory"}
 # part of its fingerprint, so they can never change.
 PAPER_VISION = {"hidden_act": "gelu", "patch_size": 16}
 # What a recipe may change of a checkpoint of this package: the loss, and linears of their own for its probes.
-OF_THE_LOSS = {"fused_weight", "diversity", "diversity_weight", "diversity_threshold", "duplicate_captions"}
+OF_THE_LOSS = {
+    *("fused_weight", "diversity", "diversity_weight", "diversity_threshold", "duplicate_captions", "matryoshka_dims")
+}
 OWN_LINEARS = {"branched_head_mlp": True}
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
@@ -392,6 +394,7 @@ def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
     )
     for name in OF_THE_LOSS & recipe.model.keys():
         setattr(model.config, name, recipe.model[name])
+    model.config.require_valid()
     return model
 
 

@@ -23,7 +23,6 @@ import torch
 from _measure import arguments, interleaved, ratio, write_record
 
 from holistic_clip_hf.search import Term
-from holistic_clip_hf.search import index as search_index
 from holistic_clip_hf.search.neighbours import Neighbours, build_neighbours
 from holistic_clip_hf.search.scoring import (
     EmbeddedTerm,
@@ -95,20 +94,20 @@ class Look:
 
     def build(self, lookup: str) -> tuple[Neighbours, float, int]:
         """The index, seconds to build it, and its bytes."""
-        fusion = SimpleNamespace(mean=lambda branches: branches.mean(dim=1))
+        fusion = SimpleNamespace(single_vectors=lambda branches: branches.mean(dim=1))
         start = time.perf_counter()
         files = build_neighbours(
-            self.directory, self.layout, SimpleNamespace(branch_fusion=fusion), self.datasets, lookup
+            self.directory, self.layout, SimpleNamespace(branch_fusion=fusion), self.datasets, lookup, "float16"
         )
         seconds = time.perf_counter() - start
-        return Neighbours(self.directory, lookup, files), seconds, sum(each.bytes for each in files.values())
+        size = sum(each.bytes for each in files.values())
+        return Neighbours(self.directory, lookup, "float16", files), seconds, size
 
     def exact(self, asked: Sequence[EmbeddedTerm]) -> list[int]:
         return self._best(asked, candidates(rough_scores(asked, self.blocks), self.allowed, K, margin(asked)))
 
     def approximate(self, neighbours: Neighbours, asked: Sequence[EmbeddedTerm]) -> list[int]:
-        count = max(search_index.PROPOSED * K, search_index.LEAST_PROPOSED)
-        return self._best(asked, neighbours.propose(proposals_by(asked), count, self.allowed))
+        return self._best(asked, neighbours.propose(proposals_by(asked), K, self.allowed))
 
     def _best(self, asked: Sequence[EmbeddedTerm], rows: np.ndarray) -> list[int]:
         scores = contributions(asked, NAMES, self.images[rows]).sum(axis=(1, 2))

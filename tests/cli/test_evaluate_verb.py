@@ -31,8 +31,8 @@ from holistic_clip_hf.evaluation.segmentation import READOUTS
 from holistic_clip_hf.publishing.checkpoint import MAX_SHARD_SIZE
 from holistic_clip_hf.publishing.model_card import CardFacts, save_facts
 from holistic_clip_hf.publishing.push import MAIN
-from holistic_clip_hf.search.neighbours import LOOKUPS
-from holistic_clip_hf.search.store import VECTORS
+from holistic_clip_hf.search.neighbours import AUTO, LOOKUPS
+from holistic_clip_hf.search.store import PRECISIONS, VECTORS
 
 MakeModel = Callable[..., HolisticCLIPModel]
 NAMES = ["short", "colour", "shape"]
@@ -278,6 +278,8 @@ def test_choices_are_those_of_the_package() -> None:
     assert typing.get_args(typing.get_type_hints(fit.Command)["fusion"]) == FITTED
     hints = typing.get_type_hints(search.Index)
     assert typing.get_args(hints["vectors"]) == VECTORS and typing.get_args(hints["lookup"]) == LOOKUPS
+    assert typing.get_args(hints["precision"]) == (AUTO, *PRECISIONS)
+    assert typing.get_args(typing.get_type_hints(search.Export)["precision"]) == PRECISIONS
     assert caption.Server().timeout == Patience().timeout and caption.Server().attempts == Patience().attempts
     assert typing.get_args(typing.get_type_hints(caption.Server)["image_format"]) == tuple(sorted(IMAGE_FORMATS))
     settings, build = BuildSettings(), corpus_verb.BuildOptions()

@@ -14,7 +14,7 @@ from holistic_clip_hf.cli.help import LAST_LINE
 from holistic_clip_hf.cli.main import VERBS, dispatch, log_to_stderr, main
 
 KINDS = {
-    "search": ["index", "find", "check", "export"],
+    "search": ["index", "find", "check", "export", "import"],
     "corpus": ["folder", "list", "official", "tar", "dataset"],
     "caption": ["folder", "list", "official", "tar", "dataset"],
 }

@@ -43,6 +43,51 @@ def test_from_a_folder_to_answers(
         run("find", "a circle", "--index", index, "--where", "artist=noto")
 
 
+def test_smaller_vectors_another_model_and_a_collection(
+    make_model: Callable[..., HolisticCLIPModel],
+    processor: HolisticCLIPProcessor,
+    corpus: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("faiss"), pytest.importorskip("qdrant_client")
+    photos, index = write_photos(corpus, tmp_path / "photos"), str(tmp_path / "index")
+    for seed, name in enumerate(("model", "better")):
+        for part in (make_model(perspectives=NAMES, seed=seed, matryoshka_dims=[8]), processor):
+            part.save_pretrained(tmp_path / name)
+
+    def run(*arguments: str) -> list[str]:
+        parse("search", arguments)()
+        return capsys.readouterr().out.splitlines()
+
+    def make(model: str, *options: str) -> list[str]:
+        return run("index", str(photos), "--model", str(tmp_path / model), "--index", index, *options)
+
+    said = make("model", "--precision", "int8", "--dimensions", "8")
+    assert "Queries keep 0.0 MB of it in memory, in int8, which proposed 100.0% of the 10 nearest" in said[0]
+    assert "exact, int8, recall@10 1.000: 8 new" in said[1]
+    first = run("find", "a red square", "--index", index)
+    with pytest.raises(ValueError, match="made by another checkpoint.*--rebuild"):
+        make("better")
+    capsys.readouterr()
+    assert run("find", "a red square", "--index", index) == first
+    assert "exact, int8" in make("better", "--rebuild", "--dimensions", "8")[1]
+    second = run("find", "a red square", "--index", index)
+    assert second != first
+
+    there = ("--qdrant", str(tmp_path / "qdrant"), "--collection", "photos")
+    assert run("export", "--index", index, *there) == [f"photos at {tmp_path / 'qdrant'}: 8 images."]
+    index = str(tmp_path / "copy")
+    said = run("import", str(photos), "--model", str(tmp_path / "better"), "--index", index, *there)
+    assert said[0] == f"{index}: 8 images from photos." and said[1].startswith("8 images")
+    assert run("find", "a red square", "--index", index) == second
+
+    damaged = next((tmp_path / "copy" / "segments").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{damaged.name}.*Run the indexing again"):
+        run("find", "a red square", "--index", index, "--skip-damaged")  # its only segment
+
+
 def test_what_a_search_refuses(
     make_model: Callable[..., HolisticCLIPModel],
     processor: HolisticCLIPProcessor,

@@ -34,6 +34,7 @@ OPTIONS: dict[str, Any] = {
     "diversity_weight": 0.7,
     "diversity_threshold": -0.2,
     "duplicate_captions": "positive",
+    "matryoshka_dims": [3],
 }
 
 # The script forks its ranks, so that torch is imported once, and reads the modules without the package's `__init__`

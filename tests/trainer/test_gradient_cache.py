@@ -45,8 +45,9 @@ def gradients(trainer: HolisticCLIPTrainer, rows: Dataset) -> tuple[Tensor, dict
         {"objective": "sigmoid"},
         {"matching": "balanced"},
         {"fusion": "routed", "fused_weight": 1.0},
+        {"fused_weight": 1.0, "matryoshka_dims": [4, 8]},
     ],
-    ids=["cls", "mlp", "probe", "sigmoid", "balanced", "routed"],
+    ids=["cls", "mlp", "probe", "sigmoid", "balanced", "routed", "matryoshka"],
 )
 def test_gradients_are_those_of_the_whole_batch(
     make_trainer: MakeTrainer, corpus: Dataset, model: dict[str, Any], size: int
