@@ -24,7 +24,7 @@ from ..storage import shown
 from .encoding import embed_images
 from .indexing import make_layout
 from .neighbours import EXACT, Neighbours
-from .query import Filter, Query, Term, as_terms
+from .query import Filter, Query, Term, as_terms, parse_query
 from .scoring import (
     CENTROID,
     MAX,
@@ -74,7 +74,7 @@ class Asker:
         """
         if self.layout.vectors == FUSED_ONLY:
             for term in terms:
-                if term.perspective != FUSED:
+                if term.perspective != FUSED or term.without:
                     raise ValueError(
                         f"{shown(str(term))} asks one branch, but the index holds one fused vector for an image. Ask "
                         f"without a perspective, or index with vectors='branches'."
@@ -125,7 +125,10 @@ class Asker:
         return self.fusion.mean(torch.eye(len(self.layout.perspectives))[:, :, None])[:, 0]
 
     def _of_image(self, term: Term) -> EmbeddedTerm:
-        """Compare branch with branch; fused, the mean of that over branches, however texts are fused."""
+        """Compare branch with branch; fused, the mean of that over branches, however texts are fused.
+
+        What the term leaves out, the other branches share.
+        """
         assert term.image is not None
         is_fused_only = self.layout.vectors == FUSED_ONLY
         found = embed_images(self.model, self.processor, [term.image], fused=is_fused_only)[0]
@@ -134,10 +137,12 @@ class Asker:
         by_name = dict(zip(self.layout.perspectives, found, strict=True))
         if term.perspective != FUSED:
             return EmbeddedTerm(term, {term.perspective: by_name[term.perspective]})
-        shares = self._shares().numpy()
-        return EmbeddedTerm(
-            term, {name: share * vector for share, (name, vector) in zip(shares, by_name.items(), strict=True)}
-        )
+        shares = dict(zip(by_name, self._shares().tolist(), strict=True))
+        kept = {name: share for name, share in shares.items() if name not in term.without}
+        total = sum(kept.values())
+        if not total:  # of branches that the fusion gives no weight
+            kept, total = dict.fromkeys(kept, 1.0), float(len(kept))
+        return EmbeddedTerm(term, {name: by_name[name] * (share / total) for name, share in kept.items()})
 
 
 MOST_RESULTS = 10_000
@@ -208,12 +213,18 @@ class SearchIndex:
         """Ids of all images, ordered."""
         return sorted(self._row_of)
 
-    def parse(self, query: Query) -> list[Term]:
+    def parse(self, query: Query, *, like: Image.Image | None = None) -> list[Term]:
         """Return the terms of a query, as `search` understands it.
+
+        Args:
+            query: Query; a text that goes with an example may be empty.
+            like: Example image that a query in the one-line language is about, see `parse_query`.
 
         Raises:
             ValueError: as `parse_query`.
         """
+        if isinstance(query, str):
+            return parse_query(query, self.perspectives, like=like)
         return as_terms(query, self.perspectives)
 
     def search(self, query: Query, *, k: int = 20, where: Filter | None = None, exact: bool = False) -> list[Hit]:

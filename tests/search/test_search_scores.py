@@ -159,6 +159,25 @@ def test_an_example_image(make_index: Callable[..., SearchIndex], corpus: Datase
     assert_same(index.search(both, k=3), {name: words[name] + 0.5 * each[2] for name, each in likeness.items()})
 
 
+@pytest.mark.parametrize("weights", [[1.0, 0.0, 3.0], [0.0, 2.0, 0.0]])
+def test_like_this_but_otherwise(
+    make_index: Callable[..., SearchIndex], corpus: Dataset, weights: list[float]
+) -> None:
+    """The example by the other branches, in their shares; equal ones if the fusion gives these no weight."""
+    index = make_index({"fusion": "weighted", "branch_weights": weights})
+    example = corpus[2]["image"]
+    shares = [weights[0], 0.0, weights[2]] if any(weights[::2]) else [1.0, 0.0, 1.0]
+    expected = {}
+    for row in corpus:
+        own, given = plain_vectors(index, row["image"]), plain_vectors(index, example)
+        likeness = dot(shares, [dot(a, b) for a, b in zip(own, given, strict=True)]) / sum(shares)
+        expected[row["image_id"]] = likeness + 0.5 * dot(own[1], plain_text(index, "a red square"))
+    terms = index.parse("but main object: a red square^0.5", like=example)
+    hits = index.search(terms, k=5)
+    assert_same(hits, expected)
+    assert [list(part.by_branch) for part in hits[0].parts] == [["short", "style"], ["main_object"]]
+
+
 def test_ties_go_by_image_id(make_index: Callable[..., SearchIndex], corpus: Dataset) -> None:
     """The same drawing many times over: in different segments and places of a batch."""
     names = [f"copy-{number:02d}" for number in range(14)]
