@@ -249,8 +249,10 @@ def serve(
 
 
 class _Parts(NamedTuple):
-    """Components of the page; `differing` holds the words that go with an image, `told` is filled with what there is to say about an uploaded image, `asked` with mode
-    and text of the query that was asked last.
+    """Components of the page.
+
+    `differing` holds the words that go with an image, `told` what there is to say about it, and `asked` mode and text
+    of the query that was asked last.
     """
 
     text: Any

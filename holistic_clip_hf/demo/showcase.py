@@ -5,7 +5,6 @@ Axes: H branches, T texts, D projection width.
 """
 
 import copy
-import glob
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from ..evaluation.encoding import encode_texts, load_checkpoint
 from ..images.sources import Images
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..publishing.model_card import known_facts
-from ..search import FUSED, DatasetImages, Filter, FolderImages, Hit, Query, SearchIndex, Term, index_images
+from ..search import FUSED, DatasetImages, FolderImages, Hit, Query, SearchIndex, Term, index_images
 from ..search.encoding import embed_images
 from ..search.indexing import require_index_place
 from .captions import (
@@ -118,6 +117,13 @@ class Showcase:
         Raises:
             ValueError: an empty or malformed query; weights that are all zero where a term is left to them.
         """
+        terms = self._terms(query, sliders)
+        if only is None:
+            return self.index.search(terms, k=k)
+        return [self.index.explain(terms, only)] if only in self.index else []
+
+    def _terms(self, query: Query | Image.Image, sliders: Sliders | None) -> list[Term]:
+        """Return the terms of a query, those without a perspective once for each slider."""
         weights = {name: weight for name, weight in (sliders or {FUSED: 1.0}).items() if weight != 0}
         terms = []
         for wish in self.wishes(query):
@@ -136,8 +142,7 @@ class Showcase:
                     for name in weights
                     if name not in wish.without
                 ]
-        where = None if only is None else Filter(path=glob.escape(only))
-        return self.index.search(terms, k=k, where=where)
+        return terms
 
     def browse(self, k: int = SHOWN) -> list[Hit]:
         """Return images from everywhere, before anything is asked; of more, the first are the same."""

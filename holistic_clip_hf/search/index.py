@@ -32,6 +32,7 @@ from .scoring import (
     SUM,
     EmbeddedTerm,
     Hit,
+    Usual,
     best_places,
     candidates,
     chunked,
@@ -42,6 +43,9 @@ from .scoring import (
     proposals_by,
     require_finite_terms,
     rough_scores,
+    sampled,
+    usual,
+    with_floors,
 )
 from .store import BRANCHES, FUSED_ONLY, Layout, Manifest, open_whole, require_layout, vectors_of
 
@@ -242,8 +246,8 @@ class SearchIndex:
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"`k` is {k}; expected 1 to {MOST_RESULTS:,}.")
-        questions = self._asker.ask(self.parse(query))
         allowed = self._alive if where is None else self._alive & where.mask(self._table, self.columns)
+        questions = self._ask(query, allowed)
         rows = self._candidates(questions, allowed, k, exact)
         scores = np.concatenate([self._scores(questions, some) for some in chunked(rows)] or [np.zeros(0)])
         best = best_places(scores, self._table["image_id"].take(rows).to_pylist(), k)
@@ -256,7 +260,8 @@ class SearchIndex:
             ValueError: as `search`.
             KeyError: it is not in the index.
         """
-        return self._hits(self._asker.ask(self.parse(query)), np.array([self._row(image_id)]))[0]
+        row = np.array([self._row(image_id)])
+        return self._hits(self._ask(query, self._alive), row)[0]
 
     def image(self, image_id: str) -> Image.Image:
         """Return the image itself, right way up.
@@ -289,6 +294,18 @@ class SearchIndex:
         for start in range(0, len(alive), batch_size):
             some = alive[start : start + batch_size]
             yield self._table.take(some).to_pylist(), self.vectors(some)
+
+    def _ask(self, query: Query, allowed: np.ndarray) -> list[EmbeddedTerm]:
+        """Return the terms of a query as vectors, those against with floors by the rows that are allowed (N,)."""
+        questions = self._asker.ask(self.parse(query))
+        if not any(question.term.weight < 0 for question in questions) or not allowed.any():
+            return questions
+        return with_floors(questions, self._usual(questions, allowed))
+
+    def _usual(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray) -> list[Usual]:
+        rows = np.flatnonzero(allowed)
+        vectors = self.vectors(sampled(rows))
+        return [usual(question, self.layout.vector_names, vectors, len(rows)) for question in questions]
 
     def _candidates(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
         if self._neighbours is not None and not exact:
