@@ -6,10 +6,11 @@ First make an index. Run it again if images were added, changed or deleted, or i
   holistic-clip search index photos --model runs/emoji/holistic --index photos.index
 
 Then ask. Terms stand between semicolons. Before a text stands the perspective that decides, or `not` for what counts
-against an image, and behind it `^` and its weight:
+against an image, and behind it `^` and its weight. Beside an example, `but` says in what images are to differ from it:
 
   holistic-clip search find "main object: a dog; background: snow; not style: drawing^0.5" --index photos.index
   holistic-clip search find --like photos/dog.jpg --perspective style --index photos.index --why
+  holistic-clip search find "but background: snow" --like photos/dog.jpg --index photos.index
   holistic-clip search find "a dog" --index photos.index --path "2024/*" --picture found.png
   holistic-clip search check --index photos.index
 
@@ -21,7 +22,7 @@ Of many images, keep smaller vectors in memory, or encode all anew while the ind
 """
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
     from ..images.sources import Images
     from ..search import Hit, SearchIndex
-
-FUSED = "fused"  # in place of a perspective: all branches
 
 
 @dataclass(frozen=True)
@@ -164,14 +163,14 @@ class Find:
             ValueError: no such index, a query, column or image that cannot be used, or no image that matches.
         """
         from ..drawing import save_picture
-        from ..search import Filter, Term
+        from ..search import Filter
         from ..visualization import ResultRow, result_grid
 
         example, columns = self.check(), parse_conditions(self.where)
         index = open_index(self.index, self.model, skip_damaged=self.skip_damaged)
-        terms = index.parse(self.query) if self.query else []
-        if example is not None:
-            terms.append(Term(image=example, perspective=self.perspective or FUSED))
+        terms = index.parse(self.query, like=example)
+        if example is not None and self.perspective is not None:
+            terms[0] = replace(terms[0], perspective=self.perspective)
         hits = index.search(terms, k=self.k, where=Filter(columns, path=self.path))
         if not hits:
             told = [f"`--path {self.path}`"] * (self.path is not None) + [f"`--where {each}`" for each in self.where]

@@ -112,16 +112,16 @@ def weights_by_branch(term: Term, sliders: Mapping[str, float], branches: Sequen
     """Return by how much each branch counts that a term asks; branches that do not count are left out.
 
     A term with a perspective asks that branch alone. Any other is left to the sliders, of which `FUSED` asks all
-    branches in equal shares.
+    branches in equal shares, but for those that the term leaves out.
 
     >>> weights_by_branch(Term("a dog", weight=-1.0), {"fused": 1.0, "style": 2.0}, ["short", "style"])
     {'short': -0.5, 'style': -2.5}
     """
     if term.perspective != FUSED:
         return {term.perspective: term.weight}
+    asked = [branch for branch in branches if branch not in term.without]
     found = {
-        branch: term.weight * (sliders.get(FUSED, 0.0) / len(branches) + sliders.get(branch, 0.0))
-        for branch in branches
+        branch: term.weight * (sliders.get(FUSED, 0.0) / len(asked) + sliders.get(branch, 0.0)) for branch in asked
     }
     return {branch: weight for branch, weight in found.items() if weight != 0}
 

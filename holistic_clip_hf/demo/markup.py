@@ -116,12 +116,14 @@ def _numbers(hits: Sequence[Hit], wishes: Sequence[Term]) -> str:
     if not hits or not hits[0].parts:
         return ""
     reach = sum(abs(part.term.weight) for part in hits[0].parts)
-    terms = "the image that you gave" if wishes and wishes[0].image is not None else "each term of the query"
+    is_example = len(wishes) == 1 and wishes[0].image is not None
+    terms = "the image that you gave" if is_example else "each term of the query"
     told = (
         f"The number on an image is its score, the cosine similarity between its vectors and {terms}. Each term "
-        f"counts by its weight, and what is not wanted is subtracted. This query can reach from {-reach:.3g} to "
-        f"{reach:.3g}. Compare scores within one query only, since what is unrelated may lie well above 0. The strip "
-        f"below an image shows what each branch added to its score; hatched parts lower it."
+        f"counts by its weight. What is not wanted is subtracted from images that show more of it than most. This "
+        f"query can reach from {-reach:.3g} to {reach:.3g}. Compare scores within one query only, since what is "
+        f"unrelated may lie well above 0. The strip below an image shows what each branch added to its score; hatched "
+        f"parts lower it."
     )
     return f'<details class="hc-how"><summary>What the numbers mean</summary><p>{escape(told)}</p></details>'
 

@@ -39,7 +39,7 @@ class Asked:
 
     Args:
         mode: `TEXT` or `IMAGE`.
-        text: Text of the query; empty if nothing was asked.
+        text: Text of the query, empty if nothing was asked. Beside an image, the words that go with it.
         image: Image of the query, if it is one.
         weights: Weights of the sliders, in the order of `Page.weighted`.
     """
@@ -50,9 +50,14 @@ class Asked:
     weights: Sequence[float]
 
     @property
-    def query(self) -> str | Image.Image:
-        """Text or image that was asked; an empty text if nothing was."""
-        return self.image if self.mode == IMAGE and self.image is not None else (self.text or "").strip()
+    def words(self) -> str:
+        """Text without the spaces around it."""
+        return (self.text or "").strip()
+
+    @property
+    def example(self) -> Image.Image | None:
+        """Image that was asked, if one was."""
+        return self.image if self.mode == IMAGE else None
 
 
 class Page:
@@ -71,11 +76,10 @@ class Page:
     def results(self, asked: Asked, num_shown: int = 0) -> str:
         """Return the first images for a query, some more than there were."""
         k = min(max(0, num_shown) + SHOWN, markup.MOST_SHOWN)
-        if not asked.query:
-            return self._results(self.showcase.browse(k), [])
         try:
-            hits = self.showcase.search(asked.query, self._sliders(asked), k=k)
-            return self._results(hits, self.showcase.wishes(asked.query))
+            wishes = self._wishes(asked)
+            hits = self.showcase.search(wishes, self._sliders(asked), k=k) if wishes else self.showcase.browse(k)
+            return self._results(hits, wishes)
         except ValueError as error:
             return markup.problem(str(error))
 
@@ -101,14 +105,15 @@ class Page:
         except (KeyError, ValueError):
             logger.warning("An image that was asked for cannot be shown.", exc_info=True)
             return ""
-        sliders, query, hit, told = self._sliders(asked), asked.query, None, ""
+        sliders, wishes, hit, told = self._sliders(asked), list[Term](), None, ""
         try:
-            if query:
-                hit = next(iter(self.showcase.search(query, sliders, only=image_id)), None)
+            wishes = self._wishes(asked)
+            if wishes:
+                hit = next(iter(self.showcase.search(wishes, sliders, only=image_id)), None)
         except ValueError as error:
-            query, told = "", markup.problem(str(error))
+            wishes, told = [], markup.problem(str(error))
         try:
-            found = self.showcase.inspect(image, query, sliders, image_id=image_id)
+            found = self.showcase.inspect(image, wishes or "", sliders, image_id=image_id)
         except ValueError:
             logger.warning("%s cannot be looked into.", image_id, exc_info=True)
             return ""
@@ -140,6 +145,12 @@ class Page:
         own = own_captions(self.showcase.captions.get(image_id, ()))
         perspectives = self.showcase.caption_perspectives
         return markup.editor(image_id, own, perspectives, seen=digest_of(own), told=told)
+
+    def _wishes(self, asked: Asked) -> list[Term]:
+        """Return the terms that were asked; none if nothing was."""
+        if not asked.words and asked.example is None:
+            return []
+        return self.showcase.index.parse(asked.words, like=asked.example)
 
     def _sliders(self, asked: Asked) -> dict[str, float]:
         return dict(zip(self.weighted, asked.weights, strict=True))
@@ -187,6 +198,10 @@ def build(showcase: Showcase) -> gradio.Blocks:
                 image = upload_field(
                     label="An image of yours", sources=["upload", "clipboard"], height=240, type="pil", buttons=[]
                 )
+                differing = gradio.Textbox(
+                    placeholder="Like this, but …", show_label=False, max_length=4_000, elem_id="hc-differing"
+                )
+                gradio.HTML(_differing_hint(page.weighted))
                 told = [gradio.HTML(), gradio.HTML()]
         with gradio.Accordion("How much each perspective counts", open=True):
             with gradio.Row(elem_id="hc-weights"):
@@ -196,7 +211,7 @@ def build(showcase: Showcase) -> gradio.Blocks:
         panel = gradio.HTML(js_on_load=_asset("close_panel.js"), elem_id="hc-panel")
         # What was asked last is kept by the browser: the server holds nothing for a visitor who has left.
         asked = [gradio.Textbox(TEXT, visible=False), gradio.Textbox("", visible=False)]
-        parts = _Parts(text, image, weights, results, told, asked)
+        parts = _Parts(text, image, differing, weights, results, told, asked)
         _wire_queries(page, parts, [text.submit, button.click])
         _wire_examples(page, parts, examples)
         _wire_results(page, parts, panel)
@@ -234,12 +249,15 @@ def serve(
 
 
 class _Parts(NamedTuple):
-    """Components of the page; `told` is filled with what there is to say about an uploaded image, `asked` with mode
-    and text of the query that was asked last.
+    """Components of the page.
+
+    `differing` holds the words that go with an image, `told` what there is to say about it, and `asked` mode and text
+    of the query that was asked last.
     """
 
     text: Any
     image: Any
+    differing: Any
     weights: list[Any]
     results: Any
     told: list[Any]
@@ -263,6 +281,11 @@ def _wire_queries(page: Page, parts: _Parts, begins: Sequence[Any]) -> None:
     def without_image(text: str, *weights: float) -> tuple[str, str, str, str, str]:
         return page.search(text, *weights), "", "", TEXT, text or ""
 
+    def otherwise(image: Image.Image | None, text: str, *weights: float) -> str:
+        if image is None:
+            return markup.message("Upload an image to begin.")
+        return page.results(Asked(IMAGE, text, image, weights))
+
     def again(mode: str, text: str, image: Image.Image | None, *weights: float) -> str:
         return page.results(Asked(mode, text, image, weights))
 
@@ -271,8 +294,11 @@ def _wire_queries(page: Page, parts: _Parts, begins: Sequence[Any]) -> None:
     gradio.on(begins, None, parts.text, parts.asked, js=f"text => ['{TEXT}', text]", **_PRIVATE)
     given, options = [parts.image, *parts.weights], {"show_progress_on": parts.image, **_LIVE, **_HEAVY}
     looked = parts.image.upload(page.look, given, shown, api_name="look", **options)
-    looked.success(None, None, parts.asked, js=f"() => ['{IMAGE}', '']", **_PRIVATE)
+    looked.success(None, None, [*parts.asked, parts.differing], js=f"() => ['{IMAGE}', '', '']", **_PRIVATE)
     parts.image.clear(without_image, by_words, [*shown, *parts.asked], **_PRIVATE)
+    by_example = [parts.image, parts.differing, *parts.weights]
+    parts.differing.submit(otherwise, by_example, parts.results, **_LIVE, **_PRIVATE, **_HEAVY)
+    parts.differing.submit(None, parts.differing, parts.asked, js=f"text => ['{IMAGE}', text]", **_PRIVATE)
     for slider in parts.weights:
         slider.change(again, parts.query, parts.results, **_LIVE, **_PRIVATE, **_HEAVY)
 
@@ -322,6 +348,17 @@ def _head(showcase: Showcase) -> str:
         f"{len(showcase.index):,} images, seen by {showcase.name} from {len(showcase.branches)} perspectives at once"
     )
     return f"<h1>{TITLE}</h1><p>{markup.escape(told)}</p>"
+
+
+def _differing_hint(names: Sequence[str]) -> str:
+    """Say how an example is changed, or nothing if the index has no perspectives."""
+    if len(names) == 1:
+        return ""
+    name = markup.escape(names[-1].replace("_", " "))
+    return (
+        f'<p class="hc-hint"><code>but {name}: …</code> finds images that are like yours in all else, and in the '
+        f"{name} as you say.</p>"
+    )
 
 
 def _hint(names: Sequence[str]) -> str:

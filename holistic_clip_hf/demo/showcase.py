@@ -5,7 +5,6 @@ Axes: H branches, T texts, D projection width.
 """
 
 import copy
-import glob
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from ..evaluation.encoding import encode_texts, load_checkpoint
 from ..images.sources import Images
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..publishing.model_card import known_facts
-from ..search import FUSED, DatasetImages, Filter, FolderImages, Hit, SearchIndex, Term, index_images
+from ..search import FUSED, DatasetImages, FolderImages, Hit, Query, SearchIndex, Term, index_images
 from ..search.encoding import embed_images
 from ..search.indexing import require_index_place
 from .captions import (
@@ -95,21 +94,21 @@ class Showcase:
         for hit in self.browse(1):
             self.inspect(self.index.image(hit.image_id), "a picture", image_id=hit.image_id)
 
-    def wishes(self, query: str | Image.Image) -> list[Term]:
+    def wishes(self, query: Query | Image.Image) -> list[Term]:
         """Return the terms of a query as they were written, without the sliders.
 
         Raises:
             ValueError: an empty or malformed query.
         """
-        return self.index.parse(query) if isinstance(query, str) else [Term(image=query)]
+        return [Term(image=query)] if isinstance(query, Image.Image) else self.index.parse(query)
 
     def search(
-        self, query: str | Image.Image, sliders: Sliders | None = None, *, k: int = SHOWN, only: str | None = None
+        self, query: Query | Image.Image, sliders: Sliders | None = None, *, k: int = SHOWN, only: str | None = None
     ) -> list[Hit]:
-        """Return the best images for a text or an example.
+        """Return the best images for a text, an example, or both.
 
         Args:
-            query: a text, in the language of `parse_query`, or an image.
+            query: a text, in the language of `parse_query`, an image, or terms.
             sliders: Weights by perspective, `FUSED` among them. Below zero, one counts against. They hold for terms
                 that name no perspective. Default: `FUSED` alone.
             k: Number of images.
@@ -118,6 +117,13 @@ class Showcase:
         Raises:
             ValueError: an empty or malformed query; weights that are all zero where a term is left to them.
         """
+        terms = self._terms(query, sliders)
+        if only is None:
+            return self.index.search(terms, k=k)
+        return [self.index.explain(terms, only)] if only in self.index else []
+
+    def _terms(self, query: Query | Image.Image, sliders: Sliders | None) -> list[Term]:
+        """Return the terms of a query, those without a perspective once for each slider."""
         weights = {name: weight for name, weight in (sliders or {FUSED: 1.0}).items() if weight != 0}
         terms = []
         for wish in self.wishes(query):
@@ -126,9 +132,17 @@ class Showcase:
             elif not weights:
                 raise ValueError("All sliders are at zero, so that no image is better than another. Move one of them.")
             else:
-                terms += [replaced(wish, perspective=name, weight=wish.weight * weights[name]) for name in weights]
-        where = None if only is None else Filter(path=glob.escape(only))
-        return self.index.search(terms, k=k, where=where)
+                terms += [
+                    replaced(
+                        wish,
+                        perspective=name,
+                        weight=wish.weight * weights[name],
+                        without=wish.without if name == FUSED else (),
+                    )
+                    for name in weights
+                    if name not in wish.without
+                ]
+        return terms
 
     def browse(self, k: int = SHOWN) -> list[Hit]:
         """Return images from everywhere, before anything is asked; of more, the first are the same."""
@@ -154,7 +168,7 @@ class Showcase:
     def inspect(
         self,
         image: Image.Image,
-        query: str | Image.Image = "",
+        query: Query | Image.Image = "",
         sliders: Sliders | None = None,
         *,
         image_id: str | None = None,

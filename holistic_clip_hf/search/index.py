@@ -26,7 +26,7 @@ from ..storage import shown
 from .encoding import embed_images
 from .indexing import make_layout
 from .neighbours import Neighbours
-from .query import Filter, Query, Term, as_terms
+from .query import Filter, Query, Term, as_terms, parse_query
 from .scoring import (
     CENTROID,
     MAX,
@@ -34,6 +34,7 @@ from .scoring import (
     SUM,
     EmbeddedTerm,
     Hit,
+    Usual,
     best_places,
     candidates,
     chunked,
@@ -44,6 +45,9 @@ from .scoring import (
     proposals_by,
     require_finite_terms,
     rough_scores,
+    sampled,
+    usual,
+    with_floors,
 )
 from .store import (
     BRANCHES,
@@ -89,7 +93,7 @@ class Asker:
         """
         if self.layout.vectors == FUSED_ONLY:
             for term in terms:
-                if term.perspective != FUSED:
+                if term.perspective != FUSED or term.without:
                     raise ValueError(
                         f"{shown(str(term))} asks one branch, but the index holds one fused vector for an image. Ask "
                         f"without a perspective, or index with vectors='branches'."
@@ -143,7 +147,10 @@ class Asker:
         return self.fusion.mean(torch.eye(len(self.layout.perspectives))[:, :, None])[:, 0]
 
     def _of_image(self, term: Term) -> EmbeddedTerm:
-        """Compare branch with branch; fused, the mean of that over branches, however texts are fused."""
+        """Compare branch with branch; fused, the mean of that over branches, however texts are fused.
+
+        What the term leaves out, the other branches share.
+        """
         assert term.image is not None
         is_fused_only = self.layout.vectors == FUSED_ONLY
         width = self.layout.width
@@ -153,10 +160,12 @@ class Asker:
         by_name = dict(zip(self.layout.perspectives, found, strict=True))
         if term.perspective != FUSED:
             return EmbeddedTerm(term, {term.perspective: by_name[term.perspective]})
-        shares = self._shares().numpy()
-        return EmbeddedTerm(
-            term, {name: share * vector for share, (name, vector) in zip(shares, by_name.items(), strict=True)}
-        )
+        shares = dict(zip(by_name, self._shares().tolist(), strict=True))
+        kept = {name: share for name, share in shares.items() if name not in term.without}
+        total = sum(kept.values())
+        if not total:  # of branches that the fusion gives no weight
+            kept, total = dict.fromkeys(kept, 1.0), float(len(kept))
+        return EmbeddedTerm(term, {name: by_name[name] * (share / total) for name, share in kept.items()})
 
 
 MOST_RESULTS = 10_000
@@ -242,12 +251,18 @@ class SearchIndex:
         """Ids of all images, ordered."""
         return sorted(self._row_of)
 
-    def parse(self, query: Query) -> list[Term]:
+    def parse(self, query: Query, *, like: Image.Image | None = None) -> list[Term]:
         """Return the terms of a query, as `search` understands it.
+
+        Args:
+            query: Query; a text that goes with an example may be empty.
+            like: Example image that a query in the one-line language is about, see `parse_query`.
 
         Raises:
             ValueError: as `parse_query`.
         """
+        if isinstance(query, str):
+            return parse_query(query, self.perspectives, like=like)
         return as_terms(query, self.perspectives)
 
     def search(self, query: Query, *, k: int = 20, where: Filter | None = None, exact: bool = False) -> list[Hit]:
@@ -265,8 +280,8 @@ class SearchIndex:
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"`k` is {k}; expected 1 to {MOST_RESULTS:,}.")
-        questions = self._asker.ask(self.parse(query))
         allowed = self._alive if where is None else self._alive & where.mask(self._table, self.columns)
+        questions = self._ask(query, allowed)
         rows = self._candidates(questions, allowed, k, exact)
         scores = np.concatenate([self._scores(questions, some) for some in chunked(rows)] or [np.zeros(0)])
         best = best_places(scores, self._table["image_id"].take(rows).to_pylist(), k)
@@ -279,7 +294,8 @@ class SearchIndex:
             ValueError: as `search`.
             KeyError: it is not in the index.
         """
-        return self._hits(self._asker.ask(self.parse(query)), np.array([self._row(image_id)]))[0]
+        row = np.array([self._row(image_id)])
+        return self._hits(self._ask(query, self._alive), row)[0]
 
     def image(self, image_id: str) -> Image.Image:
         """Return the image itself, right way up.
@@ -314,6 +330,18 @@ class SearchIndex:
             some = alive[start : start + batch_size]
             table = self._table.take(some).append_column("stamp", stamps["stamp"].take(pa.array(some)))
             yield table.to_pylist(), self.vectors(some)
+
+    def _ask(self, query: Query, allowed: np.ndarray) -> list[EmbeddedTerm]:
+        """Return the terms of a query as vectors, those against with floors by the rows that are allowed (N,)."""
+        questions = self._asker.ask(self.parse(query))
+        if not any(question.term.weight < 0 for question in questions) or not allowed.any():
+            return questions
+        return with_floors(questions, self._usual(questions, allowed))
+
+    def _usual(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray) -> list[Usual]:
+        rows = np.flatnonzero(allowed)
+        vectors = self.vectors(sampled(rows))
+        return [usual(question, self.layout.vector_names, vectors, len(rows)) for question in questions]
 
     def _candidates(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
         if self._neighbours is not None and not exact and len(allowed) > FEW:

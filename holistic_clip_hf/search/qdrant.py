@@ -23,7 +23,16 @@ from .index import Asker, SearchIndex
 from .indexing import ROWS_PER_SEGMENT, EncodedRow, make_layout, make_table, stamps
 from .neighbours import choose_precision, num_proposed
 from .query import Query, as_terms
-from .scoring import Hit, best_places, contributions, explained, proposals_by
+from .scoring import (
+    MOST_SAMPLED,
+    Hit,
+    best_places,
+    contributions,
+    explained,
+    proposals_by,
+    usual,
+    with_floors,
+)
 from .store import (
     BINARY,
     BRANCHES,
@@ -271,6 +280,11 @@ class QdrantIndex:
         wanted = {name: vector for name, vector in proposals_by(questions).items() if name in names}
         if not wanted:
             raise ValueError("Every term counts against, which Qdrant cannot look up. Add one in favour.")
+        if any(question.term.weight < 0 for question in questions):
+            vectors = self._sample(query_filter)
+            if not len(vectors):
+                return []
+            questions = with_floors(questions, [usual(each, names, vectors, len(vectors)) for each in questions])
         found: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
         for name, vector in wanted.items():
             points = self._neighbours(name, vector, num_proposed(k, FLOAT32), query_filter, exact)
@@ -286,6 +300,20 @@ class QdrantIndex:
         best = best_places(scores, [fact["image_id"] for fact in facts], k)
         return explained(questions, names, [facts[place] for place in best], vectors[best])
 
+    def _sample(self, query_filter: Any) -> np.ndarray:
+        """Return vectors (N, H, D) by which to judge what is usual; ids are hashes, so the first are any."""
+        points, _ = self.client.scroll(
+            self.collection,
+            scroll_filter=self._filter(query_filter),
+            limit=MOST_SAMPLED,
+            with_payload=False,
+            with_vectors=True,
+        )
+        return np.array([[point.vector[name] for name in self.layout.vector_names] for point in points], np.float32)
+
+    def _filter(self, query_filter: Any) -> Any:
+        return _import_models().Filter(must=[self._ours, *([query_filter] if query_filter else [])])
+
     def _neighbours(self, name: str, vector: np.ndarray, count: int, query_filter: Any, exact: bool) -> list[Any]:
         models = _import_models()
         return self.client.query_points(
@@ -293,7 +321,7 @@ class QdrantIndex:
             query=vector.astype(np.float32).tolist(),
             using=name,
             limit=count,
-            query_filter=models.Filter(must=[self._ours, *([query_filter] if query_filter else [])]),
+            query_filter=self._filter(query_filter),
             # Ignored unless the server keeps smaller vectors.
             search_params=models.SearchParams(
                 exact=exact, quantization=models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)

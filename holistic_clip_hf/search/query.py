@@ -6,12 +6,17 @@
 Terms stand between semicolons. A term is a text. Before it may stand `not`, to count against, and the name of a
 perspective with a colon, to ask one branch alone. Behind it may stand `^` and a number, its weight. Text in double
 quotes is taken as it stands.
+
+    but palette: red; but not style: drawing
+
+Beside an example image, `but` before a term says that its perspective is wanted otherwise: the example is compared in
+all others, and the text decides in this one.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from typing import Any
 
@@ -90,6 +95,7 @@ MOST_LETTERS = 4_000  # of a query; a text tower reads a few hundred
 # Parsed step by step: one expression for a whole term would try every way to share out its spaces, for minutes.
 _PIECE = re.compile(r'"[^"]*"|[^";]+|;')
 _NEGATIVE = re.compile(r"not\s+", re.IGNORECASE)
+_OTHERWISE = re.compile(r"\s*but\s+", re.IGNORECASE)  # beside an example image alone; else it is a word
 
 
 @dataclass(frozen=True)
@@ -101,15 +107,18 @@ class Term:
         image: Example of it.
         perspective: Branch that decides. Default: all, as the model fuses them.
         weight: Weight of the term; below zero it counts against.
+        without: Perspectives in which an example of all branches is not compared.
 
     Raises:
-        ValueError: neither text nor image, both, an empty text, or a weight that is zero or not a finite number.
+        ValueError: neither text nor image, both, an empty text, a weight that is zero or not a finite number, or
+            perspectives to leave out of what is not an example of all branches.
     """
 
     text: str | None = None
     image: Image.Image | None = None
     perspective: str = FUSED
     weight: float = 1.0
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):
@@ -121,6 +130,11 @@ class Term:
                 f"The weight of {shown(str(self))} is {self.weight}; expected a finite number above 0, or below 0 to "
                 "count against."
             )
+        if self.without and (self.image is None or self.perspective != FUSED):
+            raise ValueError(
+                f"The term {shown(str(self))} leaves out {', '.join(self.without)}; expected that of an example image "
+                "of all branches alone. Ask for one or the other."
+            )
 
     def __str__(self) -> str:
         words = "an example image" if self.text is None else self.text
@@ -130,25 +144,51 @@ class Term:
 Query = str | Term | Sequence[Term]
 
 
-def parse_query(text: str, perspectives: Sequence[str]) -> list[Term]:
+def parse_query(text: str, perspectives: Sequence[str], *, like: Image.Image | None = None) -> list[Term]:
     """Read the one-line language; names of perspectives may be written in any case, with spaces for underscores.
 
+    Args:
+        text: Query.
+        perspectives: Names of the branches.
+        like: Example image, which becomes the first term. The text may then be empty, and `but` is a word of the
+            language.
+
     Raises:
-        ValueError: no term, an unknown perspective, a weight that is not a number, or a quote that does not close.
+        ValueError: no term, an unknown perspective, a weight that is not a number, a quote that does not close, or no
+            branch left by which the example could be compared.
 
     >>> parse_query("main object: a dog; not style: drawing^2", ["main_object", "style"])[1]
-    Term(text='drawing', image=None, perspective='style', weight=-2.0)
+    Term(text='drawing', image=None, perspective='style', weight=-2.0, without=())
     """
+    parts = _parts(text)
+    if like is None:
+        if not parts:
+            raise ValueError("The query is empty. Say what is sought, as in `a dog` or `background: snow`.")
+        return [_parse_term(part, perspectives) for part in parts]
+    terms, without = [], dict[str, None]()
+    for part in parts:
+        otherwise = _OTHERWISE.match(part)
+        terms.append(_parse_term(part[otherwise.end() :] if otherwise else part, perspectives))
+        if otherwise and terms[-1].perspective != FUSED:
+            without[terms[-1].perspective] = None
+    if without and len(without) == len(perspectives):
+        raise ValueError(
+            f"{shown(text)} wants every perspective otherwise than the example; expected one to compare it in. Leave "
+            "a `but` or the example out."
+        )
+    return [Term(image=like, without=tuple(without)), *terms]
+
+
+def _parts(text: str) -> list[str]:
+    """Return the terms of a query as they were written."""
     if len(text) > MOST_LETTERS:
         raise ValueError(f"The query has {len(text):,} letters; expected up to {MOST_LETTERS:,}.")
     if text.count('"') % 2:
         raise ValueError(f"A double quote does not close in {shown(text)}. Close it, or write it twice inside quotes.")
     parts = [part for part in _split(text) if part.strip()]
-    if not parts:
-        raise ValueError("The query is empty. Say what is sought, as in `a dog` or `background: snow`.")
     if len(parts) > MOST_TERMS:
         raise ValueError(f"The query has {len(parts)} terms; expected up to {MOST_TERMS}.")
-    return [_parse_term(part, perspectives) for part in parts]
+    return parts
 
 
 def as_terms(query: Query, perspectives: Sequence[str]) -> list[Term]:
@@ -163,7 +203,12 @@ def as_terms(query: Query, perspectives: Sequence[str]) -> list[Term]:
     if not terms:
         raise ValueError("The query has no terms. Give one or more.")
     return [
-        Term(term.text, term.image, find_perspective(term.perspective, perspectives), term.weight) for term in terms
+        replace(
+            term,
+            perspective=find_perspective(term.perspective, perspectives),
+            without=tuple(find_perspective(name, perspectives) for name in term.without),
+        )
+        for term in terms
     ]
 
 

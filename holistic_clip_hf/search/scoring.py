@@ -2,15 +2,17 @@
 """Scores of images for a query, and what each term and branch adds to them.
 
 A term is worth its weight times the similarity of its vector to one branch, or fused over all. If fusion is linear,
-that is a sum over branches again, so a whole query, however many terms it has, costs one product for each branch that
-it asks. Scores are found in float32 and decided in float64, image by image, so that equal vectors have equal scores.
+that is a sum over branches again, so all terms in favour, however many there are, cost one product for each branch.
+A term against counts by what exceeds its floor: an image that shows no more of it than most is not the better for
+showing less (training/LOG.md, "Answers"). Scores are found in float32 and decided in float64, image by image, so that
+equal vectors have equal scores.
 
 Axes: N images, H kinds of vectors (branches, or the fused one alone), D projection width.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ SUM, CENTROID, MAX, SOFTMAX = "sum", "centroid", "max", "softmax"
 LEAST_LENGTH = 1e-12  # of a mean of vectors, as torch normalises
 _ROUND_OFF = 2.0**-24
 _AT_ONCE = 4_096  # images whose scores are decided together
+MOST_SAMPLED = 1_024  # images whose scores say what is usual; their mean is off by a thirtieth of the spread
+FLOOR = 1.0  # spreads above the mean; of 0, 1 and 2, the best on validation (training/LOG.md, "Answers")
 Blocks = Mapping[str, Sequence[np.ndarray]]  # by kind of vector, the rows in blocks (n, D) alike for all kinds
 
 
@@ -36,12 +40,14 @@ class EmbeddedTerm:
         combine: `SUM` of the products, `CENTROID`, their sum divided by the length of the image's mean vector, their
             `MAX`, or `SOFTMAX`, their mean weighted by their softmax.
         scale: Scale of that softmax.
+        floor: Similarity up to which the term counts nothing. Default: all of it counts.
     """
 
     term: Term
     vectors: Mapping[str, np.ndarray]
     combine: str = SUM
     scale: float = 1.0
+    floor: float | None = None
 
 
 def mean_lengths(vectors: np.ndarray) -> np.ndarray:
@@ -57,7 +63,7 @@ def rough_scores(
     `lengths` are the `mean_lengths` of each block, which a `CENTROID` needs.
     """
     linear, central = (_added_up(questions, combine) for combine in (SUM, CENTROID))
-    others = [question for question in questions if question.combine in (MAX, SOFTMAX)]
+    others = [question for question in questions if not _is_added_up(question)]
     names = list(dict.fromkeys([*linear, *central, *(name for question in others for name in question.vectors)]))
     found = []
     for number, block in enumerate(zip(*(blocks[name] for name in names), strict=True)):
@@ -71,16 +77,24 @@ def rough_scores(
             scores += by_name[name] @ vector.astype(np.float32)
         for question in others:
             products = [by_name[name] @ vector.astype(np.float32) for name, vector in question.vectors.items()]
-            scores += question.term.weight * _shares(np.stack(products, axis=1), question).sum(axis=1)
+            shares = _shares(np.stack(products, axis=1), question)
+            if question.combine == CENTROID and lengths is not None:
+                shares /= lengths[number].astype(np.float32)[:, None]
+            scores += question.term.weight * _above_floor(shares, question).sum(axis=1)
         found.append(scores)
     return np.concatenate(found)
+
+
+def _is_added_up(question: EmbeddedTerm) -> bool:
+    """Tell whether a term's vectors may be added to those of others before the product."""
+    return question.combine in (SUM, CENTROID) and question.floor is None
 
 
 def _added_up(questions: Sequence[EmbeddedTerm], combine: str) -> dict[str, np.ndarray]:
     """Return by kind the weighted sum of the vectors of all terms that are combined alike: one product for all."""
     total: dict[str, np.ndarray] = {}
     for question in questions:
-        if question.combine == combine:
+        if question.combine == combine and _is_added_up(question):
             for name, vector in question.vectors.items():
                 total[name] = total.get(name, 0.0) + question.term.weight * vector
     return total
@@ -115,8 +129,47 @@ def contributions(questions: Sequence[EmbeddedTerm], names: Sequence[str], vecto
         shares = _shares(products, question)
         if question.combine == CENTROID:
             shares = shares / mean_lengths(vectors)[:, None]
-        parts[:, number, places] = question.term.weight * shares
+        parts[:, number, places] = question.term.weight * _above_floor(shares, question)
     return parts
+
+
+def similarities(question: EmbeddedTerm, names: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+    """Return what one term is worth before its weight and its floor: (N,) float64. Shapes as in `contributions`."""
+    plain = replace(question, term=replace(question.term, weight=1.0), floor=None)
+    return contributions([plain], names, vectors).sum(axis=(1, 2))
+
+
+@dataclass(frozen=True)
+class Usual:
+    """Similarities of a gallery to one term: their mean, their standard deviation, and the number of images."""
+
+    mean: float
+    spread: float
+    size: int
+
+
+def usual(question: EmbeddedTerm, names: Sequence[str], vectors: np.ndarray, size: int) -> Usual:
+    """Describe the similarities of a gallery of `size` images by those of a sample (N, H, D) of it."""
+    found = similarities(question, names, vectors)
+    return Usual(float(found.mean()), float(found.std()), size)
+
+
+def with_floors(questions: Sequence[EmbeddedTerm], gallery: Sequence[Usual]) -> list[EmbeddedTerm]:
+    """Return the terms, those against with a floor if there are others: what is usual in the gallery is no fault.
+
+    If all are against, there is nothing else to go by, and what shows least of them is best.
+    """
+    if all(question.term.weight < 0 for question in questions):
+        return list(questions)
+    return [
+        replace(question, floor=found.mean + FLOOR * found.spread) if question.term.weight < 0 else question
+        for question, found in zip(questions, gallery, strict=True)
+    ]
+
+
+def sampled(rows: np.ndarray) -> np.ndarray:
+    """Return up to `MOST_SAMPLED` rows, evenly spread."""
+    return rows[:: max(1, -(-len(rows) // MOST_SAMPLED))]
 
 
 def candidates(rough: np.ndarray, allowed: np.ndarray, k: int, slack: float) -> np.ndarray:
@@ -132,12 +185,13 @@ def candidates(rough: np.ndarray, allowed: np.ndarray, k: int, slack: float) -> 
 def proposals_by(questions: Sequence[EmbeddedTerm]) -> dict[str, np.ndarray]:
     """Return by kind of vector the (D,) to look up in an approximate index, of the kinds that a term in favour asks.
 
-    What counts against moves these, but names no images by itself: those it likes least may be anything. A term that
-    asks all branches is looked up in each and in their mean, since its best image need not be the best of any branch.
+    What counts against moves these, but names no images by itself: those it likes least may be anything. With a floor
+    it does not even move them. A term that asks all branches is looked up in each and in their mean, since its best
+    image need not be the best of any branch.
     """
     total: dict[str, np.ndarray] = {}
     in_favour: set[str] = set()
-    for question in questions:
+    for question in (each for each in questions if each.floor is None):
         vectors = dict(question.vectors)
         if len(vectors) > 1:
             vectors[FUSED] = np.sum(list(vectors.values()), axis=0)
@@ -164,6 +218,14 @@ def _shares(products: np.ndarray, question: EmbeddedTerm) -> np.ndarray:
     logits = question.scale * products
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True) * products
+
+
+def _above_floor(shares: np.ndarray, question: EmbeddedTerm) -> np.ndarray:
+    """Return the shares (N, H) of similarities that exceed the term's floor, less the floor in equal parts, else 0."""
+    if question.floor is None:
+        return shares
+    is_above = shares.sum(axis=1, keepdims=True) > question.floor
+    return np.where(is_above, shares - question.floor / shares.shape[1], 0.0)
 
 
 def require_finite_terms(questions: Sequence[EmbeddedTerm]) -> None:

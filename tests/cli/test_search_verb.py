@@ -38,6 +38,8 @@ def test_from_a_folder_to_answers(
     said = run("find", "--like", example, "--index", index, "-k", "2", "--picture", str(picture))
     assert said[0].split() == ["1.000", "red/red-circle.png"]
     assert Image.open(picture).width > 300
+    said = run("find", "but main object: a red square", "--like", example, "--index", index, "-k", "1", "--why")
+    assert "an example image (short " in said[1] and "main_object" not in said[1] and "main_object " in said[2]
     assert run("check", "--index", index) == [f"{index}: 1 files, all as they were written."]
     with pytest.raises(ValueError, match="no column 'artist'"):
         run("find", "a circle", "--index", index, "--where", "artist=noto")
@@ -136,6 +138,9 @@ def test_what_a_search_refuses(
         for number, path in enumerate(sorted((tmp_path / "others").rglob("*.png"))):
             Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
         parse("search", ["index", str(tmp_path / "others"), "--model", "none", *index])()
+    with pytest.raises(ValueError, match="leaves out style; expected that of an example image of all branches"):
+        options = ["--like", str(photo), "--perspective", "short", "--model", str(tmp_path / "gone")]
+        parse("search", ["find", "but style: flat", *index, *options])()
     with pytest.raises(ValueError, match="The query is missing"):
         parse("search", ["find", *index])()
     assert photo.read_bytes() == before and outside.read_bytes() == before and not (photos / "new.png").exists()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -84,15 +85,24 @@ def client(page: gradio.Blocks) -> Client:
 
 
 def ranked(showcase: Showcase, text: str, weights: dict[str, float]) -> list[str]:
-    """Image ids by what the model itself says of each image, one after the other."""
-    scores = {}
+    """Image ids by what the model itself says of each image, one after the other.
+
+    What counts against, beside others, does so from one standard deviation above its mean on.
+    """
+    found: dict[str, dict[str, float]] = {}
     for path in sorted(Path(showcase.index.manifest.origin["root"]).iterdir()):
         inputs = showcase._processor(images=[Image.open(path)], text=[text], return_tensors="pt")
         with torch.no_grad():
             output = showcase.model(**inputs)
         by_name = dict(zip(showcase.branches, (output.branch_embeds[0] @ output.text_embeds[0]).tolist(), strict=True))
         by_name["fused"] = float(output.image_embeds[0] @ output.text_embeds[0])
-        scores[path.name] = sum(weight * by_name[name] for name, weight in weights.items())
+        found[path.name] = by_name
+    scores = dict.fromkeys(found, 0.0)
+    for name, weight in weights.items():
+        values = np.array([by_name[name] for by_name in found.values()])
+        if weight < 0 and any(each > 0 for each in weights.values()):
+            values = np.maximum(values - values.mean() - values.std(), 0)
+        scores = {image_id: scores[image_id] + weight * value for image_id, value in zip(scores, values, strict=True)}
     return sorted(scores, key=lambda name: -scores[name])
 
 

@@ -53,9 +53,9 @@ def vectors(showcase: Showcase, image: Image.Image, text: str) -> tuple[torch.Te
     ("query", "sliders"),
     [
         ("a red circle", {FUSED: 1.0}),
-        ("not a red circle^0.5", {FUSED: 1.0, "style": -2.0}),
+        ("not a red circle^0.5", {FUSED: 1.0, "style": 2.0}),
         ("style: a red circle", {FUSED: 1.0, "short": 2.0}),
-        ("a red circle", {"short": 0.5, "main_object": -1.5}),
+        ("a red circle", {"short": 0.5, "main_object": 1.5}),
     ],
 )
 def test_weights_by_branch_add_up_to_the_score(showcase: Showcase, query: str, sliders: dict[str, float]) -> None:

@@ -94,6 +94,54 @@ def test_a_message_shows_the_ends_of_a_long_query(query: str) -> None:
     assert 50 < len(str(raised.value)) < 700 and "xxx...xxx" in str(raised.value)
 
 
+EXAMPLE = Image.new("RGB", (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "without", "expected"),
+    [
+        ("", (), []),
+        (" ; ", (), []),
+        ("but style: a drawing", ("style",), [("style", "a drawing", 1)]),
+        ("BUT not style: drawing^2; a dog", ("style",), [("style", "drawing", -2), (FUSED, "a dog", 1)]),
+        ("but at night", (), [(FUSED, "at night", 1)]),
+        ("but fused: at night", (), [(FUSED, "at night", 1)]),
+        (
+            'but main object: "a ""but"" ; b"; but style: x; style: y',
+            ("main_object", "style"),
+            [("main_object", 'a "but" ; b', 1), ("style", "x", 1), ("style", "y", 1)],
+        ),
+        ("butter; style: but", (), [(FUSED, "butter", 1), ("style", "but", 1)]),
+    ],
+)
+def test_an_example_and_what_is_wanted_otherwise(
+    text: str, without: tuple[str, ...], expected: list[tuple[str, str, float]]
+) -> None:
+    example, *rest = parse_query(text, NAMES, like=EXAMPLE)
+    assert example == Term(image=EXAMPLE, without=without)
+    assert [(term.perspective, term.text, term.weight) for term in rest] == expected
+
+
+def test_but_is_a_word_without_an_example() -> None:
+    assert told("but at night") == [(FUSED, "but at night", 1)]
+    with pytest.raises(ValueError, match="perspective is 'but style'; expected one of .*Did you mean 'style'"):
+        parse_query("but style: drawing", NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("but style: a; but background: b; but main object: c", "wants every perspective otherwise.*one to compare"),
+        ("but style:", "has no word"),
+        ("but not ", "has no word"),
+        ("but but style: x", "perspective is 'but style'"),
+    ],
+)
+def test_what_cannot_be_wanted_otherwise(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_query(text, NAMES, like=EXAMPLE)
+
+
 def test_terms_are_checked() -> None:
     for weight in (0, math.nan, math.inf, True):
         with pytest.raises(ValueError, match=r"weight of 'style: dog'"):
@@ -104,6 +152,11 @@ def test_terms_are_checked() -> None:
         Term("dog", Image.new("RGB", (1, 1)))
     with pytest.raises(ValueError, match="perspective is 'colour'"):
         as_terms(Term("dog", perspective="colour"), NAMES)
+    with pytest.raises(ValueError, match="perspective is 'colour'"):
+        as_terms(Term(image=EXAMPLE, without=("colour",)), NAMES)
+    for given in ({"text": "dog"}, {"image": EXAMPLE, "perspective": "style"}):
+        with pytest.raises(ValueError, match="leaves out style; expected that of an example image of all branches"):
+            Term(**given, without=("style",))
     with pytest.raises(ValueError, match="no terms"):
         as_terms([], NAMES)
     assert as_terms(Term("dog", perspective="Main object"), NAMES) == [Term("dog", perspective="main_object")]

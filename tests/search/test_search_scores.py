@@ -89,20 +89,34 @@ def plain_fusion(model: HolisticCLIPModel, similarities: list[float], text: list
     return dot(weights, similarities) / sum(weights)
 
 
-def plain_score(index: SearchIndex, terms: list[Term], image: Image.Image) -> float:
-    branches, score = plain_vectors(index, image), 0.0
+def plain_similarity(index: SearchIndex, term: Term, branches: list[list[float]]) -> float:
+    text = plain_text(index, term.text or "")
+    similarities = [dot(branch, text) for branch in branches]
+    if term.perspective != FUSED:
+        return similarities[NAMES.index(term.perspective)]
+    fused = plain_fusion(index._asker.model, similarities, text)
+    if index._asker.model.config.fusion == "centroid":
+        mean = [math.fsum(numbers) / len(branches) for numbers in zip(*branches, strict=True)]
+        fused /= math.hypot(*mean)
+    return fused
+
+
+def plain_scores(index: SearchIndex, terms: list[Term], images: dict[str, Image.Image]) -> dict[str, float]:
+    """The scores of a whole gallery. Beside others, a term against counts from one deviation above the mean on."""
+    branches = {name: plain_vectors(index, image) for name, image in images.items()}
+    scores = dict.fromkeys(images, 0.0)
     for term in terms:
-        text = plain_text(index, term.text or "")
-        similarities = [dot(branch, text) for branch in branches]
-        if term.perspective == FUSED:
-            fused = plain_fusion(index._asker.model, similarities, text)
-            if index._asker.model.config.fusion == "centroid":
-                mean = [math.fsum(numbers) / len(branches) for numbers in zip(*branches, strict=True)]
-                fused /= math.hypot(*mean)
-            score += term.weight * fused
-        else:
-            score += term.weight * similarities[NAMES.index(term.perspective)]
-    return score
+        found = {name: plain_similarity(index, term, vectors) for name, vectors in branches.items()}
+        if term.weight < 0 and any(each.weight > 0 for each in terms):
+            mean = math.fsum(found.values()) / len(found)
+            spread = math.sqrt(math.fsum((each - mean) ** 2 for each in found.values()) / len(found))
+            found = {name: max(0.0, each - mean - spread) for name, each in found.items()}
+        scores = {name: score + term.weight * found[name] for name, score in scores.items()}
+    return scores
+
+
+def images_of(corpus: Dataset) -> dict[str, Image.Image]:
+    return {row["image_id"]: row["image"] for row in corpus}
 
 
 def assert_same(hits: list[Hit], expected: dict[str, float]) -> None:
@@ -118,7 +132,7 @@ def test_scores_are_those_of_plain_loops(
     index = make_index(options)
     for query in QUERIES:
         terms = index.parse(query)
-        expected = {row["image_id"]: plain_score(index, terms, row["image"]) for row in corpus}
+        expected = plain_scores(index, terms, images_of(corpus))
         hits = index.search(query, k=5)
         assert_same(hits, expected)
         for hit in hits:
@@ -137,7 +151,7 @@ def test_scores_are_those_of_plain_loops(
 def test_one_fused_vector(make_index: Callable[..., SearchIndex], corpus: Dataset, fusion: str) -> None:
     index = make_index(FUSIONS[fusion], vectors="fused")
     query = "a red square; not all yellow^0.5"
-    expected = {row["image_id"]: plain_score(index, index.parse(query), row["image"]) for row in corpus}
+    expected = plain_scores(index, index.parse(query), images_of(corpus))
     assert_same(index.search(query, k=8), expected)
     assert index.perspectives == []
     with pytest.raises(ValueError, match="perspective is 'style'"):
@@ -155,8 +169,41 @@ def test_an_example_image(make_index: Callable[..., SearchIndex], corpus: Datase
     by_style = Term(image=example, perspective="style", weight=-2.0)
     assert_same(index.search(by_style), {name: -2 * each[2] for name, each in likeness.items()})
     both = [Term("a red square", perspective="short"), Term(image=example, perspective="style", weight=0.5)]
-    words = {row["image_id"]: plain_score(index, both[:1], row["image"]) for row in corpus}
+    words = plain_scores(index, both[:1], images_of(corpus))
     assert_same(index.search(both, k=3), {name: words[name] + 0.5 * each[2] for name, each in likeness.items()})
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.0, 3.0], [0.0, 2.0, 0.0]])
+def test_like_this_but_otherwise(
+    make_index: Callable[..., SearchIndex], corpus: Dataset, weights: list[float]
+) -> None:
+    """The example by the other branches, in their shares; equal ones if the fusion gives these no weight."""
+    index = make_index({"fusion": "weighted", "branch_weights": weights})
+    example = corpus[2]["image"]
+    shares = [weights[0], 0.0, weights[2]] if any(weights[::2]) else [1.0, 0.0, 1.0]
+    expected = {}
+    for row in corpus:
+        own, given = plain_vectors(index, row["image"]), plain_vectors(index, example)
+        likeness = dot(shares, [dot(a, b) for a, b in zip(own, given, strict=True)]) / sum(shares)
+        expected[row["image_id"]] = likeness + 0.5 * dot(own[1], plain_text(index, "a red square"))
+    terms = index.parse("but main object: a red square^0.5", like=example)
+    hits = index.search(terms, k=5)
+    assert_same(hits, expected)
+    assert [list(part.by_branch) for part in hits[0].parts] == [["short", "style"], ["main_object"]]
+
+
+def test_what_is_usual_is_no_fault(make_index: Callable[..., SearchIndex], corpus: Dataset) -> None:
+    """A filter makes another gallery, in which something else is usual; a term against never adds to a score."""
+    index = make_index()
+    terms = index.parse("short: a red square; not style: all yellow^1.5; not a circle")
+    circles = {name: image for name, image in images_of(corpus).items() if name.endswith("circle")}
+    expected = plain_scores(index, terms, circles)
+    assert_same(index.search(terms, where=Filter(path="*circle")), expected)
+    hits = index.search(terms)
+    against = [part for hit in hits for part in hit.parts if part.term.weight < 0]
+    assert all(part.score <= 0 for part in against) and any(part.score < 0 for part in against)
+    assert sum(not part.score for part in against) > len(against) / 2  # most show no more of it than is usual
+    assert expected[circle := hits[0].image_id.replace("square", "circle")] != index.explain(terms, circle).score
 
 
 def test_ties_go_by_image_id(make_index: Callable[..., SearchIndex], corpus: Dataset) -> None:
