@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import UseAppendAction
 
@@ -47,6 +47,8 @@ class BuildOptions:
         embed: sentence-transformers model that measures similarity. Default: shared words.
         validation: Share of the images for validation, drawn by a hash of their ids.
         test: Share of the images for testing, drawn likewise.
+        near_duplicates: Treatment of images that are one picture, in another size, compressed anew or mirrored:
+            `group` puts them into one split, `report` counts and lists them, `ignore` does not look.
         report: Put the diversity report on the card.
         replace: Replace a corpus of other sources in --output, too. One of the same sources needs no leave.
         rows_per_shard: Largest number of rows of a shard.
@@ -61,6 +63,7 @@ class BuildOptions:
     embed: str | None = None
     validation: float = 0.05
     test: float = 0.05
+    near_duplicates: Literal["group", "report", "ignore"] = "report"
     report: bool = True
     replace: bool = False
     rows_per_shard: int = 5_000
@@ -95,6 +98,7 @@ class BuildOptions:
             max_caption_bytes=self.max_caption_bytes,
             limits=self.limits,
             rows_per_shard=self.rows_per_shard,
+            near_duplicates=self.near_duplicates,
         )
         build_from_sources(
             directory,

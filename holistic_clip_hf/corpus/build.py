@@ -221,11 +221,12 @@ MANIFEST = "corpus.json"
 _SHARD_KEY = b"holistic_clip_shard"
 # Small row groups, so that streaming readers can skip through images, and so that writing takes little memory.
 _ROWS_PER_GROUP, _BYTES_PER_GROUP = 100, 64_000_000
-SKIPPED = "skipped.jsonl"
+SKIPPED, NEAR_DUPLICATES = "skipped.jsonl", "near_duplicates.json"
 CARD, _LOCK = "README.md", LOCK
 # By these names a build knows what earlier builds wrote; nothing else in its folder is ever removed.
 SHARD_NAME = re.compile(r".+-[0-9a-f]{8}\.parquet")
-BESIDE = re.compile(r"skipped\.jsonl|diversity\.(?:png|json)")
+THUMBNAILS = re.compile(r"thumbnails-\d+-[0-9a-f]{8}\.npy")
+BESIDE = re.compile(rf"skipped\.jsonl|diversity\.(?:png|json)|near_duplicates\.json|{THUMBNAILS.pattern}")
 MOST_LISTED = 10_000  # skipped items in the manifest, which is read at every load; more are in a file of their own
 Shard = Callable[[], Iterable[Mapping[str, Any] | Skipped]]
 
@@ -253,7 +254,7 @@ def _split_column(directory: str | Path) -> str:
 
 def write_corpus(
     directory: str | Path,
-    shards: Mapping[str, Shard],
+    shards: Mapping[str, Shard] | Callable[[], Mapping[str, Shard]],
     features: Features,
     *,
     fingerprint: str,
@@ -267,11 +268,12 @@ def write_corpus(
     """Write each shard, then `README.md` (from `card`, given the manifest), then the manifest.
 
     A shard is a function that yields rows and `Skipped` items; `fingerprint` stands for all that decides its rows.
-    Finished shards of the same fingerprint are kept. A corpus of another fingerprint stays whole and loadable until
-    the new manifest replaces its own. The manifest counts the values of the `counted` columns and lists what was
-    skipped by the shards and, as `skipped` says, before; long lists are in `skipped.jsonl`. Processes that build into
-    one folder wait for each other; `check` is asked once the folder is this one's. Raises `ValueError` for a malformed
-    row and for a corpus without rows, `OSError` when the disk is full.
+    Shards whose plan takes work come from a function, which is called only if they are to be written. Finished shards
+    of the same fingerprint are kept. A corpus of another fingerprint stays whole and loadable until the new manifest
+    replaces its own. The manifest counts the values of the `counted` columns and lists what was skipped by the shards
+    and, as `skipped` says, before; long lists are in `skipped.jsonl`. Processes that build into one folder wait for
+    each other; `check` is asked once the folder is this one's. Raises `ValueError` for a malformed row and for a
+    corpus without rows, `OSError` when the disk is full.
     """
     directory, is_new = Path(directory), not Path(directory).exists()
     require_corpus_folder(directory)
@@ -283,7 +285,7 @@ def write_corpus(
             if not is_whole(directory, fingerprint):
                 require_free_space(directory, required_bytes, "the corpus", "choose a directory on another disk")
                 records = {}
-                for name, shard in shards.items():
+                for name, shard in (shards() if callable(shards) else shards).items():
                     path = directory / "data" / f"{name}-{digest_of(fingerprint)}.parquet"
                     if _read_shard_facts(path, fingerprint) is None:
                         _write_shard(path, shard, features, fingerprint, counted)

@@ -13,9 +13,10 @@ from huggingface_hub import DatasetCardData
 from ..images.sources import SPLITS, Source, origins_of
 from ..storage import stable_number, write_atomically, write_json
 from ..words import markdown_table
-from .build import MANIFEST, SKIPPED, DamagedCorpusError, digest_of, is_whole, read_manifest
+from .build import MANIFEST, NEAR_DUPLICATES, SKIPPED, DamagedCorpusError, digest_of, is_whole, read_manifest
 from .diversity import DiversityReport, Embed, measure_diversity
 from .diversity_picture import draw_diversity
+from .near_duplicates import NearDuplicates
 from .plan import BuildSettings
 
 PICTURE, REPORT = "diversity.png", "diversity.json"
@@ -93,9 +94,17 @@ def require_same_origins(directory: Path, fingerprint: str, sources: Sequence[So
 
 
 def write_card(
-    directory: Path, manifest: Mapping[str, Any], facts: CorpusFacts, *, diversity: bool, embed: Embed | None
+    directory: Path,
+    manifest: Mapping[str, Any],
+    facts: CorpusFacts,
+    *,
+    diversity: bool,
+    embed: Embed | None,
+    alike: NearDuplicates | None = None,
 ) -> str:
     """Return the card of the built shards; with `diversity`, its picture and all its numbers are put beside it.
+
+    `alike` are the near-duplicates, None if they were not looked for.
 
     Raises:
         ImportError: the diversity report needs packages that are not installed.
@@ -109,7 +118,7 @@ def write_card(
             file.write(picture.getvalue())
         write_json(directory / REPORT, report.to_dict(), indent=1)
     example = next(iter(_captions(directory, manifest)))[1]
-    return render_card(manifest, facts, report, example)
+    return render_card(manifest, facts, report, example, alike)
 
 
 def render_card(
@@ -117,6 +126,7 @@ def render_card(
     facts: CorpusFacts,
     report: DiversityReport | None,
     example: Sequence[Mapping[str, str]],
+    alike: NearDuplicates | None = None,
 ) -> str:
     """Return Markdown with the front matter by which the Hub and `load_dataset` find the splits."""
     settings = manifest["about"]["settings"]
@@ -132,6 +142,8 @@ def render_card(
         markdown_table(("perspective", "captions", "captions of one image"), _perspectives(manifest, example)),
         "## Splits",
         _splits(manifest, settings),
+        "## Near-duplicates",
+        _near_duplicates(alike),
         *_diversity(report),
         "## Images",
         _images(settings["limits"]),
@@ -178,6 +190,23 @@ def _splits(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         f"say otherwise, a hash of the image id decides, with a share of {settings['validation']:g} for validation "
         f"and {settings['test']:g} for test: an image stays in its split when others are added."
     )
+
+
+def _near_duplicates(alike: NearDuplicates | None) -> str:
+    if alike is None:
+        return "They were not looked for."
+    if not alike.groups:
+        return "No two images are one picture in another size, compressed anew or mirrored."
+    told = (
+        f"{len(alike.image_ids):,} images are one picture with others, in another size, compressed anew or mirrored: "
+        f"{len(alike.groups):,} groups, each listed in `{NEAR_DUPLICATES}`."
+    )
+    leaks = alike.leaks()
+    if not leaks:
+        return f"{told} No group lies in two splits."
+    rows = [(split, other, f"{count:,}") for (split, other), count in leaks.items()]
+    table = markdown_table(("images of", "with a near-duplicate in", "number"), rows)
+    return f"{told} Some groups lie in several splits.\n\n{table}"
 
 
 def _diversity(report: DiversityReport | None) -> list[str]:

@@ -21,10 +21,11 @@ from ..captioning.store import CaptionRow
 from ..images.decoding import UnreadableImageError, map_ahead, verify_image
 from ..images.sources import Item, Skipped, Source, origins_of, require_apart_from
 from ..storage import import_extra, require_count, scratch_database
-from .build import corpus_features, read_manifest, require_corpus_folder, write_corpus
+from .build import NEAR_DUPLICATES, Shard, corpus_features, read_manifest, require_corpus_folder, write_corpus
 from .card import CorpusFacts, require_same_origins, write_card
 from .diversity import MOST_SLOTS, Compare, Embed, drop_similar, require_threshold
-from .plan import BuildSettings, Entry, Plan, make_plan
+from .near_duplicates import NearDuplicates, group_images, remove_thumbnails, sides_of, write_near_duplicates
+from .plan import GROUP, IGNORE, BuildSettings, Entry, Plan, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def _extend(item: Item, database: sqlite3.Connection) -> Item:
 
 
 SPLIT_COLUMN = "split"
+_LEAKS = (("test", "train"), ("test", "validation"), ("validation", "train"))  # what is measured on, and trained on
 
 
 class SimilarCaptions(NamedTuple):
@@ -171,10 +173,10 @@ def build_from_sources(
     """Build the corpus of all images of `sources` that have a caption and are readable; read it with `load_corpus`.
 
     A row has `image_id`, `image`, `captions` and `split`; the shards of a split are `data/<split>-*.parquet`. What is
-    left out is listed with its reason. A killed build goes on after the last finished shard, to the same bytes;
-    memory holds a few images at a time. With `diversity`, the card has the diversity report, measured with `embed` too
-    if it is given. `workers` threads decode images (default: one for each processor). Only with `replace` does a
-    corpus of other sources give way.
+    left out is listed with its reason, near-duplicates in `near_duplicates.json`. A killed build goes on after the
+    last finished shard, to the same bytes; memory holds a few images at a time. With `diversity`, the card has the
+    diversity report, measured with `embed` too if it is given. `workers` threads decode images (default: one for each
+    processor). Only with `replace` does a corpus of other sources give way.
 
     Raises:
         ValueError: no image with a caption, a perspective asked for that no caption has, or a corpus of other sources.
@@ -196,14 +198,17 @@ def build_from_sources(
             _require_few_slots(plan)
         check = None if replace else partial(require_same_origins, directory, plan.fingerprint, sources)
         decode = partial(map_ahead, pool, 2 * workers)
-        maker = _RowMaker(plan, sources, settings, similar, decode, bar)
+        make_rows = partial(_RowMaker, sources, settings, similar, decode, bar)
+        alike = _Alike(directory, settings, plan, make_rows, {"workers": workers, "progress": progress})
         write_corpus(
             directory,
-            {name: partial(maker.rows, shard) for shard, name in enumerate(plan.shards)},
+            alike.shards,
             corpus_features(**{SPLIT_COLUMN: Value("string")}),
             fingerprint=plan.fingerprint,
             about=facts.about(sources, settings, options),
-            card=lambda manifest: write_card(directory, manifest, facts, diversity=diversity, embed=embed),
+            card=lambda manifest: write_card(
+                directory, manifest, facts, diversity=diversity, embed=embed, alike=alike.keep(manifest)
+            ),
             counted=(SPLIT_COLUMN,),
             skipped=plan.skipped,
             check=check,
@@ -245,15 +250,60 @@ def _warn_of_empty_splits(directory: Path, settings: BuildSettings) -> None:
             )
 
 
+class _Alike:
+    """Near-duplicates of a build: found before its shards are written, kept once they are."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: BuildSettings,
+        plan: Plan,
+        make_rows: Callable[[Plan], "_RowMaker"],
+        options: Mapping[str, Any],
+    ) -> None:
+        self._directory, self._settings, self._plan = directory, settings, plan
+        self._make_rows, self._options = make_rows, options
+        self._found = NearDuplicates(())
+
+    def shards(self) -> dict[str, Shard]:
+        """Find the near-duplicates, if they are wanted, and return the shards, each split with all of a group."""
+        plan, treatment = self._plan, self._settings.near_duplicates
+        if treatment != IGNORE:
+            contents = self._make_rows(plan).contents
+            groups = group_images(self._directory, plan.fingerprint, sum(plan.rows), contents, **self._options)
+            self._found = NearDuplicates([[plan.image_id(int(number)) for number in group] for group in groups])
+            if treatment == GROUP:
+                plan = plan.group([group.tolist() for group in groups], self._settings)
+        rows = self._make_rows(plan).rows
+        return {name: partial(rows, shard) for shard, name in enumerate(plan.shards)}
+
+    def keep(self, manifest: Mapping[str, Any]) -> NearDuplicates | None:
+        """Write the groups that the rows of a corpus make, and return them with their splits."""
+        remove_thumbnails(self._directory)
+        if self._settings.near_duplicates == IGNORE:
+            (self._directory / NEAR_DUPLICATES).unlink(missing_ok=True)
+            return None
+        found = self._found.among(sides_of(self._directory, manifest, SPLIT_COLUMN, self._found.image_ids))
+        write_near_duplicates(self._directory, manifest["fingerprint"], found)
+        for (split, other), count in found.leaks().items():
+            if (split, other) in _LEAKS:
+                logger.warning(
+                    "%s of %s are near-duplicates of images of %s, listed in %s. Build with near_duplicates='group' "
+                    "to have them in one split.",
+                    *(f"{count:,} images", split, other, self._directory / NEAR_DUPLICATES),
+                )
+        return found
+
+
 class _RowMaker:
     def __init__(
         self,
-        plan: Plan,
         sources: Sequence[Source],
         settings: BuildSettings,
         similar: SimilarCaptions | None,
         decode: Callable[..., Iterator[Any]],
         bar: Any,
+        plan: Plan,
     ) -> None:
         self._plan = plan
         self._sources = sources
@@ -261,6 +311,12 @@ class _RowMaker:
         self._similar = similar
         self._decode = decode
         self._bar = bar
+
+    def contents(self, start: int) -> Iterator[bytes | None]:
+        """Yield the files of all images from the one of a number, None for those that cannot be read."""
+        for entry in self._plan.all_entries(start):
+            found = self._read(entry)
+            yield None if isinstance(found, str) else found
 
     def rows(self, shard: int) -> Iterator[dict[str, Any] | Skipped]:
         self._bar.update(sum(self._plan.rows[:shard]) - self._bar.n)  # finished before this call

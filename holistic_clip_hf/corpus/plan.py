@@ -5,10 +5,10 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..images.left_out import is_missing_value
 from ..images.limits import ImageLimits
@@ -18,8 +18,13 @@ from ..storage import require_count, scratch_database, shown, stable_number
 
 _RULES = 1  # to be raised when the same sources and settings are to give other rows
 _TABLE = """CREATE TABLE entries (
-    image_id TEXT UNIQUE, source INTEGER, place TEXT, captions TEXT, split TEXT, shard INTEGER
+    image_id TEXT UNIQUE, source INTEGER, place TEXT, captions TEXT, split TEXT, shard INTEGER,
+    num_bytes INTEGER, is_given INTEGER
 )"""
+GROUP, REPORT, IGNORE = "group", "report", "ignore"  # near-duplicates
+NEAR_DUPLICATES = (GROUP, REPORT, IGNORE)
+_AT_ONCE = 10_000  # entries
+_BY_CARE = ("test", "validation", "train")  # splits by the harm that a copy in another does
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,13 @@ class BuildSettings:
         max_caption_bytes: Bytes in UTF-8 above which a caption is left out; 10,000 are some 2,000 words.
         limits: Limits of images.
         rows_per_shard, bytes_per_shard: Most that a shard has; its bytes as far as sources know them.
+        near_duplicates: Treatment of images that are one picture: `"group"` puts them into one split, `"report"`
+            leaves them where they are and lists them, as CLIP's authors did with the overlap of their data, `"ignore"`
+            does not look for them. Splits that a source gives stay.
 
     Raises:
-        ValueError: shares that are not between 0 and 1 or leave nothing to train on, or sizes below 1.
+        ValueError: shares that are not between 0 and 1 or leave nothing to train on, sizes below 1, or an unknown
+            treatment of near-duplicates.
     """
 
     perspectives: tuple[str, ...] = ()
@@ -45,6 +54,7 @@ class BuildSettings:
     limits: ImageLimits = field(default_factory=ImageLimits)
     rows_per_shard: int = 5_000
     bytes_per_shard: int = 500_000_000
+    near_duplicates: str = REPORT
 
     def __post_init__(self) -> None:
         # NaN is neither.
@@ -55,6 +65,18 @@ class BuildSettings:
             )
         for name in ("max_caption_bytes", "rows_per_shard", "bytes_per_shard"):
             require_count(name, getattr(self, name))
+        if self.near_duplicates not in NEAR_DUPLICATES:
+            raise ValueError(
+                f"`near_duplicates` is {self.near_duplicates!r}; expected one of {', '.join(NEAR_DUPLICATES)}. Choose "
+                "one."
+            )
+
+    def told(self) -> dict[str, Any]:
+        """Return the settings for a fingerprint, which a setting that changes no row is not part of."""
+        told = asdict(self)
+        if self.near_duplicates != GROUP:
+            del told["near_duplicates"]
+        return told
 
 
 def split_of(image_id: str, *, validation: float, test: float) -> str:
@@ -90,13 +112,55 @@ class Plan(NamedTuple):
 
     def entries(self, shard: int) -> Iterator[Entry]:
         """Yield the entries of a shard, by its position in `shards`."""
-        found = self.database.execute("SELECT * FROM entries WHERE shard = ? ORDER BY rowid", (shard,))
-        for image_id, source, place, captions, split, _ in found:
+        yield from self._entries("WHERE shard = ? ORDER BY rowid", shard)
+
+    def all_entries(self, start: int = 0) -> Iterator[Entry]:
+        """Yield all entries in the order in which they were listed, from the one of a number."""
+        yield from self._entries("WHERE rowid > ? ORDER BY rowid", start)
+
+    def image_id(self, number: int) -> str:
+        """Return the image id of the entry of a number, as `all_entries` counts them."""
+        return self.database.execute("SELECT image_id FROM entries WHERE rowid = ?", (number + 1,)).fetchone()[0]
+
+    def _entries(self, which: str, value: int) -> Iterator[Entry]:
+        columns = "image_id, source, place, captions, split"
+        found = self.database.execute(f"SELECT {columns} FROM entries {which}", (value,))
+        for image_id, source, place, captions, split in found:
             yield Entry(image_id, source, place, json.loads(captions), split)
 
     def skipped(self) -> Iterator[Skipped]:
         """Yield what will not become a row or a caption, whatever the images are."""
         yield from map(Skipped._make, self.database.execute("SELECT item, reason FROM skipped ORDER BY rowid"))
+
+    def group(self, groups: Iterable[Sequence[int]], settings: BuildSettings) -> "Plan":
+        """Put near-duplicates into one split, and return the plan of the shards that this makes.
+
+        A group goes where a source puts one of it, rather to be tested or validated on than to be trained on. If none
+        does, it goes where one of it is that another hash chooses, so that splits keep their shares.
+
+        Args:
+            groups: Numbers of the entries of each group, as `all_entries` counts them.
+            settings: Settings of the build.
+        """
+        for group in groups:
+            members = [self._split_of(number) for number in group]
+            given = [split for _, split, is_given in members if is_given]
+            home = min(given, key=_BY_CARE.index) if given else min(members)[1]
+            moved = [(home, number + 1) for number, member in zip(group, members, strict=True) if not member[2]]
+            self.database.executemany("UPDATE entries SET split = ? WHERE rowid = ?", moved)
+        shards = _Shards(settings)
+        for start in range(0, sum(self.rows), _AT_ONCE):
+            span = "SELECT rowid, split, num_bytes FROM entries WHERE rowid > ? ORDER BY rowid LIMIT ?"
+            found = self.database.execute(span, (start, _AT_ONCE)).fetchall()
+            put = [(shards.put(split, num_bytes), number) for number, split, num_bytes in found]
+            self.database.executemany("UPDATE entries SET shard = ? WHERE rowid = ?", put)
+        return self._replace(shards=shards.names(), rows=shards.rows)
+
+    def _split_of(self, number: int) -> tuple[int, str, bool]:
+        """Return a hash of an entry's id, its split, and whether its source gave that."""
+        found = self.database.execute("SELECT image_id, split, is_given FROM entries WHERE rowid = ?", (number + 1,))
+        image_id, split, is_given = found.fetchone()
+        return stable_number(f"near-duplicates {image_id}"), split, bool(is_given)
 
 
 @contextmanager
@@ -119,18 +183,50 @@ def make_plan(sources: Sequence[Source], settings: BuildSettings, options: str =
         yield planner.plan()
 
 
+class _Shards:
+    """Shards that are being filled, one for each split."""
+
+    def __init__(self, settings: BuildSettings) -> None:
+        self.rows: list[int] = []
+        self._settings = settings
+        self._open: dict[str, int] = {}  # by split, the shard that is being filled
+        self._splits: list[str] = []  # by shard
+        self._bytes: list[int] = []
+
+    def put(self, split: str, num_bytes: int) -> int:
+        """Return the shard that a row goes into."""
+        shard = self._open.get(split)
+        is_full = shard is not None and (
+            self.rows[shard] >= self._settings.rows_per_shard
+            or (self.rows[shard] and self._bytes[shard] + num_bytes > self._settings.bytes_per_shard)
+        )
+        if shard is None or is_full:
+            shard = self._open[split] = len(self._splits)
+            self._splits.append(split)
+            self.rows.append(0)
+            self._bytes.append(0)
+        self.rows[shard] += 1
+        self._bytes[shard] += num_bytes
+        return shard
+
+    def names(self) -> list[str]:
+        """Return their names, numbered within their split, as `datasets` finds them."""
+        totals, numbers, names = Counter(self._splits), Counter[str](), []
+        for split in self._splits:
+            names.append(f"{split}-{numbers[split]:05}-of-{totals[split]:05}")
+            numbers[split] += 1
+        return names
+
+
 class _Planner:
     def __init__(self, database: sqlite3.Connection, settings: BuildSettings, options: str) -> None:
         self._database = database
         self._settings = settings
-        self._digest = hashlib.sha256(json.dumps([_RULES, asdict(settings), options]).encode())
+        self._digest = hashlib.sha256(json.dumps([_RULES, settings.told(), options]).encode())
         self._perspectives: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._slots: dict[tuple[str, str], None] = {}
-        self._open: dict[str, int] = {}  # by split, the shard that is being filled
-        self._splits: list[str] = []  # by shard
-        self._rows: list[int] = []
-        self._bytes: list[int] = []
+        self._shards = _Shards(settings)
 
     def add(self, source: int, item: Item | Skipped) -> None:
         if isinstance(item, Skipped):
@@ -154,7 +250,7 @@ class _Planner:
                 f"`perspectives` has {absent}, which no caption has; expected among "
                 f"{', '.join(sorted(self._perspectives))}. Correct the names."
             )
-        if not self._rows:
+        if not self._shards.rows:
             reasons = ", ".join(f"{count} left out: {reason}" for reason, count in self._reasons.most_common(5))
             names = ", ".join(source.name for source in sources)
             hints = " ".join(dict.fromkeys(str(getattr(source, "hint", "")) for source in sources)).strip()
@@ -164,36 +260,18 @@ class _Planner:
             )
 
     def plan(self) -> Plan:
-        """Plan the shards, which are numbered within their split, as `datasets` finds them."""
-        totals, numbers, names = Counter(self._splits), Counter[str](), []
-        for split in self._splits:
-            names.append(f"{split}-{numbers[split]:05}-of-{totals[split]:05}")
-            numbers[split] += 1
-        return Plan(self._database, names, self._rows, self._digest.hexdigest(), tuple(self._slots))
+        shards = self._shards
+        return Plan(self._database, shards.names(), shards.rows, self._digest.hexdigest(), tuple(self._slots))
 
     def _insert(self, source: int, item: Item, captions: list[Mapping[str, str]], split: str) -> None:
         if self._database.execute("SELECT 1 FROM entries WHERE image_id = ?", (item.image_id,)).fetchone():
             self._skip(item.image_id, "image id came before")
             return
-        shard = self._shard_for(split, item.num_bytes)
-        values = (item.image_id, source, item.place, json.dumps(captions), split, shard)
-        self._database.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", values)
-        self._rows[shard] += 1
-        self._bytes[shard] += item.num_bytes
-        self._digest.update(json.dumps([*values[:5], item.stamp]).encode())
-
-    def _shard_for(self, split: str, num_bytes: int) -> int:
-        shard = self._open.get(split)
-        is_full = shard is not None and (
-            self._rows[shard] >= self._settings.rows_per_shard
-            or (self._rows[shard] and self._bytes[shard] + num_bytes > self._settings.bytes_per_shard)
-        )
-        if shard is None or is_full:
-            shard = self._open[split] = len(self._splits)
-            self._splits.append(split)
-            self._rows.append(0)
-            self._bytes.append(0)
-        return shard
+        shard = self._shards.put(split, item.num_bytes)
+        values = (item.image_id, source, item.place, json.dumps(captions), split)
+        more = (shard, item.num_bytes, bool(item.split))
+        self._database.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, *more))
+        self._digest.update(json.dumps([*values, item.stamp]).encode())
 
     def _choose(self, item: Item) -> list[Mapping[str, str]]:
         """Return the captions to keep, in the order asked for."""

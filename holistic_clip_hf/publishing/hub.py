@@ -155,7 +155,16 @@ SHARD = re.compile(r"data/[^/\\]+\.parquet")
 # Beside the shards: the manifest, the card and its pictures and reports, licences.
 BESIDE = re.compile(r"(corpus|diversity|skipped)\.jsonl?|[A-Za-z0-9_-]+\.png|README\.md|LICENSE|NOTICE")
 # Of these, what a build writes or takes over, and the pictures that a card shows, in Markdown or as a tag.
-BUILT = (MANIFEST, CARD, "skipped.jsonl", "diversity.json", "diversity.png", "LICENSE", "NOTICE")
+BUILT = (
+    MANIFEST,
+    CARD,
+    "skipped.jsonl",
+    "diversity.json",
+    "diversity.png",
+    "near_duplicates.json",
+    "LICENSE",
+    "NOTICE",
+)
 SHOWN = re.compile(r"(?:\]\(|src=[\"'])([A-Za-z0-9_-]{1,100}\.png)(?=[)\"' ])")
 CLIENT = ".cache/huggingface"  # where the Hub's client keeps account in a folder that it downloads to
 PULLED = ["data/*.parquet", "*.json", "*.jsonl", "*.png", "README.md", "LICENSE", "NOTICE"]
