@@ -57,7 +57,7 @@ WORKDIR /page
 COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt
 COPY --chown=page . .
-USER page
+USER {user}
 
 EXPOSE {port}
 HEALTHCHECK --start-period=300s --interval=30s --timeout=10s \\
