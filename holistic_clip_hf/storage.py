@@ -12,6 +12,7 @@ import reprlib
 import shutil
 import socket
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -91,6 +92,28 @@ def write_folder(directory: Path, *, last: str, replaced: str) -> Iterator[Path]
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(output: Path, *, holds: str) -> Iterator[Path]:
+    """Give a folder that takes its place when the work in it has succeeded, and is removed if it fails.
+
+    Args:
+        output: Place of the folder, new or empty.
+        holds: Name of what the folder is for, for the message: "an export".
+
+    Raises:
+        ValueError: `output` holds anything.
+    """
+    require_own_folder(output, lambda path: False, holds=holds)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+        folder = Path(scratch) / "new"
+        folder.mkdir()
+        yield folder
+        if output.exists():
+            output.rmdir()
+        os.replace(folder, output)
 
 
 def write_json(path: Path, content: Any, *, indent: int = 2) -> None:

@@ -27,6 +27,7 @@ _SAME = {
     "train": "recipe run corpus output_dir",
     "fit": "model corpus split_column split output replace",
     "card": "",
+    "demo": "edit_captions allow_host port write_space",
     "export": "layout output branch int8",
     "publish": "private revision tag license language max_shard_size",
 }

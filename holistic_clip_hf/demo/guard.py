@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 
+from .interface import JSON_PATHS, error_body
 from .uploads import IMAGE_TYPES, MOST_BYTES, fault_of_upload
 
 Message = MutableMapping[str, Any]
@@ -34,7 +35,8 @@ _ROUTES = re.compile(
     r"/|/(?:config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(?:assets|static)/.*"
     r"|/gradio_api/(?:info|openapi\.json|app_id|login_check|theme\.css|startup-events|cancel|reset)/?"
     r"|/gradio_api/(?:upload|upload_progress|queue/join|queue/data)/?"
-    r"|/gradio_api/call/\w+(?:/[0-9a-f]{32})?/?|/gradio_api/heartbeat/\w+|/gradio_api/file=.*",
+    r"|/gradio_api/call/\w+(?:/[0-9a-f]{32})?/?|/gradio_api/heartbeat/\w+|/gradio_api/file=.*"
+    rf"|{'|'.join(map(re.escape, JSON_PATHS))}",
     re.DOTALL,
 )
 _FILES, _UPLOADS = "/gradio_api/file=", "/gradio_api/upload"
@@ -128,7 +130,7 @@ class RequestGuard:
             await self.app(scope, receive, send)
             return
         if refusal := self._refusal(scope):
-            await _refuse(send, *refusal)
+            await _refuse(send, *refusal, path=scope["path"])
         elif scope["path"].rstrip("/") == _UPLOADS:
             await self._checked_upload(scope, receive, send)
         else:
@@ -176,18 +178,18 @@ class RequestGuard:
             await self.app(scope, body.receive, noting)
         except (TooLargeError, TooSlowError):
             if not has_started:
-                await self._refuse_body(send, body.fault)
+                await self._refuse_body(send, body.fault, scope["path"])
         except (HTTPException, RuntimeError) as error:
             # gradio ends the stream of an answer that does not exist by an error, after it has said so in the stream.
             if not has_started or not isinstance(error.__cause__ or error, HTTPException):
                 raise
             await send({"type": "http.response.body", "body": b""})
 
-    async def _refuse_body(self, send: Send, status: int) -> None:
+    async def _refuse_body(self, send: Send, status: int, path: str) -> None:
         if status == 408:
-            await _refuse(send, 408, f"A request has {self.body_seconds:.0f} seconds to arrive.")
+            await _refuse(send, 408, f"A request has {self.body_seconds:.0f} seconds to arrive.", path)
         else:
-            await _refuse(send, 413, f"A request may have up to {self.most_bytes:,} bytes.")
+            await _refuse(send, 413, f"A request may have up to {self.most_bytes:,} bytes.", path)
 
     async def _checked_upload(self, scope: Message, receive: Receive, send: Send) -> None:
         """Keep an upload only if it is an image, since what is kept is served to whoever names it."""
@@ -247,7 +249,11 @@ def _fault_of_uploads(answer: bytes) -> str:
     return fault
 
 
-async def _refuse(send: Send, status: int, reason: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close"), *_HEADERS]
+async def _refuse(send: Send, status: int, reason: str, path: str = "") -> None:
+    """Answer with a reason, as JSON to programs."""
+    is_json = path in JSON_PATHS
+    kind = b"application/json" if is_json else b"text/plain; charset=utf-8"
+    body = json.dumps(error_body(status, reason)) if is_json else reason
+    headers = [(b"content-type", kind), (b"connection", b"close"), *_HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": reason.encode()})
+    await send({"type": "http.response.body", "body": body.encode()})

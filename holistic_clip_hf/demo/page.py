@@ -15,6 +15,7 @@ from PIL import Image
 from ..search import FUSED, Hit, Term
 from . import markup
 from .editing import RefusedCaptionsError, digest_of, is_pairs, own_captions
+from .interface import json_routes
 from .serving import Address, serve_blocks
 from .showcase import SHOWN, Showcase
 from .uploads import MOST_AT_ONCE, upload_field
@@ -242,6 +243,7 @@ def serve(
     return serve_blocks(
         lambda: build(showcase),
         Address(host, port, tuple(allow_hosts)),
+        routes=json_routes(showcase),
         block=block,
         theme=gradio.themes.Soft(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         css=_asset("page.css"),

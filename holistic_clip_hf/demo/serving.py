@@ -8,12 +8,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import gradio
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
 from ..stopping import StopRequest
 from .guard import KnownHosts, RequestGuard
@@ -38,9 +39,22 @@ class Address(NamedTuple):
 
 
 def serve_blocks(
-    build: Callable[[], gradio.Blocks], address: Address, *, block: bool, **options: Any
+    build: Callable[[], gradio.Blocks],
+    address: Address,
+    *,
+    routes: Sequence[BaseRoute] = (),
+    block: bool,
+    **options: Any,
 ) -> gradio.Blocks:
-    """Build and serve a page; with `block`, until Ctrl-C or a signal to terminate, after which no upload is left."""
+    """Build and serve a page; with `block`, until Ctrl-C or a signal to terminate, after which no upload is left.
+
+    Args:
+        build: Function that returns the page.
+        address: Address to listen on.
+        routes: Further paths to serve, which the guard lets through.
+        block: Wait until the page ends.
+        options: Keywords of gradio's `launch`.
+    """
     _upload_folder()
     blocks = build()
     blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4, api_open=False)
@@ -48,14 +62,15 @@ def serve_blocks(
     # gradio keeps 2,000 answers, and makes statistics of 10,000 requests after each.
     blocks._queue.pending_messages_per_session.max_size = MOST_WAITING
     blocks._queue.ANALYTICS_MAX_EVENTS = MOST_WAITING
-    _launch(blocks, address, options)
+    _launch(blocks, address, routes, options)
     logger.info("The page is at %s", blocks.local_url)
     if block:
         _wait(blocks)
     return blocks
 
 
-def _launch(blocks: gradio.Blocks, address: Address, options: dict[str, Any]) -> None:
+def _launch(blocks: gradio.Blocks, address: Address, routes: Sequence[BaseRoute], options: dict[str, Any]) -> None:
+    guard = Middleware(RequestGuard, hosts=KnownHosts(address.host, address.allow_hosts))
     # `launch`, not `mount_gradio_app`: a mounted page of gradio 6.31 takes any path for an uploaded file.
     blocks.launch(
         server_name=address.host,
@@ -65,7 +80,7 @@ def _launch(blocks: gradio.Blocks, address: Address, options: dict[str, Any]) ->
         show_error=False,
         prevent_thread_lock=True,
         max_file_size=MOST_BYTES,
-        app_kwargs={"middleware": [Middleware(RequestGuard, hosts=KnownHosts(address.host, address.allow_hosts))]},
+        app_kwargs={"middleware": [guard], "routes": list(routes)},
         state_session_capacity=MOST_SESSIONS,
         enable_monitoring=False,
         ssr_mode=False,

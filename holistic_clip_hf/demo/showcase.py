@@ -7,17 +7,17 @@ Axes: H branches, T texts, D projection width.
 import copy
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace as replaced
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..corpus.build import MANIFEST, load_corpus
-from ..evaluation.encoding import encode_texts, load_checkpoint
+from ..evaluation.encoding import encode_texts, fuse, load_checkpoint
 from ..images.sources import Images
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..publishing.model_card import known_facts
@@ -42,6 +42,20 @@ INDEX_ENDING = ".index"
 SHOWN = 24  # images for a query, and for each wish for more
 NEAREST = 5  # captions for each branch
 Sliders = Mapping[str, float]  # weight by perspective, `FUSED` among them
+
+
+class Embedded(NamedTuple):
+    """Vectors of texts and images, each in its place.
+
+    Args:
+        vectors: (T, D), float32 on the CPU; if texts are routed and no branch was named, (T, H * D).
+        num_tokens: Number of tokens of the texts, those that were cut not counted.
+        num_truncated: Number of different texts that were cut, as too long for the text tower.
+    """
+
+    vectors: Tensor
+    num_tokens: int
+    num_truncated: int
 
 
 class Showcase:
@@ -164,6 +178,43 @@ class Showcase:
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             found[branch] = [(texts[text], score) for text, score in pairs]
         return found
+
+    def embed(self, given: Iterable[str | Image.Image], branch: str = FUSED) -> Embedded:
+        """Embed texts and images, so that a dot product of two is the score that the model gives them.
+
+        Args:
+            given: Texts and images, of which one image is held at a time if they come one by one.
+            branch: Branch whose vectors images get. Texts have one for all branches. Default: the fused vector.
+
+        Raises:
+            ValueError: as the processor; a fused vector where the model's fusion is not a dot product.
+        """
+        if branch == FUSED and not self.model.branch_fusion.is_linear:
+            raise ValueError(
+                f"The model's fusion is {self.model.config.fusion!r}, which no two vectors stand for; expected one "
+                f"of the branches {', '.join(self.branches)}. Name one."
+            )
+        width = self.model.config.projection_dim
+        texts, images, is_text = [], [torch.zeros(0, len(self.branches), width)], []
+        with self._lock:
+            for each in given:
+                is_text.append(isinstance(each, str))
+                if isinstance(each, str):
+                    texts.append(each)
+                else:
+                    images.append(torch.from_numpy(embed_images(self.model, self._processor, [each], fused=False)))
+            before = self._processor.num_truncated
+            of_texts = self._encode(texts) if texts else torch.zeros(0, width)
+            num_truncated = self._processor.num_truncated - before
+            tokens = self._processor.tokenizer(texts, truncation=True)["input_ids"] if texts else []
+        branches = torch.cat(images)
+        if branch == FUSED:
+            of_images, of_texts, _ = fuse(self.model, branches, of_texts)
+        else:
+            of_images = branches[:, self.branches.index(branch)]
+        rows = {True: iter(of_texts), False: iter(of_images)}
+        vectors = torch.stack([next(rows[each]) for each in is_text])
+        return Embedded(vectors, sum(map(len, tokens)), num_truncated)
 
     def inspect(
         self,

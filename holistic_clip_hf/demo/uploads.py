@@ -37,7 +37,10 @@ def upload_field(**options: Any) -> gradio.Image:
             return None
         if payload.path is None or (payload.url or "").startswith("data:"):
             raise _refusal("Upload the image as a file.")
-        return read_upload(payload.path)
+        try:
+            return read_upload(payload.path)
+        except RefusedUploadError as error:
+            raise _refusal(str(error)) from error
 
     def move(place: Any) -> str | None:
         _require_file(place)
@@ -57,13 +60,17 @@ def upload_field(**options: Any) -> gradio.Image:
     return field
 
 
-def fault_of_upload(path: str | Path) -> str:
-    """Return why a file is not taken, by its header alone, or nothing if it is.
+class RefusedUploadError(ValueError):
+    """Upload that is not an image, is damaged or has too many pixels; its text is a sentence for the visitor."""
+
+
+def fault_of_upload(given: str | Path | bytes) -> str:
+    """Return why a file, by its path or its bytes, is not taken, by its header alone, or nothing if it is.
 
     Of large photographs (JPEG) a half, a quarter or an eighth of the side can be decoded; of others, all or nothing.
     """
     try:
-        with open_image(path) as image:
+        with open_image(given) as image:
             _reduce(image)
             fault = UPLOADED.fault_of(image.size)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -71,22 +78,22 @@ def fault_of_upload(path: str | Path) -> str:
     return _TOO_LARGE if fault else ""
 
 
-def read_upload(path: str) -> Image.Image:
-    """Return the image in a file, right way up; a few at a time, others wait.
+def read_upload(given: str | Path | bytes) -> Image.Image:
+    """Return the image in a file, by its path or its bytes, right way up; a few at a time, others wait.
 
     Large ones are made smaller, by averages over squares of pixels, since each look at them costs their size.
 
     Raises:
-        gradio.Error: no image, a damaged one, or one of too many pixels.
+        RefusedUploadError: no image, a damaged one, or one of too many pixels.
     """
-    if fault := fault_of_upload(path):
-        raise _refusal(fault)
+    if fault := fault_of_upload(given):
+        raise RefusedUploadError(fault)
     try:
-        with _decoding, open_image(path) as image:
+        with _decoding, open_image(given) as image:
             _reduce(image)
             return _smaller(read_image(image))
     except (UnreadableImageError, OSError) as error:
-        raise _refusal("This image is damaged and cannot be read to its end.") from error
+        raise RefusedUploadError("This image is damaged and cannot be read to its end.") from error
 
 
 def _reduce(image: Image.Image) -> None:

@@ -5,10 +5,12 @@ Both would compare by cosine by themselves, which divides a fused vector by its 
 so ranks differently from the model. Here both compare by dot product, of which only linear fusions are capable.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..storage import import_extra
@@ -99,27 +101,19 @@ def multi_vector_encoder(checkpoint: str, **options: Any) -> Any:
     """
     library = import_extra("sentence_transformers", "peers")
     from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.base.modules.module import Module
 
-    class OneVectorEach(Module):
-        """Vectors in the form of tokens, all of which count: (N, H, D) of images, (T, 1, D) of texts."""
-
-        def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-            """Give texts an axis of tokens, and every vector a place in the mask."""
-            vectors = features["token_embeddings"]
-            features["token_embeddings"] = vectors = vectors[:, None] if vectors.ndim == 2 else vectors
-            features["attention_mask"] = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
-            return features
-
-        def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-            """Save nothing, since there is nothing to save."""
-
+    # As a class of the Hub's, whose file is saved with the encoder, so that people without the package open it.
+    last = get_class_from_dynamic_module("multivector_holistic_clip.BranchVectors", Path(__file__).parent.parent)
     texts = {"method": "get_text_features", "method_output_name": "text_embeds"}
     images = {"method": "get_image_features", "method_output_name": "branch_embeds"}
+    loading = {name: options[name] for name in ("revision", "token", "trust_remote_code") if name in options}
     towers = Transformer(
-        checkpoint, modality_config={"text": texts, "image": images}, module_output_name="token_embeddings"
+        checkpoint,
+        modality_config={"text": texts, "image": images},
+        module_output_name="token_embeddings",
+        **{f"{part}_kwargs": dict(loading) for part in ("model", "processor", "config")},
     )
-    return library.MultiVectorEncoder(modules=[towers, OneVectorEach()], **options)
+    return library.MultiVectorEncoder(modules=[towers, last()], **options)
 
 
 def _require_linear(model: Any) -> None:

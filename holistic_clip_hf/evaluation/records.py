@@ -119,6 +119,12 @@ class Record(Provenance):
         return (self.model, self.task, self.dataset, self.split, self.metric, details)
 
 
+def describe(record: Record) -> str:
+    """Say what a record measured."""
+    details = [str(value).replace("_", " ") for name, value in sorted(record.details.items()) if name != "k"]
+    return ", ".join([*details, record.label])
+
+
 @dataclass(frozen=True)
 class Recorder:
     """Maker of the records of one task, all with the origin of one run.
@@ -163,7 +169,7 @@ class Recorder:
 
 def capture_provenance(*, model: str, dataset: str, split: str, seed: int) -> Provenance:
     """Return the provenance of the running process; what cannot be known is `None` or left out."""
-    commit = _git("rev-parse", "HEAD") if _is_tracked() else None
+    commit = commit_of_checkout()
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", *ALL_BUT_RESULTS) if commit else None
     return Provenance(
         model=model,
@@ -176,6 +182,13 @@ def capture_provenance(*, model: str, dataset: str, split: str, seed: int) -> Pr
         versions=_versions(),
         timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def commit_of_checkout() -> str | None:
+    """Return the commit of the checkout that holds this package; `None` outside one."""
+    # An installed copy may lie inside someone else's checkout (a virtual environment); that commit is not ours.
+    is_tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    return _git("rev-parse", "HEAD") if is_tracked else None
 
 
 def command_as_typed(arguments: Sequence[str]) -> str:
@@ -285,11 +298,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
-
-
-def _is_tracked() -> bool:
-    # An installed copy may lie inside someone else's checkout (a virtual environment); that commit is not ours.
-    return _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
 
 
 def _git(*arguments: str) -> str | None:

@@ -26,8 +26,8 @@ from transformers import CLIPProcessor, SiglipProcessor
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.stranger import TEXTS, probe_pictures
-from ..storage import import_extra, write_json
-from .stock_folder import ExportError, furthest, new_folder, require_close, save_processor
+from ..storage import import_extra, new_folder, write_json
+from .stock_folder import ExportError, furthest, require_close, save_processor
 
 # By layout: the folder of the graphs.
 ONNX_LAYOUTS = {"onnx": "", "transformers.js": "onnx"}
@@ -136,7 +136,7 @@ def export_onnx(
         import_extra(name, "export")
     plain = copy.deepcopy(model).float().cpu().eval()
     inputs = _inputs(processor)
-    with new_folder(Path(output)) as folder:
+    with new_folder(Path(output), holds="an export") as folder:
         graphs = folder / ONNX_LAYOUTS[layout]
         graphs.mkdir(exist_ok=True)
         is_sigmoid = plain.config.objective == "sigmoid"

@@ -5,11 +5,7 @@ It is written beside its place, read again by transformers alone, compared with 
 """
 
 import copy
-import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,7 @@ from transformers import AutoModel, AutoProcessor, CLIPProcessor, SiglipProcesso
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.stranger import TEXTS, probe_pictures
-from ..storage import parse_json, require_own_folder, write_json
+from ..storage import new_folder, parse_json, write_json
 from .stock import branch_index, to_clip, to_siglip
 
 LAYOUTS = {"clip": (to_clip, CLIPProcessor), "siglip": (to_siglip, SiglipProcessor)}
@@ -63,30 +59,12 @@ def export_stock(
     convert, processor_kind = LAYOUTS[layout]
     index = branch_index(model.config, branch)
     stock = convert(model, branch)
-    with new_folder(Path(output)) as folder:
+    with new_folder(Path(output), holds="an export") as folder:
         stock.save_pretrained(folder)
         save_processor(processor_kind, processor, folder)
         differences = _differences(model, processor, folder, index)
         require_close(differences, TOLERANCE)
     return differences
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Give a folder that takes its place when the work in it has succeeded, and is removed if it fails.
-
-    Raises:
-        ValueError: `output` holds anything.
-    """
-    require_own_folder(output, lambda path: False, holds="an export")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        folder = Path(scratch) / "export"
-        folder.mkdir()
-        yield folder
-        if output.exists():
-            output.rmdir()
-        os.replace(folder, output)
 
 
 def save_processor(kind: Any, processor: HolisticCLIPProcessor, folder: Path) -> None:

@@ -33,11 +33,11 @@ from ..storage import (
     write_json,
 )
 from . import stranger
+from .eval_results import RECORDS_FILE, eval_results, write_eval_results
 from .inventory import ALLOWED, TRAVELLING_FILES, require_own_code, require_png, require_safe_folder
 from .model_card import FACTS_FILE, CardFacts, known_facts, render_model_card, save_facts
 
 CARD = "README.md"
-RECORDS = "results.json"
 MAX_SHARD_SIZE = "5GB"
 SPARE_BYTES = 50_000_000  # configuration, tokenizer, code, pictures
 
@@ -129,6 +129,8 @@ def stage(
         records = _copy_records(checkpoint, folder)
         save_facts(folder / FACTS_FILE, facts)
         (folder / CARD).write_text(render_model_card(model.config, records, facts), encoding="utf-8")
+        own = [record for record in records if record.model == facts.model_name]
+        write_eval_results(folder, eval_results(own, facts.listed_results, facts.repo_id))
         for picture in facts.pictures.values():
             _copy_picture(checkpoint, folder, picture)
     except SafetensorError as error:  # what its library makes of an OSError while writing
@@ -142,13 +144,13 @@ def stage(
 
 
 def _copy_records(checkpoint: Path, folder: Path) -> Sequence[Record]:
-    if not (checkpoint / RECORDS).is_file():
+    if not (checkpoint / RECORDS_FILE).is_file():
         return []
     records = [
         replace(record, command=shareable_command(_words_of(record.command)))  # as earlier versions did not write it
-        for record in load_records(checkpoint / RECORDS)
+        for record in load_records(checkpoint / RECORDS_FILE)
     ]
-    write_json(folder / RECORDS, [asdict(record) for record in records])
+    write_json(folder / RECORDS_FILE, [asdict(record) for record in records])
     return records
 
 

@@ -183,7 +183,7 @@ def publish_corpus(directory: str | Path, destination: Destination, *, dry_run: 
     Example: `publish_corpus("corpora/emoji", Destination("someone/emoji-captions", kind="dataset"))`.
     """
     directory = Path(directory)
-    files = _files_of(directory)
+    files = files_of_corpus(directory)
     with cleaning_up(), tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         card = Path(scratch) / CARD
         card.write_text(_with_data_files(files[CARD].read_text(encoding="utf-8")), encoding="utf-8")
@@ -241,10 +241,13 @@ def _require_pullable(directory: Path) -> None:
     require_own_folder(directory, is_ours, holds="a corpus")
 
 
-def _files_of(directory: Path) -> dict[str, Path]:
+def files_of_corpus(directory: Path) -> dict[str, Path]:
     """List what a corpus consists of, if it is finished. A half-built one must not get out.
 
     That is what a build writes and, of pictures, those that the card shows. Other files that lie there stay.
+
+    Raises:
+        ValueError: a corpus that is not finished, has no card or was changed since it was built.
     """
     shards = [record["file"] for record in read_manifest(directory)["shards"].values()]
     for name in shards:

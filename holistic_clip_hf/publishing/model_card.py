@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -28,7 +28,9 @@ from ..evaluation.records import (
     FUSED,
     PER_PERSPECTIVE,
     UNUSABLE,
+    Detail,
     Record,
+    describe,
     differing_unusable,
     load_records,
 )
@@ -36,9 +38,10 @@ from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
 from ..field_types import require_types
 from ..storage import field_names, hold_lock, lock_beside, parse_json, require_keys, write_atomically, write_json
 from ..words import markdown_table
+from .eval_results import RECORDS_FILE, ListedResult, eval_results, write_eval_results
 
 FACTS_FILE = "card_facts.json"
-Fact = str | int | float | bool
+Fact = Detail
 # Of training arguments: where things lie, how they are watched and who may push say nothing about a model.
 NOT_OF_THE_RECIPE = (
     *(
@@ -124,6 +127,7 @@ class CardFacts:
         pictures: file in the repository by alternative text.
         code_url: Address of the code base.
         heading: Heading of the card. Default: the end of `repo_id`.
+        listed_results: Records that the Hub lists on the leaderboards of benchmarks.
     """
 
     repo_id: str
@@ -140,6 +144,7 @@ class CardFacts:
     pictures: Mapping[str, str] = field(default_factory=dict)
     code_url: str = ""
     heading: str = ""
+    listed_results: Sequence[ListedResult] = ()
 
     @property
     def title(self) -> str:
@@ -161,17 +166,19 @@ def load_facts(path: str | os.PathLike) -> CardFacts:
         ) from error
     told = require_keys(str(path), told, field_names(CardFacts), ["repo_id", "model_name"])
     require_types(str(path), told, get_type_hints(CardFacts))
-    place = f"{path}, training_data"
-    data = [
-        require_keys(place, one, field_names(TrainingData), ["name", "license"])
-        for one in told.pop("training_data", [])
-    ]
+    data = _read_entries(f"{path}, training_data", told.pop("training_data", []), TrainingData)
+    listed = _read_entries(f"{path}, listed_results", told.pop("listed_results", []), ListedResult)
     cost = require_keys(f"{path}, cost", told.pop("cost", {}), field_names(EnvironmentalCost))
-    for each in data:
-        require_types(place, each, get_type_hints(TrainingData))
     require_types(f"{path}, cost", cost, get_type_hints(EnvironmentalCost))
-    sources = tuple(TrainingData(**one) for one in data)
-    return CardFacts(**told, training_data=sources, cost=EnvironmentalCost(**cost))
+    return CardFacts(**told, training_data=data, cost=EnvironmentalCost(**cost), listed_results=listed)
+
+
+def _read_entries(place: str, told: Sequence[Any], kind: type[Any]) -> tuple[Any, ...]:
+    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
+    entries = [require_keys(place, one, field_names(kind), needed) for one in told]
+    for each in entries:
+        require_types(place, each, get_type_hints(kind))
+    return tuple(kind(**each) for each in entries)
 
 
 def known_facts(checkpoint: Path) -> CardFacts:
@@ -364,14 +371,8 @@ def _number(record: Record, value: float) -> str:
     return f"{100 * value:.1f}" if record.metric in IN_PERCENT else f"{value:g}"
 
 
-def describe(record: Record) -> str:
-    """Say what a record measured."""
-    details = [str(value).replace("_", " ") for name, value in sorted(record.details.items()) if name != "k"]
-    return ", ".join([*details, record.label])
-
-
 TEMPLATE_PATH = Path(__file__).with_name("model_card_template.md")
-CARD_FILE, RECORDS_FILE = "README.md", "results.json"
+CARD_FILE = "README.md"
 TAGS = ("holistic-clip", "clip", "image-text-retrieval", "multi-branch", "arxiv:2412.00440")
 MATCHING_NAMES = {
     "aligned": "aligned: by name",
@@ -426,7 +427,8 @@ def render_model_card(
 def write_model_card(folder: str | Path) -> Path:
     """Render a folder's `README.md` from its `config.json` and, if there, `card_facts.json` and `results.json`.
 
-    Draws the branch report of each data set as a picture beside it, and enters the pictures in the facts.
+    Draws the branch report of each data set as a picture beside it, and enters the pictures in the facts. Results that
+    the facts list for benchmarks of the Hub are written into `.eval_results`.
 
     Raises:
         ValueError: a file is missing, or is not what its name says.
@@ -442,14 +444,17 @@ def write_model_card(folder: str | Path) -> Path:
     with hold_lock(lock_beside(card), wait=math.inf, keep=False):
         facts = known_facts(folder)
         records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
-        drawn = _draw_branches([record for record in records if record.model == facts.model_name], config)
+        own = [record for record in records if record.model == facts.model_name]
+        drawn = _draw_branches(own, config)
         facts = replace(facts, pictures={**facts.pictures, **{text: name for text, (name, _) in drawn.items()}})
         text = render_model_card(config, records, facts)
+        listed = eval_results(own, facts.listed_results, facts.repo_id)
         # Nothing is written before all of it is known to be right.
         for name, picture in drawn.values():
             with write_atomically(folder / name) as file:
                 picture.save(file, "PNG")
         save_facts(folder / FACTS_FILE, facts)
+        write_eval_results(folder, listed)
         with write_atomically(card) as file:
             file.write(text.encode())
     return card

@@ -28,6 +28,7 @@ SIBLINGS = {
         *("backbone_holistic_clip", "configuration_holistic_clip", "loss_holistic_clip"),
         *("text_holistic_clip", "vision_holistic_clip"),
     },
+    "multivector_holistic_clip": set(),
     "processing_holistic_clip": set(),
     "text_holistic_clip": {"backbone_holistic_clip", "configuration_holistic_clip"},
     "towers_holistic_clip": {
@@ -36,8 +37,8 @@ SIBLINGS = {
     },
     "vision_holistic_clip": {"configuration_holistic_clip"},
 }
-# The towers of other programs travel with those towers, and not with a checkpoint of both.
-CARRIED_BY_TOWERS = {"towers_holistic_clip"}
+# What travels with towers in other programs, and with encoders of sentence-transformers, but not with a checkpoint.
+CARRIED_BY_OTHERS = {"multivector_holistic_clip", "towers_holistic_clip"}
 # Besides the standard library. transformers' strict configurations need the decorator of huggingface_hub.
 TRAVELLING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub.dataclasses"}
 # Inside `try: ... except ImportError:` only, where the Hub's scan does not make it a requirement.
@@ -143,7 +144,7 @@ def test_travelling_files_need_nothing_else():
 def test_everything_the_model_needs_travels_with_it():
     modeling = ROOT / PACKAGE / "modeling_holistic_clip.py"
     carried = {Path(path).stem for path in get_relative_import_files(modeling)}
-    assert carried == SIBLINGS.keys() - {"modeling_holistic_clip", "processing_holistic_clip"} - CARRIED_BY_TOWERS
+    assert carried == SIBLINGS.keys() - {"modeling_holistic_clip", "processing_holistic_clip"} - CARRIED_BY_OTHERS
 
 
 def test_everything_a_single_tower_needs_travels_with_it():

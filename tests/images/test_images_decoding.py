@@ -240,9 +240,9 @@ def test_the_processor_takes_paths_addresses_and_base64_as_before(
 
 
 def test_the_page_refuses_it_as_an_upload(ghostscript: Path, kittens: Path) -> None:
-    gradio = pytest.importorskip("gradio")
+    pytest.importorskip("gradio")
     uploads = importlib.import_module("holistic_clip_hf.demo.uploads")
-    with pytest.raises(gradio.Error, match="not an image that can be read here"):
+    with pytest.raises(uploads.RefusedUploadError, match="not an image that can be read here"):
         uploads.read_upload(str(kittens / "kitten.png"))
     assert not ghostscript.exists()
 

@@ -240,11 +240,11 @@ def by_find(bench: Bench) -> Tensor:
 
 
 def by_page(bench: Bench) -> Tensor:
-    gradio = pytest.importorskip("gradio")
+    pytest.importorskip("gradio")
     uploads = importlib.import_module("holistic_clip_hf.demo.uploads")
     try:
         return bench.processed(uploads.read_upload(str(bench.path)))
-    except gradio.Error as error:
+    except uploads.RefusedUploadError as error:
         cause = error.__cause__ or error
         raise RefusedError(str(cause)) from error
 

@@ -72,5 +72,5 @@ def test_a_task_without_texts_or_images_is_refused(
     encoder = mteb_encoder(make_model(), processor, name="me/tiny")
     with pytest.raises(ValueError, match=r"fusion is 'max'.*Expected is centroid, mean, weighted or routed"):
         mteb_encoder(make_model(fusion="max"), processor, name="me/tiny")
-    with pytest.raises(ValueError, match=r"a batch of \['audio'\]; expected `text`, `image` or both"):
+    with pytest.raises(ValueError, match=r"A batch has \['audio'\]; expected `text`, `image` or both"):
         encoder.encode([{"audio": [0]}])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from torch import Tensor
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
@@ -41,7 +41,7 @@ def images(red_square: Image.Image) -> list[Image.Image]:
 
 @pytest.fixture
 def model(make_model: Callable[..., HolisticCLIPModel]) -> HolisticCLIPModel:
-    return make_model(perspectives=["short", "colour", "shape"])
+    return make_model(perspectives=["short", "colour", "shape"], fusion="mean")  # whose vectors are not of unit length
 
 
 @pytest.fixture
