@@ -27,7 +27,7 @@ _SAME = {
     "train": "recipe run corpus output_dir",
     "fit": "model corpus split_column split output replace",
     "card": "",
-    "export": "layout output branch int8",
+    "export": "layout output branch int8 verify_images index node_modules half",
     "publish": "private revision tag license language max_shard_size",
 }
 

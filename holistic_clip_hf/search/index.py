@@ -65,6 +65,11 @@ class Asker:
         # A tokenizer of the fast kind refuses two threads at once, and a model has one mode for all.
         self._lock = threading.Lock()
 
+    @property
+    def combine(self) -> str:
+        """Way in which the products of a text with all branches become one number."""
+        return {"centroid": CENTROID, "max": MAX, "softmax": SOFTMAX}.get(self.fusion.config.fusion, SUM)
+
     def ask(self, terms: Sequence[Term]) -> list[EmbeddedTerm]:
         """Return each term as vectors, in the space of the index.
 
@@ -106,11 +111,9 @@ class Asker:
             return EmbeddedTerm(term, {term.perspective: vector})
         names = self.layout.perspectives
         if self.fusion.is_linear:
-            combine = CENTROID if self.fusion.config.fusion == "centroid" else SUM
             split = self._split(torch.from_numpy(vector)).numpy()
-            return EmbeddedTerm(term, dict(zip(names, split, strict=True)), combine)
-        combine = MAX if self.fusion.config.fusion == "max" else SOFTMAX
-        return EmbeddedTerm(term, dict.fromkeys(names, vector), combine, self.scale)
+            return EmbeddedTerm(term, dict(zip(names, split, strict=True)), self.combine)
+        return EmbeddedTerm(term, dict.fromkeys(names, vector), self.combine, self.scale)
 
     def _split(self, text: Tensor) -> Tensor:
         """Repeat a text (D,) once for each branch, times its share in the fused similarity: (H, D)."""
@@ -118,9 +121,9 @@ class Asker:
         with torch.inference_mode():
             if self.fusion.is_routed:
                 return self.fusion.text_vectors(text[None])[0].unflatten(0, (num_branches, -1))
-            return self._shares()[:, None] * text
+            return self.shares()[:, None] * text
 
-    def _shares(self) -> Tensor:
+    def shares(self) -> Tensor:
         """Return how much each branch counts in the mean: (H,)."""
         return self.fusion.mean(torch.eye(len(self.layout.perspectives))[:, :, None])[:, 0]
 
@@ -134,7 +137,7 @@ class Asker:
         by_name = dict(zip(self.layout.perspectives, found, strict=True))
         if term.perspective != FUSED:
             return EmbeddedTerm(term, {term.perspective: by_name[term.perspective]})
-        shares = self._shares().numpy()
+        shares = self.shares().numpy()
         return EmbeddedTerm(
             term, {name: share * vector for share, (name, vector) in zip(shares, by_name.items(), strict=True)}
         )
