@@ -32,9 +32,10 @@ test-peers: $(PEERS)  ## the suites of transformers and a client, run on ours; f
 	$(RUN) tests/peers/fetch_suites.py
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest tests/peers
 
-test-browser: $(STAMP)  ## the demo's page in a real browser; needs Debian's chromium
+test-browser: $(STAMP)  ## the pages in a real browser; needs Debian's chromium, and npm
 	@$(RUN) -m pip install -qq -c constraints.txt -e '.[browser]'
-	$(RUN) -m pytest -m slow -rs tests/demo/test_demo_browser.py
+	@test -d build/npm || npm install --prefix build/npm --no-audit --no-fund @huggingface/transformers@4
+	$(RUN) -m pytest -m slow -rs tests/demo/test_demo_browser.py tests/exporting/test_browser_page.py
 
 test-lowest:  ## the files that travel, at the lowest versions of setup.cfg
 	PYTHON=$(PYTHON) .ci/compatibility lowest

@@ -68,7 +68,7 @@ _TERMINAL_ESCAPE = re.compile(r"\x1b\[[\d;]*[a-zA-Z]")
 # The character tables of ftfy: https://github.com/rspeer/python-ftfy/blob/main/ftfy/chardata.py
 _WIDE_OR_LIGATURE = [*"ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌ", *map(chr, range(0xFB00, 0xFB07)), "\u3000", *map(chr, range(0xFF01, 0xFFEF))]
 _CONTROL = [*range(9), 0x0B, *range(0x0E, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)]
-_REPLACED: dict[int, str] = {
+PLAIN_LETTERS: dict[int, str] = {
     **{ord(one): unicodedata.normalize("NFKC", one) for one in _WIDE_OR_LIGATURE},
     **dict.fromkeys([0x02BC, *range(0x2018, 0x201C)], "'"),
     **dict.fromkeys(range(0x201C, 0x2020), '"'),
@@ -120,7 +120,7 @@ def is_blank(text: str) -> bool:
 
 def _is_escaped_without_end(text: str) -> bool:
     """Tell whether entities stand in entities more than `_MOST_ESCAPES` deep; ftfy would go over the text for each."""
-    text = _TERMINAL_ESCAPE.sub("", text).translate(_REPLACED)
+    text = _TERMINAL_ESCAPE.sub("", text).translate(PLAIN_LETTERS)
     for _ in range(_MOST_ESCAPES):
         if (plain := ftfy.fixes.unescape_html(text)) == text:
             return False
@@ -133,7 +133,7 @@ def _fixed_without_ftfy(text: str) -> str:
         for _ in range(_MOST_ESCAPES):
             text = html.unescape(text)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return unicodedata.normalize("NFC", _TERMINAL_ESCAPE.sub("", text).translate(_REPLACED))
+    return unicodedata.normalize("NFC", _TERMINAL_ESCAPE.sub("", text).translate(PLAIN_LETTERS))
 
 
 class HolisticCLIPProcessor(ProcessorMixin):

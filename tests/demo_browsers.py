@@ -36,7 +36,7 @@ def opened_browser() -> Iterator[Any]:
 
 
 @contextmanager
-def visited(browser: Any, address: str, options: dict[str, Any], name: str) -> Iterator[Any]:
+def visited(browser: Any, address: str, options: dict[str, Any], name: str, card: str = ".hc-card") -> Iterator[Any]:
     """The page, opened; at the end nothing was asked of others, nothing failed, no script ran, nothing sticks out."""
     context = browser.new_context(**options)
     page, asked, wrong = context.new_page(), [], []
@@ -45,7 +45,7 @@ def visited(browser: Any, address: str, options: dict[str, Any], name: str) -> I
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("dialog", lambda dialog: (wrong.append(f"alert: {dialog.message}"), dialog.dismiss()))
     page.goto(address)
-    page.wait_for_selector(".hc-card")
+    page.wait_for_selector(card)
     try:
         yield page
         is_wide = page.evaluate("document.documentElement.scrollWidth > window.innerWidth")

@@ -28,7 +28,7 @@ _SAME = {
     "fit": "model corpus split_column split output replace",
     "card": "",
     "demo": "edit_captions allow_host port write_space",
-    "export": "layout output branch int8",
+    "export": "layout output branch int8 verify_images index node_modules half",
     "publish": "private revision tag license language max_shard_size",
 }
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ..images.sources import Images
     from ..search import Hit, SearchIndex
+    from ..search.store import Manifest
 
 
 @dataclass(frozen=True)
@@ -398,10 +399,18 @@ def open_index(directory: Path, model_name: str | None, *, skip_damaged: bool = 
             f"{directory} was made by {manifest.model or 'a checkpoint without a name'}, which cannot be loaded; "
             f"expected that checkpoint where it was. Name it with `--model`. ({error})"
         ) from error
-    images = None
-    if manifest.origin["kind"] != "folder":
-        images = open_images(manifest.origin["name"], list(manifest.layout.columns))
-    return SearchIndex(directory, model, processor, images=images, skip_damaged=skip_damaged)
+    return SearchIndex(directory, model, processor, images=images_of(manifest), skip_damaged=skip_damaged)
+
+
+def images_of(manifest: "Manifest") -> "Images | None":
+    """Open the corpus that was indexed, or return nothing for a folder, which the index opens itself.
+
+    Raises:
+        ValueError: no such corpus.
+    """
+    if manifest.origin["kind"] == "folder":
+        return None
+    return open_images(manifest.origin["name"], list(manifest.layout.columns))
 
 
 def parse_conditions(given: tuple[str, ...]) -> dict[str, list[str]]:

@@ -10,99 +10,73 @@ Axes: N images, H branches, T texts, L tokens, D projection width.
 
 import copy
 import logging
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.export import Dim
-from torch.nn import functional as F
 from transformers import CLIPProcessor, SiglipProcessor
 
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..publishing.stranger import TEXTS, probe_pictures
+from ..search.encoding import fingerprint
 from ..storage import import_extra, new_folder, write_json
-from .stock_folder import ExportError, furthest, require_close, save_processor
+from .graphs import (
+    DATA,
+    FURTHEST,
+    GRAPHS,
+    LOWEST_COSINE,
+    MOST_BYTES,
+    TOLERANCE,
+    Graph,
+    Run,
+    Verification,
+    require_exporter,
+    write_graphs,
+)
+from .stock_folder import save_processor
+from .verification import ExportError, ProbeImages, require_close
 
 # By layout: the folder of the graphs.
 ONNX_LAYOUTS = {"onnx": "", "transformers.js": "onnx"}
-TOLERANCE = 1e-4  # of unit vectors in float32
-MOST_BYTES = 1_900_000_000  # of weights in a graph's own file; protobuf ends at 2 GiB
 QUANTISED = "_quantized"  # as transformers.js looks for 8 bits
 FEWEST_COSINE = 0.9  # of int8; less is not the model any more
 REPORT = "export.json"
 
 
-class _Graph(nn.Module):
-    """A graph to write: a model, and the names of inputs and outputs."""
-
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    def __init__(self, model: HolisticCLIPModel) -> None:
-        super().__init__()
-        self.model = model
-
-
-class _Images(_Graph):
-    """Images (N, 3, height, width) to vectors that texts are held against, and one for each branch."""
-
-    name = "vision_model"
-    inputs = ("pixel_values",)
-    outputs = ("image_embeds", "branch_embeds")
-
-    def forward(self, pixel_values: Tensor) -> tuple[Any, ...]:
-        """Return `pooler_output` (N, D) and `branch_embeds` (N, H, D)."""
-        found = self.model.get_image_features(pixel_values)
-        return found.pooler_output, found.branch_embeds
-
-
-class _Texts(_Graph):
-    """Texts (T, L) to vectors."""
-
-    name = "text_model"
-    inputs = ("input_ids", "attention_mask")
-    outputs = ("text_embeds",)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, ...]:
-        """Return `pooler_output` (T, D)."""
-        return (self.model.get_text_features(input_ids, attention_mask).pooler_output,)
-
-
-class _Both(_Graph):
-    """Images and texts to logits, which pipelines ask for."""
-
-    name = "model"
-    inputs = ("input_ids", "pixel_values", "attention_mask")
-    outputs = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "branch_embeds")
-
-    def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor) -> tuple[Any, ...]:
-        """Return logits (N, T) and (T, N), and the vectors."""
-        found = self.model(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask)
-        return tuple(found[name] for name in self.outputs)
-
-
-GRAPHS = (_Images, _Texts, _Both)
-
-
 class OnnxExport(NamedTuple):
-    """Graphs of an export, measured on two pictures and three texts.
+    """Graphs of an export, measured on images and three texts.
 
     Args:
         files: Names of the graphs in the folder.
         differences: The largest difference to the checkpoint, by graph and output.
         cosines: The lowest cosine of an int8 vector to the checkpoint's, by graph and output; empty without int8.
+        images: Number of images that the graphs were run on.
+        checkpoint: Fingerprint of the checkpoint, which an index of its vectors has too.
     """
 
     files: list[str]
     differences: dict[str, float]
     cosines: dict[str, float]
+    images: int
+    checkpoint: str
+
+
+class GraphOptions(NamedTuple):
+    """Form of the graphs.
+
+    Args:
+        layout: Key of `ONNX_LAYOUTS`.
+        int8: Write graphs with 8-bit weights too.
+        keep_full: Keep the others beside them.
+        most_bytes: Size of weights beyond which they stand in a file beside the graph.
+        kinds: Graphs to write.
+    """
+
+    layout: str
+    int8: bool = False
+    keep_full: bool = True
+    most_bytes: int = MOST_BYTES
+    kinds: Sequence[type[Graph]] = GRAPHS
 
 
 def export_onnx(
@@ -113,6 +87,7 @@ def export_onnx(
     layout: str = "onnx",
     int8: bool = False,
     most_bytes: int = MOST_BYTES,
+    verify_images: str | Path | None = None,
 ) -> OnnxExport:
     """Write the graphs of both towers and of both together, with configuration, tokenizer and both processor files.
 
@@ -124,156 +99,109 @@ def export_onnx(
             configuration by which its classes of CLIP or SigLIP take them.
         int8: write graphs with 8-bit weights too, named `*_quantized.onnx`.
         most_bytes: Size of weights beyond which they stand in a file beside the graph, `<graph>.onnx_data`.
+        verify_images: Folder of images to run the graphs on. Default: two drawn ones.
 
     Raises:
-        ValueError: an unknown layout, or a folder that holds anything.
+        ValueError: an unknown layout, a folder that holds anything, or no image to run the graphs on.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
         ExportError: what was written gives other numbers.
     """
     if layout not in ONNX_LAYOUTS:
         raise ValueError(f"`layout` is {layout!r}; expected one of {', '.join(map(repr, ONNX_LAYOUTS))}.")
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        import_extra(name, "export")
-    plain = copy.deepcopy(model).float().cpu().eval()
-    inputs = _inputs(processor)
+    require_runtime()
+    images = ProbeImages(processor, verify_images)
     with new_folder(Path(output), holds="an export") as folder:
-        graphs = folder / ONNX_LAYOUTS[layout]
-        graphs.mkdir(exist_ok=True)
-        is_sigmoid = plain.config.objective == "sigmoid"
-        save_processor(SiglipProcessor if is_sigmoid else CLIPProcessor, processor, folder)
-        chunks = {}
-        for kind in GRAPHS:
-            path = graphs / f"{kind.name}.onnx"
-            chunks[path.name] = int(_write(kind(plain), inputs, path, most_bytes))
-        # All are written before any is run: one may have replaced what another needs.
-        differences = _compared(plain, inputs, graphs, "", _furthest)
-        require_close(differences, TOLERANCE)
-        cosines: dict[str, float] = {}
-        if int8:
-            for kind in GRAPHS:
-                _quantise(graphs / f"{kind.name}.onnx")
-            cosines = _compared(plain, inputs, graphs, QUANTISED, _lowest_cosine)
-            _require_alike(cosines)
-        write_json(folder / "config.json", _configuration(plain, layout, chunks))
-        files = sorted(path.relative_to(folder).as_posix() for path in graphs.glob("*.onnx*"))
-        report = OnnxExport(files, differences, cosines)
-        write_json(folder / REPORT, report._asdict())
+        return write_onnx(model, processor, folder, GraphOptions(layout, int8, most_bytes=most_bytes), images)
+
+
+def require_runtime() -> None:
+    """Raise `ImportError` if a package that writes or runs graphs of ONNX is not installed."""
+    require_exporter()
+    import_extra("onnxruntime", "export")
+
+
+def write_onnx(
+    model: HolisticCLIPModel,
+    processor: HolisticCLIPProcessor,
+    folder: Path,
+    options: GraphOptions,
+    images: ProbeImages,
+) -> OnnxExport:
+    """Write graphs and what belongs to them into a folder that exists, and run them; see `export_onnx`.
+
+    Raises:
+        ExportError: what was written gives other numbers.
+    """
+    plain = copy.deepcopy(model).float().cpu().eval()
+    graphs = folder / ONNX_LAYOUTS[options.layout]
+    graphs.mkdir(exist_ok=True)
+    save_graph_processor(plain, processor, folder)
+    files = write_graphs(plain, processor, graphs, options.kinds, options.most_bytes)
+    verification = Verification(plain, processor, images)
+    # All are written before any is run: one may have replaced what another needs.
+    differences = verification.compare(files, _open, FURTHEST)
+    require_close(differences, TOLERANCE)
+    cosines: dict[str, float] = {}
+    if options.int8:
+        small = {kind: path.with_name(f"{path.stem}{QUANTISED}.onnx") for kind, path in files.items()}
+        for kind, path in files.items():
+            _quantise(path, small[kind])
+        cosines = verification.compare(small, _open, LOWEST_COSINE)
+        _require_alike(cosines)
+    write_json(folder / "config.json", _configuration(plain, options.layout, [*files.values()]))
+    if options.int8 and not options.keep_full:
+        for path in graphs.glob("*.onnx*"):
+            if QUANTISED not in path.name:
+                path.unlink()
+    names = sorted(path.relative_to(folder).as_posix() for path in graphs.glob("*.onnx*"))
+    checkpoint = fingerprint(model, processor, with_fusion=False)
+    report = OnnxExport(names, differences, cosines, len(images), checkpoint)
+    write_json(folder / REPORT, report._asdict())
     return report
 
 
-def _inputs(processor: HolisticCLIPProcessor) -> dict[str, Tensor]:
-    tokens = processor(text=list(TEXTS), padding=True, return_tensors="pt")
-    pixels = processor(images=probe_pictures(), return_tensors="pt")["pixel_values"]
-    return {"pixel_values": pixels, "input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+def save_graph_processor(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, folder: Path) -> None:
+    """Save the stock processor that fits a model's graphs."""
+    is_sigmoid = model.config.objective == "sigmoid"
+    save_processor(SiglipProcessor if is_sigmoid else CLIPProcessor, processor, folder)
 
 
-def _configuration(model: HolisticCLIPModel, layout: str, chunks: Mapping[str, int]) -> dict[str, Any]:
+def plain_configuration(model: HolisticCLIPModel) -> dict[str, Any]:
+    """Return the configuration of a model as it stands beside graphs, without code of ours."""
+    return {name: value for name, value in model.config.to_dict().items() if name != "auto_map"}
+
+
+def _open(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    return lambda outputs, given: session.run(list(outputs), dict(given))
+
+
+def _configuration(model: HolisticCLIPModel, layout: str, graphs: Sequence[Path]) -> dict[str, Any]:
     """Return the configuration beside the graphs, which transformers.js reads by CLIP's or SigLIP's name."""
-    fields = {name: value for name, value in model.config.to_dict().items() if name != "auto_map"}
+    fields = plain_configuration(model)
     if layout == "onnx":
         return fields
     kind = "siglip" if model.config.objective == "sigmoid" else "clip"
     architecture = {"siglip": "SiglipModel", "clip": "CLIPModel"}[kind]
     found = {**fields, "model_type": kind, "architectures": [architecture]}
-    if any(chunks.values()):
-        found["transformers.js_config"] = {"use_external_data_format": dict(chunks)}
+    files = {path.name: int(path.with_name(f"{path.name}{DATA}").exists()) for path in graphs}
+    if any(files.values()):
+        found["transformers.js_config"] = {"use_external_data_format": files}
     return found
 
 
-def _write(graph: _Graph, inputs: Mapping[str, Tensor], path: Path, most_bytes: int) -> bool:
-    """Write a graph, and tell whether its weights stand in a file beside it."""
-    import onnx
-
-    images, texts = Dim("images"), Dim("texts")
-    longest = getattr(graph.model.text_model.config, "max_position_embeddings", None)
-    tokens = Dim("tokens") if longest is None else Dim("tokens", max=longest)
-    shapes = {"pixel_values": {0: images}, **dict.fromkeys(("input_ids", "attention_mask"), {0: texts, 1: tokens})}
-    given = tuple(inputs[name] for name in graph.inputs)
-    with _quietly(), torch.no_grad():
-        program: Any = torch.onnx.export(
-            graph,
-            given,
-            dynamo=True,
-            verbose=False,
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            dynamic_shapes={name: shapes[name] for name in graph.inputs},
-        )
-    is_large = sum(value.nbytes for value in graph.state_dict().values()) > most_bytes
-    if not is_large:
-        program.save(path, external_data=False)
-        return False
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        apart = Path(scratch) / path.name
-        program.save(apart, external_data=True)
-        onnx.save_model(onnx.load(apart), path, save_as_external_data=True, location=f"{path.name}_data")
-    return True
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the exporter from warning of packages that no graph of ours needs."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _quantise(path: Path) -> None:
+def _quantise(path: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # it advises on the root logger to pre-process
     try:
-        target = path.with_name(f"{path.stem}{QUANTISED}.onnx")
         quantize_dynamic(path, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
     finally:
         root.setLevel(level)
-
-
-@torch.no_grad()
-def _compared(
-    model: HolisticCLIPModel, inputs: Mapping[str, Tensor], graphs: Path, suffix: str, compare: Any
-) -> dict[str, float]:
-    """Run every graph on inputs, in another number than it was made with too, and compare with the model."""
-    import onnxruntime
-
-    found: dict[str, float] = {}
-    few = {name: value[:1] for name, value in inputs.items()}
-    for kind in GRAPHS:
-        session = onnxruntime.InferenceSession(graphs / f"{kind.name}{suffix}.onnx")
-        for given in (inputs, few):
-            named = {name: given[name] for name in kind.inputs}
-            answers = session.run(list(kind.outputs), {name: value.numpy() for name, value in named.items()})
-            for name, answer, wanted in zip(kind.outputs, answers, kind(model)(**named), strict=True):
-                if name.startswith("logits"):
-                    if suffix:
-                        continue  # they have no direction to compare
-                    wanted, answer = (each / float(model.logit_scale.exp()) for each in (wanted, answer))
-                key = f"{kind.name}{suffix} {name}"
-                value = compare(torch.as_tensor(answer), wanted)
-                found[key] = value if key not in found else compare.worst(value, found[key])
-    return found
-
-
-class _Measure(NamedTuple):
-    """A comparison of vectors, and which of two results is the worse."""
-
-    measure: Any
-    worst: Any
-
-    def __call__(self, found: Tensor, expected: Tensor) -> float:
-        return float(self.measure(found, expected))
-
-
-_furthest = _Measure(furthest, max)
-_lowest_cosine = _Measure(lambda found, expected: F.cosine_similarity(found, expected, dim=-1).min(), min)
 
 
 def _require_alike(cosines: Mapping[str, float]) -> None:

@@ -84,6 +84,11 @@ class Asker:
         # A tokenizer of the fast kind refuses two threads at once, and a model has one mode for all.
         self._lock = threading.Lock()
 
+    @property
+    def combine(self) -> str:
+        """Way in which the products of a text with all branches become one number."""
+        return {"centroid": CENTROID, "max": MAX, "softmax": SOFTMAX}.get(self.fusion.config.fusion, SUM)
+
     def ask(self, terms: Sequence[Term]) -> list[EmbeddedTerm]:
         """Return each term as vectors, in the space of the index.
 
@@ -127,11 +132,9 @@ class Asker:
             return EmbeddedTerm(term, {term.perspective: text.numpy()})
         names = self.layout.perspectives
         if self.fusion.is_linear:
-            combine = CENTROID if self.fusion.config.fusion == "centroid" else SUM
             split = self._split(text, whole).numpy()
-            return EmbeddedTerm(term, dict(zip(names, split, strict=True)), combine)
-        combine = MAX if self.fusion.config.fusion == "max" else SOFTMAX
-        return EmbeddedTerm(term, dict.fromkeys(names, text.numpy()), combine, self.scale)
+            return EmbeddedTerm(term, dict(zip(names, split, strict=True)), self.combine)
+        return EmbeddedTerm(term, dict.fromkeys(names, text.numpy()), self.combine, self.scale)
 
     def _split(self, text: Tensor, whole: Tensor) -> Tensor:
         """Repeat a text, cut as the index is, once for each branch, times its share in the fused similarity: (H, D).
@@ -140,9 +143,9 @@ class Asker:
         """
         with torch.inference_mode():
             routing = self.fusion.routing(whole)
-            return route(text, self._shares() if routing is None else routing).unflatten(0, (-1, len(text)))
+            return route(text, self.shares() if routing is None else routing).unflatten(0, (-1, len(text)))
 
-    def _shares(self) -> Tensor:
+    def shares(self) -> Tensor:
         """Return how much each branch counts in the mean: (H,)."""
         return self.fusion.mean(torch.eye(len(self.layout.perspectives))[:, :, None])[:, 0]
 
@@ -160,7 +163,7 @@ class Asker:
         by_name = dict(zip(self.layout.perspectives, found, strict=True))
         if term.perspective != FUSED:
             return EmbeddedTerm(term, {term.perspective: by_name[term.perspective]})
-        shares = dict(zip(by_name, self._shares().tolist(), strict=True))
+        shares = dict(zip(by_name, self.shares().tolist(), strict=True))
         kept = {name: share for name, share in shares.items() if name not in term.without}
         total = sum(kept.values())
         if not total:  # of branches that the fusion gives no weight

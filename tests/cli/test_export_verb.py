@@ -38,8 +38,23 @@ def test_a_branch_leaves_as_stock_clip(checkpoint: Path, tmp_path: Path, capsys:
             "`--branch` is 'colour'; expected one of 'short', 'style', 'shape'",
         ),
         ("--layout siglip --branch style", "The model has a vision tower that is CLIP's; expected SigLIP's"),
-        ("--layout onnx --branch style", "`--branch` is 'style' and `--layout` 'onnx', which holds all branches"),
-        ("--layout clip --branch style --int8", "`--int8` is True and `--layout` 'clip', whose weights stay"),
+        (
+            "--layout onnx --branch style",
+            "`--branch` is style and `--layout` onnx; expected it with clip or siglip",
+        ),
+        ("--layout clip --branch style --int8", "`--int8` is True and `--layout` clip; expected it with onnx or"),
+        (
+            "--layout onnx --index photos.index",
+            "`--index` is photos.index and `--layout` onnx; expected it",
+        ),
+        (
+            "--layout browser",
+            "`--index` is missing; expected the folder of an index. Make one",
+        ),
+        (
+            "--layout onnx --verify-images nowhere",
+            "`--verify-images` is nowhere, which is not a folder; expected",
+        ),
         ("--layout coreml", "coreml"),
     ],
 )

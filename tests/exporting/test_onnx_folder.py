@@ -14,9 +14,9 @@ from PIL import Image
 
 from conftest import make_processor
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.exporting import onnx_folder
+from holistic_clip_hf.exporting import graphs
 from holistic_clip_hf.exporting.onnx_folder import OnnxExport, export_onnx
-from holistic_clip_hf.exporting.stock_folder import ExportError
+from holistic_clip_hf.exporting.verification import ExportError
 
 pytestmark = [
     pytest.mark.slow,
@@ -100,9 +100,9 @@ def test_towers_that_share_a_file_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights of all graphs are written to one file, as exporters do, each over those before."""
-    write = onnx_folder._write
+    write = graphs.write_graph
 
-    def write_over(graph: Any, inputs: Any, path: Path, most_bytes: int) -> bool:
+    def write_over(graph: Any, inputs: Any, path: Path, most_bytes: int) -> None:
         import onnx
 
         write(graph, inputs, path, most_bytes)
@@ -112,9 +112,8 @@ def test_towers_that_share_a_file_are_caught(
         onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="model.onnx.data")
         after = shared.read_bytes()
         shared.write_bytes(after + before[len(after) :])  # no graph reads beyond the end
-        return True
 
-    monkeypatch.setattr(onnx_folder, "_write", write_over)
+    monkeypatch.setattr(graphs, "write_graph", write_over)
     with pytest.raises(ExportError, match="differs from the checkpoint in vision_model image_embeds by"):
         export_onnx(model, stock_processor, tmp_path / "poisoned", layout="transformers.js")
     assert not (tmp_path / "poisoned").exists()

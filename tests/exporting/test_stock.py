@@ -22,7 +22,7 @@ from transformers import (
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.exporting import export_stock, stock_folder, to_clip, to_siglip
-from holistic_clip_hf.exporting.stock_folder import ExportError
+from holistic_clip_hf.exporting.verification import ExportError
 from holistic_clip_hf.initialization import from_clip, from_siglip
 
 NAMES = ["short", "style", "shape"]
