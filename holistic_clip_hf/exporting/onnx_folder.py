@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
-from transformers import CLIPProcessor, SiglipProcessor
+from transformers import CLIPProcessor, Siglip2Processor, SiglipProcessor
 
+from ..backbone_holistic_clip import Patches
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.stranger import TEXTS, probe_pictures
@@ -42,24 +43,31 @@ class _Graph(nn.Module):
     """A graph to write: a model, and the names of inputs and outputs."""
 
     name: str
-    inputs: tuple[str, ...]
+    takes: tuple[str, ...]  # of `images` and `texts`
     outputs: tuple[str, ...]
 
     def __init__(self, model: HolisticCLIPModel) -> None:
         super().__init__()
         self.model = model
+        patches = tuple(Patches._fields) if takes_patches(model) else ("pixel_values",)
+        names = {"texts": ("input_ids", "attention_mask"), "images": patches}
+        self.inputs = tuple(name for kind in self.takes for name in names[kind])
+
+    def named(self, given: tuple[Tensor, ...]) -> dict[str, Any]:
+        """Return inputs by name."""
+        return dict(zip(self.inputs, given, strict=True))
 
 
 class _Images(_Graph):
-    """Images (N, 3, height, width) to vectors that texts are held against, and one for each branch."""
+    """Images (N, 3, height, width), or what a NaFlex tower takes of them, to vectors, and one for each branch."""
 
     name = "vision_model"
-    inputs = ("pixel_values",)
+    takes = ("images",)
     outputs = ("image_embeds", "branch_embeds")
 
-    def forward(self, pixel_values: Tensor) -> tuple[Any, ...]:
+    def forward(self, *given: Tensor) -> tuple[Any, ...]:
         """Return `pooler_output` (N, D) and `branch_embeds` (N, H, D)."""
-        found = self.model.get_image_features(pixel_values)
+        found = self.model.get_image_features(**self.named(given))
         return found.pooler_output, found.branch_embeds
 
 
@@ -67,25 +75,30 @@ class _Texts(_Graph):
     """Texts (T, L) to vectors."""
 
     name = "text_model"
-    inputs = ("input_ids", "attention_mask")
+    takes = ("texts",)
     outputs = ("text_embeds",)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, ...]:
+    def forward(self, *given: Tensor) -> tuple[Any, ...]:
         """Return `pooler_output` (T, D)."""
-        return (self.model.get_text_features(input_ids, attention_mask).pooler_output,)
+        return (self.model.get_text_features(**self.named(given)).pooler_output,)
 
 
 class _Both(_Graph):
     """Images and texts to logits, which pipelines ask for."""
 
     name = "model"
-    inputs = ("input_ids", "pixel_values", "attention_mask")
+    takes = ("texts", "images")
     outputs = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "branch_embeds")
 
-    def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor) -> tuple[Any, ...]:
+    def forward(self, *given: Tensor) -> tuple[Any, ...]:
         """Return logits (N, T) and (T, N), and the vectors."""
-        found = self.model(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask)
+        found = self.model(**self.named(given))
         return tuple(found[name] for name in self.outputs)
+
+
+def takes_patches(model: HolisticCLIPModel) -> bool:
+    """Tell whether the images of a model come as patches with a mask, as those of SigLIP 2's NaFlex variant do."""
+    return model.vision_model.config.takes_patches
 
 
 GRAPHS = (_Images, _Texts, _Both)
@@ -126,7 +139,7 @@ def export_onnx(
         most_bytes: Size of weights beyond which they stand in a file beside the graph, `<graph>.onnx_data`.
 
     Raises:
-        ValueError: an unknown layout, or a folder that holds anything.
+        ValueError: an unknown layout, or one that does not take the model's images; a folder that holds anything.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
         ExportError: what was written gives other numbers.
     """
@@ -134,13 +147,19 @@ def export_onnx(
         raise ValueError(f"`layout` is {layout!r}; expected one of {', '.join(map(repr, ONNX_LAYOUTS))}.")
     for name in ("onnx", "onnxscript", "onnxruntime"):
         import_extra(name, "export")
+    if layout == "transformers.js" and takes_patches(model):
+        raise ValueError(
+            f"`layout` is {layout!r} and the model takes images of any shape (NaFlex), as patches with a mask; "
+            "expected one of a fixed size, since the class of that library hands over pixels alone. Take 'onnx'."
+        )
     plain = copy.deepcopy(model).float().cpu().eval()
     inputs = _inputs(processor)
     with new_folder(Path(output)) as folder:
         graphs = folder / ONNX_LAYOUTS[layout]
         graphs.mkdir(exist_ok=True)
         is_sigmoid = plain.config.objective == "sigmoid"
-        save_processor(SiglipProcessor if is_sigmoid else CLIPProcessor, processor, folder)
+        siglips = Siglip2Processor if takes_patches(plain) else SiglipProcessor
+        save_processor(siglips if is_sigmoid else CLIPProcessor, processor, folder)
         chunks = {}
         for kind in GRAPHS:
             path = graphs / f"{kind.name}.onnx"
@@ -163,8 +182,8 @@ def export_onnx(
 
 def _inputs(processor: HolisticCLIPProcessor) -> dict[str, Tensor]:
     tokens = processor(text=list(TEXTS), padding=True, return_tensors="pt")
-    pixels = processor(images=probe_pictures(), return_tensors="pt")["pixel_values"]
-    return {"pixel_values": pixels, "input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+    pixels = processor(images=probe_pictures(), return_tensors="pt")
+    return {**pixels, "input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
 
 def _configuration(model: HolisticCLIPModel, layout: str, chunks: Mapping[str, int]) -> dict[str, Any]:
@@ -188,6 +207,9 @@ def _write(graph: _Graph, inputs: Mapping[str, Tensor], path: Path, most_bytes: 
     longest = getattr(graph.model.text_model.config, "max_position_embeddings", None)
     tokens = Dim("tokens") if longest is None else Dim("tokens", max=longest)
     shapes = {"pixel_values": {0: images}, **dict.fromkeys(("input_ids", "attention_mask"), {0: texts, 1: tokens})}
+    if takes_patches(graph.model):
+        patches = {0: images, 1: Dim("patches")}
+        shapes |= {"pixel_values": patches, "pixel_attention_mask": patches, "spatial_shapes": {0: images}}
     given = tuple(inputs[name] for name in graph.inputs)
     with _quietly(), torch.no_grad():
         program: Any = torch.onnx.export(
@@ -197,7 +219,7 @@ def _write(graph: _Graph, inputs: Mapping[str, Tensor], path: Path, most_bytes: 
             verbose=False,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            dynamic_shapes={name: shapes[name] for name in graph.inputs},
+            dynamic_shapes=(tuple(shapes[name] for name in graph.inputs),),
         )
     is_large = sum(value.nbytes for value in graph.state_dict().values()) > most_bytes
     if not is_large:
@@ -247,11 +269,11 @@ def _compared(
     found: dict[str, float] = {}
     few = {name: value[:1] for name, value in inputs.items()}
     for kind in GRAPHS:
-        session = onnxruntime.InferenceSession(graphs / f"{kind.name}{suffix}.onnx")
+        graph, session = kind(model), onnxruntime.InferenceSession(graphs / f"{kind.name}{suffix}.onnx")
         for given in (inputs, few):
-            named = {name: given[name] for name in kind.inputs}
+            named = {name: given[name] for name in graph.inputs}
             answers = session.run(list(kind.outputs), {name: value.numpy() for name, value in named.items()})
-            for name, answer, wanted in zip(kind.outputs, answers, kind(model)(**named), strict=True):
+            for name, answer, wanted in zip(kind.outputs, answers, graph(*named.values()), strict=True):
                 if name.startswith("logits"):
                     if suffix:
                         continue  # they have no direction to compare
