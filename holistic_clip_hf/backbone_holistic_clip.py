@@ -79,6 +79,50 @@ def cut_patches(images: Tensor, side: int) -> Patches:
     return Patches(patches, torch.ones(patches.shape[:2], dtype=torch.int64, device=images.device), shapes)
 
 
+def join_patches(patches: Patches, side: int) -> Tensor:
+    """Put the patches of one image together again: (1, 3, height, width), without the padding.
+
+    >>> images = torch.rand(1, 3, 8, 12)
+    >>> torch.equal(join_patches(cut_patches(images, 4), 4), images)
+    True
+    """
+    rows, columns = patches.spatial_shapes[0].tolist()
+    cut = patches.pixel_values[:1, : rows * columns].unflatten(1, (rows, columns)).unflatten(3, (side, side, -1))
+    return cut.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def resize_positions(positional_embeddings: Tensor, spatial_shapes: Tensor, max_length: int) -> Tensor:
+    """Return the positions of images of any shapes, as `Siglip2VisionEmbeddings.resize_positional_embeddings` does.
+
+    It is the same bilinear interpolation with antialiasing, as a product with its weights. transformers' own reads the
+    shape of each image on the CPU, which neither `torch.compile(fullgraph=True)` nor ONNX can do.
+
+    Args:
+        positional_embeddings: (rows, columns, E), those of the checkpoint.
+        spatial_shapes: (N, 2), rows and columns of each image's patches.
+        max_length: P; behind an image's own patches stands the position of its first.
+
+    Returns:
+        (N, P, E).
+    """
+    sizes = spatial_shapes.to(positional_embeddings.device)[:, :, None]
+    places = torch.arange(max_length, device=sizes.device)
+    places = torch.where(places < sizes[:, 0] * sizes[:, 1], places, 0)
+    down = _interpolation(places // sizes[:, 1], sizes[:, 0], positional_embeddings.shape[0])
+    across = _interpolation(places % sizes[:, 1], sizes[:, 1], positional_embeddings.shape[1])
+    found = torch.einsum("npr,npc,rce->npe", down, across, positional_embeddings.float())
+    return found.to(positional_embeddings.dtype)
+
+
+def _interpolation(places: Tensor, size: Tensor, length: int) -> Tensor:
+    """Return how much each of `length` old positions counts for new ones (N, P) of a side of `size` (N, 1)."""
+    ratio = length / size.float()
+    centers = ratio * (places.float() + 0.5)
+    offsets = torch.arange(length, device=places.device) + 0.5 - centers[..., None]
+    weights = (1 - offsets.abs() / ratio.clamp(min=1)[..., None]).clamp(min=0)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
 class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
     """A vision tower of any family with its H branches, before projection."""
 
@@ -93,6 +137,8 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
     def __init__(self, config: HolisticBackboneVisionConfig) -> None:
         super().__init__(config)
         self.backbone = make_backbone(config.backbone)
+        if config.takes_patches:
+            self.backbone.embeddings.resize_positional_embeddings = resize_positions
         takes = inspect.signature(self.backbone.forward).parameters
         self.interpolates = "interpolate_pos_encoding" in takes
         width, eps = cast(int, config.hidden_size), cast(float, config.layer_norm_eps)

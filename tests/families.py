@@ -14,6 +14,9 @@ from transformers import (
     MetaClip2Model,
     PreTrainedConfig,
     ResNetConfig,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
@@ -28,6 +31,7 @@ from random_weights import fill
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 PATCHES = {"image_size": 32, "patch_size": 8}
 STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+NAFLEX_PATCHES = 16
 PADDING, END = 1, 59
 TOKENS = {"vocab_size": 60, "max_position_embeddings": 12, "pad_token_id": PADDING, "bos_token_id": 58}
 
@@ -53,6 +57,18 @@ def randomise(model: nn.Module, seed: int = 0) -> Any:
 def make_siglip(seed: int = 0, **text: Any) -> SiglipModel:
     texts = {**TOWER, **TOKENS, "eos_token_id": END, **text}
     return randomise(SiglipModel(SiglipConfig(text_config=texts, vision_config={**TOWER, **PATCHES})), seed)
+
+
+def make_naflex(**text: Any) -> Siglip2Model:
+    """A SigLIP 2 whose images keep their shape: `NAFLEX_PATCHES` at most."""
+    texts = {**TOWER, **TOKENS, "eos_token_id": END, **text}
+    vision = {**TOWER, "patch_size": PATCHES["patch_size"], "num_patches": NAFLEX_PATCHES}
+    return randomise(Siglip2Model(Siglip2Config(text_config=texts, vision_config=vision)))
+
+
+def naflex_images() -> Siglip2ImageProcessorPil:
+    """The image processor of `make_naflex`."""
+    return Siglip2ImageProcessorPil(patch_size=PATCHES["patch_size"], max_num_patches=NAFLEX_PATCHES)
 
 
 def make_metaclip() -> MetaClip2Model:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.encoding import encode_texts, evaluation_mode
+from ..evaluation.encoding import encode_texts, evaluation_mode, whole_image
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..search import FUSED, Term
 from ..search.encoding import embed_images
@@ -152,7 +152,8 @@ class Explainer:
         ]
         words = list(dict.fromkeys(words))
         with evaluation_mode(self.model):
-            pixels = self.processor(images=[image], return_tensors="pt")["pixel_values"].to(self.model.device)
+            pixels = whole_image(self.model, self.processor(images=[image], return_tensors="pt"))
+            pixels = pixels.to(self.model.device)
             return Inspection(
                 seen=crop_as_seen(image, self.processor.image_processor.to_dict()),
                 attention=self._attention(pixels),

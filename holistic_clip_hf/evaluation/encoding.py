@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from ..backbone_holistic_clip import Patches, join_patches
 from ..checkpoint_files import require_all_weights, require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig
 from ..images.decoding import UnreadableImageError, decode_image, read_image
@@ -173,6 +174,19 @@ def stack_pixels(pixels: Sequence[Pixels]) -> dict[str, Tensor]:
 def on_device(pixels: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Return a batch of images on a device."""
     return {name: value.to(device) for name, value in pixels.items()}
+
+
+def whole_image(model: Any, pixels: Mapping[str, Tensor]) -> Tensor:
+    """Return what the processor made of one image as an image (1, 3, height, width), which maps need.
+
+    The patches of a NaFlex tower's processor are put together again, so that rows and columns are the image's own.
+
+    Args:
+        model: the model.
+        pixels: Batch of one image, as the processor of the model makes it.
+    """
+    config = model.vision_model.config
+    return join_patches(Patches(**pixels), config.patch_size) if config.takes_patches else pixels["pixel_values"]
 
 
 def readable_pixels(processor: Processor, images: Sequence[Any]) -> list[Pixels | str]:

@@ -27,7 +27,7 @@ from ..images.left_out import LeftOutLog, row_names, warn_of_all
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import HolisticCLIPModel
 from .classification import checked_names
-from .encoding import Processor, evaluation_mode, image_or_reason
+from .encoding import Processor, evaluation_mode, image_or_reason, whole_image
 from .records import Detail, Provenance, Record, Recorder
 
 TASK = "segmentation"
@@ -158,11 +158,14 @@ def score_pixels(
     scaled = _scale(image, windows.short_side)
     side = model.vision_model.config.image_size
     grid = side // model.vision_model.config.patch_size
+    options = {"do_resize": False, "do_center_crop": False}
+    if model.vision_model.config.takes_patches:
+        options["max_num_patches"] = grid**2  # a NaFlex tower's processor fills up to as many
     total = torch.zeros(len(class_embeds), scaled.height, scaled.width)
     seen = torch.zeros(scaled.height, scaled.width)
     for left, top in _places(scaled.size, side, max(1, round(side * windows.stride))):
         window = scaled.crop((left, top, left + side, top + side))
-        pixels = processor(images=[window], return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
+        pixels = whole_image(model, processor(images=[window], return_tensors="pt", **options))
         patches = read_patches(model, pixels.to(model.device), readout)[0]
         scores = (patches @ class_embeds.to(patches).T).T.unflatten(1, (grid, grid))
         scores = F.interpolate(scores[None].float().cpu(), size=(side, side), mode="bilinear")[0]

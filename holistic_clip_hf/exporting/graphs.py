@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
+from ..backbone_holistic_clip import Patches
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..publishing.stranger import TEXTS, probe_pictures
@@ -34,24 +35,31 @@ class Graph(nn.Module):
     """A graph to write: a model, and the names of inputs and outputs."""
 
     name: str
-    inputs: tuple[str, ...]
+    takes: tuple[str, ...]  # of `images` and `texts`
     outputs: tuple[str, ...]
 
     def __init__(self, model: HolisticCLIPModel) -> None:
         super().__init__()
         self.model = model
+        patches = tuple(Patches._fields) if takes_patches(model) else ("pixel_values",)
+        names = {"texts": ("input_ids", "attention_mask"), "images": patches}
+        self.inputs = tuple(name for kind in self.takes for name in names[kind])
+
+    def named(self, given: tuple[Tensor, ...]) -> dict[str, Any]:
+        """Return inputs by name."""
+        return dict(zip(self.inputs, given, strict=True))
 
 
 class ImageGraph(Graph):
-    """Images (N, 3, height, width) to vectors that texts are held against, and one for each branch."""
+    """Images (N, 3, height, width), or what a NaFlex tower takes of them, to vectors, and one for each branch."""
 
     name = "vision_model"
-    inputs = ("pixel_values",)
+    takes = ("images",)
     outputs = ("image_embeds", "branch_embeds")
 
-    def forward(self, pixel_values: Tensor) -> tuple[Any, ...]:
+    def forward(self, *given: Tensor) -> tuple[Any, ...]:
         """Return `pooler_output` (N, D) and `branch_embeds` (N, H, D)."""
-        found = self.model.get_image_features(pixel_values)
+        found = self.model.get_image_features(**self.named(given))
         return found.pooler_output, found.branch_embeds
 
 
@@ -59,25 +67,30 @@ class TextGraph(Graph):
     """Texts (T, L) to vectors."""
 
     name = "text_model"
-    inputs = ("input_ids", "attention_mask")
+    takes = ("texts",)
     outputs = ("text_embeds",)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, ...]:
+    def forward(self, *given: Tensor) -> tuple[Any, ...]:
         """Return `pooler_output` (T, D)."""
-        return (self.model.get_text_features(input_ids, attention_mask).pooler_output,)
+        return (self.model.get_text_features(**self.named(given)).pooler_output,)
 
 
 class JointGraph(Graph):
     """Images and texts to logits, which pipelines ask for."""
 
     name = "model"
-    inputs = ("input_ids", "pixel_values", "attention_mask")
+    takes = ("texts", "images")
     outputs = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "branch_embeds")
 
-    def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor) -> tuple[Any, ...]:
+    def forward(self, *given: Tensor) -> tuple[Any, ...]:
         """Return logits (N, T) and (T, N), and the vectors."""
-        found = self.model(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask)
+        found = self.model(**self.named(given))
         return tuple(found[name] for name in self.outputs)
+
+
+def takes_patches(model: HolisticCLIPModel) -> bool:
+    """Tell whether the images of a model come as patches with a mask, as those of SigLIP 2's NaFlex variant do."""
+    return model.vision_model.config.takes_patches
 
 
 GRAPHS = (ImageGraph, TextGraph, JointGraph)
@@ -114,10 +127,10 @@ def write_graphs(
 
 
 def probe_inputs(processor: HolisticCLIPProcessor, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-    """Return pictures (N, 3, height, width) and the texts (T, L) that graphs are run on."""
+    """Return pictures, as the model takes them, and the texts (T, L) that graphs are run on."""
     tokens = processor(text=list(TEXTS), padding=True, return_tensors="pt")
-    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    return {"pixel_values": pixels, "input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+    pixels = processor(images=pictures, return_tensors="pt")
+    return {**pixels, "input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
 
 def write_graph(graph: Graph, inputs: Mapping[str, Tensor], path: Path, most_bytes: int) -> None:
@@ -128,6 +141,9 @@ def write_graph(graph: Graph, inputs: Mapping[str, Tensor], path: Path, most_byt
     longest = getattr(graph.model.text_model.config, "max_position_embeddings", None)
     tokens = Dim("tokens") if longest is None else Dim("tokens", max=longest)
     shapes = {"pixel_values": {0: images}, **dict.fromkeys(("input_ids", "attention_mask"), {0: texts, 1: tokens})}
+    if takes_patches(graph.model):
+        patches = {0: images, 1: Dim("patches")}
+        shapes |= {"pixel_values": patches, "pixel_attention_mask": patches, "spatial_shapes": {0: images}}
     given = tuple(inputs[name] for name in graph.inputs)
     with _quietly(), torch.no_grad():
         program: Any = torch.onnx.export(
@@ -137,7 +153,7 @@ def write_graph(graph: Graph, inputs: Mapping[str, Tensor], path: Path, most_byt
             verbose=False,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            dynamic_shapes={name: shapes[name] for name in graph.inputs},
+            dynamic_shapes=(tuple(shapes[name] for name in graph.inputs),),
         )
     is_large = sum(value.nbytes for value in graph.state_dict().values()) > most_bytes
     if not is_large:
@@ -201,23 +217,23 @@ class Verification(NamedTuple):
         """
         found: dict[str, list[float]] = {}
         for kind, path in files.items():
-            run = open_graph(path)
-            for given in self._given(kind):
+            run, graph = open_graph(path), kind(self.model)
+            for given in self._given(graph):
                 answers = run(kind.outputs, {name: value.numpy() for name, value in given.items()})
-                for name, answer, wanted in zip(kind.outputs, answers, kind(self.model)(**given), strict=True):
+                for name, answer, wanted in zip(kind.outputs, answers, graph(*given.values()), strict=True):
                     scale = float(self.model.logit_scale.exp()) if name.startswith("logits") else 1.0
                     if measure.takes_logits or not name.startswith("logits"):
                         value = measure.measure(torch.as_tensor(answer) / scale, wanted / scale)
                         found.setdefault(f"{path.stem} {name}", []).append(value)
         return {what: float(measure.worst(values)) for what, values in found.items()}
 
-    def _given(self, kind: type[Graph]) -> Iterator[dict[str, Tensor]]:
+    def _given(self, graph: Graph) -> Iterator[dict[str, Tensor]]:
         """Yield the inputs of a graph: one image alone, and all in batches."""
         for number, pictures in enumerate(self.images.batches()):
             every = probe_inputs(self.processor, pictures)
-            inputs = {name: every[name] for name in kind.inputs}
+            inputs = {name: every[name] for name in graph.inputs}
             if number == 0:
                 yield {name: value[:1] for name, value in inputs.items()}
             yield inputs
-            if "pixel_values" not in kind.inputs:
+            if "images" not in graph.takes:
                 return  # texts are the same for all images

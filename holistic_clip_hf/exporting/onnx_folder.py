@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import CLIPProcessor, SiglipProcessor
+from transformers import CLIPProcessor, Siglip2Processor, SiglipProcessor
 
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
@@ -31,6 +31,7 @@ from .graphs import (
     Run,
     Verification,
     require_exporter,
+    takes_patches,
     write_graphs,
 )
 from .stock_folder import save_processor
@@ -102,13 +103,19 @@ def export_onnx(
         verify_images: Folder of images to run the graphs on. Default: two drawn ones.
 
     Raises:
-        ValueError: an unknown layout, a folder that holds anything, or no image to run the graphs on.
+        ValueError: an unknown layout, or one that does not take the model's images; a folder that holds anything, or
+            no image to run the graphs on.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
         ExportError: what was written gives other numbers.
     """
     if layout not in ONNX_LAYOUTS:
         raise ValueError(f"`layout` is {layout!r}; expected one of {', '.join(map(repr, ONNX_LAYOUTS))}.")
     require_runtime()
+    if layout == "transformers.js" and takes_patches(model):
+        raise ValueError(
+            f"`layout` is {layout!r} and the model takes images of any shape (NaFlex), as patches with a mask; "
+            "expected one of a fixed size, since the class of that library hands over pixels alone. Take 'onnx'."
+        )
     images = ProbeImages(processor, verify_images)
     with new_folder(Path(output), holds="an export") as folder:
         return write_onnx(model, processor, folder, GraphOptions(layout, int8, most_bytes=most_bytes), images)
@@ -162,8 +169,8 @@ def write_onnx(
 
 def save_graph_processor(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, folder: Path) -> None:
     """Save the stock processor that fits a model's graphs."""
-    is_sigmoid = model.config.objective == "sigmoid"
-    save_processor(SiglipProcessor if is_sigmoid else CLIPProcessor, processor, folder)
+    siglips = Siglip2Processor if takes_patches(model) else SiglipProcessor
+    save_processor(siglips if model.config.objective == "sigmoid" else CLIPProcessor, processor, folder)
 
 
 def plain_configuration(model: HolisticCLIPModel) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoProcessor, CLIPProcessor, SiglipProcessor
+from transformers import AutoModel, AutoProcessor, CLIPProcessor, Siglip2Processor, SiglipProcessor
 
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
@@ -70,7 +70,7 @@ def export_stock(
 def save_processor(kind: Any, processor: HolisticCLIPProcessor, folder: Path) -> None:
     """Save a stock processor as transformers 5 does, and its image part as older programs look for it."""
     tokenizer, image_processor = copy.deepcopy(processor.tokenizer), copy.deepcopy(processor.image_processor)
-    if kind is SiglipProcessor:  # its padding is read, and a mask over it gives other vectors
+    if kind in (SiglipProcessor, Siglip2Processor):  # its padding is read, and a mask over it gives other vectors
         tokenizer.model_input_names = ["input_ids"]
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
     kind(image_processor, tokenizer).save_pretrained(folder)

@@ -137,11 +137,15 @@ def crop_as_seen(image: Image.Image, sizes: Mapping[str, object]) -> Image.Image
     """Return the part of an image that the model sees, in the image's own resolution.
 
     Args:
-        sizes: `processor.image_processor.to_dict()`: its `size`, `crop_size` and which of them are applied.
+        image: Image.
+        sizes: `processor.image_processor.to_dict()`: its `size`, `crop_size` and which of them are applied. Without
+            `do_center_crop`, as SigLIP's, all of the image is seen.
 
     Raises:
-        ValueError: an image processor of another kind than CLIP's.
+        ValueError: an image processor that crops in another way than CLIP's.
     """
+    if not sizes.get("do_center_crop"):
+        return image
     size, crop = sizes.get("size"), sizes.get("crop_size")
     if not isinstance(size, Mapping) or not isinstance(crop, Mapping) or not sizes.get("do_resize"):
         raise ValueError(
@@ -152,8 +156,6 @@ def crop_as_seen(image: Image.Image, sizes: Mapping[str, object]) -> Image.Image
         across = down = min(image.size) / int(size["shortest_edge"])
     else:
         across, down = width / int(size["width"]), height / int(size["height"])
-    if not sizes.get("do_center_crop"):
-        return image
     half_width, half_height = int(crop["width"]) * across / 2, int(crop["height"]) * down / 2
     box = (width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height)
     return image.crop(tuple(round(edge) for edge in box))  # type: ignore[arg-type]

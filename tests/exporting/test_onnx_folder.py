@@ -1,5 +1,6 @@
 """Graphs of both towers in one folder, run by ONNX Runtime and by transformers.js, against the model."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from conftest import make_processor
+from families import make_naflex, naflex_images
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.exporting import graphs
 from holistic_clip_hf.exporting.onnx_folder import OnnxExport, export_onnx
 from holistic_clip_hf.exporting.verification import ExportError
+from holistic_clip_hf.initialization import from_siglip
 
 pytestmark = [
     pytest.mark.slow,
@@ -145,3 +149,23 @@ def test_transformers_js_gives_the_same_vectors(
         np.testing.assert_allclose(found[name], expected[name].flatten().numpy(), rtol=0, atol=1e-5)
     scores = expected.logits_per_image.softmax(dim=-1)[0].tolist()
     assert [found["scores"][text] for text in TEXTS] == pytest.approx(scores, abs=1e-4)
+
+
+@torch.no_grad()
+def test_images_of_any_shape_are_exported(session_tokenizer: Any, tmp_path: Path) -> None:
+    ends = {"pad_token_id": session_tokenizer.pad_token_id, "eos_token_id": session_tokenizer.eos_token_id}
+    model = from_siglip(
+        make_naflex(vocab_size=len(session_tokenizer), bos_token_id=0, **ends), perspectives=["short", "style"]
+    )
+    processor = HolisticCLIPProcessor(naflex_images(), copy.deepcopy(session_tokenizer))
+    processor.tokenizer.model_max_length = model.config.text_config.max_position_embeddings
+    with pytest.raises(ValueError, match="takes images of any shape .*Take 'onnx'"):
+        export_onnx(model, processor, tmp_path / "browser", layout="transformers.js")
+    assert not (tmp_path / "browser").exists()
+    export_onnx(model, processor, tmp_path / "graphs")
+    pictures = [Image.new("RGB", size, "red") for size in ((40, 20), (16, 64), (30, 30))]
+    made = dict(processor(images=pictures, return_tensors="pt"))
+    found, expected = run(tmp_path / "graphs" / "vision_model.onnx", **made), model.get_image_features(**made)
+    np.testing.assert_allclose(found["branch_embeds"], expected.branch_embeds.numpy(), rtol=1e-4, atol=1e-4)
+    stock = AutoProcessor.from_pretrained(tmp_path / "graphs")
+    torch.testing.assert_close(stock(images=pictures, return_tensors="pt")["pixel_values"], made["pixel_values"])

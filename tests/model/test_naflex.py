@@ -1,40 +1,29 @@
 """SigLIP 2's NaFlex variant, whose images keep their shape, against transformers' own model."""
 
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
     CLIPTokenizer,
-    Siglip2Config,
-    Siglip2ImageProcessorPil,
-    Siglip2Model,
     SiglipImageProcessorPil,
     pipeline,
 )
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
-from families import TOKENS, TOWER, full_length, make_model, make_siglip, make_texts, randomise
+from families import NAFLEX_PATCHES, full_length, make_model, make_naflex, make_siglip, make_texts, naflex_images
 from holistic_clip_hf import HolisticCLIPProcessor, HolisticSiglipModel
+from holistic_clip_hf.backbone_holistic_clip import resize_positions
 from holistic_clip_hf.initialization import from_checkpoint, from_siglip, make_processor
 from holistic_clip_hf.visualization import branch_attention, branch_relevance, patch_grid
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-SIDE, MOST = 8, 16
-
-
-def make_naflex(**text: Any) -> Siglip2Model:
-    texts = {**TOWER, **TOKENS, "eos_token_id": 59, **text}
-    vision = {**TOWER, "patch_size": SIDE, "num_patches": MOST}
-    return randomise(Siglip2Model(Siglip2Config(text_config=texts, vision_config=vision)))
-
-
-def image_processor() -> Siglip2ImageProcessorPil:
-    return Siglip2ImageProcessorPil(patch_size=SIDE, max_num_patches=MOST)
 
 
 def draw(width: int, height: int) -> Image.Image:
@@ -46,8 +35,8 @@ def draw(width: int, height: int) -> Image.Image:
 def batch() -> dict[str, Tensor]:
     """Three shapes, of which two leave room for padding."""
     images = [draw(40, 20), draw(30, 30), draw(16, 64)]
-    made = dict(image_processor()(images, return_tensors="pt"))
-    assert made["pixel_attention_mask"].sum(dim=1).min() < MOST
+    made = dict(naflex_images()(images, return_tensors="pt"))
+    assert made["pixel_attention_mask"].sum(dim=1).min() < NAFLEX_PATCHES
     return made
 
 
@@ -62,10 +51,38 @@ def test_one_probe_is_naflex(batch: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], theirs[name], **CLOSE)
     found.loss.backward()
     theirs.loss.backward()
-    name = "embeddings.patch_embedding.weight"
-    gradient = ours.vision_model.backbone.get_parameter(name).grad
-    torch.testing.assert_close(gradient, stock.vision_model.get_parameter(name).grad, rtol=1e-5, atol=1e-6)
+    for name in ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"):
+        gradient = ours.vision_model.backbone.get_parameter(name).grad
+        torch.testing.assert_close(gradient, stock.vision_model.get_parameter(name).grad, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.vision_model.head.probe.grad, stock.vision_model.head.probe.grad, **CLOSE)
+
+
+def test_positions_are_resized_as_pillow_does() -> None:
+    """Also for images one patch wide, of which torch 2.13 gives every row the position of the first on CPUs."""
+    positions = torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(0))
+    shapes = [(3, 5), (4, 4), (9, 2), (1, 12), (12, 1), (1, 1), (6, 7)]
+    found = resize_positions(positions, torch.tensor(shapes), 45)
+    stock = Siglip2VisionEmbeddings.resize_positional_embeddings(positions, torch.tensor(shapes), 45)
+    for row, (height, width) in enumerate(shapes):
+        channels = [
+            np.asarray(Image.fromarray(each.numpy()).resize((width, height), Image.Resampling.BILINEAR))
+            for each in positions.permute(2, 0, 1)
+        ]
+        expected = torch.from_numpy(np.stack(channels, axis=-1)).flatten(0, 1)
+        torch.testing.assert_close(found[row, : height * width], expected, **CLOSE)
+        assert (found[row, height * width :] == found[row, 0]).all()
+        if width > 1:
+            torch.testing.assert_close(found[row], stock[row], **CLOSE)
+
+
+@torch.no_grad()
+def test_naflex_compiles_to_one_graph() -> None:
+    ours, counter = from_siglip(make_naflex(), perspectives=["a", "b"]), CompileCounter()
+    torch.compiler.reset()
+    compiled = torch.compile(ours.get_image_features, fullgraph=True, dynamic=True, backend=counter)
+    for pictures, most in (([draw(40, 20), draw(30, 30)], 16), ([draw(16, 64)] * 3, 16), ([draw(20, 20)] * 5, 9)):
+        made = naflex_images()(pictures, return_tensors="pt", max_num_patches=most)
+        torch.testing.assert_close(compiled(**made).branch_embeds, ours.get_image_features(**made).branch_embeds)
 
 
 @torch.no_grad()
@@ -88,7 +105,7 @@ def test_copies_are_naflex_and_padding_is_not_seen(batch: dict[str, Tensor]) -> 
 def test_images_are_cut_as_the_processor_cuts_them() -> None:
     """An image (N, 3, height, width) of any size gives what its patches give, and maps have its grid."""
     ours, picture = from_siglip(make_naflex(), perspectives=["a", "b"]), draw(32, 24)
-    cut = image_processor()([picture], return_tensors="pt", do_resize=False, max_num_patches=12)
+    cut = naflex_images()([picture], return_tensors="pt", do_resize=False, max_num_patches=12)
     pixels = SiglipImageProcessorPil(do_resize=False)([picture], return_tensors="pt")["pixel_values"]
     expected = ours.get_image_features(**cut)
     found = ours.get_image_features(pixels)
@@ -115,19 +132,19 @@ def test_naflex_saves_and_loads(batch: dict[str, Tensor], tmp_path: Path) -> Non
 def test_the_pipeline_and_the_processor_take_images_of_any_shape(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0}
     stock = make_naflex(vocab_size=len(tokenizer) + 8, max_position_embeddings=64, **ends)
-    for part in (stock, tokenizer, image_processor()):
+    for part in (stock, tokenizer, naflex_images()):
         part.save_pretrained(tmp_path)
     ours = from_siglip(tmp_path, perspectives=["a", "b"])
     processor = make_processor(ours, tmp_path)
     assert isinstance(processor, HolisticCLIPProcessor)
     pictures, labels = [draw(40, 20), draw(16, 64)], ["a red square", "a green square, drawn flat"]
     inputs = processor(images=pictures, text=labels, return_tensors="pt")
-    expected = image_processor()(pictures, return_tensors="pt")
+    expected = naflex_images()(pictures, return_tensors="pt")
     for name, value in expected.items():
         assert torch.equal(inputs[name], value), name
     assert ours(**inputs).logits_per_image.shape == (2, 2)
     tokenizer.model_input_names = ["input_ids"]  # as SigLIP's, which gives no mask
-    parts = {"tokenizer": tokenizer, "image_processor": image_processor()}
+    parts = {"tokenizer": tokenizer, "image_processor": naflex_images()}
     theirs, found = (
         pipeline("zero-shot-image-classification", model=model, **parts)(pictures[0], candidate_labels=labels)
         for model in (stock, ours)

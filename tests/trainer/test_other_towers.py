@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
+from torch.nn import functional as F
 from transformers import (
     BertConfig,
     CLIPTokenizer,
@@ -17,7 +20,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from conftest import CORPUS_SLOTS, IMAGE_SIZE, randomise
+from conftest import CORPUS_SLOTS, IMAGE_SIZE, draw, randomise
 from holistic_clip_hf import (
     HolisticCLIPConfig,
     HolisticCLIPModel,
@@ -30,8 +33,10 @@ from holistic_clip_hf import (
     evaluate_retrieval,
     index_images,
 )
+from holistic_clip_hf.demo.explanation import AskedTerm, Explainer
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.records import capture_provenance, save_records
+from holistic_clip_hf.evaluation.segmentation import Windows, score_pixels
 from holistic_clip_hf.images.folders import FolderImages
 from holistic_clip_hf.publishing.checkpoint import require_checkpoint
 from holistic_clip_hf.publishing.model_card import write_model_card
@@ -135,3 +140,42 @@ def test_the_whole_road(
             loaded.get_text_features(**text).text_embeds,
         )[:, 0]
     assert [hit.score for hit in found] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_an_image_of_any_shape_is_explained(
+    kind: str, model: HolisticCLIPModel, processor: HolisticCLIPProcessor
+) -> None:
+    picture, captions = draw("red", "square").resize((40, 20)), [("short", "a red square"), ("style", "drawn flat")]
+    model.eval()
+    made = processor(images=[picture], return_tensors="pt")
+    texts = processor(text=[text for _, text in captions], return_tensors="pt", padding=True)
+    asked = AskedTerm(Term("a red square"), {model.config.perspectives[1]: 1.0})
+    found = Explainer(model, processor).inspect(picture, [asked], captions)
+    expected = model.get_image_features(**made).branch_embeds[0] @ model.get_text_features(**texts).text_embeds.T
+    assert found.matching is not None
+    torch.testing.assert_close(found.matching.similarity, expected, rtol=1e-5, atol=1e-6)
+    is_naflex = kind == "naflex"
+    grid = made["spatial_shapes"][0].tolist() if is_naflex else model.vision_model.patch_grid(IMAGE_SIZE, IMAGE_SIZE)
+    assert (grid[0] < grid[1]) == is_naflex
+    maps = [*found.attention, *found.terms[0].maps, *found.words]
+    assert len(maps) == len(model.config.perspectives) + 1 + 2
+    assert {tuple(each.values.shape) for each in maps} == {tuple(grid)}
+    assert found.seen.size == picture.size
+
+
+@torch.no_grad()
+def test_an_image_of_any_tower_is_segmented(model: HolisticCLIPModel, processor: HolisticCLIPProcessor) -> None:
+    model.eval()
+    colours = np.random.default_rng(0).integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    classes = F.normalize(
+        torch.randn(3, model.config.projection_dim, generator=torch.Generator().manual_seed(5)), dim=1
+    )
+    pixels = torch.from_numpy((colours / 127.5 - 1).astype(np.float32)).permute(2, 0, 1)[None]
+    patches = F.normalize(model.get_patch_features(pixels).patch_embeds[0], dim=-1)
+    side = IMAGE_SIZE // model.vision_model.config.patch_size
+    scores = (patches @ classes.T).T.reshape(1, 3, side, side)
+    expected = F.interpolate(scores, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")[0]
+    windows = Windows(short_side=IMAGE_SIZE)
+    found = score_pixels(model, processor, Image.fromarray(colours), classes, windows, "class_path")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

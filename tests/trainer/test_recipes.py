@@ -37,7 +37,7 @@ MAY_SHRINK = re.compile(
     r"|model\.(text|vision)_config\.(hidden_size|intermediate_size|num_hidden_layers|num_attention_heads|patch_size"
     r"|num_branch_layers)|model\.vision_config\.backbone_config\.(embedding_size|hidden_sizes|depths)"
     r"|training\.(max_steps|per_device_(train|eval)_batch_size|gradient_cache_size|warmup_steps|logging_steps"
-    r"|eval_steps|save_steps|dataloader_num_workers|use_cpu)"
+    r"|eval_steps|save_steps|dataloader_num_workers|use_cpu|states_folder)"
 )
 
 

@@ -106,7 +106,7 @@ def test_the_crop_agrees_with_the_processor(processor: HolisticCLIPProcessor) ->
 
 def test_crops_of_other_processors_are_refused() -> None:
     with pytest.raises(ValueError, match="expected those of CLIP's image processor"):
-        crop_as_seen(Image.new("RGB", (8, 8)), {"size": 32})
+        crop_as_seen(Image.new("RGB", (8, 8)), {"size": 32, "do_center_crop": True})
 
 
 def redness(image: Image.Image) -> np.ndarray:
