@@ -40,6 +40,7 @@ from holistic_clip_hf.trainer.recipes import (
     seconds_of_training,
     train_run,
 )
+from training.rivals import require_ways
 
 RESULTS = "results.jsonl"
 PROTOCOLS = (PER_PERSPECTIVE, CAPTION_SETS)
@@ -58,6 +59,7 @@ class Method:
         replicates: Number of the study's replicates. Default: all.
         caption_form: Form of its captions, in training and where they ask; see `Recipe`. Default: the recipe's.
         seed_offset: Number added to the seed of each replicate, for a second run of what is else the same method.
+        ways: Ways to ask its checkpoints for attributes, see `training.attributes`. Default: none.
         label: Words that tables and pictures have for it, where its name in the records misleads. Default: the name.
     """
 
@@ -69,6 +71,7 @@ class Method:
     replicates: int | None = None
     caption_form: str | None = None
     seed_offset: int = 0
+    ways: list[str] = field(default_factory=list)
     label: str | None = None
 
 
@@ -122,6 +125,7 @@ def load_study(path: Path) -> Study:
     methods = {name: Method(**method) for name, method in content.pop("methods").items()}
     for name, each in methods.items():
         require_caption_form(f"{path}, {name}", each.caption_form)
+        require_ways(f"{path}, {name}", each.ways, each.perspectives, content["perspectives"])
     models = {each.as_much_compute_as for each in methods.values() if each.as_much_compute_as}
     if missing := sorted(models - set(methods)):
         raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")

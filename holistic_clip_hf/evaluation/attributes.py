@@ -141,23 +141,27 @@ def _kept(queries: Iterator[AttributeQuery], most: int) -> list[AttributeQuery]:
     return sorted(queries, key=lambda query: stable_number(str(query)))[:most]
 
 
-def score_queries(queries: Sequence[AttributeQuery], score: Callable[[Wish], Tensor]) -> Tensor:
+def score_queries(
+    queries: Sequence[AttributeQuery], score: Callable[[Wish], Tensor], *, unwanted_weight: float = 1.0
+) -> Tensor:
     """Add up the scores of each query's wishes, and take off those of what is not wanted.
 
     Args:
         queries: Q queries.
         score: Score of N images for a wish, as if it was wanted: (N,).
+        unwanted_weight: Weight of what is not wanted, by default that of `not` in the query language.
 
     Returns:
-        Scores (Q, N), as those of the query language.
+        Scores (Q, N).
     """
     known: dict[tuple[str, str], Tensor] = {}
+    weight_of = {True: 1.0, False: -unwanted_weight}
     rows = []
     for query in queries:
         for wish in query.wishes:
             if (wish.facet, wish.text) not in known:
                 known[wish.facet, wish.text] = score(wish)
-        signed = [known[wish.facet, wish.text] * (1 if wish.is_wanted else -1) for wish in query.wishes]
+        signed = [known[wish.facet, wish.text] * weight_of[wish.is_wanted] for wish in query.wishes]
         rows.append(torch.stack(signed).sum(dim=0))
     return torch.stack(rows)
 

@@ -102,3 +102,4 @@ def test_what_is_not_wanted_counts_against() -> None:
     ]
     assert score_queries(queries, score).tolist() == [[1.0, 2.0], [11.0, 32.0], [9.0, 28.0]]
     assert asked == ["red", "cat"], "each is scored once"
+    assert score_queries(queries, score, unwanted_weight=0.5)[2].tolist() == [9.5, 29.0]
