@@ -178,8 +178,10 @@ def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | No
 
 
 def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int:
-    """Count the floating-point operations of the first training step, forward and backward."""
+    """Count the floating-point operations of the first training step, forward and backward, without a frozen tower."""
     trainer = make_trainer(recipe, run, corpus, states)
+    if trainer.frozen_tower is not None:
+        trainer.frozen_tower.prepare(trainer.accelerator.autocast)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     with FlopCounterMode(display=False) as counter:
         loss = trainer.compute_loss(trainer.model, batch)
