@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holistic_clip_hf.drawing import COLOURS, INK, new_figure
-from holistic_clip_hf.evaluation.attributes import FORMS, NUM_NEGATIVES, ONE
+from holistic_clip_hf.evaluation.attributes import FORMS, ONE
 from holistic_clip_hf.storage import write_atomically
 from holistic_clip_hf.words import markdown_table
 from training.attributes import ATTRIBUTES, QUERIES
@@ -39,7 +39,6 @@ WORDS = {
     "caption_vectors": "vectors of the nearest captions",
     LIMIT: "words of its own captions (limit)",
 }
-CHANCE = 5 / (1 + NUM_NEGATIVES)
 
 
 def load_found(study: Study) -> Found:
@@ -154,6 +153,7 @@ def _colour(entry: Entry) -> str:
 def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> str:
     """Return the page of the study, as Markdown."""
     over, counts = Entry(ONE_VECTOR, "vector"), [len(each) for each in found.queries.values()]
+    drawn = study.queries.num_negatives
     again = [Entry(AGAIN, entry.way) for entry in found.recalls if entry.method == OURS]
     floor = [
         f"{WORDS[entry.way]} {found.gain(entry, Entry(OURS, entry.way), ALL)}"
@@ -164,11 +164,11 @@ def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> st
         "# Attributes: one vector and a trick, or branches?",
         f"Rendered by `python -m training.attribute_tables` from `results.jsonl`, `{ATTRIBUTES}` and `{QUERIES}` in "
         "this folder. What it means, and how far to trust it, is in [science.md](../../../docs/science.md).",
-        f"Recall@5 in %: an image that has the traits stands among {NUM_NEGATIVES} that have not, mean over every "
-        f"draw of these. Chance is {CHANCE:.0%}. {min(counts):,} to {max(counts):,} queries in each replicate; facets "
-        f"count alike, and so do the three forms in *{ALL}*. Gains are relative, with a 95 % interval by bootstrap "
-        "over queries and replicates, bold where it leaves out zero. With n = 3 or 5 replicates it is somewhat too "
-        "narrow, and of so many lines one in twenty is bold by chance.",
+        f"Recall@5 in %: an image that has the traits stands among {drawn} that have not, mean over every draw of "
+        f"these. Chance is {5 / (1 + drawn):.0%}. Each replicate asks {min(counts):,} to {max(counts):,} queries. "
+        f"Facets count alike, and so do the three forms in *{ALL}*. Gains are relative, with a 95 % interval by "
+        "bootstrap over queries and replicates, bold where it leaves out zero. With n = 3 or 5 replicates it is "
+        "somewhat too narrow, and of so many lines one in twenty is bold by chance.",
         verdict(study, found),
         "**Noise floor**, the same method with other seeds: " + ("; ".join(floor) or "not measured yet") + ".",
         f"![Gain over one vector]({PICTURE})",

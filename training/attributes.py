@@ -29,6 +29,7 @@ from holistic_clip_hf.evaluation.attributes import (
     ONE,
     WITHOUT,
     AttributeQuery,
+    QueryScores,
     Wish,
     attribute_queries,
     measure_query,
@@ -61,13 +62,12 @@ from training.study import (
 
 ATTRIBUTES = "attributes.jsonl"
 QUERIES = "queries.json"
-MOST_QUERIES = 10  # of two facets, for each form: with all single traits, some 600 in all
 BATCH_SIZE = 64
 # Numbers that rivals leave to the user, chosen on the validation split, where no query is one of the test's images.
 WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of what is not wanted
 RANKS = (4, 8, 16, 32, 64)  # of a subspace, of 128 numbers
 TETHERS = (0.0, 0.03, 0.1, 0.3, 1.0)
-STEPS, RATE = 50, 0.1  # of an optimised query; it stands still before
+STEPS, RATE = 30, 0.5  # of an optimised query; it stands still before
 BYTES_OF = 5  # vectors of a model with branches, which patches may take as well
 
 
@@ -252,9 +252,10 @@ def optimised_scores(ground: Ground, seen: Seen, queries: Queries, tether: float
     return torch.stack(rows)
 
 
-def recalls(scores: Tensor, queries: Queries) -> list[float]:
-    """Return the recall of each query, of scores (Q, N)."""
-    return [measure_query(row, query).recall for row, query in zip(scores, queries, strict=True)]
+def measure_queries(study: Study, scores: Tensor, queries: Queries) -> list[QueryScores]:
+    """Return the numbers of each query, of scores (Q, N)."""
+    drawn = study.queries.num_negatives
+    return [measure_query(row, query, num_negatives=drawn) for row, query in zip(scores, queries, strict=True)]
 
 
 def mean_by_facets(values: Sequence[float], queries: Queries, form: str) -> float:
@@ -275,7 +276,12 @@ def measure_way(
     def best(tried: Sequence[float], scores: Callable[[float], Tensor], form: str) -> float:
         if len(tried) == 1:
             return tried[0]
-        return max(tried, key=lambda value: mean_by_facets(recalls(scores(value), queries), queries, form))
+
+        def reached(value: float) -> float:
+            found = measure_queries(ground.study, scores(value), queries)
+            return mean_by_facets([each.recall for each in found], queries, form)
+
+        return max(tried, key=reached)
 
     if way == OPTIMISED:
         number = best(TETHERS, lambda value: optimised_scores(ground, seen, queries, value), WITHOUT)
@@ -287,7 +293,7 @@ def measure_way(
         weight = best(WEIGHTS, lambda value: score_queries(queries, scorer, unwanted_weight=value), WITHOUT)
         chosen = {"unwanted_weight": weight, **({"rank": number} if len(tried) > 1 else {})}
         scores = score_queries(asked[1], score(ground, asked[0], number), unwanted_weight=weight)
-    measured = [measure_query(row, query) for row, query in zip(scores, asked[1], strict=True)]
+    measured = measure_queries(ground.study, scores, asked[1])
     means = {
         metric: {
             form: round(mean_by_facets([getattr(each, metric) for each in measured], asked[1], form), 5)
@@ -304,7 +310,7 @@ def measure_attributes(study: Study, name: str, replicate: int, corpus: Path, ch
     splits = []
     for split in ("validation", "test"):
         seen = ground.seen(split)
-        queries = attribute_queries(drawing_traits(seen.captions), most=MOST_QUERIES)
+        queries = attribute_queries(drawing_traits(seen.captions), study.queries)
         ground.learn(queries)
         splits.append((seen, queries))
     provenance = capture_provenance(
@@ -326,7 +332,7 @@ def write_queries(study: Study, corpus: Path) -> None:
         recipe = replace(method_recipe(study, next(iter(study.methods)), replicate), caption_form=None)
         rows = recipe_split(recipe, corpus, "test")
         traits = drawing_traits(captions_by_perspective(rows, study.perspectives))
-        queries = attribute_queries(traits, most=MOST_QUERIES)
+        queries = attribute_queries(traits, study.queries)
         told[left_out] = [
             {"query": str(query), "form": query.form, "facets": query.facets, "right": len(query.relevant)}
             for query in queries

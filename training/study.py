@@ -24,6 +24,7 @@ from transformers import logging
 
 from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.corpus.build import find_corpus, read_manifest
+from holistic_clip_hf.evaluation.attributes import QueryRules
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, UNUSABLE, Record, capture_provenance
@@ -79,7 +80,8 @@ class Method:
 class Study:
     """A study file. Replicate r holds out `held_out[r]` in `column`, with seed r.
 
-    `perspectives` are those measured; `training` is what the study changes in its recipe for all methods.
+    `perspectives` are those measured; `training` is what the study changes in its recipe for all methods; `queries`
+    are the rules of its attribute queries.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class Study:
     perspectives: list[str]
     training: dict[str, Any]
     methods: dict[str, Method]
+    queries: QueryRules = field(default_factory=QueryRules)
 
     @property
     def results(self) -> Path:
@@ -117,7 +120,9 @@ def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
     content = read_yaml(path)
     valid = field_names(Study) - {"path"}
-    content = require_keys(str(path), content, valid, valid)
+    content = require_keys(str(path), content, valid, valid - {"queries"})
+    rules = field_names(QueryRules)
+    content["queries"] = QueryRules(**require_keys(f"{path}, queries", content.get("queries") or {}, rules))
     known = field_names(Method)
     for name, method in content["methods"].items():
         require_run_name(name, f"{path}: `methods`")

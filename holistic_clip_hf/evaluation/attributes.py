@@ -18,7 +18,6 @@ from torch import Tensor
 from ..storage import stable_number
 
 NUM_NEGATIVES = 99  # of COCO-Facet's cases, section 3 of its paper
-FEWEST_RIGHT = 5  # images of a query; of less, one more or less moves its recall by more than a fifth
 ONE, BOTH, WITHOUT = "one trait", "two traits", "one without another"
 FORMS = (ONE, BOTH, WITHOUT)
 
@@ -62,26 +61,33 @@ class AttributeQuery:
         return " and ".join(wish.facet for wish in self.wishes)
 
 
-def attribute_queries(
-    traits: Mapping[str, Sequence[AbstractSet[str]]],
-    *,
-    most: int,
-    fewest: int = FEWEST_RIGHT,
-    num_negatives: int = NUM_NEGATIVES,
-) -> list[AttributeQuery]:
+@dataclass(frozen=True)
+class QueryRules:
+    """Rules of what is asked.
+
+    Args:
+        most: Number of queries kept of each pair of facets, for each form; of one trait, all are.
+        fewest: Number of right images that a query needs; with less, one more or less moves recall by over a fifth.
+        num_negatives: Number of wrong images among which a right one stands, by default that of COCO-Facet.
+    """
+
+    most: int = 10
+    fewest: int = 5
+    num_negatives: int = NUM_NEGATIVES
+
+
+def attribute_queries(traits: Mapping[str, Sequence[AbstractSet[str]]], rules: QueryRules) -> list[AttributeQuery]:
     """Make all queries of one trait, and some of two and of one without another, the same from the same traits.
 
     Args:
         traits: Texts of the traits of N images, by facet.
-        most: Number of queries kept of each pair of facets, for each form.
-        fewest: Number of right images that a query needs.
-        num_negatives: Number of wrong images that it needs.
+        rules: Rules of what is asked.
 
     A second wish has to matter. Of two traits, some images have either alone; of one without another, at least
     `fewest` have both.
 
     >>> colours, kinds = [{"red"}, {"red"}, {"blue"}, {"blue"}], [{"cat"}, {"dog"}, {"cat"}, {"dog"}]
-    >>> found = attribute_queries({"colour": colours, "kind": kinds}, most=1, fewest=1, num_negatives=1)
+    >>> found = attribute_queries({"colour": colours, "kind": kinds}, QueryRules(most=1, fewest=1, num_negatives=1))
     >>> [(str(query), query.relevant) for query in found if query.form != "one trait"][0]
     ('colour: blue; kind: dog', (3,))
     """
@@ -91,7 +97,7 @@ def attribute_queries(
     num_images = next(iter(sizes.values()), 0)
 
     def is_fair(rows: AbstractSet[int]) -> bool:
-        return fewest <= len(rows) <= num_images - num_negatives
+        return rules.fewest <= len(rows) <= num_images - rules.num_negatives
 
     having = {
         facet: {text: rows for text, rows in _rows_by_text(each).items() if is_fair(rows)}
@@ -102,8 +108,8 @@ def attribute_queries(
         for facet, by_text in having.items()
         for text, rows in by_text.items()
     ]
-    kept = [_kept(_both(having, pair, is_fair), most) for pair in combinations(having, 2)]
-    kept += [_kept(_without(having, pair, is_fair, fewest), most) for pair in permutations(having, 2)]
+    kept = [_kept(_both(having, pair, is_fair), rules.most) for pair in combinations(having, 2)]
+    kept += [_kept(_without(having, pair, is_fair, rules.fewest), rules.most) for pair in permutations(having, 2)]
     return [*single, *(query for each in kept for query in each)]
 
 

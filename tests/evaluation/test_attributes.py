@@ -11,6 +11,7 @@ from holistic_clip_hf.evaluation.attributes import (
     ONE,
     WITHOUT,
     AttributeQuery,
+    QueryRules,
     Wish,
     attribute_queries,
     expected_recall,
@@ -25,7 +26,7 @@ TRAITS = {"colour": COLOURS, "kind": KINDS}
 
 
 def rights(form: str, **options: int) -> dict[str, tuple[int, ...]]:
-    queries = attribute_queries(TRAITS, **{"most": 100, "fewest": 1, "num_negatives": 1, **options})
+    queries = attribute_queries(TRAITS, QueryRules(**{"most": 100, "fewest": 1, "num_negatives": 1, **options}))
     return {str(query): query.relevant for query in queries if query.form == form}
 
 
@@ -57,7 +58,7 @@ def test_queries_need_right_and_wrong_images_and_are_the_same_each_time() -> Non
     kept = rights(BOTH, most=2)
     assert len(kept) == 2 and kept.items() <= rights(BOTH).items() and kept == rights(BOTH, most=2)
     with pytest.raises(ValueError, match=r"`traits` has \{'colour': 6, 'kind': 1\} images; expected as many"):
-        attribute_queries({"colour": COLOURS, "kind": [{"cat"}]}, most=1)
+        attribute_queries({"colour": COLOURS, "kind": [{"cat"}]}, QueryRules())
 
 
 def test_recall_is_the_mean_over_every_draw() -> None:
