@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
 
 from holistic_clip_hf import HolisticCLIPModel
-from holistic_clip_hf.corpus.build import find_corpus
+from holistic_clip_hf.corpus.build import find_corpus, read_manifest
+from holistic_clip_hf.evaluation.attributes import QueryRules
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, UNUSABLE, Record, capture_provenance
@@ -35,10 +36,12 @@ from holistic_clip_hf.trainer.recipes import (
     load_recipe,
     make_trainer,
     recipe_split,
+    require_caption_form,
     require_run_name,
     seconds_of_training,
     train_run,
 )
+from training.rivals import require_ways
 
 RESULTS = "results.jsonl"
 PROTOCOLS = (PER_PERSPECTIVE, CAPTION_SETS)
@@ -55,6 +58,9 @@ class Method:
         model, training: Differences from the recipe; sections are merged.
         as_much_compute_as: another method; the number of steps is then such that both do as many multiplications.
         replicates: Number of the study's replicates. Default: all.
+        caption_form: Form of its captions, in training and where they ask; see `Recipe`. Default: the recipe's.
+        seed_offset: Number added to the seed of each replicate, for a second run of what is else the same method.
+        ways: Ways to ask its checkpoints for attributes, see `training.attributes`. Default: none.
         label: Words that tables and pictures have for it, where its name in the records misleads. Default: the name.
     """
 
@@ -64,6 +70,9 @@ class Method:
     training: dict[str, Any] = field(default_factory=dict)
     as_much_compute_as: str | None = None
     replicates: int | None = None
+    caption_form: str | None = None
+    seed_offset: int = 0
+    ways: list[str] = field(default_factory=list)
     label: str | None = None
 
 
@@ -71,7 +80,8 @@ class Method:
 class Study:
     """A study file. Replicate r holds out `held_out[r]` in `column`, with seed r.
 
-    `perspectives` are those measured; `training` is what the study changes in its recipe for all methods.
+    `perspectives` are those measured; `training` is what the study changes in its recipe for all methods; `queries`
+    are the rules of its attribute queries.
     """
 
     path: Path
@@ -81,6 +91,7 @@ class Study:
     perspectives: list[str]
     training: dict[str, Any]
     methods: dict[str, Method]
+    queries: QueryRules = field(default_factory=QueryRules)
 
     @property
     def results(self) -> Path:
@@ -109,12 +120,17 @@ def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
     content = read_yaml(path)
     valid = field_names(Study) - {"path"}
-    content = require_keys(str(path), content, valid, valid)
+    content = require_keys(str(path), content, valid, valid - {"queries"})
+    rules = field_names(QueryRules)
+    content["queries"] = QueryRules(**require_keys(f"{path}, queries", content.get("queries") or {}, rules))
     known = field_names(Method)
     for name, method in content["methods"].items():
         require_run_name(name, f"{path}: `methods`")
         require_keys(f"{path}, {name}", method, known)
     methods = {name: Method(**method) for name, method in content.pop("methods").items()}
+    for name, each in methods.items():
+        require_caption_form(f"{path}, {name}", each.caption_form)
+        require_ways(f"{path}, {name}", each.ways, each.perspectives, content["perspectives"])
     models = {each.as_much_compute_as for each in methods.values() if each.as_much_compute_as}
     if missing := sorted(models - set(methods)):
         raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")
@@ -128,15 +144,49 @@ def method_recipe(study: Study, name: str, replicate: int) -> Recipe:
         recipe,
         name=study.path.stem,
         model=_merge(recipe.model, method.model),
-        training={**recipe.training, **study.training, **method.training, "seed": replicate},
+        training={**recipe.training, **study.training, **method.training, "seed": replicate + method.seed_offset},
         runs={name: Run(method.perspectives, method.slots)},
         held_out={study.column: study.held_out[replicate]},
+        caption_form=method.caption_form or recipe.caption_form,
     )
 
 
+def plan_of(study: Study, name: str, replicate: int, corpus: Path) -> str:
+    """Return a hash that changes with all that decides a run: its recipe and the corpus."""
+    return method_recipe(study, name, replicate).fingerprint(name, read_manifest(corpus)["fingerprint"])
+
+
+def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | None = None) -> None:
+    """Refuse results that another plan has made, before anything is added to them or told of them.
+
+    Args:
+        study: Plan.
+        rows: Finished runs, as `load_results` returns them. Those that name no plan are older than this check.
+        corpus: Corpus, to hold the runs' recipes against. Default: names and replicates alone are looked at.
+
+    Raises:
+        ValueError: a method or a replicate that the study does not have, or a run by another recipe.
+    """
+    for row in rows:
+        name, replicate = row["model"], row["replicate"]
+        where = f"{study.results} has replicate {replicate} of {name!r}"
+        if name not in study.methods or not 0 <= replicate < len(study.held_out):
+            raise ValueError(
+                f"{where}; expected methods {', '.join(study.methods)} and replicates below {len(study.held_out)}, as "
+                f"{study.path} says. Add it to the plan, or move the results away."
+            )
+        if corpus is not None and row.get("plan") not in (None, plan_of(study, name, replicate, corpus)):
+            raise ValueError(
+                f"{where} by another recipe or corpus; expected those of {study.path}. Put the plan back as it was, "
+                "or move the results away."
+            )
+
+
 def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int:
-    """Count the floating-point operations of the first training step, forward and backward."""
+    """Count the floating-point operations of the first training step, forward and backward, without a frozen tower."""
     trainer = make_trainer(recipe, run, corpus, states)
+    if trainer.frozen_tower is not None:
+        trainer.frozen_tower.prepare(trainer.accelerator.autocast)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     with FlopCounterMode(display=False) as counter:
         loss = trainer.compute_loss(trainer.model, batch)
@@ -148,6 +198,7 @@ def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int
 def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Path) -> dict[str, Any]:
     """Train, fit every fusion, and measure on the domain that was held out."""
     recipe, checkpoint = method_recipe(study, name, replicate), work / f"{name}-{replicate}"
+    plan = plan_of(study, name, replicate, corpus)
     operations = multiplications(recipe, name, corpus, work / "unused")
     if other := study.methods[name].as_much_compute_as:
         theirs = method_recipe(study, other, replicate)
@@ -163,13 +214,15 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
             perspectives=study.perspectives,
             with_images=split != "train",
         )
-        for split in ("train", "validation", "test")
+        # One vector has no fusion to fit.
+        for split in (("train", "validation", "test") if model.config.num_branches > 1 else ("test",))
     }
     provenance = capture_provenance(model=name, dataset=corpus.name, split=study.held_out[replicate], seed=recipe.seed)
     row = {
         **vars(provenance),
         "versions": dict(provenance.versions),
         "replicate": replicate,
+        "plan": plan,
         "steps": recipe.training["max_steps"],
         "operations_per_step": operations,
         "train_seconds": seconds_of_training(checkpoint),
@@ -246,6 +299,7 @@ def main() -> None:
     logging.disable_progress_bar()
     study = load_study(options.study)
     corpus, work = find_corpus(study.recipe.corpus), options.work_dir / study.path.stem
+    require_plan(study, load_results(study.results), corpus)
     work.mkdir(parents=True, exist_ok=True)
     for name, replicate in study.runs():
         # The system lets go of the lock of a process that was killed.

@@ -15,7 +15,7 @@ from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, UNUSABLE
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
 from holistic_clip_hf.words import markdown_table
-from training.study import load_results, load_study
+from training.study import load_results, load_study, require_plan
 
 METRIC = "recall@5"
 MEAN = "one caption"  # asks; the mean over perspectives
@@ -175,6 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     study = load_study(options.study)
     rows = load_results(study.results)
+    require_plan(study, rows)
     if not rows:
         raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
     if options.summary:

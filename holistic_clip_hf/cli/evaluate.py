@@ -8,10 +8,11 @@
   holistic-clip evaluate --model me/mine --corpus coco=/data/coco --protocols standard paper
   holistic-clip evaluate --model me/mine --tasks classification --classes imagenet=/data/imagenet
   holistic-clip evaluate --model me/mine --tasks segmentation --masks voc21=/data/VOC2012 --short-side 336
+  holistic-clip evaluate --model me/mine --tasks cases --cases coco-facet=/data/coco-facet
 
-`retrieval` and `branches` take --corpus, `classification` and `probes` take --classes, `segmentation` takes --masks.
-docs/evaluation.md says what the folder of a benchmark holds. Records are saved after each task, so an interrupted
-command keeps the finished tasks.
+`retrieval` and `branches` take --corpus, `classification` and `probes` take --classes, `segmentation` takes --masks,
+`cases` takes --cases. docs/evaluation.md says what the folder of a benchmark holds. Records are saved after each
+task, so an interrupted command keeps the finished tasks.
 """
 
 from collections.abc import Callable
@@ -23,14 +24,14 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..evaluation.benchmarks import ClassifiedImages, SegmentationBenchmark
+    from ..evaluation.benchmarks import CaseBenchmark, ClassifiedImages, SegmentationBenchmark
     from ..evaluation.probes import LabelledImages
     from ..evaluation.records import Provenance, Record
     from ..evaluation.retrieval import EmbeddedCorpus
     from ..modeling_holistic_clip import HolisticCLIPModel
     from ..processing_holistic_clip import HolisticCLIPProcessor
 
-Task = Literal["retrieval", "branches", "classification", "probes", "segmentation"]
+Task = Literal["retrieval", "branches", "classification", "probes", "segmentation", "cases"]
 TRAIN = "train"
 DRAWN = frozenset({"retrieval", "branches"})  # by which the pictures are drawn
 CLASSIFIED = frozenset({"classification", "probes"})
@@ -39,6 +40,7 @@ READERS = {  # of an option, the tasks that read it
     **dict.fromkeys(("corpus", "split_column", "perspectives", "picture", "branch_picture"), DRAWN),
     **dict.fromkeys(("masks", "readouts", "short_side", "background_threshold"), SEGMENTED),
     "protocols": frozenset({"retrieval"}),
+    "cases": frozenset({"cases"}),
     "classes": CLASSIFIED,
     "templates": frozenset({"classification", "segmentation"}),
     **dict.fromkeys(("most_train", "neighbours"), frozenset({"probes"})),
@@ -101,6 +103,17 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class Cases:
+    """Cases.
+
+    Args:
+        cases: Benchmark of questions with candidates of their own, as coco-facet=DIR.
+    """
+
+    cases: str | None = None
+
+
+@dataclass(frozen=True)
 class Command:
     """Measure a checkpoint.
 
@@ -115,6 +128,7 @@ class Command:
         texts: Options of retrieval and branches.
         labels: Options of classification and probes.
         pixels: Options of segmentation.
+        questions: Options of cases.
     """
 
     model: str
@@ -127,6 +141,7 @@ class Command:
     texts: Texts = field(default_factory=Texts)
     labels: Classes = field(default_factory=Classes)
     pixels: Masks = field(default_factory=Masks)
+    questions: Cases = field(default_factory=Cases)
 
     def __call__(self) -> None:
         """Measure task by task, print the tables, and say where the records are.
@@ -203,10 +218,14 @@ class Command:
             raise ValueError(
                 f"`--masks` is {self.pixels.masks!r}; segmentation expects a benchmark and its folder, as voc21=DIR."
             )
+        if "cases" in tasks and "=" not in (self.questions.cases or ""):
+            raise ValueError(
+                f"`--cases` is {self.questions.cases!r}; cases expect a benchmark and its folder, as coco-facet=DIR."
+            )
 
     def _require_used(self) -> None:
         """Refuse an option that no task reads: its user believes that it counts."""
-        for group in (self.texts, self.labels, self.pixels):
+        for group in (self.texts, self.labels, self.pixels, self.questions):
             for option in fields(group):
                 readers = READERS[option.name]
                 if option.name in ("corpus", "split_column") and "=" not in (self.labels.classes or "="):
@@ -251,7 +270,7 @@ class Command:
         """Return the corpus and the benchmarks, each as NAME=FOLDER."""
         from ..corpus.build import find_corpus
 
-        given = [self.texts.corpus, self.labels.classes, self.pixels.masks]
+        given = [self.texts.corpus, self.labels.classes, self.pixels.masks, self.questions.cases]
         found = [each for each in given if each and "=" in each]
         if (corpus := self.texts.corpus) and "=" not in corpus:
             found.append(f"corpus={find_corpus(corpus)}")
@@ -286,6 +305,8 @@ class Evaluation:
             _ = self._classified
         if SEGMENTED & tasks:
             _ = self._segmented
+        if "cases" in tasks:
+            _ = self._cases
         load_templates(self.options.labels.templates)
 
     @cached_property
@@ -355,6 +376,13 @@ class Evaluation:
 
         name, root = split_benchmark(self.options.pixels.masks or "")
         return name, open_segmentation(name, root or Path())
+
+    @cached_property
+    def _cases(self) -> "tuple[str, CaseBenchmark]":
+        from ..evaluation.benchmarks import open_cases
+
+        name, root = split_benchmark(self.options.questions.cases or "")
+        return name, open_cases(name, root or Path())
 
     @cached_property
     def _test_images(self) -> "LabelledImages":
@@ -438,6 +466,20 @@ class Evaluation:
             )
         return records
 
+    def cases(self) -> "list[Record]":
+        """Measure questions with candidates of their own."""
+        from ..evaluation.cases import measure_cases
+
+        name, benchmark = self._cases
+        return measure_cases(
+            self.model,
+            self.processor,
+            benchmark,
+            provenance=self._provenance(name),
+            batch_size=self.options.batch_size,
+            progress=True,
+        )
+
     def _encoded(self, images: "ClassifiedImages") -> "LabelledImages":
         from ..evaluation.classification import checked_labels
         from ..evaluation.encoding import encode_images
@@ -471,4 +513,5 @@ TASKS: dict[str, "Callable[[Evaluation], list[Record]]"] = {
     "classification": Evaluation.classification,
     "probes": Evaluation.probes,
     "segmentation": Evaluation.segmentation,
+    "cases": Evaluation.cases,
 }

@@ -8,6 +8,7 @@ Retrieval, as a corpus of images and captions:
 - `urban1k`: `image/*.jpg`, `caption/*.txt` (github.com/beichenzbc/Long-CLIP)
 - `docci`: `docci_descriptions.jsonlines`, `images/` (google.github.io/docci)
 - `sharegpt4v`: `share-captioner_coco_lcs_sam_1246k_1107.json` and the folders it names (sharegpt4v.github.io)
+- `negbench`: `COCO_val_negated_retrieval_llama3.1_rephrased_affneg_true.csv`, `val2017/` (github.com/m1k2zoo/negbench)
 
 Published numbers on COCO and Flickr30k are of the test split and five captions of each image. Long-CLIP tests
 on the first 1,000 images of ShareGPT4V, which are then not to be trained on (https://arxiv.org/abs/2403.15378).
@@ -21,6 +22,14 @@ Classification, from folders of classes or by a column or a perspective of a cor
 
 Classes are in the order of ImageNet's synset names, which is that of every published list of 1,000 class names.
 
+Cases, each with candidates of its own, of which one is right:
+
+- `coco-facet`: `COCO_object_retrieval.json` and the others, `val2014/`, `val2017/` (github.com/lst627/COCO-Facet); a
+  text and 100 images
+- `sugar-crepe`: `add_att.json` and the others, `val2017/` (github.com/RAIVNLab/sugar-crepe); an image and two texts
+- `negbench-coco`: `COCO_val_mcq_llama3.1_rephrased.csv`, `val2017/`; an image and four texts
+- `negbench-voc`: `VOC2007_mcq_llama3.1_rephrased.csv`, `JPEGImages/`; likewise
+
 Segmentation, as rows of `image` and `mask`:
 
 - `voc20`, `voc21` (and background): `JPEGImages/`, `SegmentationClass/`, `ImageSets/Segmentation/val.txt` of VOC2012
@@ -30,6 +39,8 @@ Segmentation, as rows of `image` and `mask`:
 Masks are brought to one form: positions in the list of class names, and 255 for what does not count.
 """
 
+import ast
+import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +56,7 @@ from ..images.decoding import open_image
 from ..images.files import allow_folder
 from ..images.left_out import LeftOutLog, row_names, usable_captions
 from ..storage import parse_json
+from .ranking import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from .segmentation import IGNORED
 
 CAPTIONS_OF_KARPATHY = 5
@@ -112,6 +124,23 @@ def _sharegpt4v(root: Path, split: str) -> Iterator[dict[str, Any]]:
         yield _row(entry["image"], root / entry["image"], "detail", [answer.strip()], "sharegpt4v")
 
 
+def _negbench(root: Path, split: str) -> Iterator[dict[str, Any]]:
+    name = "COCO_val_negated_retrieval_llama3.1_rephrased_affneg_true.csv"
+    for number, entry in enumerate(_table(root / name) if split == "test" else ()):
+        try:
+            texts = ast.literal_eval(entry["captions"])
+        except (KeyError, SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"{name}, row {number}: `captions` is not a list of texts. Fetch the file again."
+            ) from error
+        path = root / "val2017" / Path(entry["filepath"]).name
+        yield _row(path.stem, path, "short", [text.strip() for text in texts], "negbench")
+
+
+def _table(path: Path) -> Iterator[dict[str, str]]:
+    return csv.DictReader(io.StringIO(_text(path), newline=""))
+
+
 def _row(image_id: str, path: Path, perspective: str, texts: list[str], source: str) -> dict[str, Any]:
     sources = [source] if len(texts) == 1 else [f"{source}-{number}" for number in range(len(texts))]
     captions = [
@@ -132,6 +161,97 @@ RETRIEVAL: dict[str, Callable[[Path, str], Iterator[dict[str, Any]]]] = {
     "urban1k": _urban1k,
     "docci": _docci,
     "sharegpt4v": _sharegpt4v,
+    "negbench": _negbench,
+}
+
+
+class Case(NamedTuple):
+    """Question with candidates of its own, of which the first is right.
+
+    Args:
+        kind: Part of the benchmark that it belongs to.
+        query: Place of the text or image that asks.
+        candidates: Places of the images or texts that are compared.
+    """
+
+    kind: str
+    query: int
+    candidates: tuple[int, ...]
+
+
+class CaseBenchmark(NamedTuple):
+    """Rows of `image`, texts, and cases; `direction` says which of the two asks."""
+
+    dataset: Dataset
+    texts: list[str]
+    cases: list[Case]
+    direction: str
+
+
+# A kind, and the text and images, or the image and texts, of a case; what is right comes first.
+Told = Iterator[tuple[str, str, Sequence[str]]]
+SUGAR_CREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+
+
+def open_cases(name: str, root: Path) -> CaseBenchmark:
+    """Return the cases of one benchmark. Raises `ValueError` for a name, a file or an image that is not there."""
+    if name not in CASES:
+        raise ValueError(f"The benchmark is {name!r}; expected one of {', '.join(CASES)}.")
+    allow_folder(root)
+    direction, told = CASES[name]
+    images: dict[str, int] = {}
+    texts: dict[str, int] = {}
+    of_query, of_candidates = (texts, images) if direction == TEXT_TO_IMAGE else (images, texts)
+    cases = [
+        Case(
+            kind,
+            of_query.setdefault(query, len(of_query)),
+            tuple(of_candidates.setdefault(each, len(of_candidates)) for each in candidates),
+        )
+        for kind, query, candidates in told(root)
+    ]
+    if missing := [path for path in images if not (root / path).is_file()]:
+        raise ValueError(f"{len(missing)} of {len(images)} images of {name} are missing, such as {root / missing[0]}.")
+    rows = [{"image": {"bytes": None, "path": str(root / path)}} for path in images]
+    return CaseBenchmark(
+        Dataset.from_list(rows, features=Features({"image": ImageFeature()})), list(texts), cases, direction
+    )
+
+
+def _coco_facet(root: Path) -> Told:
+    """Read every facet that lies in the folder; its authors' files name the right image first."""
+    files = sorted(root.glob("*_retrieval.json"))
+    if not files:
+        raise ValueError(f"{root} has no *_retrieval.json; docs/evaluation.md says what a benchmark's folder holds.")
+    for file in files:
+        for entry in parse_json(_text(file)):
+            yield file.stem.removesuffix("_retrieval"), entry["qry_text"].strip(), entry["tgt_img_path"]
+
+
+def _sugar_crepe(root: Path) -> Told:
+    for kind in SUGAR_CREPE:
+        for entry in parse_json(_text(root / f"{kind}.json")).values():
+            yield kind, f"val2017/{entry['filename']}", (entry["caption"], entry["negative_caption"])
+
+
+def _negbench_cases(root: Path, file: str, folder: str) -> Told:
+    for entry in _table(root / file):
+        texts = [entry[f"caption_{number}"] for number in range(4)]
+        right = texts.pop(int(entry["correct_answer"]))
+        yield entry["correct_answer_template"], f"{folder}/{Path(entry['image_path']).name}", (right, *texts)
+
+
+CASES: dict[str, tuple[str, Callable[[Path], Told]]] = {
+    "coco-facet": (TEXT_TO_IMAGE, _coco_facet),
+    "sugar-crepe": (IMAGE_TO_TEXT, _sugar_crepe),
+    "negbench-coco": (
+        IMAGE_TO_TEXT,
+        lambda root: _negbench_cases(root, "COCO_val_mcq_llama3.1_rephrased.csv", "val2017"),
+    ),
+    "negbench-voc": (
+        IMAGE_TO_TEXT,
+        lambda root: _negbench_cases(root, "VOC2007_mcq_llama3.1_rephrased.csv", "JPEGImages"),
+    ),
 }
 FOLDERS = {
     "imagenet": {"test": "val", "train": "train"},

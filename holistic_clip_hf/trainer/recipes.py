@@ -108,6 +108,8 @@ class Recipe:
         held_out: a column and the value of it that is tested on and never trained on, in place of the rows that the
             split column calls test. Left out: the split column decides.
         perturbation: Noise on copies of CLIP's branch, as `from_clip` takes it. Left out: none.
+        caption_form: Form of all captions, with `{text}` and, where wanted, `{perspective}`: `"{perspective}: {text}"`
+            lets a text say what it asks for. Who asks the model later writes its texts so, too. Left out: the text.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Recipe:
     start_from: str | None = None
     held_out: dict[str, str] | None = None
     perturbation: float | None = None
+    caption_form: str | None = None
 
     @property
     def seed(self) -> int:
@@ -193,6 +196,7 @@ def load_recipe(path: str | Path) -> Recipe:
             f"{path}: `perturbation` is {content['perturbation']} without `start_from`; expected a checkpoint whose "
             "copies it parts. Leave it out for random weights."
         )
+    require_caption_form(str(path), content.get("caption_form"))
     runs = {name: Run(**run) for name, run in content.pop("runs").items()}
     return Recipe(name=path.stem, runs=runs, **content)
 
@@ -203,6 +207,15 @@ def require_run_name(name: Any, where: str) -> None:
         raise ValueError(
             f"{where} has {shown(name)}; expected names of letters, digits, '.', '_' and '-' that do not begin with a "
             f"dot. Rename the run."
+        )
+
+
+def require_caption_form(where: str, form: str | None) -> None:
+    """Raise `ValueError` for a form that would lose the caption; `where` is what has it."""
+    if form is not None and "{text}" not in form:
+        raise ValueError(
+            f"{where}: `caption_form` is {shown(form)}; expected a form with {{text}}, such as "
+            '"{perspective}: {text}". Write where the caption goes.'
         )
 
 
@@ -540,7 +553,9 @@ def _limits(augmentation: dict[str, list[float]]) -> dict[str, tuple[float, floa
 
 def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:
     """Return the rows of a corpus that the recipe takes for train, validation or test."""
-    return open_split(corpus, split, split_column=recipe.split_column, held_out=recipe.held_out)
+    return open_split(
+        corpus, split, split_column=recipe.split_column, held_out=recipe.held_out, caption_form=recipe.caption_form
+    )
 
 
 def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: dict[str, str]) -> None:

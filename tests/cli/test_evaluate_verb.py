@@ -1,6 +1,7 @@
 """`holistic-clip evaluate`: every task from files to records, against the functions behind it; what it refuses."""
 
 import dataclasses
+import json
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -154,15 +155,18 @@ def test_benchmarks_by_their_folders(
     images[0].save(tmp_path / "voc/JPEGImages/a.jpg")
     Image.fromarray(generator.integers(0, 3, (40, 48), dtype=np.uint8)).save(tmp_path / "voc/SegmentationClass/a.png")
     (tmp_path / "voc/ImageSets/Segmentation/val.txt").write_text("a\n")
+    entry = {"qry_text": "a red street", "tgt_img_path": ["urban/image/0.jpg", "urban/image/1.jpg"]}
+    (tmp_path / "mix_weather_retrieval.json").write_text(json.dumps([entry]))
     found = run(
         *("--corpus", f"urban1k={tmp_path / 'urban'}", "--protocols", "standard", "--templates", "openai-7"),
         *("--classes", f"imagenet={tmp_path / 'net'}", "--masks", f"voc21={tmp_path / 'voc'}"),
-        *("--tasks", "segmentation", "classification", "retrieval"),
+        *("--tasks", "segmentation", "classification", "retrieval", "cases", "--cases", f"coco-facet={tmp_path}"),
     )
     assert {(record.task, record.dataset, record.split) for record in found} == {
         ("retrieval", "urban1k", "test"),
         ("zero_shot_classification", "imagenet", "test"),
         ("segmentation", "voc21", "validation"),
+        ("cases", "coco-facet", "test"),
     }
     overlaps = [record for record in found if record.metric == "mean_iou"]
     assert {record.details["readout"] for record in overlaps} == {"class_path", "value"}
@@ -187,6 +191,8 @@ def test_probes_may_be_given_a_part(
         (["--tasks", "segmentation", "--masks", "voc21"], "`--masks` is 'voc21'"),
         (["--tasks", "classification", "--classes", "x", "--branch-picture", "b.png"], "`--branch-picture` is given"),
         (["--tasks", "classification", "--classes", "x", "--picture", "b.png"], "`--picture` is given without"),
+        (["--tasks", "cases"], "`--cases` is None; cases expect a benchmark and its folder, as coco-facet=DIR"),
+        (["--cases", "coco-facet=c"], "`--cases` is given without cases"),
         (["--masks", "voc21=v"], "`--masks` is given without segmentation, by which alone it is used"),
         (["--classes", "colour"], "`--classes` is given without classification or probes"),
         (["--tasks", "classification", "--classes", "imagenet=i"], "`--corpus` is given without branches or retr"),

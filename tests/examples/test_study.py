@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,17 @@ from PIL import Image
 
 from holistic_clip_hf.corpus.build import build_corpus, corpus_features, open_split
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
+from holistic_clip_hf.trainer.recipes import recipe_split
 from training import study as study_module
-from training.study import load_results, load_study, measure_run, method_recipe, multiplications
+from training.study import (
+    load_results,
+    load_study,
+    measure_run,
+    method_recipe,
+    multiplications,
+    plan_of,
+    require_plan,
+)
 from training.study_picture import study_picture
 from training.study_tables import (
     BY_NAME,
@@ -177,6 +187,51 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
         path.write_text(yaml.safe_dump({**content, **change}))
         with pytest.raises(ValueError, match=message):
             load_study(path)
+
+
+def test_texts_of_a_method_carry_their_perspective(study_path: Path, corpus: Path, tmp_path: Path) -> None:
+    """Where it is trained and where it is asked, and nowhere else."""
+    content = yaml.safe_load(study_path.read_text())
+    content["methods"]["named"] = {**content["methods"]["one_to_many"], "caption_form": "{perspective}: {text}"}
+    path = tmp_path / "named.yaml"
+    path.write_text(yaml.safe_dump(content))
+    study = load_study(path)
+    for split in ("train", "test"):
+        plain, named = (
+            recipe_split(method_recipe(study, name, 0), corpus, split) for name in ("one_to_many", "named")
+        )
+        texts = [[caption["text"] for caption in captions] for captions in plain["captions"]]
+        assert [[caption["text"] for caption in captions] for captions in named["captions"]] == [
+            [f"short: {short}", f"palette: {palette}"] for short, palette in texts
+        ]
+        assert [image.getpixel((0, 0)) for image in named["image"]] == [
+            image.getpixel((0, 0)) for image in plain["image"]
+        ]
+    content["methods"]["named"]["caption_form"] = "{perspective}"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=r"named: `caption_form` is '\{perspective\}'; expected a form with \{text\}"):
+        load_study(path)
+
+
+def test_a_second_run_of_a_method_differs_by_its_seed_alone(study_path: Path) -> None:
+    study = load_study(study_path)
+    study.methods["again"] = replace(study.methods["ours"], seed_offset=100)
+    first, second = (method_recipe(study, name, 1) for name in ("ours", "again"))
+    assert second.training == {**first.training, "seed": 101}
+    assert replace(second, training=first.training, runs=first.runs) == first
+
+
+def test_results_of_another_plan_are_refused_by_name(study_path: Path, corpus: Path) -> None:
+    study = load_study(study_path)
+    mine = {"model": "ours", "replicate": 1, "plan": plan_of(study, "ours", 1, corpus)}
+    require_plan(study, [mine, {"model": "ours", "replicate": 0}], corpus)
+    for row, message in (
+        ({**mine, "model": "theirs"}, "has replicate 1 of 'theirs'; expected methods as_much, one_to_many, ours and"),
+        ({**mine, "replicate": 2}, "has replicate 2 of 'ours'; expected .* replicates below 2"),
+        ({**mine, "replicate": 0}, "has replicate 0 of 'ours' by another recipe or corpus; expected those of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            require_plan(study, [row], corpus)
 
 
 def test_estimates_are_students() -> None:

@@ -1,0 +1,201 @@
+"""Page and picture of what was found of attributes: `python -m training.attribute_tables [--study STUDY]`.
+
+They are written into the study's folder, from its records alone.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holistic_clip_hf.drawing import COLOURS, INK, new_figure
+from holistic_clip_hf.evaluation.attributes import FORMS, ONE
+from holistic_clip_hf.storage import write_atomically
+from holistic_clip_hf.words import markdown_table
+from training.attributes import ATTRIBUTES, QUERIES
+from training.bootstrap import ALL, Entry, Found
+from training.study import Study, load_results, load_study, require_plan
+from training.study_tables import QUESTIONS, summary_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = (*FORMS, ALL)
+PAGE, PICTURE = "README.md", "attributes.png"
+LIMIT = "own_caption_words"  # search in the very words that traits are read from: no rival, but a limit
+ONE_VECTOR, OURS, AGAIN = "one_to_many", "ours", "ours_again"
+NAMED = Entry(OURS, "by_name")
+AIM = 0.15  # relative gain over the fused vector and over the best rival
+WORDS = {
+    "vector": "the vector",
+    "routed": "routed",
+    "by_name": "by name",
+    "conditional": "projected on the perspective (CLAY)",
+    "optimised": "optimised query (DEO)",
+    "patches": "best of 16 patches",
+    "patches_narrow": "best of 16 patches, 5 vectors' bytes",
+    "caption_words": "words of the nearest captions (BM25)",
+    "caption_vectors": "vectors of the nearest captions",
+    LIMIT: "words of its own captions (limit)",
+}
+
+
+def load_found(study: Study) -> Found:
+    """Read the recalls of a study.
+
+    Raises:
+        ValueError: nothing was measured, or it was measured by another plan or with other queries.
+    """
+    path = study.results.with_name(ATTRIBUTES)
+    rows = load_results(path)
+    if not rows:
+        raise ValueError(f"{path} has no run. Run: python -m training.attributes --study {study.path}")
+    require_plan(study, rows)
+    told = json.loads(path.with_name(QUERIES).read_text(encoding="utf-8"))
+    queries = {replicate: told[left_out] for replicate, left_out in enumerate(study.held_out) if left_out in told}
+    recalls: dict[Entry, dict[int, list[float]]] = {}
+    for row in rows:
+        asked = queries.get(row["replicate"], ())
+        for way, found in row["ways"].items():
+            if len(found["recall_of_queries"]) != len(asked):
+                raise ValueError(
+                    f"{path} has {len(found['recall_of_queries'])} queries of replicate {row['replicate']}; expected "
+                    f"the {len(asked)} of {QUERIES}. Move {path.name} away, and measure again."
+                )
+            recalls.setdefault(Entry(row["model"], way), {})[row["replicate"]] = found["recall_of_queries"]
+    order = [Entry(name, way) for name, method in study.methods.items() for way in method.ways]
+    return Found(queries, {entry: recalls[entry] for entry in order if entry in recalls})
+
+
+def label_of(study: Study, entry: Entry) -> str:
+    return f"{study.labels[entry.method].replace('_', ' ')}, {WORDS[entry.way]}"
+
+
+def rivals(found: Found) -> list[Entry]:
+    """Return the entries that have no branches and do not look at what traits are read from."""
+    return [entry for entry in found.recalls if not entry.method.startswith(OURS) and entry.way != LIMIT]
+
+
+def best_rival(found: Found) -> Entry:
+    """Return the rival of the highest recall, of those measured in as many replicates as ours; picked after the fact,
+    which is in its favour.
+    """
+    count = len(found.recalls[NAMED])
+    full = [entry for entry in rivals(found) if len(found.recalls[entry]) >= count]
+    return max(full, key=lambda entry: found.mean(entry, ALL))
+
+
+def recall_table(study: Study, found: Found, over: Entry) -> str:
+    """Return Markdown of the mean recalls of all entries, and of the gain over one of them."""
+    rows = []
+    for entry, by_replicate in found.recalls.items():
+        means = [f"{100 * found.mean(entry, column):.1f}" for column in COLUMNS]
+        gain = "" if entry == over else str(found.gain(entry, over, ALL))
+        rows.append([label_of(study, entry), str(len(by_replicate)), *means, gain])
+    return markdown_table(["method, way", "n", *COLUMNS, "gain"], rows)
+
+
+def gain_table(study: Study, found: Found, entry: Entry, others: Sequence[Entry]) -> str:
+    """Return Markdown of the gain of one entry over others, by form."""
+    rows = [
+        [label_of(study, other), *(str(found.gain(entry, other, column)) for column in COLUMNS)] for other in others
+    ]
+    return markdown_table(["over", *COLUMNS], rows)
+
+
+def facet_table(study: Study, found: Found) -> str:
+    """Return Markdown of the recall of each facet where one trait is asked for."""
+    table = {entry: found.facets(entry, ONE) for entry in found.recalls}
+    names = list(next(iter(table.values())))
+    rows = [[label_of(study, entry), *(f"{100 * of[name]:.1f}" for name in names)] for entry, of in table.items()]
+    return markdown_table(["method, way", *names], rows)
+
+
+def verdict(study: Study, found: Found) -> str:
+    """Return in words whether the aim was reached."""
+    told = []
+    for words, other in (("its own fused vector", Entry(OURS, "vector")), ("the best rival", best_rival(found))):
+        gain = found.gain(NAMED, other, ALL)
+        reached = "reached" if gain.value >= AIM and gain.low > 0 else "missed"
+        name = "" if other.method == OURS else f" ({label_of(study, other)})"
+        told.append(f"over {words}{name} {str(gain).strip('*')}: **{reached}**")
+    return f"The aim was {AIM:.0%} more recall by name, with an interval above zero. " + "; ".join(told) + "."
+
+
+def attribute_picture(study: Study, found: Found) -> "Figure":
+    """Return the gain of every entry over one vector, a panel for each form; for light pages and dark ones."""
+    over = Entry(ONE_VECTOR, "vector")
+    shown = [entry for entry in found.recalls if entry not in (over,) and entry.way != LIMIT]
+    figure = new_figure(11.0, 0.3 * len(shown) + 1.2)
+    panels = figure.subplots(1, len(FORMS), sharey=True, squeeze=False)[0]
+    for panel, form in zip(panels, FORMS, strict=True):
+        panel.axvline(0.0, color=INK, linewidth=1)
+        for place, entry in enumerate(shown):
+            gain = found.gain(entry, over, form)
+            panel.plot([100 * gain.low, 100 * gain.high], [place, place], color=_colour(entry), linewidth=1.5)
+            panel.plot([100 * gain.value], [place], "o", color=_colour(entry), markersize=4)
+        panel.set_title(form, color=INK, fontsize=10)
+        panel.set_xlabel(f"recall@5, % of {ONE_VECTOR.replace('_', ' ')}'s", color=INK, fontsize=9)
+        panel.set_yticks(range(len(shown)), [label_of(study, entry) for entry in shown])
+        panel.set_ylim(len(shown) - 0.5, -0.5)
+        panel.set_facecolor("none")
+        panel.tick_params(colors=INK, labelsize=9)
+        for side in panel.spines.values():
+            side.set_color(INK)
+    return figure
+
+
+def _colour(entry: Entry) -> str:
+    return COLOURS[1] if entry.method.startswith(OURS) else COLOURS[0]
+
+
+def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> str:
+    """Return the page of the study, as Markdown."""
+    over, counts = Entry(ONE_VECTOR, "vector"), [len(each) for each in found.queries.values()]
+    drawn = study.queries.num_negatives
+    again = [Entry(AGAIN, entry.way) for entry in found.recalls if entry.method == OURS]
+    floor = [
+        f"{WORDS[entry.way]} {found.gain(entry, Entry(OURS, entry.way), ALL)}"
+        for entry in again
+        if entry in found.recalls
+    ]
+    parts = [
+        "# Attributes: one vector and a trick, or branches?",
+        f"Rendered by `python -m training.attribute_tables` from `results.jsonl`, `{ATTRIBUTES}` and `{QUERIES}` in "
+        "this folder. What it means, and how far to trust it, is in [science.md](../../../docs/science.md).",
+        f"Recall@5 in %: an image that has the traits stands among {drawn} that have not, mean over every draw of "
+        f"these. Chance is {5 / (1 + drawn):.0%}. Each replicate asks {min(counts):,} to {max(counts):,} queries. "
+        f"Facets count alike, and so do the three forms in *{ALL}*. Gains are relative, with a 95 % interval by "
+        "bootstrap over queries and replicates, bold where it leaves out zero. With n = 3 or 5 replicates it is "
+        "somewhat too narrow, and of so many lines one in twenty is bold by chance.",
+        verdict(study, found),
+        "**Noise floor**, the same method with other seeds: " + ("; ".join(floor) or "not measured yet") + ".",
+        f"![Gain over one vector]({PICTURE})",
+        f"## Recall, and gain over {label_of(study, over)}",
+        recall_table(study, found, over),
+        f"## Gain of {label_of(study, NAMED)}",
+        gain_table(study, found, NAMED, [entry for entry in found.recalls if entry != NAMED and entry.way != LIMIT]),
+        "## One trait, by facet",
+        facet_table(study, found),
+    ]
+    for column, words in QUESTIONS.items():
+        parts += [f"## Retrieval by captions: {words}", summary_table(runs, study.labels, ONE_VECTOR, column)]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=Path("training/studies/attributes.yaml"))
+    options = parser.parse_args()
+    study = load_study(options.study)
+    found, folder = load_found(study), study.results.parent
+    with write_atomically(folder / PAGE) as file:
+        file.write(study_page(study, found, load_results(study.results)).encode())
+    with write_atomically(folder / PICTURE) as file:
+        attribute_picture(study, found).savefig(file, format="png", dpi=110)
+    print(folder / PAGE)
+
+
+if __name__ == "__main__":
+    main()
