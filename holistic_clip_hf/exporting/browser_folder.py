@@ -100,7 +100,7 @@ def export_page(
     require_runtime()
     packages = _require_node_modules(Path(node_modules))
     opened = SearchIndex(index, model, processor, images=images)
-    _require_searchable(opened, half)
+    _require_searchable(opened, model.config.projection_dim, half)
     with new_folder(Path(output), holds="an export") as folder:
         for path in PAGE.iterdir():
             shutil.copyfile(path, folder / path.name)
@@ -144,13 +144,12 @@ def _require_node_modules(folder: Path) -> list[Path]:
     return files
 
 
-def _require_searchable(index: SearchIndex, half: bool) -> None:
+def _require_searchable(index: SearchIndex, whole: int, half: bool) -> None:
     if not index.perspectives:
         raise ValueError(
             f"`index` is {index.directory}, which holds fused vectors alone; expected those of branches. Index again "
             "with vectors='branches'."
         )
-    whole = index.model.config.projection_dim
     if index.layout.width != whole:
         raise ValueError(
             f"`index` is {index.directory}, which keeps {index.layout.width} of {whole} dimensions; expected all of "
