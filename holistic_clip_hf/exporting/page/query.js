@@ -8,6 +8,7 @@ const WEIGHT = /^\^\s*[^\s^"]*$/;
 const NUMBER = /^\+?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
 const shown = (text) => `“${text.length > 200 ? `${text.slice(0, 100)} ... ${text.slice(-100)}` : text}”`;
+const counted = (number) => number.toLocaleString('en');
 const plain = (name) =>
   name
     .trim()
@@ -18,7 +19,7 @@ const plain = (name) =>
 export function parseQuery(query, perspectives, limits) {
   const letters = [...query].length;
   if (letters > limits.letters) {
-    throw new Error(`The query has ${letters} letters; expected up to ${limits.letters}.`);
+    throw new Error(`The query has ${counted(letters)} letters; expected up to ${counted(limits.letters)}.`);
   }
   if (query.split('"').length % 2 === 0) {
     throw new Error(`A double quote does not close in ${shown(query)}. Close it, or write it twice inside quotes.`);
