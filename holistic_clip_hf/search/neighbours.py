@@ -7,6 +7,7 @@ of the float32 vectors of the few rows proposed, which stay on disk.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -206,19 +207,20 @@ class Neighbours:
         flags = self._faiss.IO_FLAG_MMAP_IFC | self._faiss.IO_FLAG_READ_ONLY
         paths = {name: require_whole(directory, segment) for name, segment in files.items()}
         self._indexes = {name: self._faiss.read_index(str(path), flags) for name, path in paths.items()}
+        self._pool = ThreadPoolExecutor(torch.get_num_threads())  # faiss itself gives a query one thread
 
     def propose(self, vectors: Mapping[str, np.ndarray], k: int, allowed: np.ndarray) -> np.ndarray:
         """Return the row numbers, each once, of neighbours of each vector (D,) among `allowed` (rows,) bool: so many
         that the best `k` are among them.
         """
         selector = self._faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        found, count = [], num_proposed(k, self.precision)
-        for name, vector in vectors.items():
-            index = self._indexes[name]
-            query = np.ascontiguousarray(vector[None], dtype=np.float32)
-            _, rows = index.search(query, count, params=self._effort(index, count, selector))
-            found.append(rows[0])
-        rows = np.unique(np.concatenate(found))
+        count = num_proposed(k, self.precision)
+
+        def nearest(name: str, vector: np.ndarray) -> np.ndarray:
+            index, query = self._indexes[name], np.ascontiguousarray(vector[None], dtype=np.float32)
+            return index.search(query, count, params=self._effort(index, count, selector))[1][0]
+
+        rows = np.unique(np.concatenate(list(self._pool.map(nearest, vectors, vectors.values()))))
         return rows[rows >= 0]  # fewer were found
 
     def _effort(self, index: Any, count: int, selector: Any) -> Any:

@@ -16,8 +16,9 @@ from datasets import Dataset
 from torch import nn
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.search import FUSED, SearchIndex, estimate_bytes
+from holistic_clip_hf.search import FUSED, DatasetImages, SearchIndex, estimate_bytes
 from holistic_clip_hf.search import index as index_module
+from holistic_clip_hf.search import indexing as indexing_module
 from holistic_clip_hf.search.neighbours import (
     EXPECTED_RECALL,
     Neighbours,
@@ -261,6 +262,30 @@ def test_an_index_is_rebuilt_while_it_answers(
     assert len(list((directory / "segments").iterdir())) == len(list((tmp_path / "fresh" / "segments").iterdir()))
     with pytest.raises(ValueError, match="made by another checkpoint"):
         SearchIndex(directory, model, processor)
+
+
+def test_what_one_model_could_not_encode_is_left_to_the_next(
+    bring: Indexing,
+    make_model: MakeModel,
+    processor: HolisticCLIPProcessor,
+    corpus: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reason that is kept for good with one model is none for another."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            indexing_module,
+            "embed_each",
+            lambda model, processor, images, **about: (
+                ["not finite"] + [np.ones((3, 16), np.float32) for _ in images[1:]]
+            ),
+        )
+        assert len(bring(images=DatasetImages(corpus)).left_out) == 3  # the first of each batch
+    assert bring(images=DatasetImages(corpus)).num_images == 5
+    again = indexing(tmp_path / "photos", tmp_path, make_model(perspectives=NAMES, seed=1), processor)
+    report = again(images=DatasetImages(corpus), rebuild=True)
+    assert (report.num_images, len(report.left_out)) == (8, 0)
 
 
 # Rebuilds slowly, one segment of three rows after the other, until it is killed.
