@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -70,19 +71,22 @@ def test_smaller_vectors_propose_and_whole_ones_decide(
     assert contents(tmp_path / "index").keys() == contents(tmp_path / "whole").keys()
 
 
-def drawn(images: int, width: int) -> np.ndarray:
-    """Vectors (N, 1, D) of unit length around a common direction, as those of trained models lie."""
-    vectors = np.random.default_rng(0).standard_normal((images, 1, width)) + 1.0
+def drawn(images: int, width: int, branches: int = 1) -> np.ndarray:
+    """Vectors (N, H, D) of unit length around a common direction, as those of trained models lie."""
+    vectors = np.random.default_rng(0).standard_normal((images, branches, width)) + 1.0
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def written(directory: Path, vectors: np.ndarray) -> tuple[Layout, list[Dataset]]:
-    import pyarrow as pa
-
-    layout = Layout(checkpoint="none", perspectives=["a"], width=vectors.shape[-1], vectors="branches")
+    """The segment of these vectors (N, H, D)."""
+    names = NAMES[: vectors.shape[1]]
+    layout = Layout(checkpoint="none", perspectives=names, width=vectors.shape[-1], vectors="branches")
     ids = [f"{row:06d}" for row in range(len(vectors))]
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), layout.width)
-    table = pa.table({"image_id": ids, "stamp": ids, "vector.a": flat}, schema=layout.features.arrow_schema)
+    flat = {
+        f"vector.{name}": pa.FixedSizeListArray.from_arrays(pa.array(vectors[:, place].ravel()), layout.width)
+        for place, name in enumerate(names)
+    }
+    table = pa.table({"image_id": ids, "stamp": ids, **flat}, schema=layout.features.arrow_schema)
     opened = open_segment(write_segment(directory, 0, layout, table, []), layout)
     assert opened is not None
     return layout, [opened[0]]
@@ -104,13 +108,34 @@ def test_size_and_recall_are_told(tmp_path: Path, lookup: str, precision: str) -
     assert size == pytest.approx(told, rel=0.03)
     neighbours = Neighbours(tmp_path, lookup, precision, files)
     flat, everything = vectors[:, 0], np.ones(3_000, dtype=bool)
-    asked = np.unique(np.linspace(0, 2_999, 50, dtype=np.int64))
+    asked = np.unique(np.linspace(0, 2_999, 25, dtype=np.int64))
     found = []
     for row in asked:
         nearest = [other for other in np.argsort(-(flat @ flat[row]), kind="stable") if other != row][:10]
-        found.append(len(set(nearest) & set(neighbours.propose({"a": flat[row]}, 10, everything).tolist())) / 10)
+        found.append(len(set(nearest) & set(neighbours.propose({NAMES[0]: flat[row]}, 10, everything).tolist())) / 10)
     assert measure_recall(layout, model, datasets, neighbours) == pytest.approx(np.mean(found), abs=0.003)
     assert lookup == "ivf" or np.mean(found) > 0.95
+
+
+@pytest.mark.parametrize("precision", SMALLER)
+def test_what_is_best_by_several_branches_need_not_be_near_to_any(tmp_path: Path, precision: str) -> None:
+    """Random images: the best by the sum of two products and less a third are far down by each of them."""
+    pytest.importorskip("faiss")
+    draws, vectors = np.random.default_rng(1), drawn(4_000, 64, branches=3)
+    layout, datasets = written(tmp_path, vectors)
+    model: Any = SimpleNamespace(branch_fusion=SimpleNamespace(single_vectors=lambda branches: branches.mean(dim=1)))
+    files = build_neighbours(tmp_path, layout, model, datasets, "exact", precision)
+    neighbours, found = Neighbours(tmp_path, "exact", precision, files), []
+    allowed = draws.random(4_000) < 0.5
+    for _ in range(10):
+        signs = zip(layout.perspectives, (1, 1, -0.5), strict=True)
+        asked = {name: sign * draws.standard_normal(64) for name, sign in signs}
+        scores = sum(vectors[:, place] @ vector for place, vector in enumerate(asked.values()))
+        best = sorted(np.flatnonzero(allowed), key=lambda row: -scores[row])[:10]
+        rows = neighbours.propose_by_sum(asked, 10, allowed)
+        assert allowed[rows].all()
+        found.append(np.isin(best, rows).mean())
+    assert np.mean(found) > 0.95
 
 
 @pytest.mark.parametrize(
