@@ -40,6 +40,7 @@ from .scoring import (
     chunked,
     contributions,
     explained,
+    linear_totals,
     margin,
     mean_lengths,
     proposals_by,
@@ -348,10 +349,12 @@ class SearchIndex:
 
     def _candidates(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
         if self._neighbours is not None and not exact and len(allowed) > FEW:
-            wanted = proposals_by(questions)
-            # A look-up that reads all rows misses none that pass a filter.
+            # A look-up that reads all rows misses none that pass a filter, and adds up what all terms say of each.
+            if self.manifest.lookup == EXACT and (total := linear_totals(questions)) is not None:
+                return self._neighbours.propose_by_sum(total, k, allowed)
             if self.manifest.lookup != EXACT and allowed.sum() <= FEW:
                 return np.flatnonzero(allowed)
+            wanted = proposals_by(questions)
             if wanted:
                 return self._neighbours.propose(wanted, k, allowed)
         if any(question.combine == CENTROID for question in questions):

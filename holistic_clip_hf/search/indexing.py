@@ -270,7 +270,7 @@ class IndexReport:
     recall: float | None = None
 
     def __str__(self) -> str:
-        told = f", {self.precision}" if self.recall is None else f", {self.precision}, recall@10 {self.recall:.3f}"
+        told = "" if self.recall is None else f", {self.precision}, recall@10 {self.recall:.3f}"
         lines = [
             f"{self.num_images:,} images, {self.num_bytes / 1e6:,.1f} MB, {self.lookup}{told}: {self.added:,} new, "
             f"{self.changed:,} changed, {self.removed:,} gone, {self.kept:,} as before; "

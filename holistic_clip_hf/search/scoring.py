@@ -202,6 +202,23 @@ def proposals_by(questions: Sequence[EmbeddedTerm]) -> dict[str, np.ndarray]:
     return {name: vector for name, vector in total.items() if name in in_favour}
 
 
+def linear_totals(questions: Sequence[EmbeddedTerm]) -> dict[str, np.ndarray] | None:
+    """Return by kind of vector the one (D,) whose products add up to the scores; `None` if a fusion is not linear.
+
+    A term that asks the centroid of all branches stands under `FUSED`, whose vectors are centroids.
+    """
+    total: dict[str, np.ndarray] = {}
+    for question in questions:
+        if question.combine in (MAX, SOFTMAX):
+            return None
+        vectors = dict(question.vectors)
+        if question.combine == CENTROID and len(vectors) > 1:
+            vectors = {FUSED: np.sum(list(vectors.values()), axis=0)}
+        for name, vector in vectors.items():
+            total[name] = total.get(name, 0.0) + question.term.weight * vector
+    return total
+
+
 def chunked(rows: np.ndarray) -> Iterator[np.ndarray]:
     """Yield a bounded number of rows at a time."""
     for start in range(0, len(rows), _AT_ONCE):

@@ -10,14 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
 from torch import nn
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.search import FUSED, SearchIndex, estimate_bytes
+from holistic_clip_hf.search import FUSED, DatasetImages, SearchIndex, estimate_bytes
 from holistic_clip_hf.search import index as index_module
+from holistic_clip_hf.search import indexing as indexing_module
 from holistic_clip_hf.search.neighbours import (
     EXPECTED_RECALL,
     Neighbours,
@@ -69,19 +71,22 @@ def test_smaller_vectors_propose_and_whole_ones_decide(
     assert contents(tmp_path / "index").keys() == contents(tmp_path / "whole").keys()
 
 
-def drawn(images: int, width: int) -> np.ndarray:
-    """Vectors (N, 1, D) of unit length around a common direction, as those of trained models lie."""
-    vectors = np.random.default_rng(0).standard_normal((images, 1, width)) + 1.0
+def drawn(images: int, width: int, branches: int = 1) -> np.ndarray:
+    """Vectors (N, H, D) of unit length around a common direction, as those of trained models lie."""
+    vectors = np.random.default_rng(0).standard_normal((images, branches, width)) + 1.0
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def written(directory: Path, vectors: np.ndarray) -> tuple[Layout, list[Dataset]]:
-    import pyarrow as pa
-
-    layout = Layout(checkpoint="none", perspectives=["a"], width=vectors.shape[-1], vectors="branches")
+    """The segment of these vectors (N, H, D)."""
+    names = NAMES[: vectors.shape[1]]
+    layout = Layout(checkpoint="none", perspectives=names, width=vectors.shape[-1], vectors="branches")
     ids = [f"{row:06d}" for row in range(len(vectors))]
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), layout.width)
-    table = pa.table({"image_id": ids, "stamp": ids, "vector.a": flat}, schema=layout.features.arrow_schema)
+    flat = {
+        f"vector.{name}": pa.FixedSizeListArray.from_arrays(pa.array(vectors[:, place].ravel()), layout.width)
+        for place, name in enumerate(names)
+    }
+    table = pa.table({"image_id": ids, "stamp": ids, **flat}, schema=layout.features.arrow_schema)
     opened = open_segment(write_segment(directory, 0, layout, table, []), layout)
     assert opened is not None
     return layout, [opened[0]]
@@ -103,13 +108,39 @@ def test_size_and_recall_are_told(tmp_path: Path, lookup: str, precision: str) -
     assert size == pytest.approx(told, rel=0.03)
     neighbours = Neighbours(tmp_path, lookup, precision, files)
     flat, everything = vectors[:, 0], np.ones(3_000, dtype=bool)
-    asked = np.unique(np.linspace(0, 2_999, 50, dtype=np.int64))
+    asked = np.unique(np.linspace(0, 2_999, 25, dtype=np.int64))
     found = []
     for row in asked:
         nearest = [other for other in np.argsort(-(flat @ flat[row]), kind="stable") if other != row][:10]
-        found.append(len(set(nearest) & set(neighbours.propose({"a": flat[row]}, 10, everything).tolist())) / 10)
+        found.append(len(set(nearest) & set(neighbours.propose({NAMES[0]: flat[row]}, 10, everything).tolist())) / 10)
     assert measure_recall(layout, model, datasets, neighbours) == pytest.approx(np.mean(found), abs=0.003)
     assert lookup == "ivf" or np.mean(found) > 0.95
+
+
+@pytest.mark.parametrize("precision", SMALLER)
+def test_what_is_best_by_several_branches_need_not_be_near_to_any(tmp_path: Path, precision: str) -> None:
+    """Each branch knows twenty kinds of image. Those of the kinds that are asked are a twentieth of either's nearest."""
+    pytest.importorskip("faiss")
+    draws, centres = np.random.default_rng(1), drawn(20, 64, branches=3)
+    kinds = draws.integers(20, size=(20_000, 3))
+    vectors = centres[kinds, np.arange(3)] + 0.02 * draws.standard_normal((20_000, 3, 64))
+    vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    layout, datasets = written(tmp_path, vectors)
+    model: Any = SimpleNamespace(branch_fusion=SimpleNamespace(single_vectors=lambda branches: branches.mean(dim=1)))
+    files = build_neighbours(tmp_path, layout, model, datasets, "exact", precision)
+    neighbours = Neighbours(tmp_path, "exact", precision, files)
+    by_sum, by_each, allowed = [], [], draws.random(20_000) < 0.8
+    for wanted in kinds[:10]:
+        signed = centres[wanted, np.arange(3)] * np.array([[1.0], [1.0], [-0.5]])
+        asked = dict(zip(layout.perspectives, signed, strict=True))
+        scores = sum(vectors[:, place] @ vector for place, vector in enumerate(asked.values()))
+        best = sorted(np.flatnonzero(allowed), key=lambda row: -scores[row])[:10]
+        rows = neighbours.propose_by_sum(asked, 10, allowed)
+        assert allowed[rows].all()
+        by_sum.append(np.isin(best, rows).mean())
+        by_each.append(np.isin(best, neighbours.propose(asked, 10, allowed)).mean())
+    assert np.mean(by_sum) > 0.95
+    assert precision == "binary" or np.mean(by_each) < 0.9, np.mean(by_each)  # it proposes most of a kind
 
 
 @pytest.mark.parametrize(
@@ -261,6 +292,30 @@ def test_an_index_is_rebuilt_while_it_answers(
     assert len(list((directory / "segments").iterdir())) == len(list((tmp_path / "fresh" / "segments").iterdir()))
     with pytest.raises(ValueError, match="made by another checkpoint"):
         SearchIndex(directory, model, processor)
+
+
+def test_what_one_model_could_not_encode_is_left_to_the_next(
+    bring: Indexing,
+    make_model: MakeModel,
+    processor: HolisticCLIPProcessor,
+    corpus: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reason that is kept for good with one model is none for another."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            indexing_module,
+            "embed_each",
+            lambda model, processor, images, **about: (
+                ["not finite"] + [np.ones((3, 16), np.float32) for _ in images[1:]]
+            ),
+        )
+        assert len(bring(images=DatasetImages(corpus)).left_out) == 3  # the first of each batch
+    assert bring(images=DatasetImages(corpus)).num_images == 5
+    again = indexing(tmp_path / "photos", tmp_path, make_model(perspectives=NAMES, seed=1), processor)
+    report = again(images=DatasetImages(corpus), rebuild=True)
+    assert (report.num_images, len(report.left_out)) == (8, 0)
 
 
 # Rebuilds slowly, one segment of three rows after the other, until it is killed.
