@@ -1,0 +1,139 @@
+"""Table of docs/performance.md, made of the records beside: `python tests/benchmarks/_page.py`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+HEAD = "| what is measured | beside | measured | aim | benchmark |\n|---|---|---:|---:|---|"
+GIGABYTE, TIMES = "{:.2f} GB", "{:.2f} ×"
+# What, beside what, record, the way to its number, form, aim.
+ROWS: list[tuple[str, str, str, list[str], str, str]] = [
+    ("images, 6 class tokens", "`CLIPModel`", "tower", ["images", "cls H=6", "ratio"], TIMES, "0.92 ×"),
+    (
+        "images, 6 class tokens with MLPs of their own",
+        "`CLIPModel`",
+        "tower",
+        ["images", "cls H=6, MLPs of their own", "ratio"],
+        TIMES,
+        "1.05 ×",
+    ),
+    ("images, 6-fold MLPs in 3 layers", "`CLIPModel`", "tower", ["images", "mlp H=6", "ratio"], TIMES, "1.60 ×"),
+    ("images, 6 probes", "`SiglipVisionModel`", "probes", ["cases", "6 probes", "ratio"], "{:.3f} ×", "1.010 ×"),
+    (
+        "a training step on files, 6 captions, 6 class tokens",
+        "open_clip's trainer, 1 caption",
+        "end_to_end",
+        ["results", "ours, class tokens", "ratio"],
+        TIMES,
+        "1.00 ×",
+    ),
+    (
+        "the same with 6-fold MLPs",
+        "open_clip's trainer, 1 caption",
+        "end_to_end",
+        ["results", "ours, MLPs", "ratio"],
+        TIMES,
+        "",
+    ),
+    (
+        "transformers' Trainer with `CLIPModel`, 1 caption",
+        "open_clip's trainer, 1 caption",
+        "end_to_end",
+        ["results", "transformers, one caption", "ratio"],
+        TIMES,
+        "",
+    ),
+    (
+        "sentence-transformers' cached loss, 1 caption",
+        "open_clip's trainer, 1 caption",
+        "end_to_end",
+        ["results", "sentence-transformers, one caption", "ratio"],
+        TIMES,
+        "",
+    ),
+    (
+        "images per second of a step, 6 class tokens",
+        "the step written plainly",
+        "training_step",
+        ["cls", "speed"],
+        TIMES,
+        "1.60 ×",
+    ),
+    (
+        "the same with 6-fold MLPs",
+        "the step written plainly",
+        "training_step",
+        ["mlp", "speed"],
+        TIMES,
+        "1.50 ×",
+    ),
+    (
+        "steps on cached states, texts frozen",
+        "steps on pixels",
+        "frozen",
+        ["cases", "texts frozen, 1 caption", "faster float32"],
+        TIMES,
+        "10.00 ×",
+    ),
+    (
+        "memory of the loss, 16,384 images of 5 captions",
+        "",
+        "loss",
+        ["gigabytes", "streamed 16384"],
+        GIGABYTE,
+        "0.90 GB",
+    ),
+    ("the same for 4,096, all logits held", "", "loss", ["gigabytes", "whole 4096"], GIGABYTE, ""),
+    ("the same for 4,096, streamed", "", "loss", ["gigabytes", "streamed 4096"], GIGABYTE, ""),
+    ("memory of the gradient cache, batch of 512", "batch of 32", "gradient_cache", ["growth"], TIMES, "1.10 ×"),
+    (
+        "captions per second, six prompts of an image read once",
+        "plain `generate`",
+        "captioning",
+        ["throughput_ratio"],
+        TIMES,
+        "2.30 ×",
+    ),
+]
+
+
+def number(record: dict[str, Any], way: list[str]) -> float | None:
+    """Follow a way into a record, or return nothing if it ends."""
+    found: Any = record
+    for name in way:
+        if not isinstance(found, dict) or name not in found:
+            return None
+        found = found[name]
+    return float(found)
+
+
+def table(records: Path) -> str:
+    """Return the table of what the records of a folder hold; what was not measured is left out."""
+    lines, commits = [HEAD], set()
+    for what, beside, name, way, form, aim in ROWS:
+        path = records / f"{name}.json"
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        value = number(record, way)
+        if value is not None:
+            lines.append(f"| {what} | {beside} | {form.format(value)} | {aim} | [{name}]({link(name)}) |")
+            commits.add(f"`{record['commit']}` ({name})")
+    return "\n".join([*lines, "", f"Measured at {', '.join(sorted(commits))}."])
+
+
+def link(name: str) -> str:
+    """Return the address of a benchmark from the page."""
+    return f"https://github.com/holistic-clip-hf/holistic-clip-hf/blob/main/tests/benchmarks/{name}.py"
+
+
+def rendered(text: str, records: Path) -> str:
+    """Return a page with the table of the records between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}\n{table(records)}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text(), HERE / "results"))
