@@ -103,6 +103,7 @@ class Find:
         path: Pattern for the paths of images, such as `2024/*`.
         where: Columns and the values that images have there; of several values of one column, one is enough.
         why: Print what each term and branch added to the score.
+        nearest: Print the nearest images even where none of them seems to fit.
         picture: PNG file to draw what is found into; one that was drawn before is replaced.
     """
 
@@ -115,6 +116,7 @@ class Find:
     path: str | None = None
     where: tuple[str, ...] = ()
     why: bool = False
+    nearest: bool = False
     picture: Path | None = None
 
     def __call__(self) -> None:
@@ -132,12 +134,19 @@ class Find:
         terms = index.parse(self.query, like=example)
         if example is not None and self.perspective is not None:
             terms[0] = replace(terms[0], perspective=self.perspective)
-        hits = index.search(terms, k=self.k, where=Filter(columns, path=self.path))
+        answer = index.answer(terms, k=self.k, where=Filter(columns, path=self.path))
+        hits = answer.hits
         if not hits:
             told = [f"`--path {self.path}`"] * (self.path is not None) + [f"`--where {each}`" for each in self.where]
             raise ValueError(f"No image of {self.index} matches {' and '.join(told)}. Correct the filter.")
+        if answer.found is False:
+            print(f"Nothing found: the best of the images fits with a probability of {answer.best:.1%}.")
+            if not self.nearest:
+                print("Add --nearest to see the nearest images all the same.")
+                return
         for hit in hits:
-            print(f"{hit.score:8.3f}  {hit.image_id}")
+            likely = "" if hit.probability is None else f"{hit.probability:7.1%}  "
+            print(f"{hit.score:8.3f}  {likely}{hit.image_id}")
             if self.why:
                 print("\n".join(reasons(hit)))
         if self.picture:
@@ -287,6 +296,7 @@ def open_index(directory: Path, model_name: str | None) -> "SearchIndex":
     Raises:
         ValueError: no such index, checkpoint or images.
     """
+    from ..evaluation.calibration import calibration_or_warning
     from ..evaluation.encoding import load_checkpoint
     from ..search import SearchIndex
     from ..search.store import read_index_manifest
@@ -304,7 +314,8 @@ def open_index(directory: Path, model_name: str | None) -> "SearchIndex":
     images = None
     if manifest.origin["kind"] != "folder":
         images = open_images(manifest.origin["name"], list(manifest.layout.columns))
-    return SearchIndex(directory, model, processor, images=images)
+    calibration = calibration_or_warning(model_name or manifest.model)
+    return SearchIndex(directory, model, processor, images=images, calibration=calibration)
 
 
 def parse_conditions(given: tuple[str, ...]) -> dict[str, list[str]]:
