@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from ..evaluation.calibration import Calibration
     from ..evaluation.retrieval import EmbeddedCorpus
-    from ..modeling_holistic_clip import HolisticCLIPModel
-    from ..processing_holistic_clip import HolisticCLIPProcessor
 
 FEWEST_ROWS = 10  # with less, one image more or less turns the weights round
 FIELDS = ("fusion", "branch_weights", "fusion_scale")  # of a configuration, that are fitted
@@ -76,9 +74,8 @@ class Command:
     def _fit(self, output: Path) -> None:
         from ..checkpoint_files import CALIBRATION_FILE, write_checkpoint
         from ..evaluation.calibration import save_calibration
-        from ..evaluation.encoding import load_checkpoint
 
-        fitting = _Fitting(self, *load_checkpoint(self.model))
+        fitting = _Fitting(self)
         model, before = fitting.model, fitting.settings()
         said = fitting.fit()
         calibration = fitting.calibrate()
@@ -122,10 +119,15 @@ class Command:
 class _Fitting:
     """A checkpoint and the options of the command. Each split is encoded once."""
 
-    def __init__(self, options: Command, model: "HolisticCLIPModel", processor: "HolisticCLIPProcessor") -> None:
-        self.options, self.model, self.processor = options, model, processor
-        self._rows: dict[str, int] = {}
+    def __init__(self, options: Command) -> None:
+        from ..evaluation.encoding import load_checkpoint
+
+        self.options = options
+        self._opened: dict[str, Dataset] = {}
         self._encoded: dict[tuple[str, bool], EmbeddedCorpus] = {}
+        for split in self._splits():  # before a checkpoint is loaded
+            self._open(split)
+        self.model, self.processor = load_checkpoint(options.model)
 
     def settings(self) -> dict[str, object]:
         """Return what of the configuration is fitted."""
@@ -143,17 +145,22 @@ class _Fitting:
         if options.fusion == "current":
             return ", as before"
         if options.fusion == "best":
-            validation, texts = self._corpus(options.split or "validation"), self._corpus("train", with_images=False)
+            split, train = self._splits()
+            validation, texts = self._corpus(split), self._corpus(train, with_images=False)
             found = fit_best_fusion(self.model, validation, texts, seed=options.seed)
             scores = ", ".join(f"{fusion} {100 * value:.1f}" for fusion, value in found.items())
             return f", the best of {len(found)} by mean average precision in % ({scores})"
-        is_routed = options.fusion == "routed"
-        split = options.split or ("train" if is_routed else "validation")
-        fit_fusion(self.model, self._corpus(split, with_images=not is_routed), options.fusion, seed=options.seed)
-        return f", fitted on {self._rows[split]:,} rows of {split}"
+        (split,) = self._splits()
+        corpus = self._corpus(split, with_images=options.fusion != "routed")
+        fit_fusion(self.model, corpus, options.fusion, seed=options.seed)
+        return f", fitted on {len(self._open(split)):,} rows of {split}"
 
     def calibrate(self) -> "Calibration | None":
-        """Calibrate the scores, as they are now; if that cannot be done, say why, since answers do not need it."""
+        """Calibrate the scores, as they are now; if that cannot be done, say why, since the fusion needs it not.
+
+        Raises:
+            ValueError: it cannot be done, and is all that was asked for.
+        """
         from ..corpus.build import corpus_name, find_corpus
         from ..evaluation.calibration import FEWEST_TEXTS, Calibration, fit_calibration, fusion_facts
         from ..evaluation.records import FUSED
@@ -163,6 +170,8 @@ class _Fitting:
         try:
             corpus = self._corpus(options.calibrate_on)
         except ValueError as error:
+            if options.fusion == "current":
+                raise
             print(f"Scores are not calibrated: {error}")
             return None
         scores = fit_calibration(self.model, corpus, seed=options.seed)
@@ -172,24 +181,44 @@ class _Fitting:
                 f"Not calibrated: {', '.join(missing)}. {options.calibrate_on} has fewer than {FEWEST_TEXTS} texts of "
                 "theirs. Build the corpus with a larger share."
             )
+        if not scores and options.fusion == "current":
+            raise ValueError(
+                f"`calibrate_on` is {options.calibrate_on}, which has too few texts to calibrate any score; expected "
+                f"{FEWEST_TEXTS} or more. Name another split, or build the corpus with a larger share."
+            )
         if not scores:
             return None
         checkpoint = fingerprint(self.model, self.processor, with_fusion=False)
         dataset = corpus_name(find_corpus(options.corpus))
         return Calibration(checkpoint, fusion_facts(self.model), dataset, options.calibrate_on, scores)
 
-    def _corpus(self, split: str, *, with_images: bool = True) -> "EmbeddedCorpus":
-        from ..corpus.build import find_corpus, open_split
-        from ..evaluation.retrieval import embed_corpus
+    def _splits(self) -> list[str]:
+        """Return the splits that are needed: that of the fusion, and that of captions for a router."""
+        options = self.options
+        if options.fusion == "current":
+            return [options.calibrate_on]
+        if options.fusion == "routed":
+            return [options.split or "train"]
+        return [options.split or "validation", *(["train"] if options.fusion == "best" else [])]
 
-        if (split, with_images) not in self._encoded:
+    def _open(self, split: str) -> "Dataset":
+        from ..corpus.build import find_corpus, open_split
+
+        if split not in self._opened:
             dataset = open_split(find_corpus(self.options.corpus), split, split_column=self.options.split_column)
             if len(dataset) < FEWEST_ROWS:
                 raise ValueError(
                     f"`split` is {split}, of which the corpus has {len(dataset)} rows; expected {FEWEST_ROWS} or "
                     "more, or what is fitted is chance. Name another split, or build the corpus with a larger share."
                 )
-            self._rows[split] = len(dataset)
+            self._opened[split] = dataset
+        return self._opened[split]
+
+    def _corpus(self, split: str, *, with_images: bool = True) -> "EmbeddedCorpus":
+        from ..evaluation.retrieval import embed_corpus
+
+        if (split, with_images) not in self._encoded:
+            dataset = self._open(split)
             self._encoded[split, with_images] = embed_corpus(
                 self.model,
                 self.processor,

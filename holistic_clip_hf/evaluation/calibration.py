@@ -93,7 +93,8 @@ class ScoreCalibration:
         0.731
         """
         weights = np.array([self.score, self.standing, self.size])
-        return 1 / (1 + np.exp(-(_facts(scores, gallery) @ weights + self.bias)))
+        # Not a matrix product: there, the rounding of a row may depend on where it stands.
+        return 1 / (1 + np.exp(-((_facts(scores, gallery) * weights).sum(axis=1) + self.bias)))
 
     def evidence(self, scores: np.ndarray, gallery: Usual) -> np.ndarray:
         """Return the same as if the gallery had `num_images`, which `least` is compared with: (N,) float64.

@@ -351,10 +351,7 @@ class SearchIndex:
         asker, checkpoint = self._asker, self.layout.checkpoint
         if self.layout.vectors == FUSED_ONLY:  # whose fingerprint counts fusion in
             checkpoint = fingerprint(asker.model, asker.processor, with_fusion=False)
-        scores = sound_scores(calibration, asker.model, checkpoint)
-        if self.layout.vectors == FUSED_ONLY and not asker.fusion.is_linear:
-            scores.pop(FUSED, None)  # such a fusion has no vector, and its mean is another score
-        return scores
+        return sound_scores(calibration, asker.model, checkpoint)
 
     def _candidates(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
         if self._neighbours is not None and not exact:
