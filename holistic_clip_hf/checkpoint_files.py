@@ -19,9 +19,11 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 SHARD = r"model-\d{5}-of-\d{5}\.safetensors"
 CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+CALIBRATION_FILE = "calibration.json"  # what scores of these weights are worth, see `evaluation.calibration`
 ADAPTER_FILE = "adapter_config.json"
-# Weights of another size or number of shards, beside which a new checkpoint would be read as a mixture of both.
-_WEIGHTS = rf"{re.escape(WEIGHTS_FILE)}|{SHARD}|{re.escape(INDEX_FILE)}"
+# Weights of another size or number of shards, beside which a new checkpoint would be read as a mixture of both; and
+# the calibration of others.
+_WEIGHTS = rf"{re.escape(WEIGHTS_FILE)}|{SHARD}|{re.escape(INDEX_FILE)}|{re.escape(CALIBRATION_FILE)}"
 MAX_HEADER_BYTES = 10_000_000  # of safetensors: some 100 bytes a tensor
 MAX_JSON_BYTES = 200_000_000  # a tokenizer of a million tokens is some 50 MB
 

@@ -10,9 +10,9 @@
   holistic-clip evaluate --model me/mine --tasks segmentation --masks voc21=/data/VOC2012 --short-side 336
   holistic-clip evaluate --model me/mine --tasks cases --cases coco-facet=/data/coco-facet
 
-`retrieval` and `branches` take --corpus, `classification` and `probes` take --classes, `segmentation` takes --masks,
-`cases` takes --cases. docs/evaluation.md says what the folder of a benchmark holds. Records are saved after each
-task, so an interrupted command keeps the finished tasks.
+`retrieval`, `branches` and `answers` take --corpus, `classification` and `probes` take --classes, `segmentation` takes
+--masks, `cases` takes --cases. docs/evaluation.md says what the folder of a benchmark holds. Records are saved after
+each task, so an interrupted command keeps the finished tasks.
 """
 
 from collections.abc import Callable
@@ -25,19 +25,22 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..evaluation.benchmarks import CaseBenchmark, ClassifiedImages, SegmentationBenchmark
+    from ..evaluation.calibration import Calibration
     from ..evaluation.probes import LabelledImages
     from ..evaluation.records import Provenance, Record
     from ..evaluation.retrieval import EmbeddedCorpus
     from ..modeling_holistic_clip import HolisticCLIPModel
     from ..processing_holistic_clip import HolisticCLIPProcessor
 
-Task = Literal["retrieval", "branches", "classification", "probes", "segmentation", "cases"]
+Task = Literal["retrieval", "branches", "answers", "classification", "probes", "segmentation", "cases"]
 TRAIN = "train"
 DRAWN = frozenset({"retrieval", "branches"})  # by which the pictures are drawn
+ASKED = DRAWN | {"answers"}
 CLASSIFIED = frozenset({"classification", "probes"})
 SEGMENTED = frozenset({"segmentation"})
 READERS = {  # of an option, the tasks that read it
-    **dict.fromkeys(("corpus", "split_column", "perspectives", "picture", "branch_picture"), DRAWN),
+    **dict.fromkeys(("corpus", "split_column", "perspectives"), ASKED),
+    **dict.fromkeys(("picture", "branch_picture"), DRAWN),
     **dict.fromkeys(("masks", "readouts", "short_side", "background_threshold"), SEGMENTED),
     "protocols": frozenset({"retrieval"}),
     "cases": frozenset({"cases"}),
@@ -49,7 +52,7 @@ READERS = {  # of an option, the tasks that read it
 
 @dataclass(frozen=True)
 class Texts:
-    """Retrieval and branches.
+    """Retrieval, branches and answers.
 
     Args:
         corpus: Folder of a corpus, the name of one in the cache, such as emoji, or a benchmark as coco=DIR.
@@ -125,7 +128,7 @@ class Command:
         batch_size: Number of images that are encoded together.
         seed: Seed of confidence intervals and of all that is drawn.
         output: File of records that the new ones are merged into; a measurement that is repeated replaces the old one.
-        texts: Options of retrieval and branches.
+        texts: Options of retrieval, branches and answers.
         labels: Options of classification and probes.
         pixels: Options of segmentation.
         questions: Options of cases.
@@ -202,10 +205,10 @@ class Command:
 
     def _require_needed(self) -> None:
         tasks = set(self.tasks)
-        if self.texts.corpus is None and DRAWN & tasks:
+        if self.texts.corpus is None and ASKED & tasks:
             raise ValueError(
-                "`--corpus` is missing; retrieval and branches expect the folder of a corpus, or a benchmark as "
-                "coco=DIR."
+                "`--corpus` is missing; retrieval, branches and answers expect the folder of a corpus, or a benchmark "
+                "as coco=DIR."
             )
         if self.labels.classes is None and CLASSIFIED & tasks:
             raise ValueError(
@@ -299,7 +302,9 @@ class Evaluation:
         from ..evaluation.classification import load_templates
 
         tasks = set(self.options.tasks)
-        if DRAWN & tasks:
+        if "answers" in tasks:
+            _ = self._calibration
+        if ASKED & tasks:
             require_perspectives(self.corpus[1], self.perspectives, name=self.options.texts.corpus or "")
         if CLASSIFIED & tasks:
             _ = self._classified
@@ -401,6 +406,32 @@ class Evaluation:
         from ..evaluation.branch_report import report_branches
 
         return report_branches(self.model, self._embedded, provenance=self._provenance(self.corpus[0]))
+
+    def answers(self) -> "list[Record]":
+        """Measure calibrated answers."""
+        from ..evaluation.calibration import measure_answers
+
+        provenance = self._provenance(self.corpus[0])
+        return measure_answers(self.model, self._embedded, self._calibration.scores, provenance=provenance)
+
+    @cached_property
+    def _calibration(self) -> "Calibration":
+        from ..evaluation.calibration import fusion_facts, load_calibration
+        from ..search.encoding import fingerprint
+
+        found = load_calibration(self.options.model)
+        remedy = f"Fit it with `holistic-clip fit --model {self.options.model} --fusion current`."
+        if found is None:
+            raise ValueError(
+                f"`--model` is {self.options.model}, which has no calibration; answers expect one. {remedy}"
+            )
+        checkpoint = fingerprint(self.model, self.processor, with_fusion=False)
+        if (found.checkpoint, found.fusion) != (checkpoint, fusion_facts(self.model)):
+            raise ValueError(
+                f"`--model` is {self.options.model}, whose calibration is that of another checkpoint or fusion; "
+                f"answers expect its own. {remedy}"
+            )
+        return found
 
     def classification(self) -> "list[Record]":
         """Measure zero-shot classification."""
@@ -510,6 +541,7 @@ class Evaluation:
 TASKS: dict[str, "Callable[[Evaluation], list[Record]]"] = {
     "retrieval": Evaluation.retrieval,
     "branches": Evaluation.branches,
+    "answers": Evaluation.answers,
     "classification": Evaluation.classification,
     "probes": Evaluation.probes,
     "segmentation": Evaluation.segmentation,

@@ -142,6 +142,7 @@ class Find:
         where: Columns and the values that images have there; of several values of one column, one is enough.
         why: Print what each term and branch added to the score.
         skip_damaged: Search the rest of an index of which files are damaged. They are named.
+        nearest: Print the nearest images even where none of them seems to fit.
         picture: PNG file to draw what is found into; one that was drawn before is replaced.
     """
 
@@ -155,6 +156,7 @@ class Find:
     where: tuple[str, ...] = ()
     why: bool = False
     skip_damaged: bool = False
+    nearest: bool = False
     picture: Path | None = None
 
     def __call__(self) -> None:
@@ -172,12 +174,19 @@ class Find:
         terms = index.parse(self.query, like=example)
         if example is not None and self.perspective is not None:
             terms[0] = replace(terms[0], perspective=self.perspective)
-        hits = index.search(terms, k=self.k, where=Filter(columns, path=self.path))
+        answer = index.answer(terms, k=self.k, where=Filter(columns, path=self.path))
+        hits = answer.hits
         if not hits:
             told = [f"`--path {self.path}`"] * (self.path is not None) + [f"`--where {each}`" for each in self.where]
             raise ValueError(f"No image of {self.index} matches {' and '.join(told)}. Correct the filter.")
+        if answer.found is False:
+            print(f"Nothing found: the best of the images fits with a probability of {answer.best:.1%}.")
+            if not self.nearest:
+                print("Add --nearest to see the nearest images all the same.")
+                return
         for hit in hits:
-            print(f"{hit.score:8.3f}  {hit.image_id}")
+            likely = "" if hit.probability is None else f"{hit.probability:7.1%}  "
+            print(f"{hit.score:8.3f}  {likely}{hit.image_id}")
             if self.why:
                 print("\n".join(reasons(hit)))
         if self.picture:
@@ -385,6 +394,7 @@ def open_index(directory: Path, model_name: str | None, *, skip_damaged: bool = 
     Raises:
         ValueError: no such index, checkpoint or images.
     """
+    from ..evaluation.calibration import calibration_or_warning
     from ..evaluation.encoding import load_checkpoint
     from ..search import SearchIndex
     from ..search.store import read_index_manifest
@@ -399,7 +409,8 @@ def open_index(directory: Path, model_name: str | None, *, skip_damaged: bool = 
             f"{directory} was made by {manifest.model or 'a checkpoint without a name'}, which cannot be loaded; "
             f"expected that checkpoint where it was. Name it with `--model`. ({error})"
         ) from error
-    return SearchIndex(directory, model, processor, images=images_of(manifest), skip_damaged=skip_damaged)
+    calibration, images = calibration_or_warning(model_name or manifest.model), images_of(manifest)
+    return SearchIndex(directory, model, processor, images=images, calibration=calibration, skip_damaged=skip_damaged)
 
 
 def images_of(manifest: "Manifest") -> "Images | None":

@@ -12,7 +12,7 @@ from html import escape
 from PIL import Image
 
 from ..processing_holistic_clip import on_background
-from ..search import FUSED, Hit, Term
+from ..search import FUSED, Answer, Hit, Term
 from ..visualization import map_over_image
 from ..visualization.maps import stretched
 from ..visualization.result_grid import LABEL_COLOURS
@@ -65,7 +65,7 @@ def examples(queries: Sequence[str]) -> str:
 
 
 def results(
-    hits: Sequence[Hit],
+    answer: Answer,
     thumbnails: Mapping[str, str],
     branches: Sequence[str],
     *,
@@ -75,13 +75,13 @@ def results(
     """Return a grid of images that were found, best first, each a button with what its branches added to its score.
 
     Args:
-        hits: Images that were found.
+        answer: Images that were found, and whether any seems to fit.
         thumbnails: Value of `src` for each of them, by image id.
         branches: Names of the branches.
         wishes: Terms of the query; none if nothing was asked.
         num_images: Number of images that could have been found.
     """
-    cards = []
+    cards, hits = [], answer.hits
     for place, hit in enumerate(hits, start=1):
         name = escape(hit.image_id, quote=True)
         cards.append(
@@ -93,10 +93,20 @@ def results(
         )
     is_taken_over = bool(wishes) and all(wish.perspective != FUSED for wish in wishes)
     said = f'<p class="hc-said">{escape(_sliders_said(wishes))}</p>' if _sliders_said(wishes) else ""
+    nothing = _nothing_found(answer) if answer.found is False else ""
     return (
-        f'<div data-sliders="{"off" if is_taken_over else "on"}">{said}{legend(branches)}{_numbers(hits, wishes)}'
+        f'<div data-sliders="{"off" if is_taken_over else "on"}">{nothing}{said}{legend(branches)}'
+        f"{_numbers(hits, wishes)}"
         f'<div class="hc-grid">{"".join(cards)}</div>{_more(len(hits), num_images)}</div>'
     )
+
+
+def _nothing_found(answer: Answer) -> str:
+    """Say that no image seems to fit."""
+    told = (
+        f"Nothing found: even the best image fits with a probability of {answer.best:.1%} only. These are the nearest."
+    )
+    return f'<p class="hc-nothing" role="status">{escape(told)}</p>'
 
 
 def _sliders_said(wishes: Sequence[Term]) -> str:
@@ -125,6 +135,11 @@ def _numbers(hits: Sequence[Hit], wishes: Sequence[Term]) -> str:
         f"unrelated may lie well above 0. The strip below an image shows what each branch added to its score; hatched "
         f"parts lower it."
     )
+    if hits[0].probability is not None:
+        told += (
+            " The percentage is the probability that the image fits the query, as fitted on a validation split. It "
+            "depends on the number of images."
+        )
     return f'<details class="hc-how"><summary>What the numbers mean</summary><p>{escape(told)}</p></details>'
 
 
@@ -289,8 +304,9 @@ def _tiles(title: str, told: str, image: Image.Image, maps: Sequence[LabelledMap
 
 
 def _score(hit: Hit) -> str:
-    """Show a score, or nothing if nothing was asked."""
-    return f'<span class="hc-score">{hit.score:.2f}</span>' if hit.parts else ""
+    """Show a score and, if it is known, a probability, or nothing if nothing was asked."""
+    likely = "" if hit.probability is None else f" · {hit.probability:.0%}"
+    return f'<span class="hc-score">{hit.score:.2f}{likely}</span>' if hit.parts else ""
 
 
 def _strip(added: Mapping[str, float], branches: Sequence[str]) -> str:

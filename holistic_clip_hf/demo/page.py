@@ -4,7 +4,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gradio
 from PIL import Image
 
-from ..search import FUSED, Hit, Term
+from ..search import FUSED, Answer, Term
 from . import markup
 from .editing import RefusedCaptionsError, digest_of, is_pairs, own_captions
 from .interface import json_routes
@@ -79,8 +79,9 @@ class Page:
         k = min(max(0, num_shown) + SHOWN, markup.MOST_SHOWN)
         try:
             wishes = self._wishes(asked)
-            hits = self.showcase.search(wishes, self._sliders(asked), k=k) if wishes else self.showcase.browse(k)
-            return self._results(hits, wishes)
+            if not wishes:
+                return self._results(Answer(self.showcase.browse(k)), [])
+            return self._results(self.showcase.answer(wishes, self._sliders(asked), k=k), wishes)
         except ValueError as error:
             return markup.problem(str(error))
 
@@ -156,9 +157,9 @@ class Page:
     def _sliders(self, asked: Asked) -> dict[str, float]:
         return dict(zip(self.weighted, asked.weights, strict=True))
 
-    def _results(self, hits: Sequence[Hit], wishes: Sequence[Term]) -> str:
+    def _results(self, answer: Answer, wishes: Sequence[Term]) -> str:
         shown, thumbnails = [], {}
-        for hit in hits:
+        for hit in answer.hits:
             try:
                 thumbnails[hit.image_id] = self._thumbnail(hit.image_id)
             except (KeyError, ValueError):
@@ -166,7 +167,9 @@ class Page:
                 continue
             shown.append(hit)
         num_images = len(self.showcase.index)
-        return markup.results(shown, thumbnails, self.showcase.branches, wishes=wishes, num_images=num_images)
+        return markup.results(
+            replace(answer, hits=shown), thumbnails, self.showcase.branches, wishes=wishes, num_images=num_images
+        )
 
     def _thumbnail(self, image_id: str) -> str:
         with self._lock:

@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..corpus.build import MANIFEST, load_corpus
+from ..evaluation.calibration import calibration_or_warning
 from ..evaluation.encoding import encode_texts, fuse, load_checkpoint
 from ..images.sources import Images
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..publishing.model_card import known_facts
-from ..search import FUSED, DatasetImages, FolderImages, Hit, Query, SearchIndex, Term, index_images
+from ..search import FUSED, Answer, DatasetImages, FolderImages, Hit, Query, SearchIndex, Term, index_images
 from ..search.encoding import embed_images
 from ..search.indexing import require_index_place
 from .captions import (
@@ -131,10 +132,22 @@ class Showcase:
         Raises:
             ValueError: an empty or malformed query; weights that are all zero where a term is left to them.
         """
-        terms = self._terms(query, sliders)
         if only is None:
-            return self.index.search(terms, k=k)
-        return [self.index.explain(terms, only)] if only in self.index else []
+            return list(self.answer(query, sliders, k=k).hits)
+        return [self.index.explain(self._terms(query, sliders), only)] if only in self.index else []
+
+    def answer(self, query: Query | Image.Image, sliders: Sliders | None = None, *, k: int = SHOWN) -> Answer:
+        """Return what `search` does, and whether any of it seems to fit.
+
+        Args:
+            query: Query, as for `search`.
+            sliders: Weights of the sliders, as for `search`.
+            k: Number of images.
+
+        Raises:
+            ValueError: as `search`.
+        """
+        return self.index.answer(self._terms(query, sliders), k=k)
 
     def _terms(self, query: Query | Image.Image, sliders: Sliders | None) -> list[Term]:
         """Return the terms of a query, those without a perspective once for each slider."""
@@ -307,7 +320,7 @@ def open_showcase(
     model, processor = load_checkpoint(checkpoint)
     report = index_images(directory, source, model, processor, replace=replace, progress=True)
     logger.info("%s", report)
-    opened = SearchIndex(directory, model, processor, images=source)
+    opened = SearchIndex(directory, model, processor, images=source, calibration=calibration_or_warning(checkpoint))
     if captions is None:
         captions = captions_of_names(opened)
     name = known_facts(Path(checkpoint)).model_name

@@ -18,8 +18,15 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 
-from ..checkpoint_files import is_link_of_the_cache, require_all_weights, require_loadable, write_checkpoint
+from ..checkpoint_files import (
+    CALIBRATION_FILE,
+    is_link_of_the_cache,
+    require_all_weights,
+    require_loadable,
+    write_checkpoint,
+)
 from ..configuration_holistic_clip import MODEL_TYPES
+from ..evaluation.calibration import read_calibration, save_calibration
 from ..evaluation.records import Record, load_records, shareable_command
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
@@ -107,11 +114,11 @@ def stage(
 
     Model and processor are saved anew, so that the code beside them is this package's; the card is rendered from
     configuration, `facts`, and the records in the checkpoint's `results.json`, if it exists. Of the checkpoint's
-    other files only the card's pictures come along.
+    other files only the calibration and the card's pictures come along.
 
     Raises:
-        ValueError: no checkpoint of ours, a picture that is missing, or a folder that is the checkpoint's own, holds
-            other things or would not be safe to load.
+        ValueError: no checkpoint of ours, a damaged calibration, a picture that is missing, or a folder that is the
+            checkpoint's own, holds other things or would not be safe to load.
         OSError: the disk is full.
     """
     require_checkpoint(checkpoint)
@@ -126,6 +133,8 @@ def stage(
         with write_checkpoint(folder) as partial:
             model.save_pretrained(partial, max_shard_size=max_shard_size)
             HolisticCLIPProcessor.from_pretrained(checkpoint).save_pretrained(partial)
+        if (checkpoint / CALIBRATION_FILE).is_file():
+            save_calibration(folder / CALIBRATION_FILE, read_calibration(checkpoint / CALIBRATION_FILE))
         records = _copy_records(checkpoint, folder)
         save_facts(folder / FACTS_FILE, facts)
         (folder / CARD).write_text(render_model_card(model.config, records, facts), encoding="utf-8")

@@ -45,6 +45,7 @@ ALLOWED_FILES = {
     r"special_tokens_map\.json|added_tokens\.json": "tokenizer, as older releases of transformers wrote it",
     r"README\.md|LICENSE|NOTICE": "card and licences",
     r"results\.json|card_facts\.json": "records, and what the card says beside them",
+    r"calibration\.json": "what scores are worth as probabilities",
     r"trainer_state\.json|finished\.json|left_out\.json|unreadable_images\.json": "log of the training",
     r"[A-Za-z0-9][A-Za-z0-9_-]*\.png": "a picture of the card",
     r"\.eval_results/[A-Za-z0-9_-]+\.yaml": "results as the Hub lists them",

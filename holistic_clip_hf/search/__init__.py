@@ -6,6 +6,7 @@ from ..images.folders import FolderImages
 from ..images.tables import DatasetImages
 from .index import SearchIndex
 from .indexing import IndexReport, index_images
+from .judging import Answer
 from .neighbours import estimate_bytes
 from .query import Filter, Query, Term, parse_query
 from .scoring import Hit, TermScore
@@ -13,6 +14,7 @@ from .store import verify_index
 
 __all__ = [
     "FUSED",
+    "Answer",
     "DatasetImages",
     "Filter",
     "FolderImages",

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..evaluation.calibration import Calibration, ScoreCalibration, Usual
 from ..evaluation.encoding import DualEncoder, encode_texts
 from ..evaluation.records import FUSED
 from ..images.decoding import UnreadableImageError, read_image
@@ -23,8 +25,9 @@ from ..images.folders import FolderImages
 from ..images.sources import Images
 from ..loss_holistic_clip import prefix_of, route
 from ..storage import shown
-from .encoding import embed_images
+from .encoding import embed_images, fingerprint
 from .indexing import make_layout
+from .judging import SEEN, Answer, judge, sound_scores
 from .neighbours import Neighbours
 from .query import Filter, Query, Term, as_terms, parse_query
 from .scoring import (
@@ -34,7 +37,6 @@ from .scoring import (
     SUM,
     EmbeddedTerm,
     Hit,
-    Usual,
     best_places,
     candidates,
     chunked,
@@ -185,6 +187,8 @@ class SearchIndex:
         images: Source of what was indexed, to show images. Default: the folder that the index remembers.
         skip_damaged: True to search the rest of an index of which files are damaged. They are named in the log and in
             `damaged`, and their images are not found.
+        calibration: Calibration of the checkpoint, by which images have probabilities. What of it is that of another
+            checkpoint or fusion is named in a warning, and left out.
 
     Raises:
         ValueError: no index, a torn one, or one of another checkpoint.
@@ -205,6 +209,7 @@ class SearchIndex:
         *,
         images: Images | None = None,
         skip_damaged: bool = False,
+        calibration: Calibration | None = None,
     ) -> None:
         self.directory, self.damaged = Path(directory), list[str]()
         if skip_damaged:
@@ -231,6 +236,7 @@ class SearchIndex:
             missing = read_index_manifest(self.directory).num_images - len(self)
             told = " ".join(self.damaged)
             logger.warning("%s of the images of %s are not searched. %s", f"{missing:,}", self.directory, told)
+        self._calibrated = self._sound(calibration)
 
     def __len__(self) -> int:
         """Return the number of images that can be found."""
@@ -282,14 +288,30 @@ class SearchIndex:
             ValueError: as `parse_query`; a perspective, where the index holds fused vectors only; an unknown column
                 in the filter; `k` out of range.
         """
+        return list(self.answer(query, k=k, where=where, exact=exact).hits)
+
+    def answer(self, query: Query, *, k: int = 20, where: Filter | None = None, exact: bool = False) -> Answer:
+        """Return what `search` does, and whether any of it seems to fit.
+
+        Args:
+            query: Query, as for `search`.
+            k: Number of images.
+            where: Filter of the images that may answer; they are the gallery that probabilities depend on.
+            exact: Look at every image, as for `search`.
+
+        Raises:
+            ValueError: as `search`.
+        """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"`k` is {k}; expected 1 to {MOST_RESULTS:,}.")
         allowed = self._alive if where is None else self._alive & where.mask(self._table, self.columns)
-        questions = self._ask(query, allowed)
-        rows = self._candidates(questions, allowed, k, exact)
+        questions, gallery = self._ask(query, allowed)
+        seen = max(k, SEEN) if gallery else k
+        rows = self._candidates(questions, allowed, seen, exact)
         scores = np.concatenate([self._scores(questions, some) for some in chunked(rows)] or [np.zeros(0)])
-        best = best_places(scores, self._table["image_id"].take(rows).to_pylist(), k)
-        return self._hits(questions, rows[best])
+        best = best_places(scores, self._table["image_id"].take(rows).to_pylist(), seen)
+        answer = self._judged(questions, gallery, rows[best])
+        return replace(answer, hits=answer.hits[:k])
 
     def explain(self, query: Query, image_id: str) -> Hit:
         """Return the score of one image, as `search` would give it.
@@ -299,7 +321,7 @@ class SearchIndex:
             KeyError: it is not in the index.
         """
         row = np.array([self._row(image_id)])
-        return self._hits(self._ask(query, self._alive), row)[0]
+        return self._judged(*self._ask(query, self._alive), row).hits[0]
 
     def image(self, image_id: str) -> Image.Image:
         """Return the image itself, right way up.
@@ -335,17 +357,36 @@ class SearchIndex:
             table = self._table.take(some).append_column("stamp", stamps["stamp"].take(pa.array(some)))
             yield table.to_pylist(), self.vectors(some)
 
-    def _ask(self, query: Query, allowed: np.ndarray) -> list[EmbeddedTerm]:
-        """Return the terms of a query as vectors, those against with floors by the rows that are allowed (N,)."""
-        questions = self._asker.ask(self.parse(query))
-        if not any(question.term.weight < 0 for question in questions) or not allowed.any():
-            return questions
-        return with_floors(questions, self._usual(questions, allowed))
+    def _ask(self, query: Query, allowed: np.ndarray) -> tuple[list[EmbeddedTerm], list[Usual]]:
+        """Return the terms of a query as vectors, and what is usual for each among the rows that are allowed (N,).
 
-    def _usual(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray) -> list[Usual]:
-        rows = np.flatnonzero(allowed)
+        The latter only where something depends on it: floors of terms against, and probabilities.
+        """
+        questions, rows = self._asker.ask(self.parse(query)), np.flatnonzero(allowed)
+        is_against = any(question.term.weight < 0 for question in questions)
+        if not len(rows) or not (is_against or self._calibrated):
+            return questions, []
         vectors = self.vectors(sampled(rows))
-        return [usual(question, self.layout.vector_names, vectors, len(rows)) for question in questions]
+        gallery = [usual(question, self.layout.vector_names, vectors, len(rows)) for question in questions]
+        return with_floors(questions, gallery), gallery
+
+    def _judged(self, questions: Sequence[EmbeddedTerm], gallery: Sequence[Usual], rows: np.ndarray) -> Answer:
+        names, vectors = self.layout.vector_names, self.vectors(rows)
+        hits = explained(questions, names, self._table.take(rows).to_pylist(), vectors)
+        judged = judge(questions, gallery, self._calibrated, names, vectors) if hits and gallery else None
+        if judged is None:
+            return Answer(hits)
+        likely = zip(hits, judged.probabilities.tolist(), strict=True)
+        return Answer([replace(hit, probability=each) for hit, each in likely], judged.found)
+
+    def _sound(self, calibration: Calibration | None) -> dict[str, ScoreCalibration]:
+        """Return what of a calibration holds for this index."""
+        if calibration is None:
+            return {}
+        asker, checkpoint = self._asker, self.layout.checkpoint
+        if self.layout.vectors == FUSED_ONLY:  # whose fingerprint counts fusion in
+            checkpoint = fingerprint(asker.model, asker.processor, with_fusion=False)
+        return sound_scores(calibration, asker.model, checkpoint)
 
     def _candidates(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
         if self._neighbours is not None and not exact and len(allowed) > FEW:
@@ -365,10 +406,6 @@ class SearchIndex:
 
     def _scores(self, questions: Sequence[EmbeddedTerm], rows: np.ndarray) -> np.ndarray:
         return contributions(questions, self.layout.vector_names, self.vectors(rows)).sum(axis=(1, 2))
-
-    def _hits(self, questions: Sequence[EmbeddedTerm], rows: np.ndarray) -> list[Hit]:
-        facts = self._table.take(rows).to_pylist()
-        return explained(questions, self.layout.vector_names, facts, self.vectors(rows))
 
     def _row(self, image_id: str) -> int:
         if image_id not in self._row_of:

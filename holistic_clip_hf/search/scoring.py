@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.calibration import Usual, describe_usual
 from ..evaluation.records import FUSED
 from ..storage import shown
 from .query import Term
@@ -139,19 +140,9 @@ def similarities(question: EmbeddedTerm, names: Sequence[str], vectors: np.ndarr
     return contributions([plain], names, vectors).sum(axis=(1, 2))
 
 
-@dataclass(frozen=True)
-class Usual:
-    """Similarities of a gallery to one term: their mean, their standard deviation, and the number of images."""
-
-    mean: float
-    spread: float
-    size: int
-
-
 def usual(question: EmbeddedTerm, names: Sequence[str], vectors: np.ndarray, size: int) -> Usual:
     """Describe the similarities of a gallery of `size` images by those of a sample (N, H, D) of it."""
-    found = similarities(question, names, vectors)
-    return Usual(float(found.mean()), float(found.std()), size)
+    return describe_usual(similarities(question, names, vectors), size)
 
 
 def with_floors(questions: Sequence[EmbeddedTerm], gallery: Sequence[Usual]) -> list[EmbeddedTerm]:
@@ -205,10 +196,11 @@ def proposals_by(questions: Sequence[EmbeddedTerm]) -> dict[str, np.ndarray]:
 def linear_totals(questions: Sequence[EmbeddedTerm]) -> dict[str, np.ndarray] | None:
     """Return by kind of vector the one (D,) whose products add up to the scores; `None` if a fusion is not linear.
 
-    A term that asks the centroid of all branches stands under `FUSED`, whose vectors are centroids.
+    A term that asks the centroid of all branches stands under `FUSED`, whose vectors are centroids. Terms with a floor
+    only take away from a score, and propose nothing.
     """
     total: dict[str, np.ndarray] = {}
-    for question in questions:
+    for question in (each for each in questions if each.floor is None):
         if question.combine in (MAX, SOFTMAX):
             return None
         vectors = dict(question.vectors)
@@ -266,12 +258,16 @@ class TermScore:
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found; the scores of `parts`, one for each term, add up to `score`."""
+    """An image that was found; the scores of `parts`, one for each term, add up to `score`.
+
+    `probability` says how likely the image fits the query, if the checkpoint has a calibration for all its terms.
+    """
 
     image_id: str
     score: float
     parts: Sequence[TermScore]
     columns: Mapping[str, Any]
+    probability: float | None = None
 
 
 def best_places(scores: np.ndarray, ids: Sequence[str], k: int) -> list[int]:

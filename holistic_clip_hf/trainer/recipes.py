@@ -418,7 +418,7 @@ TINY = "tiny"
 # What a run leaves in its folder. Training again removes these names alone.
 OWN_FILES = re.compile(
     r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|processor_config"
-    r"|preprocessor_config|trainer_state|finished|results|card_facts|left_out|unreadable_images|model\.safetensors\.index)\.json"
+    r"|preprocessor_config|trainer_state|finished|results|calibration|card_facts|left_out|unreadable_images|model\.safetensors\.index)\.json"
     r"|model(?:-\d+-of-\d+)?\.safetensors|merges\.txt|training_args\.bin|\w+_holistic_clip\.py|README\.md|(?:results|training|branches-[A-Za-z0-9-]*)\.png"
     rf"|\.gitattributes|\.results\.json\.lock|\.README\.md\.lock|{PARTIAL.pattern}"
 )

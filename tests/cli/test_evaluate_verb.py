@@ -195,7 +195,10 @@ def test_probes_may_be_given_a_part(
         (["--cases", "coco-facet=c"], "`--cases` is given without cases"),
         (["--masks", "voc21=v"], "`--masks` is given without segmentation, by which alone it is used"),
         (["--classes", "colour"], "`--classes` is given without classification or probes"),
-        (["--tasks", "classification", "--classes", "imagenet=i"], "`--corpus` is given without branches or retr"),
+        (
+            ["--tasks", "classification", "--classes", "imagenet=i"],
+            "`--corpus` is given without answers or branches or",
+        ),
         (["--tasks", "branches", "--protocols", "paper"], "`--protocols` is given without retrieval"),
         (["--neighbours", "3"], "`--neighbours` is given without probes"),
         (["--tasks"], "`--tasks` is empty; expected one or several"),
@@ -281,7 +284,7 @@ def test_choices_are_those_of_the_package() -> None:
     }
     assert options["protocols"] == RETRIEVAL_PROTOCOLS and options["readouts"] == READOUTS
     assert typing.get_args(Task) == tuple(TASKS) and Classes().neighbours == linear_probe.NEIGHBOURS
-    assert typing.get_args(typing.get_type_hints(fit.Command)["fusion"]) == FITTED
+    assert typing.get_args(typing.get_type_hints(fit.Command)["fusion"]) == ("best", *FITTED, "current")
     hints = typing.get_type_hints(search.Index)
     assert typing.get_args(hints["vectors"]) == VECTORS and typing.get_args(hints["lookup"]) == LOOKUPS
     assert typing.get_args(hints["precision"]) == (AUTO, *PRECISIONS)

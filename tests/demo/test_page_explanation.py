@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from conftest import draw, make_processor
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.search import FUSED, Term
+from holistic_clip_hf.search import FUSED, Answer, Term
 from holistic_clip_hf.visualization import branch_relevance
 
 pytest.importorskip("gradio")
@@ -145,17 +145,17 @@ def test_browsing_shows_more_without_moving_what_is_there(showcase: Showcase, mo
 def test_the_reach_of_a_query_bounds_its_scores(showcase: Showcase) -> None:
     query: Any = [Term("a circle", perspective="style", weight=2.0), Term("red", weight=-0.5)]
     hits = showcase.index.search(query)
-    told = markup.results(hits, {hit.image_id: "" for hit in hits}, PERSPECTIVES, wishes=query, num_images=8)
+    told = markup.results(Answer(hits), {hit.image_id: "" for hit in hits}, PERSPECTIVES, wishes=query, num_images=8)
     assert "from -2.5 to 2.5" in told and all(abs(hit.score) <= 2.5 for hit in hits)
 
 
 def test_what_a_page_does_not_show_is_told(showcase: Showcase, monkeypatch: pytest.MonkeyPatch) -> None:
     hits = showcase.browse(3)
     thumbnails = {hit.image_id: "" for hit in hits}
-    told = markup.results(hits, thumbnails, PERSPECTIVES, wishes=(), num_images=8)
+    told = markup.results(Answer(hits), thumbnails, PERSPECTIVES, wishes=(), num_images=8)
     assert "3 of 8 images" in told and 'data-shown="3"' in told
     monkeypatch.setattr(markup, "MOST_SHOWN", 3)
-    told = markup.results(hits, thumbnails, PERSPECTIVES, wishes=(), num_images=8)
+    told = markup.results(Answer(hits), thumbnails, PERSPECTIVES, wishes=(), num_images=8)
     assert "3 of 8 images. Ask more precisely" in told and "data-shown" not in told
-    told = markup.results(hits, thumbnails, PERSPECTIVES, wishes=(), num_images=3)
+    told = markup.results(Answer(hits), thumbnails, PERSPECTIVES, wishes=(), num_images=3)
     assert "hc-more" not in told

@@ -17,10 +17,18 @@ from holistic_clip_hf.checkpoint_files import write_checkpoint
 from holistic_clip_hf.cli.main import parse
 from holistic_clip_hf.corpus.build import build_corpus, load_corpus
 from holistic_clip_hf.evaluation import fusion_fitting
-from holistic_clip_hf.evaluation.fusion_fitting import fit_branch_weights, fit_fusion, fit_fusion_scale, fit_router
+from holistic_clip_hf.evaluation.calibration import fusion_facts, load_calibration
+from holistic_clip_hf.evaluation.fusion_fitting import (
+    fit_best_fusion,
+    fit_branch_weights,
+    fit_fusion,
+    fit_fusion_scale,
+    fit_router,
+)
 from holistic_clip_hf.evaluation.records import capture_provenance
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, measure_retrieval
 from holistic_clip_hf.publishing.checkpoint import require_checkpoint_folder
+from holistic_clip_hf.search.encoding import fingerprint
 from holistic_clip_hf.storage import InUseError, hold_lock
 
 MakeModel = Callable[..., HolisticCLIPModel]
@@ -123,6 +131,41 @@ def test_the_scale_is_high_where_the_best_branch_is_right_and_low_where_it_is_no
     assert fit_fusion_scale([one_knows], [correct]) > 10 > 3 > fit_fusion_scale([all_know], [correct])
 
 
+def plain_precision(corpus: EmbeddedCorpus, fuse: Callable[[list[float]], float]) -> float:
+    """Mean average precision of both halves, each text having one right image: 1 / (1 + rank)."""
+    found = []
+    for start in range(2):
+        images = range(start, NUM_IMAGES, 2)
+        for owned in corpus.captions.values():
+            for right in images:
+                text = corpus.text_embeds[owned[right][0]]
+                scores = {image: fuse((corpus.branch_embeds[image] @ text).tolist()) for image in images}
+                found.append(1 / sum(score >= scores[right] for score in scores.values()))
+    return sum(found) / len(found)
+
+
+def test_the_best_fusion_is_the_one_that_finds_most(make_model: MakeModel) -> None:
+    model, corpus = make_model(perspectives=NAMES), corpus_of_known_branches()
+    found = fit_best_fusion(model, corpus, corpus)
+    assert set(found) == {"centroid", "mean", "weighted", "routed", "max", "softmax"}
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert model.config.fusion == next(iter(found)) == "max"  # each text is an exact copy of one branch
+    assert found["max"] == pytest.approx(plain_precision(corpus, max)) == 1
+    assert found["mean"] == pytest.approx(plain_precision(corpus, sum), abs=1e-6) and found["mean"] < 0.9
+    assert model.config.branch_weights is None and model.branch_fusion.router is None
+
+    generator = torch.Generator().manual_seed(1)
+    noise = 0.3 * torch.randn(NUM_IMAGES, 3, WIDTH, generator=generator)  # one branch knows, but none is like a text
+    noise[:, 1] += 0.2 * torch.stack([corpus.text_embeds[f"style {image}"] for image in range(NUM_IMAGES)])
+    noise[:, [0, 2]] *= 30
+    known = EmbeddedCorpus(noise, {"style": corpus.captions["style"]}, corpus.text_embeds)
+    found = fit_best_fusion(model, known, corpus)
+    assert next(iter(found)) == model.config.fusion == "weighted" and found["weighted"] > found["max"] + 0.1
+    assert model.config.branch_weights[1] > 0.9  # fitted anew, on all
+    with pytest.raises(ValueError, match="has one branch; expected several"):
+        fit_best_fusion(make_model(perspectives=["all"], vision={"num_branches": 1}), known, corpus)
+
+
 @pytest.mark.parametrize("fusion", ["weighted", "softmax"])
 def test_what_is_fitted_is_kept_with_the_checkpoint(make_model: MakeModel, tmp_path: Path, fusion: str) -> None:
     model, corpus = make_model(perspectives=NAMES), corpus_of_known_branches()
@@ -196,6 +239,43 @@ def test_the_verb_fits_a_checkpoint_in_place_if_told(
     assert "had fusion='centroid', branch_weights=None" in told and "had fusion='weighted', branch_weights=[" in told
     with pytest.raises(ValueError, match="which holds a checkpoint; expected a new folder. .*, or give `replace`"):
         parse("fit", [*arguments, "--output", str(tmp_path / "checkpoint")])()
+
+
+def test_the_verb_calibrates_what_it_can(
+    make_model: MakeModel,
+    processor: HolisticCLIPProcessor,
+    corpus: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    for part in (make_model(perspectives=["short", "colour"], vision={"num_branches": 2}), processor):
+        part.save_pretrained(checkpoint)
+    features = Features({**corpus.features, "part": Value("string")})
+    rows = [{**corpus[place % 8], "image_id": f"{place}", "part": "validation"} for place in range(16)]
+    rows += [{**corpus[place % 8], "image_id": f"t{place}", "part": "train"} for place in range(12)]
+    build_corpus(tmp_path / "corpus", {"all": lambda: rows}, features, fingerprint="1")
+    arguments = ["--model", str(checkpoint), "--corpus", str(tmp_path / "corpus"), "--split-column", "part"]
+    before = contents(checkpoint)
+    with pytest.raises(ValueError, match="has too few texts to calibrate any score; expected 40 or more"):
+        parse("fit", [*arguments, "--fusion", "current", "--replace"])()
+    assert contents(checkpoint) == before
+    parse("fit", [*arguments, "--output", str(tmp_path / "best")])()  # the fusion is fitted all the same
+    told = capsys.readouterr().out
+    assert "the best of 6 by mean average precision" in told and "Not calibrated: fused, short, colour. " in told
+    assert load_calibration(tmp_path / "best") is None
+    monkeypatch.setattr("holistic_clip_hf.evaluation.calibration.FEWEST_TEXTS", 5)
+    parse("fit", [*arguments, "--fusion", "current", "--replace"])()
+    told = capsys.readouterr().out
+    assert "Scores are calibrated on validation: fused (" in told and "short (8 texts)" in told
+    calibration, model = load_calibration(checkpoint), HolisticCLIPModel.from_pretrained(checkpoint)
+    assert calibration is not None and calibration.fusion == fusion_facts(model)
+    assert calibration.checkpoint == fingerprint(model, processor, with_fusion=False)
+    assert (calibration.dataset, calibration.split) == ("corpus", "validation")
+    parse("fit", [*arguments, "--fusion", "weighted", "--calibrate-on", "nowhere", "--replace"])()
+    assert "Scores are not calibrated: No row of" in capsys.readouterr().out
+    assert load_calibration(checkpoint) is None  # that of the former fusion is gone
 
 
 @pytest.mark.parametrize("replace", [False, True])
