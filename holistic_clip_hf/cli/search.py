@@ -103,6 +103,7 @@ class Find:
         k: Number of images to show.
         path: Pattern for the paths of images, such as `2024/*`.
         where: Columns and the values that images have there; of several values of one column, one is enough.
+        fold: Name near-duplicates of a better image behind it, and not in lines of their own.
         why: Print what each term and branch added to the score.
         picture: PNG file to draw what is found into; one that was drawn before is replaced.
     """
@@ -115,6 +116,7 @@ class Find:
     k: Annotated[int, arg(aliases=["-k"])] = 10
     path: str | None = None
     where: tuple[str, ...] = ()
+    fold: bool = True
     why: bool = False
     picture: Path | None = None
 
@@ -125,7 +127,7 @@ class Find:
             ValueError: no such index, a query, column or image that cannot be used, or no image that matches.
         """
         from ..drawing import save_picture
-        from ..search import Filter, Term
+        from ..search import Filter, Fold, Folder, Term
         from ..visualization import ResultRow, result_grid
 
         example, columns = self.check(), parse_conditions(self.where)
@@ -137,11 +139,15 @@ class Find:
         if not hits:
             told = [f"`--path {self.path}`"] * (self.path is not None) + [f"`--where {each}`" for each in self.where]
             raise ValueError(f"No image of {self.index} matches {' and '.join(told)}. Correct the filter.")
-        for hit in hits:
-            print(f"{hit.score:8.3f}  {hit.image_id}")
+        folds = Folder(index).fold(hits) if self.fold else [Fold(hit) for hit in hits]
+        for fold in folds:
+            print(f"{fold.hit.score:8.3f}  {fold.hit.image_id}")
+            if fold.alike:
+                print(f"{'':10}and {len(fold.alike)} alike: {', '.join(hit.image_id for hit in fold.alike)}")
             if self.why:
-                print("\n".join(reasons(hit)))
+                print("\n".join(reasons(fold.hit)))
         if self.picture:
+            hits = [fold.hit for fold in folds]
             row = ResultRow("search", self.query or "like the example", range(len(hits)), ())
             save_picture(result_grid([row], [index.image(hit.image_id) for hit in hits]), self.picture)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gradio
 from PIL import Image
 
-from ..search import FUSED, Hit, Term
+from ..search import FUSED, Folder, Hit, Term
 from . import markup
 from .editing import RefusedCaptionsError, digest_of, is_pairs, own_captions
 from .serving import Address, serve_blocks
@@ -61,6 +61,7 @@ class Page:
     def __init__(self, showcase: Showcase) -> None:
         self.showcase = showcase
         self.weighted = [FUSED, *showcase.index.perspectives]
+        self._folder = Folder(showcase.index)
         self._thumbnails: OrderedDict[str, str] = OrderedDict()
         self._lock = Lock()
 
@@ -154,7 +155,14 @@ class Page:
                 continue
             shown.append(hit)
         num_images = len(self.showcase.index)
-        return markup.results(shown, thumbnails, self.showcase.branches, wishes=wishes, num_images=num_images)
+        return markup.results(
+            shown,
+            thumbnails,
+            self.showcase.branches,
+            wishes=wishes,
+            num_images=num_images,
+            alike={fold.hit.image_id: fold.alike for fold in self._folder.fold(shown)},
+        )
 
     def _thumbnail(self, image_id: str) -> str:
         with self._lock:

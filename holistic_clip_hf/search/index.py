@@ -4,10 +4,10 @@
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from ..evaluation.encoding import DualEncoder, encode_texts
 from ..evaluation.records import FUSED
 from ..images.decoding import UnreadableImageError, read_image
 from ..images.folders import FolderImages
+from ..images.likeness import read_thumbnail
 from ..images.sources import Images
 from ..storage import shown
 from .encoding import embed_images
@@ -140,6 +141,7 @@ class Asker:
         )
 
 
+Decoded = TypeVar("Decoded")
 MOST_RESULTS = 10_000
 FEW = 50_000  # images that pass a filter, up to which looking at each is faster than an approximate index
 PROPOSED = 10  # by an approximate index, for each result that is asked for, and at least
@@ -254,9 +256,20 @@ class SearchIndex:
             KeyError: it is not in the index.
             ValueError: it cannot be read any more, or the index does not know where its images are.
         """
+        return self._read(image_id, read_image)
+
+    def thumbnail(self, image_id: str) -> np.ndarray:
+        """Return the thumbnail by which near-duplicates are known: (S, S, 3).
+
+        Raises:
+            KeyError, ValueError: as `image`.
+        """
+        return self._read(image_id, read_thumbnail)
+
+    def _read(self, image_id: str, decode: Callable[[bytes], Decoded]) -> Decoded:
         self._row(image_id)
         try:
-            return read_image(self._source.read(image_id))
+            return decode(self._source.read(image_id))
         except (OSError, KeyError, UnreadableImageError) as error:
             raise ValueError(
                 f"{image_id} cannot be read any more ({error}). Bring the index up to date: run the indexing again."
