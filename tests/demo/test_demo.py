@@ -260,7 +260,8 @@ def test_fifty_queries_at_once_get_each_its_own_answer(client: Client, showcase:
 @pytest.mark.slow
 def test_two_hundred_queries_at_once_lose_nothing(page: gradio.Blocks, showcase: Showcase) -> None:
     """From twenty visitors, each with ten at once; half of them move a slider."""
-    visitors = [Client(page.local_url, verbose=False) for _ in range(20)]
+    patient = {"timeout": 300}  # a client gives up after five seconds, and others may load the machine
+    visitors = [Client(page.local_url, verbose=False, httpx_kwargs=patient) for _ in range(20)]
     asked = []
     for number in range(200):
         words = f"{list(COLOURS)[number % 4]} {SHAPES[number % 2]} {number}"
