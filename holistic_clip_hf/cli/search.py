@@ -140,6 +140,7 @@ class Find:
         k: Number of images to show.
         path: Pattern for the paths of images, such as `2024/*`.
         where: Columns and the values that images have there; of several values of one column, one is enough.
+        fold: Name near-duplicates of a better image behind it, and not in lines of their own.
         why: Print what each term and branch added to the score.
         skip_damaged: Search the rest of an index of which files are damaged. They are named.
         nearest: Print the nearest images even where none of them seems to fit.
@@ -154,6 +155,7 @@ class Find:
     k: Annotated[int, arg(aliases=["-k"])] = 10
     path: str | None = None
     where: tuple[str, ...] = ()
+    fold: bool = True
     why: bool = False
     skip_damaged: bool = False
     nearest: bool = False
@@ -166,7 +168,7 @@ class Find:
             ValueError: no such index, a query, column or image that cannot be used, or no image that matches.
         """
         from ..drawing import save_picture
-        from ..search import Filter
+        from ..search import Filter, Fold, Folder
         from ..visualization import ResultRow, result_grid
 
         example, columns = self.check(), parse_conditions(self.where)
@@ -184,12 +186,17 @@ class Find:
             if not self.nearest:
                 print("Add --nearest to see the nearest images all the same.")
                 return
-        for hit in hits:
+        folds = Folder(index).fold(hits) if self.fold else [Fold(hit) for hit in hits]
+        for fold in folds:
+            hit = fold.hit
             likely = "" if hit.probability is None else f"{hit.probability:7.1%}  "
             print(f"{hit.score:8.3f}  {likely}{hit.image_id}")
+            if fold.alike:
+                print(f"{'':10}and {len(fold.alike)} alike: {', '.join(each.image_id for each in fold.alike)}")
             if self.why:
-                print("\n".join(reasons(hit)))
+                print("\n".join(reasons(fold.hit)))
         if self.picture:
+            hits = [fold.hit for fold in folds]
             row = ResultRow("search", self.query or "like the example", range(len(hits)), ())
             save_picture(result_grid([row], [index.image(hit.image_id) for hit in hits]), self.picture)
 

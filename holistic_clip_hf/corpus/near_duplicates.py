@@ -64,14 +64,23 @@ class NearDuplicates:
         return dict(sorted(counts.items()))
 
 
-def sides_of(directory: Path, manifest: Mapping[str, Any], column: str, image_ids: Set[str]) -> dict[str, str]:
-    """Return what a column says of some images, as far as a corpus has rows of them; images are not read."""
+def sides_of(
+    directory: Path, manifest: Mapping[str, Any], column: str, image_ids: Set[str] | None = None
+) -> dict[str, str]:
+    """Return what a column says of some images or all, as far as a corpus has rows of them; images are not read.
+
+    Raises:
+        ValueError: no such column.
+    """
     found: dict[str, str] = {}
     for record in manifest["shards"].values():
         with pq.ParquetFile(directory / record["file"]) as file:
+            if column not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                raise ValueError(f"`column` is {column!r}; expected one of {names}. Correct it.")
             for batch in file.iter_batches(columns=["image_id", column]):
                 pairs = zip(*(batch.column(name).to_pylist() for name in ("image_id", column)), strict=True)
-                found.update((image_id, side) for image_id, side in pairs if image_id in image_ids)
+                found.update(pair for pair in pairs if image_ids is None or pair[0] in image_ids)
     return found
 
 

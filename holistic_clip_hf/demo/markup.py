@@ -71,6 +71,7 @@ def results(
     *,
     wishes: Sequence[Term],
     num_images: int,
+    alike: Mapping[str, Sequence[Hit]] | None = None,
 ) -> str:
     """Return a grid of images that were found, best first, each a button with what its branches added to its score.
 
@@ -80,24 +81,34 @@ def results(
         branches: Names of the branches.
         wishes: Terms of the query; none if nothing was asked.
         num_images: Number of images that could have been found.
+        alike: Near-duplicates among them, by the id of the best, below which they unfold.
     """
-    cards, hits = [], answer.hits
-    for place, hit in enumerate(hits, start=1):
-        name = escape(hit.image_id, quote=True)
-        cards.append(
-            f'<button class="hc-card" data-image-id="{name}" aria-label="{place}: {name}">'
-            f'<img src="{thumbnails[hit.image_id]}" alt="" draggable="false">'
-            f'<span class="hc-name" title="{name}"><b>{place}</b>{escape(_last(hit.image_id))}</span>'
-            f"{_strip(shares(hit), branches)}"
-            f"{_score(hit)}</button>"
-        )
+    hits = answer.hits
+    cards = {
+        hit.image_id: _card(hit, place, thumbnails[hit.image_id], branches) for place, hit in enumerate(hits, start=1)
+    }
+    for best, behind in (alike or {}).items():
+        if behind:
+            told = f"<summary>and {len(behind):,} alike</summary>{''.join(cards.pop(hit.image_id) for hit in behind)}"
+            cards[best] = f'<div class="hc-fold">{cards[best]}<details class="hc-alike">{told}</details></div>'
     is_taken_over = bool(wishes) and all(wish.perspective != FUSED for wish in wishes)
     said = f'<p class="hc-said">{escape(_sliders_said(wishes))}</p>' if _sliders_said(wishes) else ""
     nothing = _nothing_found(answer) if answer.found is False else ""
     return (
         f'<div data-sliders="{"off" if is_taken_over else "on"}">{nothing}{said}{legend(branches)}'
         f"{_numbers(hits, wishes)}"
-        f'<div class="hc-grid">{"".join(cards)}</div>{_more(len(hits), num_images)}</div>'
+        f'<div class="hc-grid">{"".join(cards.values())}</div>{_more(len(hits), num_images)}</div>'
+    )
+
+
+def _card(hit: Hit, place: int, thumbnail: str, branches: Sequence[str]) -> str:
+    name = escape(hit.image_id, quote=True)
+    return (
+        f'<button class="hc-card" data-image-id="{name}" aria-label="{place}: {name}">'
+        f'<img src="{thumbnail}" alt="" draggable="false">'
+        f'<span class="hc-name" title="{name}"><b>{place}</b>{escape(_last(hit.image_id))}</span>'
+        f"{_strip(shares(hit), branches)}"
+        f"{_score(hit)}</button>"
     )
 
 

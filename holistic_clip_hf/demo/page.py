@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gradio
 from PIL import Image
 
-from ..search import FUSED, Answer, Term
+from ..search import FUSED, Answer, Folder, Term
 from . import markup
 from .editing import RefusedCaptionsError, digest_of, is_pairs, own_captions
 from .interface import json_routes
@@ -67,6 +67,7 @@ class Page:
     def __init__(self, showcase: Showcase) -> None:
         self.showcase = showcase
         self.weighted = [FUSED, *showcase.index.perspectives]
+        self._folder = Folder(showcase.index)
         self._thumbnails: OrderedDict[str, str] = OrderedDict()
         self._lock = Lock()
 
@@ -168,7 +169,12 @@ class Page:
             shown.append(hit)
         num_images = len(self.showcase.index)
         return markup.results(
-            replace(answer, hits=shown), thumbnails, self.showcase.branches, wishes=wishes, num_images=num_images
+            replace(answer, hits=shown),
+            thumbnails,
+            self.showcase.branches,
+            wishes=wishes,
+            num_images=num_images,
+            alike={fold.hit.image_id: fold.alike for fold in self._folder.fold(shown)},
         )
 
     def _thumbnail(self, image_id: str) -> str:

@@ -4,6 +4,7 @@
 from ..evaluation.records import FUSED
 from ..images.folders import FolderImages
 from ..images.tables import DatasetImages
+from .folding import Fold, Folder
 from .index import SearchIndex
 from .indexing import IndexReport, index_images
 from .judging import Answer
@@ -17,6 +18,8 @@ __all__ = [
     "Answer",
     "DatasetImages",
     "Filter",
+    "Fold",
+    "Folder",
     "FolderImages",
     "Hit",
     "IndexReport",

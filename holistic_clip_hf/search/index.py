@@ -5,11 +5,11 @@ import copy
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from ..evaluation.encoding import DualEncoder, encode_texts
 from ..evaluation.records import FUSED
 from ..images.decoding import UnreadableImageError, read_image
 from ..images.folders import FolderImages
+from ..images.likeness import read_thumbnail
 from ..images.sources import Images
 from ..loss_holistic_clip import prefix_of, route
 from ..storage import shown
@@ -174,6 +175,7 @@ class Asker:
         return EmbeddedTerm(term, {name: by_name[name] * (share / total) for name, share in kept.items()})
 
 
+Decoded = TypeVar("Decoded")
 MOST_RESULTS = 10_000
 FEW = 50_000  # images of an index, or of its approximate part that pass a filter, up to which each is looked at
 
@@ -330,9 +332,20 @@ class SearchIndex:
             KeyError: it is not in the index.
             ValueError: it cannot be read any more, or the index does not know where its images are.
         """
+        return self._read(image_id, read_image)
+
+    def thumbnail(self, image_id: str) -> np.ndarray:
+        """Return the thumbnail by which near-duplicates are known: (S, S, 3).
+
+        Raises:
+            KeyError, ValueError: as `image`.
+        """
+        return self._read(image_id, read_thumbnail)
+
+    def _read(self, image_id: str, decode: Callable[[bytes], Decoded]) -> Decoded:
         self._row(image_id)
         try:
-            return read_image(self._source.read(image_id))
+            return decode(self._source.read(image_id))
         except (OSError, KeyError, UnreadableImageError) as error:
             raise ValueError(
                 f"{image_id} cannot be read any more ({error}). Bring the index up to date: run the indexing again."

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -39,6 +40,7 @@ from ..configuration_holistic_clip import (
     HolisticCLIPVisionConfig,
 )
 from ..corpus.build import EmptySplitError, open_split, read_manifest
+from ..corpus.near_duplicates import find_near_duplicates
 from ..field_types import require_types
 from ..images.left_out import usable_captions
 from ..initialization import from_checkpoint, from_holistic_clip, load_image_processor
@@ -110,6 +112,8 @@ class Recipe:
         perturbation: Noise on copies of CLIP's branch, as `from_clip` takes it. Left out: none.
         caption_form: Form of all captions, with `{text}` and, where wanted, `{perspective}`: `"{perspective}: {text}"`
             lets a text say what it asks for. Who asks the model later writes its texts so, too. Left out: the text.
+        drop_near_duplicates: Leave out of training and validation the images that are near-duplicates of one that is
+            tested. Left out: they stay.
     """
 
     name: str
@@ -125,6 +129,7 @@ class Recipe:
     held_out: dict[str, str] | None = None
     perturbation: float | None = None
     caption_form: str | None = None
+    drop_near_duplicates: bool | None = None
 
     @property
     def seed(self) -> int:
@@ -553,9 +558,19 @@ def _limits(augmentation: dict[str, list[float]]) -> dict[str, tuple[float, floa
 
 def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:
     """Return the rows of a corpus that the recipe takes for train, validation or test."""
-    return open_split(
-        corpus, split, split_column=recipe.split_column, held_out=recipe.held_out, caption_form=recipe.caption_form
-    )
+    about: dict[str, Any] = {"held_out": recipe.held_out, "caption_form": recipe.caption_form}
+    open_ours = partial(open_split, corpus, split_column=recipe.split_column, **about)
+    rows = open_ours(split)
+    if not recipe.drop_near_duplicates or split == "test":
+        return rows
+    alike = find_near_duplicates(corpus, progress=True).beside(open_ours("test")["image_id"])
+    kept = [number for number, image_id in enumerate(rows["image_id"]) if image_id not in alike]
+    logger.info("%s of %s rows of %s are near-duplicates of tested ones.", len(rows) - len(kept), len(rows), split)
+    if not kept:
+        raise EmptySplitError(
+            f"All rows of {split} of {corpus} are near-duplicates of tested ones. Leave `drop_near_duplicates` out."
+        )
+    return rows.select(kept)
 
 
 def publish_checkpoint(trainer: HolisticCLIPTrainer, checkpoint: Path, facts: dict[str, str]) -> None:

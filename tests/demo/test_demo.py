@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -264,6 +265,27 @@ def test_fifty_queries_at_once_get_each_its_own_answer(client: Client, showcase:
         assert Cards(found).ids == [hit.image_id for hit in showcase.search(text)]
     for text, panel in zip(texts, answers[50:], strict=False):
         assert text in Cards(panel).words
+
+
+@pytest.mark.slow
+def test_two_hundred_queries_at_once_lose_nothing(page: gradio.Blocks, showcase: Showcase) -> None:
+    """From twenty visitors, each with ten at once; half of them move a slider."""
+    patient = {"timeout": 300}  # a client gives up after five seconds, and others may load the machine
+    visitors = [Client(page.local_url, verbose=False, httpx_kwargs=patient) for _ in range(20)]
+    asked = []
+    for number in range(200):
+        words = f"{list(COLOURS)[number % 4]} {SHAPES[number % 2]} {number}"
+        asked.append((words, FUSED if number % 2 else (0.5, 0.0, 1.0, -0.5)))
+    jobs = [
+        visitors[number % 20].submit(text, *weights, api_name="/search")
+        for number, (text, weights) in enumerate(asked)
+    ]
+    answers = [job.result(timeout=300) for job in jobs]
+    names = ["fused", *showcase.index.perspectives]
+    for (text, weights), found in zip(asked, answers, strict=True):
+        hits = showcase.search(text, dict(zip(names, weights, strict=True)))
+        assert Cards(found).ids == [hit.image_id for hit in hits]
+        assert [f"{hit.score:.2f}" for hit in hits] == re.findall(r'<span class="hc-score">(-?[\d.]+)', found)
 
 
 def test_the_page_is_on_loopback_and_talks_to_nobody(

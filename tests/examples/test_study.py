@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from datasets import Value
 from filelock import FileLock
 from PIL import Image
 
-from holistic_clip_hf.corpus.build import build_corpus, corpus_features, open_split
+from holistic_clip_hf.corpus.build import EmptySplitError, build_corpus, corpus_features, open_split
+from holistic_clip_hf.corpus.near_duplicates import NearDuplicates
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
 from holistic_clip_hf.trainer.recipes import recipe_split
 from training import study as study_module
+from training.near_duplicates import table_of_leaks
 from training.study import (
     load_results,
     load_study,
@@ -156,6 +159,43 @@ def test_the_held_out_painter_is_tested_on_and_never_trained_on(corpus: Path) ->
         painters("test", artist="dan")
     with pytest.raises(ValueError, match="`held_out` of .* is 'painter', which it does not have"):
         painters("test", painter="ann")
+
+
+def test_near_duplicates_of_what_is_tested_can_be_left_out(study_path: Path, tmp_path: Path) -> None:
+    """Cid draws red and green as the others do, and blue and yellow darker."""
+
+    def drawn() -> Iterator[dict[str, object]]:
+        for row in rows():
+            if row["image_id"] in ("cid/blue", "cid/yellow"):
+                row["image"] = row["image"].point(lambda value: value // 2)
+            yield row
+
+    features = corpus_features(artist_split=Value("string"), artist=Value("string"))
+    build_corpus(tmp_path, {"all": drawn}, features, fingerprint="1")
+    every = method_recipe(load_study(study_path), "ours", 0)
+    every = replace(every, held_out={"artist": "cid"})
+    chosen = replace(every, drop_near_duplicates=True)
+    assert chosen.fingerprint("ours", "1") != every.fingerprint("ours", "1")
+    alike = {"ann/red", "ann/green", "bob/green"}
+    for split, left_out in {"train": alike, "validation": {"bob/red"}, "test": set()}.items():
+        names = recipe_split(every, tmp_path, split)["image_id"]
+        kept = [name for name in names if name not in left_out]
+        if kept:
+            assert recipe_split(chosen, tmp_path, split)["image_id"] == kept
+        else:
+            with pytest.raises(EmptySplitError, match="All rows of validation of .* are near-duplicates"):
+                recipe_split(chosen, tmp_path, split)
+
+
+def test_near_duplicates_between_domains_are_counted(tmp_path: Path) -> None:
+    sides = {"a/1": "a", "a/2": "a", "b/1": "b", "b/2": "b", "c/1": "c"}
+    found = NearDuplicates([["a/1", "a/2", "b/1"], ["b/2", "c/1"]]).among(sides)
+    table = table_of_leaks(found, Counter({"a": 4, "b": 2, "c": 10}))
+    assert table.splitlines()[2:] == [
+        "| a | 4 | 2 | 50.0 % | b 2 |",
+        "| b | 2 | 2 | 100.0 % | a 1, c 1 |",
+        "| c | 10 | 1 | 10.0 % | b 1 |",
+    ]
 
 
 def test_half_the_batch_is_about_half_the_multiplications(study_path: Path, corpus: Path, tmp_path: Path) -> None:
