@@ -118,7 +118,7 @@ def test_the_container_has_no_root_pinned_versions_and_a_health_check(space: Pat
     users = [value for name, value in found if name == "USER"]
     assert users == ["1000"] and order.index("USER") < order.index("CMD")
     runs = " ".join(value for name, value in found if name == "RUN")
-    assert f"useradd --no-create-home --uid 1000 page" in runs
+    assert "useradd --no-create-home --uid 1000 page" in runs
     assert "pip install --no-cache-dir -r requirements.txt" in runs and "apt" not in runs and "sudo" not in runs
     command = health_check(space)
     assert command[:2] == ["python", "-c"] and compile(command[2], "check", "exec")
