@@ -27,8 +27,8 @@ from .uploads import read_upload
 
 logger = logging.getLogger(__name__)
 
-EMBEDDINGS, MODELS, SEARCH = "/v1/embeddings", "/v1/models", "/search"
-JSON_PATHS = (EMBEDDINGS, MODELS, SEARCH)
+EMBEDDINGS, EMBED, MODELS, SEARCH = "/v1/embeddings", "/embed", "/v1/models", "/search"
+JSON_PATHS = (EMBEDDINGS, EMBED, MODELS, SEARCH)
 MOST_INPUTS = 256  # texts and images of a request
 MOST_IMAGES = 16  # of them images
 MOST_AT_WORK = 16  # requests whose body is held
@@ -52,8 +52,10 @@ def error_body(status: int, sentence: str) -> dict[str, Any]:
 def json_routes(showcase: Showcase) -> list[Route]:
     """Return the routes of a showcase's interface, to be served beside the page."""
     interface = Interface(showcase)
+    embeddings = JSONEndpoint(interface.embeddings, "POST")
     return [
-        Route(EMBEDDINGS, JSONEndpoint(interface.embeddings, "POST")),
+        Route(EMBEDDINGS, embeddings),
+        Route(EMBED, embeddings),
         Route(MODELS, JSONEndpoint(interface.models, "GET")),
         Route(SEARCH, JSONEndpoint(interface.search, "POST")),
     ]

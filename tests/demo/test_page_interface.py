@@ -99,6 +99,7 @@ def test_openais_client_gets_the_models_vectors(
 def test_texts_that_are_cut_are_counted(ask: Ask, showcase: Showcase) -> None:
     found = ask("/v1/embeddings", {"input": ["a " * 60, "b " * 60, "short"]}).json()
     assert found["num_truncated"] == 2
+    assert ask("/embed", {"input": "short"}).json()["data"] == ask("/v1/embeddings", {"input": "short"}).json()["data"]
     whole = len(showcase._processor.tokenizer("short")["input_ids"])
     assert found["usage"]["prompt_tokens"] == 2 * MAX_LENGTH + whole
 

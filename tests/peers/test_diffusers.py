@@ -23,14 +23,15 @@ NUM_TOKENS, WIDTH, PROJECTION = 4, 32, 16  # of the adapter, of the text tower, 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture
-def model(make_model: Callable[..., HolisticCLIPModel]) -> HolisticCLIPModel:
-    return make_model(perspectives=NAMES, vision={"branch_type": "mlp"})
+@pytest.fixture(params=["mlp"])
+def model(make_model: Callable[..., HolisticCLIPModel], request: pytest.FixtureRequest) -> HolisticCLIPModel:
+    return make_model(perspectives=NAMES, vision={"branch_type": request.param})
 
 
 @pytest.fixture
-def exported(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, tmp_path: Path) -> Path:
-    export_stock(model, processor, tmp_path / "stock", layout="clip", branch="style")
+def exported(make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, tmp_path: Path) -> Path:
+    branched = make_model(perspectives=NAMES, vision={"branch_type": "mlp"})
+    export_stock(branched, processor, tmp_path / "stock", layout="clip", branch="style")
     return tmp_path / "stock"
 
 
@@ -108,6 +109,7 @@ def test_an_exported_text_tower_conditions_stable_diffusion(
     np.testing.assert_allclose(drawn(again), images, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["cls", "mlp", "probe"], indirect=True)
 @pytest.mark.parametrize("branch", [None, "shape"])
 def test_an_ip_adapter_reads_our_image_encoder(
     model: HolisticCLIPModel, processor: HolisticCLIPProcessor, exported: Path, tmp_path: Path, branch: str | None
