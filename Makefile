@@ -28,7 +28,7 @@ test: $(STAMP)  ## the test suite without the slow tests
 test-all: $(STAMP)  ## the whole test suite
 	$(RUN) -m pytest -m "slow or not slow"
 
-test-peers: $(PEERS)  ## the suites of transformers and a client, run on ours; fetches the suites once
+test-peers: $(PEERS)  ## other projects' suites and clients, run on ours; fetches transformers' suites once
 	$(RUN) tests/peers/fetch_suites.py
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest tests/peers
 

@@ -20,18 +20,19 @@ from starlette.types import Receive, Scope, Send
 
 from ..search import FUSED, Hit
 from ..search.query import MOST_LETTERS
-from ..storage import parse_json, require_keys
+from ..storage import parse_json, require_keys, shown
 from .markup import MOST_SHOWN
 from .showcase import SHOWN, Showcase
 from .uploads import read_upload
 
 logger = logging.getLogger(__name__)
 
-EMBEDDINGS, MODELS, SEARCH = "/v1/embeddings", "/v1/models", "/search"
-JSON_PATHS = (EMBEDDINGS, MODELS, SEARCH)
+EMBEDDINGS, EMBED, MODELS, SEARCH = "/v1/embeddings", "/embed", "/v1/models", "/search"
+JSON_PATHS = (EMBEDDINGS, EMBED, MODELS, SEARCH)
 MOST_INPUTS = 256  # texts and images of a request
 MOST_IMAGES = 16  # of them images
 MOST_AT_WORK = 16  # requests whose body is held
+HEAVIEST = 1e6  # weight of a perspective; those of the sliders are up to 2
 RETRY_SECONDS = 1
 BETWEEN = ":"  # a model's name and a branch
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]{0,20}://\S*\s*", re.IGNORECASE)
@@ -51,8 +52,10 @@ def error_body(status: int, sentence: str) -> dict[str, Any]:
 def json_routes(showcase: Showcase) -> list[Route]:
     """Return the routes of a showcase's interface, to be served beside the page."""
     interface = Interface(showcase)
+    embeddings = JSONEndpoint(interface.embeddings, "POST")
     return [
-        Route(EMBEDDINGS, JSONEndpoint(interface.embeddings, "POST")),
+        Route(EMBEDDINGS, embeddings),
+        Route(EMBED, embeddings),
         Route(MODELS, JSONEndpoint(interface.models, "GET")),
         Route(SEARCH, JSONEndpoint(interface.search, "POST")),
     ]
@@ -136,12 +139,14 @@ class Interface:
         branch = self._branch_of(given.get("model", ""))
         form = given.get("encoding_format") or "float"
         if form not in ("float", "base64"):
-            raise ValueError(f"`encoding_format` is {form!r}; expected 'float' or 'base64'. Leave it out for floats.")
+            raise ValueError(
+                f"`encoding_format` is {shown(form)}; expected 'float' or 'base64'. Leave it out for floats."
+            )
         inputs = _checked_inputs(given["input"])
         found = self.showcase.embed(_decoded(inputs), branch)
         width = found.vectors.shape[1]
         if given.get("dimensions") not in (None, width):
-            raise ValueError(f"`dimensions` is {given['dimensions']}; expected {width}, all that there are.")
+            raise ValueError(f"`dimensions` is {shown(given['dimensions'])}; expected {width}, all that there are.")
         rows = found.vectors.numpy().astype("<f4")
         told = [row.tolist() if form == "float" else base64.b64encode(row.tobytes()).decode() for row in rows]
         data = [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(told)]
@@ -160,9 +165,12 @@ class Interface:
         if not isinstance(query, str):
             raise ValueError(f"`query` is of the type {type(query).__name__}; expected a text, or a data URL.")
         if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MOST_SHOWN:
-            raise ValueError(f"`k` is {k!r}; expected 1 to {MOST_SHOWN}.")
+            raise ValueError(f"`k` is {shown(k)}; expected 1 to {MOST_SHOWN}.")
         if weights is not None and not _is_weights(weights):
-            raise ValueError('`weights` is not an object of numbers; expected one such as {"fused": 1}. Correct it.')
+            raise ValueError(
+                f"`weights` is {shown(weights)}; expected an object of numbers up to {HEAVIEST:g}, such as "
+                '{"fused": 1}. Correct it.'
+            )
         (asked,) = _decoded([query])
         return {"images": [self._told(hit) for hit in self.showcase.search(asked, weights, k=k)]}
 
@@ -180,13 +188,15 @@ class Interface:
         known = {name: FUSED, "": FUSED, **{f"{name}{BETWEEN}{each}": each for each in self.showcase.branches}}
         if not isinstance(model, str) or model not in known:
             listed = ", ".join(repr(each) for each in known if each)
-            raise UnknownModelError(f"`model` is {str(model)[:100]!r}; expected one of {listed}.")
+            raise UnknownModelError(f"`model` is {shown(model)}; expected one of {listed}.")
         return known[model]
 
 
 def _is_weights(weights: Any) -> bool:
     numbers = weights.values() if isinstance(weights, dict) else [None]
-    return all(isinstance(each, int | float) and not isinstance(each, bool) for each in numbers)
+    return all(
+        isinstance(each, int | float) and not isinstance(each, bool) and abs(each) <= HEAVIEST for each in numbers
+    )
 
 
 def _checked_inputs(given: Any) -> list[str]:

@@ -14,15 +14,35 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..storage import import_extra
-from .encoding import Processor, evaluation_mode, on_device
+from .encoding import Processor, evaluation_mode, load_checkpoint, on_device
 
 
-def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, revision: str = "local") -> Any:
+def load_mteb_encoder(model_name: str, revision: str | None = None, device: str | None = None) -> Any:
+    """Return an encoder of a checkpoint, as mteb's registry of models loads it.
+
+    Args:
+        model_name: Name of the checkpoint on the Hub.
+        revision: Commit on the Hub.
+        device: Device of the model. Default: that of training.
+
+    Raises:
+        ImportError: mteb is not installed.
+        ValueError: no such checkpoint, or its fusion is not a dot product of two vectors.
+    """
+    model, processor = load_checkpoint(model_name, revision)
+    moved = model if device is None else model.to(device)
+    return mteb_encoder(moved, processor, name=model_name, revision=revision or "main")
+
+
+def mteb_encoder(
+    model: HolisticCLIPModel, processor: Processor, *, name: str, revision: str = "local", **facts: Any
+) -> Any:
     """Return an encoder for `mteb.evaluate`, of this model as it is: with its fusion, on its device.
 
     Args:
         name: Name as `owner/name`, under which mteb files results.
         revision: Revision, under which mteb files them too.
+        facts: Further fields of mteb's `ModelMeta`, such as `license`.
 
     Raises:
         ImportError: mteb is not installed.
@@ -36,30 +56,29 @@ def mteb_encoder(model: HolisticCLIPModel, processor: Processor, *, name: str, r
     from mteb.models.model_meta import ScoringFunction
 
     _require_linear(model)
+    is_routed = model.branch_fusion.is_routed
+    known: dict[str, Any] = {
+        "loader": load_mteb_encoder,
+        "name": name,
+        "revision": revision,
+        **dict.fromkeys(("release_date", "languages", "license", "public_training_code", "public_training_data")),
+        "n_parameters": model.num_parameters(),
+        "n_embedding_parameters": model.text_model.get_input_embeddings().weight.numel(),
+        "memory_usage_mb": round(model.get_memory_footprint() / 2**20, 1),
+        "max_tokens": model.text_model.config.max_position_embeddings,
+        "embed_dim": model.config.projection_dim * (len(model.config.perspectives) if is_routed else 1),
+        "open_weights": True,
+        "framework": ["PyTorch", "Transformers", "safetensors"],
+        "similarity_fn_name": ScoringFunction.DOT_PRODUCT,
+        "use_instructions": False,
+        "training_datasets": None,
+        "modalities": ["text", "image"],
+    }
 
     class HolisticCLIPEncoder(AbsEncoder):
         """Texts, images, or, as MIEB does it, the sum of both."""
 
-        mteb_model_meta = ModelMeta(
-            loader=None,
-            name=name,
-            revision=revision,
-            release_date=None,
-            languages=None,
-            n_parameters=model.num_parameters(),
-            memory_usage_mb=None,
-            max_tokens=model.text_model.config.max_position_embeddings,
-            embed_dim=model.config.projection_dim,
-            license=None,
-            open_weights=True,
-            public_training_code=None,
-            public_training_data=None,
-            framework=["PyTorch", "Transformers"],
-            similarity_fn_name=ScoringFunction.DOT_PRODUCT,
-            use_instructions=False,
-            training_datasets=None,
-            modalities=["text", "image"],
-        )
+        mteb_model_meta = ModelMeta(**{**known, **facts})
 
         def encode(self, inputs: Any, **kwargs: Any) -> Tensor:
             """Encode a data loader's batches, which hold lists under `text`, `image` or both: (rows, width)."""

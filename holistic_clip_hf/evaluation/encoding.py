@@ -53,8 +53,12 @@ class DualEncoder(Protocol):
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Any: ...
 
 
-def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPProcessor]:
+def load_checkpoint(name: str | Path, revision: str | None = None) -> tuple[HolisticCLIPModel, HolisticCLIPProcessor]:
     """Load a checkpoint with its processor, as anybody would, onto the device that training would use.
+
+    Args:
+        name: Folder of a checkpoint, or its name on the Hub.
+        revision: Commit, branch or tag on the Hub. Default: its main branch.
 
     Raises:
         ValueError: neither the folder of one of our checkpoints nor its name on the Hub, or a folder that is not safe
@@ -65,7 +69,7 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
     device = "cuda" if torch.cuda.is_available() else "cpu"
     expected = "expected the folder of a checkpoint of this package, or its name on the Hub"
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"`model` is {name}; {expected}. transformers says: {reason}.") from error
@@ -76,14 +80,19 @@ def load_checkpoint(name: str | Path) -> tuple[HolisticCLIPModel, HolisticCLIPPr
         )
     try:
         model, report = AutoModel.from_pretrained(
-            name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            name,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            revision=revision,
         )
     except (SafetensorError, EOFError, RuntimeError) as error:
         raise ValueError(
             f"`model` is {name}, whose weights are damaged ({error}); expected whole ones. Download or save it again."
         ) from error
     require_all_weights(name, report["missing_keys"], "model")
-    return model.to(device), AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    return model.to(device), AutoProcessor.from_pretrained(name, trust_remote_code=False, revision=revision)
 
 
 @contextmanager

@@ -99,6 +99,7 @@ def test_openais_client_gets_the_models_vectors(
 def test_texts_that_are_cut_are_counted(ask: Ask, showcase: Showcase) -> None:
     found = ask("/v1/embeddings", {"input": ["a " * 60, "b " * 60, "short"]}).json()
     assert found["num_truncated"] == 2
+    assert ask("/embed", {"input": "short"}).json()["data"] == ask("/v1/embeddings", {"input": "short"}).json()["data"]
     whole = len(showcase._processor.tokenizer("short")["input_ids"])
     assert found["usage"]["prompt_tokens"] == 2 * MAX_LENGTH + whole
 
@@ -159,14 +160,17 @@ IMAGE = "data:image/png;base64,"
         ("/v1/embeddings", {"input": f"{IMAGE}abcd"}, 400, "not an image that can be read here"),
         ("/v1/embeddings", {"input": data_url(Image.new("L", (5_000, 4_001)))}, 400, "too large or too narrow"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, 400, "expected 'float' or 'base64'"),
-        ("/v1/embeddings", {"input": "a", "model": 3}, 404, "`model` is '3'"),
+        ("/v1/embeddings", {"input": "a", "model": 3}, 404, "`model` is 3; expected one of 'tiny'"),
+        ("/v1/embeddings", {"input": "a", "model": "x" * 100_000}, 404, "expected one of 'tiny'"),
         ("/search", {"query": 3}, 400, "expected a text"),
         ("/search", {"query": "a", "k": 0}, 400, "expected 1 to 240"),
         ("/search", {"query": "a", "k": True}, 400, "expected 1 to 240"),
         ("/search", {"query": "a", "weights": {"taste": 1}}, 400, "The perspective is"),
-        ("/search", {"query": "a", "weights": {"short": "much"}}, 400, "not an object of numbers"),
+        ("/search", {"query": "a", "weights": {"short": "much"}}, 400, "expected an object of numbers"),
+        ("/search", {"query": "a", "weights": ["short"]}, 400, "expected an object of numbers"),
+        ("/search", {"query": "a", "weights": {"short": 10**400}}, 400, "expected an object of numbers"),
         ("/search", {"query": "a", "weights": {"short": 0}}, 400, "All sliders are at zero"),
-        ("/search", b'{"query": "a", "weights": {"short": NaN}}', 400, "expected a finite number"),
+        ("/search", b'{"query": "a", "weights": {"short": NaN}}', 400, "expected an object of numbers"),
         ("/search", {"query": "taste: sweet"}, 400, "The perspective is"),
         ("/search", {"query": "https://example.org/cat.jpg"}, 400, "is an address"),
         ("/search", {"query": f"{IMAGE}abcd"}, 400, "not an image that can be read here"),
@@ -176,7 +180,7 @@ def test_mistakes_are_one_sentence(ask: Ask, path: str, body: Any, status: int, 
     answer = ask(path, body)
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
-    assert sentence in error["message"] and "\n" not in error["message"]
+    assert sentence in error["message"] and "\n" not in error["message"] and len(answer.content) < 1_000
     assert error["type"] == "invalid_request_error"
 
 

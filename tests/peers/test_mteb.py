@@ -1,5 +1,6 @@
 """mteb evaluates a model through the adapter, and finds what our own retrieval finds."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import nn
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation.adapters import mteb_encoder
 from holistic_clip_hf.evaluation.ranking import recall_at, retrieval_ranks
+from holistic_clip_hf.publishing.model_card import CardFacts, save_facts
+from holistic_clip_hf.publishing.mteb_results import MODELS_FILE, write_mteb_results
 
 MakeModel = Callable[..., HolisticCLIPModel]
 TEXTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue", "yellow") for shape in ("square", "circle")]
@@ -74,3 +77,74 @@ def test_a_task_without_texts_or_images_is_refused(
         mteb_encoder(make_model(fusion="max"), processor, name="me/tiny")
     with pytest.raises(ValueError, match=r"A batch has \['audio'\]; expected `text`, `image` or both"):
         encoder.encode([{"audio": [0]}])
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FACTS = CardFacts(
+    "me/tiny-1",
+    "tiny",
+    license="cc-by-sa-4.0",
+    base_model="openai/clip-vit-base-patch32",
+    code_url="https://example.com/code",
+)
+
+
+@pytest.fixture
+def checkpoint(make_model: MakeModel, processor: HolisticCLIPProcessor, tmp_path: Path) -> Path:
+    for part in (make_model(), processor):
+        part.save_pretrained(tmp_path / "checkpoint")
+    save_facts(tmp_path / "checkpoint" / "card_facts.json", FACTS)
+    return tmp_path / "checkpoint"
+
+
+def test_results_lie_as_mteb_reads_them_and_are_kept(
+    checkpoint: Path, tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [Drawings(), MockZeroShotClassificationTask()]
+    output = tmp_path / "out"
+    folder = write_mteb_results(checkpoint, output, tasks[:1], revision=COMMIT, languages=["eng-Latn"])
+    assert folder == output / "results" / "me__tiny-1" / COMMIT
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"MockAny2AnyRetrievalT2I.json", "model_meta.json", "run_settings.jsonl"}
+    written = (folder / "MockAny2AnyRetrievalT2I.json").read_bytes()
+
+    # A second run adds what is missing and computes nothing again.
+    monkeypatch.setattr(Drawings, "evaluate", lambda *_, **__: pytest.fail("evaluated again"))
+    write_mteb_results(checkpoint, output, tasks, revision=COMMIT, languages=["eng-Latn"])
+    assert (folder / "MockAny2AnyRetrievalT2I.json").read_bytes() == written
+    cache = mteb.ResultCache(output)
+    found = {task.metadata.name: cache.load_task_result(task.metadata.name, "me/tiny-1", COMMIT) for task in tasks}
+    assert all(result is not None and 0 <= result.get_score() <= 1 for result in found.values())
+
+    meta = json.loads((folder / "model_meta.json").read_text())
+    model = make_model()
+    assert meta["name"] == "me/tiny-1" and meta["revision"] == COMMIT and meta["loader"] == "load_mteb_encoder"
+    assert meta["n_parameters"] == sum(each.numel() for each in model.parameters()) and meta["embed_dim"] == 16
+    assert meta["n_embedding_parameters"] == model.config.text_config.vocab_size * 32
+    assert (meta["license"], meta["adapted_from"]) == ("cc-by-sa-4.0", "openai/clip-vit-base-patch32")
+    assert meta["reference"] == "https://huggingface.co/me/tiny-1" and meta["similarity_fn_name"] == "dot"
+    assert meta["public_training_code"] == "https://example.com/code" and meta["languages"] == ["eng-Latn"]
+
+
+def test_the_entry_of_mtebs_registry_loads_the_checkpoint(
+    checkpoint: Path, tmp_path: Path, processor: HolisticCLIPProcessor, make_model: MakeModel
+) -> None:
+    write_mteb_results(checkpoint, tmp_path / "out", [Drawings()], revision=COMMIT)
+    names: dict[str, Any] = {}
+    exec((tmp_path / "out" / MODELS_FILE).read_text(), names)
+    meta = names["tiny_1"]
+    assert meta.name == "me/tiny-1" and meta.revision == COMMIT and meta.embed_dim == 16
+    encoder = meta.loader(str(checkpoint), device="cpu")
+    texts = encoder.encode([{"text": TEXTS[:3]}, {"text": TEXTS[3:]}])
+    with torch.no_grad():
+        expected = make_model().get_text_features(**processor(text=TEXTS, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(texts, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_results_need_a_name_on_the_hub(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`tasks` is empty"):
+        write_mteb_results(checkpoint, tmp_path / "out", [], revision=COMMIT)
+    save_facts(checkpoint / "card_facts.json", CardFacts("tiny", "tiny"))
+    with pytest.raises(ValueError, match="`repo_id` is 'tiny'; expected owner/name"):
+        write_mteb_results(checkpoint, tmp_path / "out", [], revision=COMMIT)
+    assert not (tmp_path / "out").exists()
