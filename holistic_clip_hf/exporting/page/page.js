@@ -53,6 +53,8 @@ class Page {
       this.search();
     });
     find('#panel').addEventListener('click', (event) => event.target === find('#panel') && find('#panel').close());
+    find('#ask').hidden = find('#weights').hidden = false;
+    find('#query').focus();
     this.browse();
   }
 
@@ -120,6 +122,7 @@ class Page {
       find('#status').textContent = this.told(spent);
     } catch (error) {
       if (number !== this.asked) return;
+      this.show([], []);
       find('#status').textContent = '';
       this.tell(error.message);
     }
