@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import AutoModel, CLIPModel
 
+from exported_pages import fill_node_modules
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.cli.main import main
 
@@ -66,3 +68,25 @@ def test_what_cannot_be_exported_is_one_sentence(
     said = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and message in said[-1], said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_page_over_an_index(
+    checkpoint: Path, red_square: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    red_square.save(tmp_path / "photos" / "red.png")
+    index, output, modules = tmp_path / "index", tmp_path / "page", tmp_path / "node_modules"
+    main(["search", "index", str(tmp_path / "photos"), "--model", str(checkpoint), "--index", str(index)])
+    capsys.readouterr()
+    given = ["export", str(checkpoint), "--layout", "browser", "--index", str(index), "--output", str(output)]
+    with pytest.raises(SystemExit):
+        main([*given, "--node-modules", str(modules)])
+    assert "`--node-modules` is " in capsys.readouterr().err
+    fill_node_modules(modules)
+    main([*given, "--node-modules", str(modules), "--half"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{output} holds a page of 1 images, ")
+    assert lines[1].startswith("text_model text_embeds ") and lines[-1].endswith(f"--directory {output}")
+    assert (output / "vectors.bin").stat().st_size == 3 * 16 * 2

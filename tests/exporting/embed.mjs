@@ -5,9 +5,12 @@ import {
   CLIPTextModelWithProjection,
   CLIPVisionModelWithProjection,
   RawImage,
+  SiglipTextModel,
+  SiglipVisionModel,
   env,
   pipeline,
 } from '@huggingface/transformers';
+import fs from 'node:fs';
 import path from 'node:path';
 
 const [folder, picture, texts] = process.argv.slice(2);
@@ -18,8 +21,13 @@ const options = { dtype: 'fp32' };
 
 const tokenizer = await AutoTokenizer.from_pretrained(name);
 const processor = await AutoProcessor.from_pretrained(name);
-const text = await CLIPTextModelWithProjection.from_pretrained(name, options);
-const vision = await CLIPVisionModelWithProjection.from_pretrained(name, options);
+const { model_type: kind } = JSON.parse(fs.readFileSync(path.join(folder, 'config.json')));
+const [Text, Vision] = {
+  clip: [CLIPTextModelWithProjection, CLIPVisionModelWithProjection],
+  siglip: [SiglipTextModel, SiglipVisionModel],
+}[kind];
+const text = await Text.from_pretrained(name, options);
+const vision = await Vision.from_pretrained(name, options);
 const tokens = tokenizer(JSON.parse(texts), { padding: true, truncation: true });
 const image = await RawImage.read(picture);
 const { text_embeds } = await text(tokens);

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from pages import fill_node_modules, index_of, needs_node, run_node, scores_of, with_sliders
 from PIL import Image
 
+from exported_pages import fill_node_modules, index_of, needs_node, run_node, scores_of, with_sliders
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.exporting import browser_folder
 from holistic_clip_hf.exporting.browser_folder import export_page

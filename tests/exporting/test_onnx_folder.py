@@ -12,23 +12,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, SiglipImageProcessorPil
 
-from conftest import make_processor
-from families import make_naflex, naflex_images
+from conftest import COLOURS, SHAPES, draw, make_processor
+from exported_pages import NODE_MODULES, needs_node, needs_npm
+from families import make_naflex, make_siglip, naflex_images
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.exporting import graphs
 from holistic_clip_hf.exporting.onnx_folder import OnnxExport, export_onnx
 from holistic_clip_hf.exporting.verification import ExportError
 from holistic_clip_hf.initialization import from_siglip
+from siglip_tokenizers import LENGTH, first_kind, second_kind
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
 ]
-ROOT = Path(__file__).resolve().parents[2]
-# npm install --prefix build/npm @huggingface/transformers
-NODE_MODULES = ROOT / "build" / "npm" / "node_modules"
 NAMES = ["short", "style", "shape"]
 GRAPHS = {"vision_model.onnx", "text_model.onnx", "model.onnx"}
 TEXTS = ["a red square", "drawn flat on white, all green", "one circle"]
@@ -97,6 +96,27 @@ def test_large_weights_stand_beside_each_graph(
         export_onnx(model, stock_processor, tmp_path / "moved")
 
 
+def test_graphs_are_run_on_the_users_images(
+    model: HolisticCLIPModel,
+    stock_processor: HolisticCLIPProcessor,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(11):
+        draw(list(COLOURS)[number % 4], SHAPES[number % 2], 30 + 7 * number).save(photos / f"{number:02d}.png")
+    (photos / "broken.jpg").write_bytes(b"no image")
+    report = export_onnx(model, stock_processor, tmp_path / "graphs", verify_images=photos)
+    assert report.images == 11 and "broken.jpg is left out" in caplog.text
+    assert json.loads((tmp_path / "graphs" / "export.json").read_text())["images"] == 11
+    for path in photos.glob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="`verify_images` is .*photos, in which no image can be read"):
+        export_onnx(model, stock_processor, tmp_path / "none", verify_images=photos)
+    assert not (tmp_path / "none").exists()
+
+
 def test_towers_that_share_a_file_are_caught(
     model: HolisticCLIPModel,
     stock_processor: HolisticCLIPProcessor,
@@ -123,8 +143,32 @@ def test_towers_that_share_a_file_are_caught(
     assert not (tmp_path / "poisoned").exists()
 
 
-@pytest.mark.skipif(not NODE_MODULES.is_dir() or not shutil.which("node"), reason="needs transformers.js in build/npm")
+def embedded_by_transformers_js(folder: Path, picture: Image.Image, scratch: Path) -> Any:
+    """What `embed.mjs` prints of a picture and `TEXTS`."""
+    picture.save(scratch / "picture.png")
+    (scratch / "node_modules").symlink_to(NODE_MODULES)
+    shutil.copy(Path(__file__).with_name("embed.mjs"), scratch)
+    command = ["node", str(scratch / "embed.mjs"), str(folder), str(scratch / "picture.png"), json.dumps(TEXTS)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
 @torch.no_grad()
+def assert_gives(found: Any, model: HolisticCLIPModel, processor: HolisticCLIPProcessor, picture: Image.Image) -> None:
+    """Token ids, vectors and the pipeline's scores are the model's."""
+    tokens = processor(text=TEXTS, padding=True, return_tensors="pt")
+    expected = model(**tokens, **processor(images=picture, return_tensors="pt"))
+    assert found["ids"] == tokens["input_ids"].flatten().tolist()
+    for name in ("text_embeds", "image_embeds", "branch_embeds"):
+        np.testing.assert_allclose(found[name], expected[name].flatten().numpy(), rtol=0, atol=1e-5)
+    logits = expected.logits_per_image[0]
+    scores = logits.sigmoid() if model.config.objective == "sigmoid" else logits.softmax(dim=-1)
+    assert [found["scores"][text] for text in TEXTS] == pytest.approx(scores.tolist(), abs=1e-4)
+
+
+@needs_npm
+@needs_node
 def test_transformers_js_gives_the_same_vectors(
     exported: tuple[Path, OnnxExport],
     model: HolisticCLIPModel,
@@ -132,23 +176,26 @@ def test_transformers_js_gives_the_same_vectors(
     red_square: Image.Image,
     tmp_path: Path,
 ) -> None:
-    folder, _ = exported
-    picture, script = tmp_path / "red.png", tmp_path / "embed.mjs"
-    red_square.save(picture)
-    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
-    shutil.copy(Path(__file__).with_name("embed.mjs"), script)
-    command = ["node", str(script), str(folder), str(picture), json.dumps(TEXTS)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    found = json.loads(ran.stdout.splitlines()[-1])
-    tokens = stock_processor(text=TEXTS, padding=True, return_tensors="pt")
-    pixels = stock_processor(images=red_square, return_tensors="pt")
-    expected = model(**tokens, **pixels)
-    assert found["ids"] == tokens["input_ids"].flatten().tolist()
-    for name in ("text_embeds", "image_embeds", "branch_embeds"):
-        np.testing.assert_allclose(found[name], expected[name].flatten().numpy(), rtol=0, atol=1e-5)
-    scores = expected.logits_per_image.softmax(dim=-1)[0].tolist()
-    assert [found["scores"][text] for text in TEXTS] == pytest.approx(scores, abs=1e-4)
+    found = embedded_by_transformers_js(exported[0], red_square, tmp_path)
+    assert_gives(found, model, stock_processor, red_square)
+
+
+@needs_npm
+@needs_node
+@pytest.mark.parametrize("make_tokenizer", [first_kind, second_kind])
+def test_transformers_js_takes_siglips_texts_and_sigmoids(
+    make_tokenizer: Callable[[], Any], red_square: Image.Image, tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer()
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": LENGTH, "pad_token_id": pad, "eos_token_id": end}
+    model = from_siglip(make_siglip(**text), perspectives=NAMES, pad_token_id=pad).eval()
+    processor = HolisticCLIPProcessor(SiglipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)
+    report = export_onnx(model, processor, tmp_path / "siglip", layout="transformers.js")
+    assert max(report.differences.values()) < 1e-5
+    config = json.loads((tmp_path / "siglip" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("siglip", ["SiglipModel"])
+    assert_gives(embedded_by_transformers_js(tmp_path / "siglip", red_square, tmp_path), model, processor, red_square)
 
 
 @torch.no_grad()

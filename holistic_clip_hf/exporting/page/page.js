@@ -53,6 +53,8 @@ class Page {
       this.search();
     });
     find('#panel').addEventListener('click', (event) => event.target === find('#panel') && find('#panel').close());
+    find('#ask').hidden = find('#weights').hidden = false;
+    find('#query').focus();
     this.browse();
   }
 
@@ -82,7 +84,7 @@ class Page {
     };
     this.encoder = import('./text.js').then(({ Encoder }) => Encoder.open(this.facts.text, tell));
     this.encoder.then(
-      () => this.asked || this.browse(),
+      () => this.asked || this.greet(),
       (error) =>
         this.tell(`The text model cannot be loaded (${error.message}). Copy the whole folder that was exported.`),
     );
@@ -92,10 +94,12 @@ class Page {
   browse() {
     const step = Math.max(1, Math.ceil(this.index.size / SHOWN));
     const rows = Array.from({ length: Math.ceil(this.index.size / step) }, (_, place) => place * step);
-    this.show(
-      rows.map((row) => ({ row })),
-      [],
-    );
+    const hits = rows.map((row) => ({ row }));
+    this.show(hits, []);
+    this.greet();
+  }
+
+  greet() {
     find('#status').textContent = 'Some of the images. Say what you are looking for.';
   }
 
@@ -121,6 +125,7 @@ class Page {
       find('#status').textContent = this.told(spent);
     } catch (error) {
       if (number !== this.asked) return;
+      this.show([], []);
       find('#status').textContent = '';
       this.tell(error.message);
     }
@@ -147,7 +152,7 @@ class Page {
     card.append(
       make('span', { className: 'name', title: name, textContent: `${place + 1}. ${name.split('/').at(-1)}` }),
     );
-    card.addEventListener('click', () => this.open_panel(row, score, questions));
+    card.addEventListener('click', () => this.openPanel(row, score, questions));
     return card;
   }
 
@@ -163,7 +168,7 @@ class Page {
   }
 
   // One image, and what each term and branch adds to its score.
-  open_panel(row, score, questions) {
+  openPanel(row, score, questions) {
     const panel = find('#panel');
     const close = make('button', { type: 'button', className: 'close', textContent: '×', ariaLabel: 'Close' });
     close.addEventListener('click', () => panel.close());

@@ -36,8 +36,9 @@ export class Encoder {
   // `facts` are those of `search.json` on texts; `tell` is called with the share of the model that is loaded.
   static async open(facts, tell) {
     const here = (name) => new URL(name, import.meta.url).href;
+    env.allowLocalModels = true; // which browsers are not, unless told
     env.allowRemoteModels = false;
-    env.localModelPath = here('.');
+    env.localModelPath = './'; // a whole address would not be looked up as local
     // Kept by its address alone, an earlier export at the same place would answer for this one.
     env.useBrowserCache = false;
     env.useWasmCache = false;

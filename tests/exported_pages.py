@@ -17,7 +17,7 @@ from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.exporting.browser_folder import NODE_FILES
 from holistic_clip_hf.search import FolderImages, Hit, SearchIndex, Term, index_images
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 # npm install --prefix build/npm @huggingface/transformers@4
 NODE_MODULES = ROOT / "build" / "npm" / "node_modules"
 PAGE = ROOT / "holistic_clip_hf" / "exporting" / "page"
