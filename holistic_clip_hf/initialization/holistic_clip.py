@@ -44,7 +44,7 @@ def from_holistic_clip(
 
     Raises:
         ValueError: not a checkpoint of this package, names that are not distinct, or linears of their own for branches
-            that are not probes.
+            that are not probes; other names for class tokens that belong to a backbone.
     """
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if found not in MODEL_TYPES:
@@ -58,6 +58,11 @@ def from_holistic_clip(
         raise ValueError(
             f"`branched_head_mlp` is True, and {str(source)!r} has branches of the type {vision.branch_type!r}; "
             "expected probes. Leave it out."
+        )
+    if list(perspectives) != model.config.perspectives and vision.branch_type == "cls" and hasattr(vision, "backbone"):
+        raise ValueError(
+            f"`perspectives` is {list(perspectives)}, and the class tokens of {str(source)!r} are its backbone's own; "
+            f"expected their names {model.config.perspectives}. Give these."
         )
     gains_linears = branched_head_mlp and not vision.branched_head_mlp
     if list(perspectives) != model.config.perspectives or gains_linears:
