@@ -29,7 +29,7 @@ _HOMES = {
     ),
     "loss_holistic_clip": ("LossOptions", "MultiToMultiLoss", "multi_to_multi_loss"),
     "processing_holistic_clip": ("HolisticCLIPProcessor",),
-    "initialization": ("from_backbone", "from_clip", "from_official", "from_open_clip", "from_siglip"),
+    "initialization": ("from_backbone", "from_clip", "from_official", "from_open_clip", "from_siglip", "from_tips"),
     "images.decoding": ("read_image",),
     "captioning.captioner": ("caption_images",),
     "corpus.build": ("build_corpus", "load_corpus"),

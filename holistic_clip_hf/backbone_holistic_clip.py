@@ -2,7 +2,7 @@
 """Vision towers of other families of transformers under H probes.
 
 The family's model stands in `backbone`, with its own names of parameters, and the probes' head beside it. What it
-returns before the patches, class tokens and registers, is left out.
+returns before the patches, class tokens and registers, is left out, unless the class tokens are the branches.
 
 Axes: N images, H branches, P patches, S states of a backbone, E tower width.
 """
@@ -131,7 +131,6 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     has_streams = False
-    num_class_tokens = 0  # they are left out of `last_hidden_state`
     below_states = ("backbone",)  # modules that `last_hidden_state` comes out of
 
     def __init__(self, config: HolisticBackboneVisionConfig) -> None:
@@ -143,15 +142,25 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
         self.interpolates = "interpolate_pos_encoding" in takes
         width, eps = cast(int, config.hidden_size), cast(float, config.layer_norm_eps)
         self.patch_norm = nn.LayerNorm(width, eps=eps) if config.patch_norm else nn.Identity()
-        self.head = HolisticCLIPProbeHead(config)
+        self.head = HolisticCLIPProbeHead(config) if config.branch_type == "probe" else None
         self.post_init()
+
+    @property
+    def num_class_tokens(self) -> int:
+        """Number of tokens before the patches in `last_hidden_state`: H if they are the branches, else none."""
+        return self.config.num_branches if self.head is None else 0
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm before the last attention, of a backbone whose class tokens are the branches."""
+        return self.backbone.encoder.layer[-1].norm1
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
     def patch_states(self, last_hidden_state: Tensor) -> Tensor:
         """Return the patches (N, P, E) as the probes read them."""
-        return self.patch_norm(last_hidden_state)
+        return self.patch_norm(last_hidden_state[:, self.num_class_tokens :])
 
     def patch_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of the patches of an image of so many pixels, as a blank one has them."""
@@ -181,7 +190,7 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
                 side), patches of images of any shape.
             interpolate_pos_encoding: take images of another size than `config.image_size`.
             output_patches: Option of `HolisticCLIPVisionModel`, which changes nothing here. Probes need the patches,
-                and `last_hidden_state` is (N, P, E) either way.
+                and `last_hidden_state` is (N, P, E) either way, or (N, H + P, E) with class tokens.
             pixel_attention_mask: (N, P), zero where a patch is padding; with patches alone.
             spatial_shapes: (N, 2), rows and columns of each image's patches; with patches alone.
             tower_states: (N, P, E), `last_hidden_state` of an earlier call, for probes to read in place of pixels. The
@@ -204,7 +213,12 @@ class HolisticBackboneVisionModel(HolisticCLIPPreTrainedModel):
             pixel_values = require_pixels(self.config, pixel_values, is_resized)
             output = self._states(pixel_values, is_resized, **kwargs)
             states = self._patches(output.last_hidden_state, *pixel_values.shape[2:])
-        branches = self.head(self.patch_states(states), mask)
+            if self.head is None:
+                states = torch.cat([output.last_hidden_state[:, : self.num_class_tokens], states], dim=1)
+        if self.head is None:
+            branches = states[:, : self.num_class_tokens]
+        else:
+            branches = self.head(self.patch_states(states), mask)
         return HolisticCLIPVisionOutput(
             last_hidden_state=states,
             pooler_output=branches.mean(dim=1),

@@ -380,6 +380,9 @@ def _stride(backbone: PreTrainedConfig) -> int | None:
     return (first or 4) * 2 ** (len(stages) - 1) * downsampled
 
 
+# Families whose states begin with several class tokens, each trained on captions of its own, and their number. The
+# registers of others, such as DINOv3's, stand at the same place and mean nothing by themselves.
+CLASS_TOKENS = {"tipsv2_vision_model": lambda backbone: 1 + backbone.num_register_tokens}
 # SigLIP 2's NaFlex variant: patches of images of any shape, with a mask, in place of images of one size.
 NAFLEX = "siglip2_vision_model"
 
@@ -419,10 +422,12 @@ class HolisticBackboneVisionConfig(HolisticCLIPVisionConfig):
         hidden_size: E, the width of the backbone's states.
         num_attention_heads, intermediate_size, hidden_act, layer_norm_eps: Sizes of the head, SigLIP's own with a
             tower of SigLIP. Else 64 numbers to an attention head, an MLP of four times the width, and GELU.
+        branch_type: `"probe"`, or `"cls"` for the class tokens that the backbone itself has, such as TIPSv2's two, one
+            for each branch.
         image_size: Side of the images in pixels; 224 if the backbone does not say.
         patch_size: Side of what one state stands for, in pixels.
         patch_norm: put a layer norm of the head's before it. Left out, it is with all but SigLIP, whose trained head
-            reads the states as they are.
+            reads the states as they are, and class tokens, which have no head.
     """
 
     model_type = "holistic_backbone_vision_model"
@@ -450,6 +455,8 @@ class HolisticBackboneVisionConfig(HolisticCLIPVisionConfig):
         backbone = self.backbone_config = _as_config("backbone_config", self.backbone_config)
         if hasattr(backbone, "vision_use_head"):
             backbone.vision_use_head = False  # the head is here
+        if self.branch_type == "cls" and self.patch_norm is None:
+            self.patch_norm = False
         for name, value in self._following(backbone).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -485,11 +492,23 @@ class HolisticBackboneVisionConfig(HolisticCLIPVisionConfig):
 
     def validate_branches(self) -> None:
         """Take part in the `@strict` validation."""
-        if self.branch_type != "probe":
+        kind = self.backbone.model_type
+        if self.branch_type not in ("probe", "cls") or (self.branch_type == "cls" and kind not in CLASS_TOKENS):
             raise ValueError(
-                f"`branch_type` is {self.branch_type!r} and the backbone is of model type "
-                f"{self.backbone.model_type!r}; expected 'probe', which reads the states of any tower. The others "
-                f"belong to CLIP's."
+                f"`branch_type` is {self.branch_type!r} and the backbone is of model type {kind!r}; expected 'probe', "
+                f"which reads the states of any tower. The others belong to CLIP's, and class tokens to those of "
+                f"{', '.join(CLASS_TOKENS)} too."
+            )
+        if self.branch_type == "cls" and self.num_branches != CLASS_TOKENS[kind](self.backbone):
+            raise ValueError(
+                f"`num_branches` is {self.num_branches} and `branch_type` 'cls'; expected "
+                f"{CLASS_TOKENS[kind](self.backbone)}, the number of class tokens of the backbone. Give as many "
+                f"`perspectives`."
+            )
+        if self.branched_token_mlp:
+            raise ValueError(
+                f"`branched_token_mlp` is True and the backbone is of model type {kind!r}; expected False, since it "
+                f"belongs to CLIP's layers. Leave it out."
             )
         super().validate_branches()
 

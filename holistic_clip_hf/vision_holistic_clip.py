@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -543,6 +543,11 @@ class HolisticCLIPVisionModel(HolisticCLIPPreTrainedModel):
     def num_class_tokens(self) -> int:
         """Number of tokens before the patches in `last_hidden_state`."""
         return self.embeddings.num_class_tokens
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm before the last attention."""
+        return cast(nn.Module, self.encoder.layers[-1].layer_norm1)
 
     def patch_states(self, last_hidden_state: Tensor) -> Tensor:
         """Return the patches of (..., S, E) behind the last norm: (..., P, E), which probes read."""

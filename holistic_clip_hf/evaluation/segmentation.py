@@ -178,10 +178,18 @@ def read_patches(model: HolisticCLIPModel, pixel_values: Tensor, readout: str) -
     """Map (N, 3, height, width) to (N, P, D) of unit length; of patches of each branch the mean over branches.
 
     The head of probes reads patches by their values in any case.
+
+    Raises:
+        ValueError: values of a tower that is not CLIP's.
     """
     if readout == "class_path" or model.vision_model.head is not None:
         return F.normalize(model.get_patch_features(pixel_values).patch_embeds, dim=-1)
     tower, before = model.vision_model, []
+    if not hasattr(tower, "encoder"):
+        raise ValueError(
+            f"`readout` is {readout!r} and the tower is of model type {tower.config.backbone.model_type!r}; expected "
+            "'class_path', since only the values of CLIP's last attention are known. Choose that."
+        )
     last = tower.encoder.layers[-1]
     handle = last.layer_norm1.register_forward_hook(lambda module, given, output: before.append(output))
     try:

@@ -13,6 +13,7 @@ from .open_clip import from_official, from_open_clip
 from .positions import stretch_positions, stretch_text_positions
 from .processors import load_image_processor, make_processor
 from .siglip import from_siglip
+from .tips import from_tips
 
 __all__ = [
     "from_backbone",
@@ -22,6 +23,7 @@ __all__ = [
     "from_official",
     "from_open_clip",
     "from_siglip",
+    "from_tips",
     "load_image_processor",
     "make_processor",
     "stretch_positions",

@@ -44,7 +44,8 @@ def from_holistic_clip(
 
     Raises:
         ValueError: not a checkpoint of this package, names that are not distinct, linears of their own for branches
-            that are not probes, or another first branch where the patches use its MLPs (`branched_token_mlp`).
+            that are not probes, other names for class tokens that belong to a backbone, or another first branch where
+            the patches use its MLPs (`branched_token_mlp`).
     """
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if found not in MODEL_TYPES:
@@ -59,8 +60,13 @@ def from_holistic_clip(
             f"`branched_head_mlp` is True, and {str(source)!r} has branches of the type {vision.branch_type!r}; "
             "expected probes. Leave it out."
         )
+    if list(perspectives) != model.config.perspectives and vision.branch_type == "cls" and hasattr(vision, "backbone"):
+        raise ValueError(
+            f"`perspectives` is {list(perspectives)}, and the class tokens of {str(source)!r} are its backbone's own; "
+            f"expected their names {model.config.perspectives}. Give these."
+        )
     first = model.config.perspectives[0]
-    if vision.branch_type == "cls" and vision.branched_token_mlp and perspectives[0] != first:
+    if getattr(vision, "branched_token_mlp", False) and perspectives[0] != first:
         raise ValueError(
             f"`perspectives` begins with {perspectives[0]!r}; expected {first!r}, the first of {str(source)!r}, whose "
             "MLPs the patches use too. Put it first."

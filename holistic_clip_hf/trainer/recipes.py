@@ -31,7 +31,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_holistic_clip import (
     MODEL_TYPES,
@@ -432,7 +432,8 @@ STATE = re.compile(r"[0-9a-f]{16}")  # a fingerprint, the name of a folder in wh
 
 def is_finished(checkpoint: Path, fingerprint: str) -> bool:
     """Tell whether this very run has been trained to its end."""
-    return (checkpoint / SAFE_WEIGHTS_NAME).is_file() and _finished_fingerprint(checkpoint) == fingerprint
+    has_weights = any((checkpoint / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    return has_weights and _finished_fingerprint(checkpoint) == fingerprint
 
 
 def _finished_fingerprint(checkpoint: Path) -> str | None:

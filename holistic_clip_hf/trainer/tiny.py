@@ -41,11 +41,11 @@ def make_tiny(recipe: Recipe, output_dir: Path, run: str) -> Recipe:
     with state.main_process_first():
         if state.is_main_process:
             require_own_run(output_dir / run)
-            require_own_ingredients(ingredients)
+            require_own_ingredients(ingredients)  # before the run's files are removed
             if (output_dir / run).is_dir():
                 clear_result(output_dir / run)
             remove_states(output_dir / run)
-            _remove_ingredients(ingredients)
+            reset_ingredients(ingredients)
             make_ingredients(recipe, ingredients)
     return small
 
@@ -81,7 +81,13 @@ def require_own_ingredients(directory: Path) -> None:
     require_own_folder(directory, is_ours, holds="what --tiny draws")
 
 
-def _remove_ingredients(directory: Path) -> None:
+def reset_ingredients(directory: Path) -> None:
+    """Remove what was made in a folder for ingredients.
+
+    Raises:
+        ValueError: somebody else's files lie in it.
+    """
+    require_own_ingredients(directory)
     remove_own_files(directory / CLIP, lambda path: bool(OWN_FILES.fullmatch(path)))
     remove_own_files(directory / STATES, is_states_file)
     corpus = directory / CORPUS
@@ -91,7 +97,7 @@ def _remove_ingredients(directory: Path) -> None:
 
 def make_ingredients(recipe: Recipe, directory: Path) -> None:
     """Make what the tiny recipe needs: a corpus of drawings, and a SigLIP if its name says so, or a CLIP."""
-    make_tiny_corpus(directory / CORPUS, recipe)
+    make_tiny_corpus(directory / CORPUS, recipe.slots, recipe.split_column)
     (make_tiny_siglip if "siglip" in (recipe.start_from or "").lower() else make_tiny_clip)(directory / CLIP)
 
 
@@ -165,16 +171,21 @@ def _shrink_training(training: dict[str, Any], directory: Path) -> dict[str, Any
     return training | small | {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "use_cpu": True}
 
 
-def make_tiny_corpus(directory: Path, recipe: Recipe) -> None:
-    """Make drawings with captions for every slot of the recipe: of one and of many sentences, a few missing."""
-    features = corpus_features(**{recipe.split_column: Value("string")})
-    facts = json.dumps([recipe.slots, recipe.split_column, ROWS, MOST_SENTENCES])
+def make_tiny_corpus(directory: Path, slots: list[str], split_column: str) -> None:
+    """Make drawings with captions for every slot of a recipe: of one and of many sentences, a few missing.
+
+    Args:
+        directory: Folder of the corpus.
+        slots: Perspectives of the captions.
+        split_column: Column that says train, validation or test.
+    """
+    features = corpus_features(**{split_column: Value("string")})
+    facts = json.dumps([slots, split_column, ROWS, MOST_SENTENCES])
     fingerprint = hashlib.sha256(facts.encode()).hexdigest()
-    build_corpus(directory, {"drawings": lambda: _rows(recipe)}, features, fingerprint=fingerprint)
+    build_corpus(directory, {"drawings": lambda: _rows(slots, split_column)}, features, fingerprint=fingerprint)
 
 
-def _rows(recipe: Recipe) -> Iterator[dict[str, Any]]:
-    slots = recipe.slots
+def _rows(slots: list[str], split_column: str) -> Iterator[dict[str, Any]]:
     for split, number in ROWS.items():
         for row in range(number):
             colour, shape = list(COLOURS)[row % len(COLOURS)], SHAPES[row % len(SHAPES)]
@@ -185,8 +196,8 @@ def _rows(recipe: Recipe) -> Iterator[dict[str, Any]]:
                 for slot in slots
                 if slot != absent
             ]
-            image = {"image_id": f"{split}-{row}", "image": _draw(colour, shape), "captions": captions}
-            yield {**image, recipe.split_column: split}
+            image = {"image_id": f"{split}-{row}", "image": draw_shape(colour, shape), "captions": captions}
+            yield {**image, split_column: split}
 
 
 def _caption(slot: str, colour: str, shape: str, row: int) -> str:
@@ -195,7 +206,8 @@ def _caption(slot: str, colour: str, shape: str, row: int) -> str:
     return " ".join([first, *more[: row % 3 * (MOST_SENTENCES // 2)]])
 
 
-def _draw(colour: str, shape: str) -> Image.Image:
+def draw_shape(colour: str, shape: str) -> Image.Image:
+    """Draw one of `SHAPES` in one of `COLOURS`."""
     image = Image.new("RGB", (48, 40), "white")
     pen, fill = ImageDraw.Draw(image), COLOURS[colour]
     if shape == "square":

@@ -13,10 +13,9 @@ Axes: N images, H branches, M captions, T texts, P patches, S tokens (class toke
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..modeling_holistic_clip import HolisticCLIPModel
@@ -153,8 +152,7 @@ def _last_inputs(tower: HolisticCLIPVisionModel, pixels: Tensor, is_resized: boo
         patches = tower.patch_states(tower(pixels, is_resized, return_dict=True).last_hidden_state)
         return patches, tower.head(patches)
     read: list[Tensor] = []
-    norm = cast(nn.Module, tower.encoder.layers[-1].layer_norm1)
-    hook = norm.register_forward_hook(lambda *given: read.append(given[-1]))
+    hook = tower.last_norm.register_forward_hook(lambda *given: read.append(given[-1]))
     try:
         output = tower(pixels, is_resized, return_dict=True)
     finally:

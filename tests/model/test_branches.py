@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, HolisticCLIPVisionModel
+from holistic_clip_hf.configuration_holistic_clip import HolisticBackboneVisionConfig
 
 MakeModel = Callable[..., HolisticCLIPModel]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -139,6 +140,8 @@ def test_linears_of_class_tokens_are_for_class_tokens(make_config: Callable[...,
         make_config(vision={"branched_token_mlp": True, "branch_type": "mlp"})
     with pytest.raises(ValueError, match="`num_branch_layers` is 9; expected 1 to"):
         make_config(vision={"branched_token_mlp": True, "num_branch_layers": 9})
+    with pytest.raises(ValueError, match="`branched_token_mlp` is True and the backbone is of model type 'resnet'"):
+        HolisticBackboneVisionConfig(backbone_config={"model_type": "resnet"}, branched_token_mlp=True)
 
 
 def gradients_of(model: HolisticCLIPModel, pixel_values: Tensor, **options: Any) -> dict[str, Tensor]:
