@@ -31,9 +31,13 @@ class Gain(NamedTuple):
     high: float
     replicates: int
 
+    @property
+    def text(self) -> str:
+        """In percent, with its interval."""
+        return f"{100 * self.value:+.1f} % [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
     def __str__(self) -> str:
-        text = f"{100 * self.value:+.1f} % [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
-        return f"**{text}**" if self.low > 0 or self.high < 0 else text
+        return f"**{self.text}**" if self.low > 0 or self.high < 0 else self.text
 
 
 @dataclass(frozen=True)
