@@ -5,6 +5,7 @@ They are written into the study's folder, from its records alone.
 
 import argparse
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,11 @@ def label_of(study: Study, entry: Entry) -> str:
     return f"{study.labels[entry.method].replace('_', ' ')}, {WORDS[entry.way]}"
 
 
+def by_name(found: Found) -> list[Entry]:
+    """Return the entries of named branches, but for those that differ from another by their seed."""
+    return [entry for entry in found.recalls if entry.way == NAMED.way and entry.method != AGAIN]
+
+
 def rivals(found: Found) -> list[Entry]:
     """Return the entries that have no branches and do not look at what traits are read from."""
     return [entry for entry in found.recalls if not entry.method.startswith(OURS) and entry.way != LIMIT]
@@ -96,12 +102,13 @@ def recall_table(study: Study, found: Found, over: Entry) -> str:
     return markdown_table(["method, way", "n", *COLUMNS, "gain"], rows)
 
 
-def gain_table(study: Study, found: Found, entry: Entry, others: Sequence[Entry]) -> str:
-    """Return Markdown of the gain of one entry over others, by form."""
+def gain_section(study: Study, found: Found, entry: Entry) -> list[str]:
+    """Return heading and Markdown table of the gain of one entry over the others, by form."""
+    others = [other for other in found.recalls if other != entry and other.way != LIMIT]
     rows = [
         [label_of(study, other), *(str(found.gain(entry, other, column)) for column in COLUMNS)] for other in others
     ]
-    return markdown_table(["over", *COLUMNS], rows)
+    return [f"## Gain of {label_of(study, entry)}", markdown_table(["over", *COLUMNS], rows)]
 
 
 def facet_table(study: Study, found: Found) -> str:
@@ -112,15 +119,34 @@ def facet_table(study: Study, found: Found) -> str:
     return markdown_table(["method, way", *names], rows)
 
 
+def metric_table(study: Study, found: Found, rows: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown of what is found among all images, by form: precision@5 and mean average precision."""
+    table = []
+    for entry in found.recalls:
+        cells = [label_of(study, entry)]
+        for metric in ("precision", "average_precision"):
+            of_runs = [row["ways"][entry.way][metric] for row in rows if row["model"] == entry.method]
+            cells += [f"{100 * statistics.fmean(each[form] for each in of_runs):.1f}" for form in FORMS]
+        table.append(cells)
+    head = [f"{metric}, {form}" for metric in ("precision@5", "mAP") for form in FORMS]
+    return markdown_table(["method, way", *head], table)
+
+
 def verdict(study: Study, found: Found) -> str:
-    """Return in words whether the aim was reached."""
-    told = []
-    for words, other in (("its own fused vector", Entry(OURS, "vector")), ("the best rival", best_rival(found))):
-        gain = found.gain(NAMED, other, ALL)
-        reached = "reached" if gain.value >= AIM and gain.low > 0 else "missed"
-        name = "" if other.method == OURS else f" ({label_of(study, other)})"
-        told.append(f"over {words}{name} {str(gain).strip('*')}: **{reached}**")
-    return f"The aim was {AIM:.0%} more recall by name, with an interval above zero. " + "; ".join(told) + "."
+    """Say whether named branches reached the aim, a line for each method that has them."""
+    lines = [f"The aim was {100 * AIM:.0f} % more recall by name, with an interval above zero."]
+    for entry in by_name(found):
+        told = []
+        for words, other in (
+            ("its own fused vector", entry._replace(way="vector")),
+            ("the best rival", best_rival(found)),
+        ):
+            gain = found.gain(entry, other, ALL)
+            reached = "reached" if gain.value >= AIM and gain.low > 0 else "missed"
+            name = "" if other.method == entry.method else f" ({label_of(study, other)})"
+            told.append(f"{gain.text} over {words}{name}, {reached}")
+        lines.append(f"- {label_of(study, entry)}: {', and '.join(told)}.")
+    return lines[0] + "\n\n" + "\n".join(lines[1:])
 
 
 def attribute_picture(study: Study, found: Found) -> "Figure":
@@ -152,7 +178,7 @@ def _colour(entry: Entry) -> str:
 
 def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> str:
     """Return the page of the study, as Markdown."""
-    over, counts = Entry(ONE_VECTOR, "vector"), [len(each) for each in found.queries.values()]
+    over, counts = Entry(ONE_VECTOR, "vector"), sorted({len(each) for each in found.queries.values()})
     drawn = study.queries.num_negatives
     again = [Entry(AGAIN, entry.way) for entry in found.recalls if entry.method == OURS]
     floor = [
@@ -165,7 +191,7 @@ def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> st
         f"Rendered by `python -m training.attribute_tables` from `results.jsonl`, `{ATTRIBUTES}` and `{QUERIES}` in "
         "this folder. What it means, and how far to trust it, is in [science.md](../../../docs/science.md).",
         f"Recall@5 in %: an image that has the traits stands among {drawn} that have not, mean over every draw of "
-        f"these. Chance is {5 / (1 + drawn):.0%}. Each replicate asks {min(counts):,} to {max(counts):,} queries. "
+        f"these. Chance is {500 / (1 + drawn):.0f} %. Each replicate asks {' or '.join(map(str, counts))} queries. "
         f"Facets count alike, and so do the three forms in *{ALL}*. Gains are relative, with a 95 % interval by "
         "bootstrap over queries and replicates, bold where it leaves out zero. With n = 3 or 5 replicates it is "
         "somewhat too narrow, and of so many lines one in twenty is bold by chance.",
@@ -174,10 +200,11 @@ def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> st
         f"![Gain over one vector]({PICTURE})",
         f"## Recall, and gain over {label_of(study, over)}",
         recall_table(study, found, over),
-        f"## Gain of {label_of(study, NAMED)}",
-        gain_table(study, found, NAMED, [entry for entry in found.recalls if entry != NAMED and entry.way != LIMIT]),
+        *(part for entry in by_name(found) for part in gain_section(study, found, entry)),
         "## One trait, by facet",
         facet_table(study, found),
+        "## Among all images",
+        metric_table(study, found, load_results(study.results.with_name(ATTRIBUTES))),
     ]
     for column, words in QUESTIONS.items():
         parts += [f"## Retrieval by captions: {words}", summary_table(runs, study.labels, ONE_VECTOR, column)]

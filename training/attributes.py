@@ -195,7 +195,7 @@ def _patches_narrow(ground: Ground, seen: Seen, _: float) -> Score:
 
 
 def _nearest(ground: Ground, seen: Seen) -> dict[str, list[str]]:
-    """Caption N images without a captioner: of each perspective, by the training text that is most like the image."""
+    """Give N images captions without a captioner: of each perspective, the training text that is most like each."""
     found = {}
     for name in set(FACETS.values()):
         texts = ground.texts_of(name)

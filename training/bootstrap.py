@@ -31,9 +31,13 @@ class Gain(NamedTuple):
     high: float
     replicates: int
 
+    @property
+    def text(self) -> str:
+        """Percent, with the interval."""
+        return f"{100 * self.value:+.1f} % [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
     def __str__(self) -> str:
-        text = f"{100 * self.value:+.1f} % [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
-        return f"**{text}**" if self.low > 0 or self.high < 0 else text
+        return f"**{self.text}**" if self.low > 0 or self.high < 0 else self.text
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Found:
 
     @cached_property
     def _draws(self) -> np.ndarray:
-        """How often each query is drawn; a query is drawn in all replicates alike, since all ask it."""
+        """Number of times that each query is drawn, which is the same in all replicates, since all ask it."""
         groups: dict[tuple[str, str], set[str]] = {}
         for asked in self.queries.values():
             for query in asked:

@@ -76,7 +76,7 @@ def tangents(vectors: Tensor, centre: Tensor) -> Tensor:
 
 
 def reflect(vectors: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Reflect vectors (N, D) in the mirror that puts the unit vector `start` (D,) on the unit vector `end` (D,)."""
+    """Move vectors (N, D) by the mirror that puts the unit vector `start` (D,) on the unit vector `end` (D,)."""
     normal = F.normalize(start - end, dim=0)
     return vectors - 2 * (vectors @ normal)[:, None] * normal
 

@@ -80,8 +80,8 @@ class Method:
 class Study:
     """A study file. Replicate r holds out `held_out[r]` in `column`, with seed r.
 
-    `perspectives` are those measured; `training` is what the study changes in its recipe for all methods; `queries`
-    are the rules of its attribute queries.
+    `perspectives` are those measured, `training` is what the study changes in its recipe for all methods, and
+    `queries` are the rules of its attribute queries.
     """
 
     path: Path

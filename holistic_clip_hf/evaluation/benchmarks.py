@@ -24,11 +24,11 @@ Classes are in the order of ImageNet's synset names, which is that of every publ
 
 Cases, each with candidates of its own, of which one is right:
 
-- `coco-facet`: `COCO_object_retrieval.json` and the others, `val2014/`, `val2017/` (github.com/lst627/COCO-Facet); a
-  text and 100 images
-- `sugar-crepe`: `add_att.json` and the others, `val2017/` (github.com/RAIVNLab/sugar-crepe); an image and two texts
-- `negbench-coco`: `COCO_val_mcq_llama3.1_rephrased.csv`, `val2017/`; an image and four texts
-- `negbench-voc`: `VOC2007_mcq_llama3.1_rephrased.csv`, `JPEGImages/`; likewise
+- `coco-facet`, a text and 100 images: `COCO_object_retrieval.json` and the others, `val2014/`, `val2017/`
+  (github.com/lst627/COCO-Facet)
+- `sugar-crepe`, an image and two texts: `add_att.json` and the others, `val2017/` (github.com/RAIVNLab/sugar-crepe)
+- `negbench-coco`, an image and four texts: `COCO_val_mcq_llama3.1_rephrased.csv`, `val2017/`
+- `negbench-voc`, likewise: `VOC2007_mcq_llama3.1_rephrased.csv`, `JPEGImages/`
 
 Segmentation, as rows of `image` and `mask`:
 
