@@ -18,9 +18,11 @@ against an image, and behind it `^` and its weight:
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
+
+from .corpus import AFTER_SHARES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,6 +45,8 @@ class Index:
         lookup: Nearest-neighbour method; `auto` is exact up to a million images.
         columns: Columns of a corpus to filter by.
         batch_size: Number of images that are encoded together.
+        shard: Share of the images for this process, as i/n, counted from 0. When all shards are done, run the same
+            command without --shard.
         replace: Permission to replace an index of other images.
     """
 
@@ -53,6 +57,7 @@ class Index:
     lookup: Literal["auto", "exact", "ivf", "hnsw"] = "auto"
     columns: tuple[str, ...] = ()
     batch_size: int = 64
+    shard: str = "0/1"
     replace: bool = False
 
     def __call__(self) -> None:
@@ -64,10 +69,12 @@ class Index:
         from ..evaluation.encoding import load_checkpoint
         from ..images.sources import Item
         from ..search import estimate_bytes, index_images
-        from ..search.indexing import require_index_place, require_same_images
+        from ..search.indexing import index_share, require_index_place, require_same_images
+        from ..sharding import ALL, Shard
         from ..storage import require_count
 
         require_count("--batch-size", self.batch_size)
+        shard = Shard.parse(self.shard)
         images = open_images(self.images, list(self.columns))
         require_index_place(self.index, images)  # before a model is loaded
         items = {each.image_id: each for each in images.items() if isinstance(each, Item)}
@@ -76,18 +83,12 @@ class Index:
         model, processor = load_checkpoint(self.model)
         size = estimate_bytes(model.config, len(items), vectors=self.vectors, lookup=self.lookup)
         print(f"{len(items):,} images: the index will take about {size / 1e6:,.1f} MB at {self.index}.")
-        report = index_images(
-            self.index,
-            images,
-            model,
-            processor,
-            vectors=self.vectors,
-            lookup=self.lookup,
-            batch_size=self.batch_size,
-            replace=self.replace,
-            progress=True,
-        )
-        print(report)
+        options: dict[str, Any] = {"vectors": self.vectors, "batch_size": self.batch_size, "replace": self.replace}
+        if shard != ALL:
+            count, total = index_share(self.index, images, model, processor, shard=shard, progress=True, **options)
+            print(f"{count:,} of {total:,} segments of {self.index} are encoded. {AFTER_SHARES}")
+            return
+        print(index_images(self.index, images, model, processor, lookup=self.lookup, progress=True, **options))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,9 @@ from tqdm.auto import tqdm
 from ..captioning.store import CaptionRow
 from ..images.decoding import UnreadableImageError, map_ahead, verify_image
 from ..images.sources import Item, Skipped, Source, origins_of, require_apart_from
+from ..sharding import ALL, Shard
 from ..storage import import_extra, require_count, scratch_database
-from .build import corpus_features, read_manifest, require_corpus_folder, write_corpus
+from .build import ShardRows, corpus_features, read_manifest, require_corpus_folder, write_corpus, write_share
 from .card import CorpusFacts, require_same_origins, write_card
 from .diversity import MOST_SLOTS, Compare, Embed, drop_similar, require_threshold
 from .plan import BuildSettings, Entry, Plan, make_plan
@@ -141,6 +144,7 @@ def _extend(item: Item, database: sqlite3.Connection) -> Item:
 
 
 SPLIT_COLUMN = "split"
+_FEATURES = corpus_features(**{SPLIT_COLUMN: Value("string")})
 
 
 class SimilarCaptions(NamedTuple):
@@ -184,31 +188,97 @@ def build_from_sources(
     if diversity:
         import_extra("matplotlib", "captions", "Or build without the report (`diversity=False`, `--no-report`).")
     directory, settings = Path(directory), settings or BuildSettings()
-    _require_buildable(directory, sources, similar, workers)
-    workers = workers or os.cpu_count() or 1
-    options = f"{similar.name} {similar.threshold}" if similar else ""
-    with (
-        make_plan(sources, settings, options) as plan,
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=sum(plan.rows), unit=" images", disable=not progress) as bar,
-    ):
+    with _prepared(directory, sources, settings, similar, ALL, workers, progress) as (plan, shards):
         if diversity:
             _require_few_slots(plan)
-        check = None if replace else partial(require_same_origins, directory, plan.fingerprint, sources)
-        decode = partial(map_ahead, pool, 2 * workers)
-        maker = _RowMaker(plan, sources, settings, similar, decode, bar)
         write_corpus(
             directory,
-            {name: partial(maker.rows, shard) for shard, name in enumerate(plan.shards)},
-            corpus_features(**{SPLIT_COLUMN: Value("string")}),
+            shards,
+            _FEATURES,
             fingerprint=plan.fingerprint,
-            about=facts.about(sources, settings, options),
+            about=facts.about(sources, settings, _options(similar)),
             card=lambda manifest: write_card(directory, manifest, facts, diversity=diversity, embed=embed),
             counted=(SPLIT_COLUMN,),
             skipped=plan.skipped,
-            check=check,
+            check=None if replace else partial(require_same_origins, directory, plan.fingerprint, sources),
         )
     _warn_of_empty_splits(directory, settings)
+
+
+def build_share(
+    directory: str | Path,
+    sources: Sequence[Source],
+    settings: BuildSettings | None = None,
+    *,
+    shard: Shard,
+    similar: SimilarCaptions | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+    replace: bool = False,
+) -> tuple[int, int]:
+    """Write one share of the files of a corpus, beside processes and machines that write the others.
+
+    Once all shares are written, `build_from_sources` with the same sources and settings finds the files and adds card
+    and manifest. The corpus then has the bytes that it would have had without shares. The other arguments are those of
+    `build_from_sources`, too.
+
+    Args:
+        directory: Folder of the corpus, which all processes share, or which their files are later copied into.
+        shard: Share of this process.
+
+    Returns:
+        Number of files of the share, and of all.
+
+    Raises:
+        ValueError: as `build_from_sources`.
+        InUseError: another process writes this share.
+        OSError: a disk is full, or a file exists and cannot be read.
+    """
+    directory, settings = Path(directory), settings or BuildSettings()
+    with _prepared(directory, sources, settings, similar, shard, workers, progress) as (plan, shards):
+        write_share(
+            directory,
+            shard,
+            shards,
+            _FEATURES,
+            fingerprint=plan.fingerprint,
+            counted=(SPLIT_COLUMN,),
+            check=None if replace else partial(require_same_origins, directory, plan.fingerprint, sources),
+        )
+        return len(shards), len(plan.shards)
+
+
+def _options(similar: SimilarCaptions | None) -> str:
+    return f"{similar.name} {similar.threshold}" if similar else ""
+
+
+@contextmanager
+def _prepared(
+    directory: Path,
+    sources: Sequence[Source],
+    settings: BuildSettings,
+    similar: SimilarCaptions | None,
+    shard: Shard,
+    workers: int | None,
+    progress: bool,
+) -> Iterator[tuple[Plan, dict[str, ShardRows]]]:
+    """Provide the plan of a build and the shards of a share of it, once it is known that they can be written."""
+    _require_buildable(directory, sources, similar, workers)
+    workers = workers or os.cpu_count() or 1
+    with make_plan(sources, settings, _options(similar)) as plan, ThreadPoolExecutor(workers) as pool:
+        mine = [number for number in range(len(plan.shards)) if shard.takes(number)]
+        total = sum(plan.rows[number] for number in mine)
+        with tqdm(total=total, unit=" images", disable=not progress) as bar:
+            decode = partial(map_ahead, pool, 2 * workers)
+            maker = _RowMaker(plan, sources, settings, similar, decode, bar)
+            before = accumulate((plan.rows[number] for number in mine), initial=0)
+            yield (
+                plan,
+                {
+                    plan.shards[number]: partial(maker.rows, number, done)
+                    for number, done in zip(mine, before, strict=False)
+                },
+            )
 
 
 def _require_buildable(
@@ -262,8 +332,8 @@ class _RowMaker:
         self._decode = decode
         self._bar = bar
 
-    def rows(self, shard: int) -> Iterator[dict[str, Any] | Skipped]:
-        self._bar.update(sum(self._plan.rows[:shard]) - self._bar.n)  # finished before this call
+    def rows(self, shard: int, done: int) -> Iterator[dict[str, Any] | Skipped]:
+        self._bar.update(done - self._bar.n)  # finished before this call
         read = ((entry, self._read(entry)) for entry in self._plan.entries(shard))
         for entry, found in self._decode(self._verify, read):
             self._bar.update()
