@@ -30,6 +30,7 @@ Axes: R queries, of which B are in memory, C candidates, D projection width.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -110,10 +111,13 @@ def balanced_branches(similarity: Tensor) -> Tensor:
     is_open = torch.ones(num_branches, dtype=torch.bool, device=plan.device)
     for _ in range(num_branches):
         asked = plan.masked_fill(~is_open, -torch.inf).argmax(dim=1)
-        branch = F.one_hot(asked[waiting], num_branches).sum(dim=0).argmax()
-        strength = plan[:, branch].masked_fill(~waiting | (asked != branch), -torch.inf)
+        votes = asked.new_zeros(num_branches).index_add_(0, asked, waiting.to(asked.dtype))
+        branch = votes.argmax(dim=0, keepdim=True)  # as an index of one number, which the processor need not know
+        strength = plan.index_select(1, branch).squeeze(1).masked_fill(~waiting | (asked != branch), -torch.inf)
         kept = strength.argsort(descending=True, stable=True)[: num_captions // num_branches]
-        assignment[kept], waiting[kept], is_open[branch] = branch, False, False
+        assignment.index_copy_(0, kept, branch.expand_as(kept))
+        waiting.index_fill_(0, kept, False)
+        is_open.index_fill_(0, branch, False)
     return assignment
 
 
@@ -285,18 +289,10 @@ class _SumOverQueries(torch.autograd.Function):
         bias: Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
-        given = (scale, bias, *tensors)
-        exact = torch.promote_types(tensors[0].dtype, torch.float32)
         wanted = [grad_enabled and needed for needed in ctx.needs_input_grad[3:]]
-        gradients = [
-            None if one is None or not want else torch.zeros_like(one, dtype=exact)
-            for one, want in zip(given, wanted, strict=True)
-        ]
-        value = torch.zeros((), dtype=exact, device=tensors[0].device)
-        for contest in contests:
-            parts = [_Part(pair, contest, scale, gradients, tensors, exact) for pair in contest.parts]
-            value += _run(contest, objective, parts, gradients)
-        ctx.save_for_backward(*gradients)
+        value, ctx.gradients = _value_and_gradients(contests, objective, (scale, bias, *tensors), wanted)
+        ctx.again = partial(_value_and_gradients, contests, objective, wanted=wanted)
+        ctx.save_for_backward(scale, bias, *tensors)
         return value
 
     @staticmethod
@@ -306,8 +302,31 @@ class _SumOverQueries(torch.autograd.Function):
             raise RuntimeError(
                 "The contrastive loss is differentiable once. Take its gradient without `create_graph`."
             )
-        gradients = (None if gradient is None else grad_output * gradient for gradient in ctx.saved_tensors)
-        return (None, None, None, *gradients)
+        # They are multiplied in place, since a second copy would be the peak of the step. Where the graph is retained
+        # and a second backward comes, they are computed again.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            _, gradients = ctx.again(given=ctx.saved_tensors)
+        return (None, None, None, *(None if one is None else one.mul_(grad_output) for one in gradients))
+
+
+def _value_and_gradients(
+    contests: list[Contest], objective: Objective, given: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the loss of all queries, and its gradients for (scale, bias, *tensors), which are `given`, as wanted."""
+    scale, _, *rest = given
+    tensors = [one for one in rest if one is not None]
+    assert scale is not None
+    exact = torch.promote_types(tensors[0].dtype, torch.float32)
+    gradients = [
+        None if one is None or not want else torch.zeros_like(one, dtype=exact)
+        for one, want in zip(given, wanted, strict=True)
+    ]
+    value = torch.zeros((), dtype=exact, device=tensors[0].device)
+    for contest in contests:
+        parts = [_Part(pair, contest, scale, gradients, tensors, exact) for pair in contest.parts]
+        value += _run(contest, objective, parts, gradients)
+    return value, gradients
 
 
 def _accumulate(total: Tensor | None, place: Any, part: Tensor) -> None:
@@ -407,8 +426,11 @@ def _pull_together(
     differentiate: bool,
 ) -> Tensor:
     """Return for each query the mean logit of its positives with softmax, their sum with sigmoid, (R,)."""
-    groups, members, counts = contest.candidates.ids.unique(return_inverse=True, return_counts=True)
-    mine = torch.searchsorted(groups, contest.queries.ids)
+    # A group of equal ids is known by its first position among the sorted ones. Counting the groups, as `unique` does,
+    # would make the processor wait for the accelerator.
+    ids = contest.candidates.ids.sort().values
+    members, mine = (torch.searchsorted(ids, side.ids) for side in (contest.candidates, contest.queries))
+    counts = torch.zeros_like(ids).index_add_(0, members, torch.ones_like(members)).clamp_(min=1)
     pulled: Tensor | float = 0.0
     for part in parts:
         queries, candidates = part.rows()
@@ -416,7 +438,7 @@ def _pull_together(
         if objective.name == "softmax":
             # A mutual contest has two cross entropies, which draw the same pairs together.
             weights *= (2 if contest.mutual else 1) / counts.to(weights)[:, None]
-        asked, asking = (queries.new_zeros(len(groups), queries.shape[1]) for _ in range(2))
+        asked, asking = (queries.new_zeros(len(ids), queries.shape[1]) for _ in range(2))
         asked = asked.index_add_(0, members, candidates).mul_(weights)[mine]
         pulled = pulled + objective.logit_scale * (asked * queries).sum(dim=1)
         if differentiate:
@@ -733,9 +755,6 @@ def _contrastive(
     offset: int,
     is_routed: bool = False,
 ) -> Tensor:
-    num_captions = everyone.caption_mask.sum()
-    if num_captions == 0:
-        raise ValueError("The batch has no caption in any slot. Check the corpus against the slots trained on.")
     batches = [local] if everyone is local else [local, everyone]
     tensors = []
     for batch in batches:
@@ -746,7 +765,7 @@ def _contrastive(
     directions = 2 if objective.name == "softmax" else 1
     # Every rank's loss is scaled so that the mean over ranks (what DDP takes of gradients) is the mean over captions.
     num_ranks = everyone.caption_mask.shape[0] / local.caption_mask.shape[0]
-    return sum_over_queries(contests, objective, tensors) * num_ranks / directions / num_captions
+    return sum_over_queries(contests, objective, tensors) * num_ranks / directions / everyone.caption_mask.sum()
 
 
 def _contests(
@@ -763,12 +782,11 @@ def _contests(
     shift = 0 if whole else 2 + is_routed  # where the tensors of all ranks begin
     num_slots, num_branches = local.text_embeds.shape[1], local.branch_embeds.shape[1]
     answering = [range(num_branches)] if is_routed else [[branch] for branch in range(num_branches)]
-    columns_of_slot = [everyone.caption_mask[:, slot].nonzero().squeeze(1) for slot in range(num_slots)]
+    rows_of, columns_of_slot = _rows_of_contests(local, everyone, assignment, len(answering))
     for slot, (met, branches) in product(range(num_slots), enumerate(answering)):
-        rows = (local.caption_mask[:, slot] & (assignment[:, slot] == met)).nonzero().squeeze(1)
+        rows, columns = rows_of[slot * len(answering) + met], columns_of_slot[slot]
         if len(rows) == 0:
             continue
-        columns = columns_of_slot[slot]
         images = (offset + rows, columns)
         captions = (local.caption_ids[rows, slot], everyone.caption_ids[columns, slot])
         ids = captions if duplicate_captions == "positive" else images
@@ -783,6 +801,32 @@ def _contests(
         yield Contest(asks, mutual)
         if softmax and not mutual:
             yield Contest(answers)
+
+
+def _rows_of_contests(
+    local: CaptionBatch, everyone: CaptionBatch, assignment: Tensor, num_met: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the rows of the captions of each slot and branch, slot by slot, and the columns of each slot.
+
+    Raises:
+        ValueError: no caption at all.
+    """
+    num_slots = assignment.shape[1]
+    slots = torch.arange(num_slots, device=assignment.device)
+    rows, sizes = _sorted_rows(slots * num_met + assignment, local.caption_mask, num_slots * num_met)
+    columns, others = _sorted_rows(slots.expand_as(everyone.caption_mask), everyone.caption_mask, num_slots)
+    # The one time that the processor waits for the accelerator: asked for one by one, it would for each of them.
+    counts = torch.cat([sizes, others]).tolist()
+    if not sum(counts[len(sizes) : -1]):
+        raise ValueError("The batch has no caption in any slot. Check the corpus against the slots trained on.")
+    return list(rows.split(counts[: len(sizes)]))[:-1], list(columns.split(counts[len(sizes) :]))[:-1]
+
+
+def _sorted_rows(groups: Tensor, mask: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of the entries of (N, M), group by group, and the sizes of the groups; masked ones come last."""
+    keys = groups.masked_fill(~mask, num_groups).T.flatten()
+    sizes = keys.new_zeros(num_groups + 1).index_add_(0, keys, torch.ones_like(keys))
+    return keys.argsort(stable=True) % len(mask), sizes
 
 
 def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "pairwise") -> Tensor:

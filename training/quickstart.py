@@ -44,7 +44,7 @@ from holistic_clip_hf.storage import require_own_folder
 from holistic_clip_hf.trainer import HolisticCLIPTrainingArguments
 from holistic_clip_hf.trainer.recipes import Recipe, load_recipe, seconds_of_training, train_run
 from holistic_clip_hf.visualization.result_grid import draw_results
-from training.emoji.build import build_emoji_corpus
+from training.drawing import build_on_all_cores
 from training.emoji.captions import PERSPECTIVES
 from training.emoji.splits import TEST_ARTIST
 
@@ -208,7 +208,7 @@ def main() -> None:
     started, recipe = time.monotonic(), with_seed(load_recipe(options.recipe), options.seed)
     output_dir = options.output_dir / recipe.name
 
-    corpus = build_emoji_corpus() if recipe.corpus == EMOJI else find_corpus(recipe.corpus)
+    corpus = build_on_all_cores() if recipe.corpus == EMOJI else find_corpus(recipe.corpus)
     describe_corpus(corpus)
     test, records = open_split(corpus, TEST_SPLIT, split_column=recipe.split_column), []
     for run in recipe.runs:

@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 from ..images.decoding import UnreadableImageError, map_ahead, read_image, verify_image
 from ..images.sources import Item, Skipped, Source, require_apart_from
 from ..processing_holistic_clip import on_background
+from ..sharding import ALL, Shard
 from ..storage import write_json
 from .cleaning import clean_answer
 from .perspectives import Perspective, question_hash
-from .store import ALL, FAILED, SECONDS_PER_FILE, USABLE, CaptionRow, CaptionStore, RowWriter, Shard
+from .store import FAILED, SECONDS_PER_FILE, USABLE, CaptionRow, CaptionStore, RowWriter
 
 
 class Work(NamedTuple):

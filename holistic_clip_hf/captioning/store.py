@@ -16,11 +16,11 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..storage import InUseError, hold_lock, parse_json, require_own_folder, stable_number, write_atomically
+from ..sharding import ALL, Shard
+from ..storage import InUseError, hold_lock, parse_json, require_own_folder, write_atomically
 
 
 class Key(NamedTuple):
@@ -84,35 +84,6 @@ _OWN = re.compile(
     r"\d+\.\d+-of-\d+\.jsonl|skipped\.\d+-of-\d+\.json|\.\d+-of-\d+\.lock"
     r"|\.(?:\d+|skipped)\.\d+-of-\d+\.jsonl?\.\d+\.partial"
 )
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of `count` parts, from 0 on, into which images are dealt by their ids."""
-
-    index: int = 0
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Read `"2/8"` as the third of eight. Raises `ValueError` for anything but such a pair."""
-        index, slash, count = text.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise ValueError(
-                f"`shard` is {text!r}; expected i/n with i from 0 to n - 1, where 0/1 is all and 7/8 the last of "
-                f"eight."
-            )
-        return cls(int(index), int(count))
-
-    def holds(self, name: str) -> bool:
-        """Tell whether the image of this id belongs to it."""
-        return stable_number(name) % self.count == self.index
-
-    def __str__(self) -> str:
-        return f"{self.index}-of-{self.count}"
-
-
-ALL = Shard()
 
 
 class RowWriter:

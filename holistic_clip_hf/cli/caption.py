@@ -112,8 +112,9 @@ class Command:
         """
         from ..captioning.captioner import caption_images, require_askable, require_images
         from ..captioning.perspectives import asked, load_perspectives
-        from ..captioning.store import CaptionStore, Shard
+        from ..captioning.store import CaptionStore
         from ..images.sources import require_apart_from
+        from ..sharding import Shard
 
         perspectives = load_perspectives(self.perspectives_file, self.perspectives)
         require_askable(perspectives if self.perspectives else asked(perspectives))

@@ -8,6 +8,9 @@
   holistic-clip corpus tar cc3m/*.tar --caption txt=web --output corpora/cc3m
   holistic-clip corpus dataset me/birds --caption caption=short --output corpora/birds
 
+On a cluster, each of n processes gets its own --shard, from 0/n on, and all get the same --output. Then the same
+command without --shard adds what is missing, the card and corpus.json.
+
 A killed build goes on when the same command is given again. What is left out is counted at the end, and listed with
 its reason in corpus.json or skipped.jsonl. README.md in the corpus is its card.
 """
@@ -29,10 +32,14 @@ if TYPE_CHECKING:
 
     from ..captioning.store import CaptionStore
     from ..corpus.card import CorpusFacts
+    from ..corpus.diversity import Embed
     from ..corpus.from_sources import Added, SimilarCaptions
+    from ..corpus.plan import BuildSettings
     from ..images.sources import Skipped, Source
+    from ..sharding import Shard
 
 MOST_REASONS = 20  # that are printed
+AFTER_SHARES = "When all shards are done, run the same command without --shard."
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,46 @@ class BuildOptions:
         Raises:
             ValueError: no such folder of rows, or as `build_from_sources` does.
         """
+        from ..corpus.from_sources import build_from_sources
+
+        source, embed = self._joined(source), self._embed()
+        build_from_sources(
+            directory,
+            [source],
+            self._settings(),
+            facts=facts,
+            similar=self._similar(embed),
+            diversity=self.report,
+            embed=embed,
+            workers=self.workers,
+            progress=True,
+            replace=self.replace,
+        )
+
+    def build_share(self, source: "Source", directory: Path, shard: "Shard") -> None:
+        """Write one share of the files of the corpus, and print how many of all these are.
+
+        Raises:
+            ValueError: no such folder of rows, or as `build_share` does.
+        """
+        from ..corpus.from_sources import build_share
+
+        source, embed = self._joined(source), self._embed()
+        count, total = build_share(
+            directory,
+            [source],
+            self._settings(),
+            shard=shard,
+            similar=self._similar(embed),
+            workers=self.workers,
+            progress=True,
+            replace=self.replace,
+        )
+        print(f"{count:,} of {total:,} files of {directory} are written. {AFTER_SHARES}")
+
+    def _joined(self, source: "Source") -> "Source":
         from ..captioning.store import CaptionStore
-        from ..corpus.diversity import sentence_embedder
-        from ..corpus.from_sources import JoinedSource, build_from_sources
-        from ..corpus.plan import BuildSettings
+        from ..corpus.from_sources import JoinedSource
 
         known: dict[str, list[str]] = {}  # captioners of one name may have rows in several folders
         for folder in self.rows:
@@ -90,8 +133,17 @@ class BuildOptions:
                     "them. Correct the path."
                 )
             source = JoinedSource(source, partial(_usable_captions, store, known), folders=[folder])
-        embed = sentence_embedder(self.embed) if self.embed else None
-        settings = BuildSettings(
+        return source
+
+    def _embed(self) -> "Embed | None":
+        from ..corpus.diversity import sentence_embedder
+
+        return sentence_embedder(self.embed) if self.embed else None
+
+    def _settings(self) -> "BuildSettings":
+        from ..corpus.plan import BuildSettings
+
+        return BuildSettings(
             perspectives=self.perspectives,
             validation=self.validation,
             test=self.test,
@@ -99,18 +151,6 @@ class BuildOptions:
             limits=self.limits,
             rows_per_shard=self.rows_per_shard,
             near_duplicates=self.near_duplicates,
-        )
-        build_from_sources(
-            directory,
-            [source],
-            settings,
-            facts=facts,
-            similar=self._similar(embed),
-            diversity=self.report,
-            embed=embed,
-            workers=self.workers,
-            progress=True,
-            replace=self.replace,
         )
 
     def _similar(self, embed: Any) -> "SimilarCaptions | None":
@@ -147,24 +187,30 @@ class Command:
     Args:
         source: Images and their captions.
         output: Folder of the corpus. One of the same sources in it is brought up to date; see --replace.
+        shard: Share of the files for this process, as i/n, counted from 0.
         options: Options of the build.
         card: Facts for the card.
     """
 
     source: AnySource
     output: Path
+    shard: str = "0/1"
     options: BuildOptions = field(default_factory=BuildOptions)
     card: CardOptions = field(default_factory=CardOptions)
 
     def __call__(self) -> None:
-        """Build the corpus unless it is whole, and print its counts and path.
+        """Build the corpus unless it is whole, or a share of it, and print its counts and path.
 
         Raises:
             ValueError: as `build_from_sources` does.
         """
         from ..corpus.card import CorpusFacts
         from ..evaluation.records import CONSOLE_SCRIPT, shareable_command
+        from ..sharding import ALL, Shard
 
+        if (shard := Shard.parse(self.shard)) != ALL:
+            self.options.build_share(self.source.open(), self.output, shard)
+            return
         facts = CorpusFacts(
             title=self.card.title or self.output.resolve().name,
             description=self.card.description,

@@ -21,11 +21,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .corpus import AFTER_SHARES
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..evaluation.benchmarks import CaseBenchmark, ClassifiedImages, SegmentationBenchmark
     from ..evaluation.calibration import Calibration
+    from ..evaluation.encoded_folder import EncodedFolder
     from ..evaluation.probes import LabelledImages
     from ..evaluation.records import Provenance, Record
     from ..evaluation.retrieval import EmbeddedCorpus
@@ -128,6 +131,8 @@ class Command:
         batch_size: Number of images that are encoded together.
         seed: Seed of confidence intervals and of all that is drawn.
         output: File of records that the new ones are merged into; a measurement that is repeated replaces the old one.
+        encoded: Folder of vectors that processes with --shard encoded; what it has is not encoded again.
+        shard: Share of images and texts for this process to encode into --encoded, as i/n, counted from 0.
         texts: Options of retrieval, branches and answers.
         labels: Options of classification and probes.
         pixels: Options of segmentation.
@@ -141,13 +146,15 @@ class Command:
     batch_size: int = 64
     seed: int = 0
     output: Path = Path("results.json")
+    encoded: Path | None = None
+    shard: str = "0/1"
     texts: Texts = field(default_factory=Texts)
     labels: Classes = field(default_factory=Classes)
     pixels: Masks = field(default_factory=Masks)
     questions: Cases = field(default_factory=Cases)
 
     def __call__(self) -> None:
-        """Measure task by task, print the tables, and say where the records are.
+        """Measure task by task, print the tables, and say where the records are. Of a share, only encode it.
 
         Raises:
             ValueError: an option that a task needs is missing, or names nothing.
@@ -156,11 +163,16 @@ class Command:
         from ..drawing import save_picture
         from ..evaluation.branch_report import branch_picture
         from ..evaluation.records import save_records
+        from ..sharding import ALL
         from ..visualization.result_grid import draw_results
         from .tables import advice_on_few_images, results_table
 
         evaluation, records = Evaluation(self), []
         evaluation.open_data()
+        if evaluation.shard != ALL:
+            count, total = evaluation.encode_share()
+            print(f"{count:,} of {total:,} batches are in {self.encoded}. {AFTER_SHARES}")
+            return
         todo = list(dict.fromkeys(self.tasks))
         for number, task in enumerate(todo):
             found = TASKS[task](evaluation)
@@ -199,6 +211,7 @@ class Command:
             if not given:
                 raise ValueError(f"`--{option}` is empty; expected one or several. Name them, or leave it out.")
         self._require_needed()
+        self._require_shares()
         self._require_used()
         self._require_numbers()
         self._require_places()
@@ -224,6 +237,22 @@ class Command:
         if "cases" in tasks and "=" not in (self.questions.cases or ""):
             raise ValueError(
                 f"`--cases` is {self.questions.cases!r}; cases expect a benchmark and its folder, as coco-facet=DIR."
+            )
+
+    def _require_shares(self) -> None:
+        from ..sharding import ALL, Shard
+
+        if Shard.parse(self.shard) == ALL:
+            return
+        if self.encoded is None:
+            raise ValueError(
+                f"`--encoded` is missing; `--shard {self.shard}` expects a folder for the vectors. Name one for all "
+                "shares."
+            )
+        if SEGMENTED & set(self.tasks):
+            raise ValueError(
+                f"`--tasks` has segmentation, which `--shard {self.shard}` does not divide; expected others. Measure "
+                "segmentation without --shard."
             )
 
     def _require_used(self) -> None:
@@ -290,7 +319,10 @@ class Evaluation:
     """A checkpoint and the options of the command. What two tasks need is encoded once."""
 
     def __init__(self, options: Command) -> None:
+        from ..sharding import Shard
+
         self.options = options
+        self.shard = Shard.parse(options.shard)
 
     def open_data(self) -> None:
         """Open all that the tasks read, so that what is wrong with it is told before anything is computed.
@@ -319,6 +351,39 @@ class Evaluation:
         from ..evaluation.encoding import load_checkpoint
 
         return load_checkpoint(self.options.model)
+
+    def encode_share(self) -> tuple[int, int]:
+        """Encode a share of the images and texts of all tasks; return the numbers of its batches and of all.
+
+        Raises:
+            ValueError: `encoded` is a folder of other files.
+        """
+        from ..evaluation.encoding import encode_share
+        from ..evaluation.retrieval import texts_to_encode
+
+        tasks, rows, texts = set(self.options.tasks), [], []
+        size = self.options.batch_size
+        if DRAWN & tasks:
+            rows.append(self.corpus[1])
+            texts = texts_to_encode(self.processor, self.corpus[1], perspectives=self.perspectives, batch_size=size)
+        if CLASSIFIED & tasks:
+            rows.append(self._classified[1][self.options.split].dataset)
+        if "probes" in tasks:
+            rows.append(self._train_images.dataset)
+        assert self._encoded_folder is not None
+        return encode_share(
+            self.model, self.processor, rows, texts, self._encoded_folder, batch_size=size, progress=True
+        )
+
+    @cached_property
+    def _encoded_folder(self) -> "EncodedFolder | None":
+        from ..evaluation.encoded_folder import EncodedFolder
+        from ..evaluation.fingerprints import fingerprint
+
+        if self.options.encoded is None:
+            return None
+        checkpoint = fingerprint(self.model, self.processor, with_fusion=False)
+        return EncodedFolder(self.options.encoded, checkpoint, self.shard)
 
     @property
     def model(self) -> "HolisticCLIPModel":
@@ -358,6 +423,7 @@ class Evaluation:
             perspectives=self.perspectives,
             batch_size=self.options.batch_size,
             progress=True,
+            encoded=self._encoded_folder,
         )
 
     @cached_property
@@ -390,6 +456,17 @@ class Evaluation:
         return name, open_cases(name, root or Path())
 
     @cached_property
+    def _train_images(self) -> "ClassifiedImages":
+        import torch
+
+        train, most = self._classified[1][TRAIN], self.options.labels.most_train
+        if most is None or len(train.dataset) <= most:
+            return train
+        generator = torch.Generator().manual_seed(self.options.seed)
+        drawn = torch.randperm(len(train.dataset), generator=generator)[:most]
+        return train._replace(dataset=train.dataset.select(drawn.sort().values.tolist()))
+
+    @cached_property
     def _test_images(self) -> "LabelledImages":
         return self._encoded(self._classified[1][self.options.split])
 
@@ -417,7 +494,7 @@ class Evaluation:
     @cached_property
     def _calibration(self) -> "Calibration":
         from ..evaluation.calibration import fusion_facts, load_calibration
-        from ..search.encoding import fingerprint
+        from ..evaluation.fingerprints import fingerprint
 
         found = load_calibration(self.options.model)
         remedy = f"Fit it with `holistic-clip fit --model {self.options.model} --fusion current`."
@@ -454,22 +531,14 @@ class Evaluation:
 
     def probes(self) -> "list[Record]":
         """Measure linear probes and nearest neighbours."""
-        import torch
-
         from ..evaluation.probes import measure_probes
 
-        name, splits = self._classified
-        train, most = splits[TRAIN], self.options.labels.most_train
-        if most is not None and len(train.dataset) > most:
-            generator = torch.Generator().manual_seed(self.options.seed)
-            drawn = torch.randperm(len(train.dataset), generator=generator)[:most]
-            train = train._replace(dataset=train.dataset.select(drawn.sort().values.tolist()))
         return measure_probes(
             self.model,
-            self._encoded(train),
+            self._encoded(self._train_images),
             self._test_images,
-            provenance=self._provenance(name),
-            num_classes=len(train.class_names),
+            provenance=self._provenance(self._classified[0]),
+            num_classes=len(self._train_images.class_names),
             neighbours=self.options.labels.neighbours,
             progress=True,
         )
@@ -518,7 +587,12 @@ class Evaluation:
 
         labels = checked_labels(images.dataset, images.class_names)
         encoded = encode_images(
-            self.model, self.processor, images.dataset, batch_size=self.options.batch_size, progress=True
+            self.model,
+            self.processor,
+            images.dataset,
+            batch_size=self.options.batch_size,
+            progress=True,
+            encoded=self._encoded_folder,
         )
         return LabelledImages.of(encoded, labels)
 

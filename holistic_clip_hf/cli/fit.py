@@ -163,8 +163,8 @@ class _Fitting:
         """
         from ..corpus.build import corpus_name, find_corpus
         from ..evaluation.calibration import FEWEST_TEXTS, Calibration, fit_calibration, fusion_facts
+        from ..evaluation.fingerprints import fingerprint
         from ..evaluation.records import FUSED
-        from ..search.encoding import fingerprint
 
         options = self.options
         try:

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
+from .corpus import AFTER_SHARES
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -51,6 +53,8 @@ class Index:
         dimensions: Number of leading dimensions of each vector to keep. Default: as many as the index has, or all.
         columns: Columns of a corpus to filter by.
         batch_size: Number of images that are encoded together.
+        shard: Share of the images for this process, as i/n, counted from 0. When all shards are done, run the same
+            command without --shard.
         replace: Permission to replace an index of other images.
         rebuild: Permission to encode all images anew, for another checkpoint or other options. The index answers as
             it is until the end, and is then replaced in one step.
@@ -65,6 +69,7 @@ class Index:
     dimensions: int | None = None
     columns: tuple[str, ...] = ()
     batch_size: int = 64
+    shard: str = "0/1"
     replace: bool = False
     rebuild: bool = False
 
@@ -77,13 +82,15 @@ class Index:
         from ..evaluation.encoding import load_checkpoint
         from ..images.sources import Item
         from ..search import index_images
-        from ..search.indexing import require_index_place, require_same_images
+        from ..search.indexing import index_share, require_index_place, require_same_images
         from ..search.neighbours import choose_lookup, choose_precision
+        from ..sharding import ALL, Shard
         from ..storage import require_count
 
         require_count("--batch-size", self.batch_size)
         require_count("--dimensions", self.dimensions)
         choose_precision(self.precision, choose_lookup(self.lookup, 0))
+        shard = Shard.parse(self.shard)
         images = open_images(self.images, list(self.columns))
         require_index_place(self.index, images)  # before a model is loaded
         items = {each.image_id: each for each in images.items() if isinstance(each, Item)}
@@ -91,21 +98,23 @@ class Index:
             require_same_images(self.index, images, items)
         model, processor = load_checkpoint(self.model)
         print(self.forecast(model.config, len(items)))
-        report = index_images(
-            self.index,
-            images,
-            model,
-            processor,
-            vectors=self.vectors,
-            lookup=self.lookup,
-            precision=self.precision,
-            dimensions=self.dimensions,
-            batch_size=self.batch_size,
-            replace=self.replace,
-            rebuild=self.rebuild,
-            progress=True,
-        )
-        print(report)
+        options: dict[str, Any] = {"vectors": self.vectors, "dimensions": self.dimensions}
+        options |= {"batch_size": self.batch_size, "replace": self.replace, "progress": True}
+        if shard != ALL:
+            self.require_plain()
+            count, total = index_share(self.index, images, model, processor, shard=shard, **options)
+            print(f"{count:,} of {total:,} segments of {self.index} are encoded. {AFTER_SHARES}")
+            return
+        options |= {"lookup": self.lookup, "precision": self.precision, "rebuild": self.rebuild}
+        print(index_images(self.index, images, model, processor, **options))
+
+    def require_plain(self) -> None:
+        """Raise `ValueError` if a share is asked for of what is not dealt into shares."""
+        if self.rebuild:
+            raise ValueError(
+                f"`--rebuild` is given with `--shard {self.shard}`; expected one of them, since shares add to "
+                "the index of before. Index into another folder, in shares."
+            )
 
     def forecast(self, config: Any, num_images: int) -> str:
         """Say what the index will take on disk, and in memory if queries read smaller vectors, and what these find."""

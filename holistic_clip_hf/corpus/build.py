@@ -27,13 +27,13 @@ from datasets.table import embed_table_storage
 from ..field_types import fits
 from ..images.files import read_named
 from ..images.sources import SPLITS, Skipped
+from ..sharding import SHARD_LOCK, Shard, hold_shard, hold_whole
 from ..storage import (
     LOCK,
     PARTIAL,
     cache_root,
     changed_files,
     checksum,
-    hold_lock,
     parse_json,
     remove_own_files,
     require_free_space,
@@ -265,10 +265,12 @@ SHARD_NAME = re.compile(r".+-[0-9a-f]{8}\.parquet")
 THUMBNAILS = re.compile(r"thumbnails-\d+-[0-9a-f]{8}\.npy")
 BESIDE = re.compile(rf"skipped\.jsonl|diversity\.(?:png|json)|near_duplicates\.json|{THUMBNAILS.pattern}")
 MOST_LISTED = 10_000  # skipped items in the manifest, which is read at every load; more are in a file of their own
-Shard = Callable[[], Iterable[Mapping[str, Any] | Skipped]]
+ShardRows = Callable[[], Iterable[Mapping[str, Any] | Skipped]]
 
 
-def build_corpus(directory: str | Path, shards: Mapping[str, Shard], features: Features, **options: Any) -> Dataset:
+def build_corpus(
+    directory: str | Path, shards: Mapping[str, ShardRows], features: Features, **options: Any
+) -> Dataset:
     """Run `write_corpus`, then load the corpus.
 
     Example: `build_corpus(path, {"part-0": lambda: rows}, corpus_features(), fingerprint="v1")`.
@@ -291,7 +293,7 @@ def _split_column(directory: str | Path) -> str:
 
 def write_corpus(
     directory: str | Path,
-    shards: Mapping[str, Shard] | Callable[[], Mapping[str, Shard]],
+    shards: Mapping[str, ShardRows] | Callable[[], Mapping[str, ShardRows]],
     features: Features,
     *,
     fingerprint: str,
@@ -315,7 +317,7 @@ def write_corpus(
     directory, is_new = Path(directory), not Path(directory).exists()
     require_corpus_folder(directory)
     try:
-        with hold_lock(directory / _LOCK, wait=math.inf):
+        with hold_whole(directory, wait=math.inf):
             if check is not None:
                 check()
             (directory / "data").mkdir(exist_ok=True)
@@ -323,15 +325,47 @@ def write_corpus(
                 require_free_space(directory, required_bytes, "the corpus", "choose a directory on another disk")
                 records = {}
                 for name, shard in (shards() if callable(shards) else shards).items():
-                    path = directory / "data" / f"{name}-{digest_of(fingerprint)}.parquet"
-                    if _read_shard_facts(path, fingerprint) is None:
-                        _write_shard(path, shard, features, fingerprint, counted)
+                    path = _complete_shard(directory, name, shard, features, fingerprint, counted)
                     records[name] = _describe_shard(path, fingerprint)
                 _finish(directory, records, {"fingerprint": fingerprint, "about": dict(about or {})}, skipped, card)
     except EmptyCorpusError:
         if is_new:  # nothing in it is worth to go on from
             remove_own_files(directory, partial(is_corpus_file, directory))
         raise
+
+
+def write_share(
+    directory: str | Path,
+    shard: Shard,
+    shards: Mapping[str, ShardRows],
+    features: Features,
+    *,
+    fingerprint: str,
+    counted: Sequence[str] = (),
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Write these shards of a corpus alone, which `write_corpus` with the same fingerprint then keeps.
+
+    The other arguments are those of `write_corpus`.
+
+    Args:
+        directory: Folder of the corpus, into which other processes may write other shards at the same time.
+        shard: Share of the work that these shards are.
+        shards: Shards of this share.
+
+    Raises:
+        ValueError: a malformed row.
+        InUseError: another process writes this share.
+        OSError: the disk is full.
+    """
+    directory = Path(directory)
+    require_corpus_folder(directory)
+    with hold_shard(directory, shard):
+        if check is not None:
+            check()
+        (directory / "data").mkdir(exist_ok=True)
+        for name, rows in shards.items():
+            _complete_shard(directory, name, rows, features, fingerprint, counted)
 
 
 def digest_of(fingerprint: str) -> str:
@@ -372,7 +406,8 @@ def is_corpus_file(directory: str | Path, path: str) -> bool:
     folder, _, name = path.rpartition("/")
     if folder == "data":
         return bool(PARTIAL.fullmatch(name)) or _is_shard(Path(directory) / path)
-    return not folder and (name in (_LOCK, MANIFEST) or bool(BESIDE.fullmatch(name) or PARTIAL.fullmatch(name)))
+    beside = (BESIDE, PARTIAL, SHARD_LOCK)
+    return not folder and (name in (_LOCK, MANIFEST) or any(kind.fullmatch(name) for kind in beside))
 
 
 def _is_shard(path: Path) -> bool:
@@ -514,7 +549,17 @@ def is_whole(directory: str | Path, fingerprint: str) -> bool:
     return not changed
 
 
-def _write_shard(path: Path, shard: Shard, features: Features, fingerprint: str, counted: Sequence[str]) -> None:
+def _complete_shard(
+    directory: Path, name: str, rows: ShardRows, features: Features, fingerprint: str, counted: Sequence[str]
+) -> Path:
+    """Return the file of a shard, which is written unless an earlier build finished it."""
+    path = directory / "data" / f"{name}-{digest_of(fingerprint)}.parquet"
+    if _read_shard_facts(path, fingerprint) is None:
+        _write_shard(path, rows, features, fingerprint, counted)
+    return path
+
+
+def _write_shard(path: Path, shard: ShardRows, features: Features, fingerprint: str, counted: Sequence[str]) -> None:
     tally = _Tally(counted)
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
     rows = (_embed(features.encode_example(row), columns) for row in tally.count(shard()))

@@ -10,7 +10,9 @@ import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,17 @@ from tqdm.auto import tqdm
 from ..captioning.store import CaptionRow
 from ..images.decoding import UnreadableImageError, map_ahead, verify_image
 from ..images.sources import Item, Skipped, Source, origins_of, require_apart_from
+from ..sharding import ALL, Shard
 from ..storage import import_extra, require_count, scratch_database
-from .build import NEAR_DUPLICATES, Shard, corpus_features, read_manifest, require_corpus_folder, write_corpus
+from .build import (
+    NEAR_DUPLICATES,
+    ShardRows,
+    corpus_features,
+    read_manifest,
+    require_corpus_folder,
+    write_corpus,
+    write_share,
+)
 from .card import CorpusFacts, require_same_origins, write_card
 from .diversity import MOST_SLOTS, Compare, Embed, drop_similar, require_threshold
 from .near_duplicates import NearDuplicates, group_images, remove_thumbnails, sides_of, write_near_duplicates
@@ -143,6 +154,7 @@ def _extend(item: Item, database: sqlite3.Connection) -> Item:
 
 SPLIT_COLUMN = "split"
 _LEAKS = (("test", "train"), ("test", "validation"), ("validation", "train"))  # what is measured on, and trained on
+_FEATURES = corpus_features(**{SPLIT_COLUMN: Value("string")})
 
 
 class SimilarCaptions(NamedTuple):
@@ -186,34 +198,97 @@ def build_from_sources(
     if diversity:
         import_extra("matplotlib", "captions", "Or build without the report (`diversity=False`, `--no-report`).")
     directory, settings = Path(directory), settings or BuildSettings()
-    _require_buildable(directory, sources, similar, workers)
-    workers = workers or os.cpu_count() or 1
-    options = f"{similar.name} {similar.threshold}" if similar else ""
-    with (
-        make_plan(sources, settings, options) as plan,
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=sum(plan.rows), unit=" images", disable=not progress) as bar,
-    ):
+    with _prepared(directory, sources, settings, similar, ALL, workers, progress) as (plan, make_rows):
         if diversity:
             _require_few_slots(plan)
-        check = None if replace else partial(require_same_origins, directory, plan.fingerprint, sources)
-        decode = partial(map_ahead, pool, 2 * workers)
-        make_rows = partial(_RowMaker, sources, settings, similar, decode, bar)
         alike = _Alike(directory, settings, plan, make_rows, {"workers": workers, "progress": progress})
         write_corpus(
             directory,
             alike.shards,
-            corpus_features(**{SPLIT_COLUMN: Value("string")}),
+            _FEATURES,
             fingerprint=plan.fingerprint,
-            about=facts.about(sources, settings, options),
+            about=facts.about(sources, settings, _options(similar)),
             card=lambda manifest: write_card(
                 directory, manifest, facts, diversity=diversity, embed=embed, alike=alike.keep(manifest)
             ),
             counted=(SPLIT_COLUMN,),
             skipped=plan.skipped,
-            check=check,
+            check=None if replace else partial(require_same_origins, directory, plan.fingerprint, sources),
         )
     _warn_of_empty_splits(directory, settings)
+
+
+def build_share(
+    directory: str | Path,
+    sources: Sequence[Source],
+    settings: BuildSettings | None = None,
+    *,
+    shard: Shard,
+    similar: SimilarCaptions | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+    replace: bool = False,
+) -> tuple[int, int]:
+    """Write one share of the files of a corpus, beside processes and machines that write the others.
+
+    Once all shares are written, `build_from_sources` with the same sources and settings finds the files and adds card
+    and manifest. The corpus then has the bytes that it would have had without shares. The other arguments are those of
+    `build_from_sources`, too.
+
+    Args:
+        directory: Folder of the corpus, which all processes share, or which their files are later copied into.
+        shard: Share of this process.
+
+    Returns:
+        Number of files of the share, and of all.
+
+    Raises:
+        ValueError: as `build_from_sources`, or near-duplicates that are to be grouped.
+        InUseError: another process writes this share.
+        OSError: a disk is full, or a file exists and cannot be read.
+    """
+    directory, settings = Path(directory), settings or BuildSettings()
+    if settings.near_duplicates == GROUP:
+        raise ValueError(
+            f"`near_duplicates` is {GROUP!r}; expected 'report' or 'ignore' for a share, since splits of groups "
+            "depend on all images. Build without shares, or choose another."
+        )
+    with _prepared(directory, sources, settings, similar, shard, workers, progress) as (plan, make_rows):
+        shards = make_rows(plan).shards(shard)
+        write_share(
+            directory,
+            shard,
+            shards,
+            _FEATURES,
+            fingerprint=plan.fingerprint,
+            counted=(SPLIT_COLUMN,),
+            check=None if replace else partial(require_same_origins, directory, plan.fingerprint, sources),
+        )
+        return len(shards), len(plan.shards)
+
+
+def _options(similar: SimilarCaptions | None) -> str:
+    return f"{similar.name} {similar.threshold}" if similar else ""
+
+
+@contextmanager
+def _prepared(
+    directory: Path,
+    sources: Sequence[Source],
+    settings: BuildSettings,
+    similar: SimilarCaptions | None,
+    shard: Shard,
+    workers: int | None,
+    progress: bool,
+) -> Iterator[tuple[Plan, Callable[[Plan], "_RowMaker"]]]:
+    """Provide the plan of a build and what makes the rows of a plan, once it is known that they can be written."""
+    _require_buildable(directory, sources, similar, workers)
+    workers = workers or os.cpu_count() or 1
+    with make_plan(sources, settings, _options(similar)) as plan, ThreadPoolExecutor(workers) as pool:
+        total = sum(rows for number, rows in enumerate(plan.rows) if shard.takes(number))
+        with tqdm(total=total, unit=" images", disable=not progress) as bar:
+            decode = partial(map_ahead, pool, 2 * workers)
+            yield plan, partial(_RowMaker, sources, settings, similar, decode, bar)
 
 
 def _require_buildable(
@@ -265,7 +340,7 @@ class _Alike:
         self._make_rows, self._options = make_rows, options
         self._found = NearDuplicates(())
 
-    def shards(self) -> dict[str, Shard]:
+    def shards(self) -> dict[str, ShardRows]:
         """Find the near-duplicates, if they are wanted, and return the shards, each split with all of a group."""
         plan, treatment = self._plan, self._settings.near_duplicates
         if treatment != IGNORE:
@@ -274,8 +349,7 @@ class _Alike:
             self._found = NearDuplicates([[plan.image_id(int(number)) for number in group] for group in groups])
             if treatment == GROUP:
                 plan = plan.group([group.tolist() for group in groups], self._settings)
-        rows = self._make_rows(plan).rows
-        return {name: partial(rows, shard) for shard, name in enumerate(plan.shards)}
+        return self._make_rows(plan).shards()
 
     def keep(self, manifest: Mapping[str, Any]) -> NearDuplicates | None:
         """Write the groups that the rows of a corpus make, and return them with their splits."""
@@ -318,8 +392,17 @@ class _RowMaker:
             found = self._read(entry)
             yield None if isinstance(found, str) else found
 
-    def rows(self, shard: int) -> Iterator[dict[str, Any] | Skipped]:
-        self._bar.update(sum(self._plan.rows[:shard]) - self._bar.n)  # finished before this call
+    def shards(self, shard: Shard = ALL) -> dict[str, ShardRows]:
+        """Return the shards of a corpus that a share of the work has, by name."""
+        mine = [number for number in range(len(self._plan.shards)) if shard.takes(number)]
+        before = accumulate((self._plan.rows[number] for number in mine), initial=0)
+        return {
+            self._plan.shards[number]: partial(self.rows, number, done)
+            for number, done in zip(mine, before, strict=False)
+        }
+
+    def rows(self, shard: int, done: int) -> Iterator[dict[str, Any] | Skipped]:
+        self._bar.update(done - self._bar.n)  # finished before this call
         read = ((entry, self._read(entry)) for entry in self._plan.entries(shard))
         for entry, found in self._decode(self._verify, read):
             self._bar.update()

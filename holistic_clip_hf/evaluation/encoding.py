@@ -27,6 +27,7 @@ from ..images.tables import undecoded
 from ..modeling_holistic_clip import BranchFusion, HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import require_count
+from .encoded_folder import EncodedBatch, EncodedFolder
 from .ranking import Score, dot
 from .records import FUSED, Detail
 
@@ -127,35 +128,56 @@ Pixels = dict[str, Tensor]
 
 
 def encode_images(
-    model: DualEncoder, processor: Processor, dataset: Dataset, *, batch_size: int, progress: bool = False
+    model: DualEncoder,
+    processor: Processor,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    progress: bool = False,
+    encoded: EncodedFolder | None = None,
 ) -> EncodedImages:
     """Embed the column `image`, in the order of the rows; rows whose image is missing or does not decode are left out,
     and named in a warning each.
 
-    Raises `ValueError` for no rows, none with an image, and vectors that are not finite.
+    Batches that `encoded` has are not encoded again. Raises `ValueError` for no rows, none with an image, and vectors
+    that are not finite.
     """
     require_count("batch_size", batch_size)
     images, names, log = undecoded(dataset.select_columns("image")), row_names(dataset), LeftOutLog()
     branches: list[Tensor] = []
     rows: list[int] = []
-    with evaluation_mode(model):
-        for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
-            read = _read(processor, images[start : start + batch_size]["image"])
-            log.note({names[start + place]: each for place, each in enumerate(read) if isinstance(each, str)})
-            pixels = {start + place: each for place, each in enumerate(read) if not isinstance(each, str)}
-            if pixels:
-                output = model.get_image_features(**on_device(stack_pixels([*pixels.values()]), model.device))
-                branches.append(output.branch_embeds.float().cpu())
-                rows += pixels
+    for start in tqdm(range(0, len(images), batch_size), desc="images", disable=not progress):
+        given = images[start : start + batch_size]["image"]
+        batch = _encode_images_of(model, processor, given, encoded)
+        log.note({names[start + place]: reason for place, reason in sorted(batch.reasons.items())})
+        if len(batch.embeds):
+            branches.append(batch.embeds)
+            rows += [start + place for place in range(len(given)) if place not in batch.reasons]
     if not len(images):
         raise ValueError("The dataset has no rows. Evaluate on a split that holds images.")
     if not rows:
         name, reason = next(iter(log.reasons.items()))
         raise ValueError(f"None of {len(images)} images is readable, such as {name}: {reason}. Check where they are.")
-    embeds = torch.cat(branches).clone()  # outside of inference mode again
+    embeds = torch.cat(branches)
     _require_finite(embeds, "image of row {}", rows)
     warn_of_all(len(log.reasons))
     return EncodedImages(embeds, torch.tensor(rows), log.reasons)
+
+
+def _encode_images_of(
+    model: DualEncoder, processor: Processor, images: Sequence[Any], encoded: EncodedFolder | None
+) -> EncodedBatch:
+    def encode() -> EncodedBatch:
+        read = _read(processor, images)
+        pixels = [each for each in read if not isinstance(each, str)]
+        embeds = torch.empty(0)
+        if pixels:
+            with evaluation_mode(model):
+                found = model.get_image_features(**on_device(stack_pixels(pixels), model.device)).branch_embeds
+            embeds = found.float().cpu().clone()  # outside of inference mode again
+        return EncodedBatch(embeds, {place: each for place, each in enumerate(read) if isinstance(each, str)})
+
+    return encode() if encoded is None else encoded.images(images, encode)
 
 
 def _read(processor: Processor, images: Sequence[Any]) -> list[Pixels | str]:
@@ -212,31 +234,88 @@ def readable_pixels(processor: Processor, images: Sequence[Any]) -> list[Pixels 
 
 
 def encode_texts(
-    model: DualEncoder, processor: Processor, texts: Sequence[str], *, batch_size: int, progress: bool = False
+    model: DualEncoder,
+    processor: Processor,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    progress: bool = False,
+    encoded: EncodedFolder | None = None,
 ) -> Tensor:
     """Embed T texts, in their order, as (T, D) of unit length, float32 on the CPU; equal texts are encoded once.
 
-    Raises `ValueError` for no texts, and vectors that are not finite.
+    Batches that `encoded` has are not encoded again. Raises `ValueError` for no texts, and vectors that are not
+    finite.
     """
     if not texts:
         raise ValueError("There are no texts to encode. Pass at least one.")
     require_count("batch_size", batch_size)
-    # Neighbours in length share a batch, so little is padded.
+    batches = _batches_of(texts, batch_size)
+    found = [
+        _encode_texts_of(model, processor, batch, encoded)
+        for batch in tqdm(batches, desc="texts", disable=not progress)
+    ]
+    place = {text: row for row, text in enumerate(text for batch in batches for text in batch)}
+    embeds = torch.cat(found)[[place[text] for text in texts]]
+    _require_finite(embeds, "text number {}")
+    return embeds
+
+
+def _batches_of(texts: Sequence[str], batch_size: int) -> list[list[str]]:
+    """Return the distinct texts, of which neighbours in length share a batch, so that little is padded."""
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
-    found = []
-    with evaluation_mode(model):
-        for start in tqdm(range(0, len(distinct), batch_size), desc="texts", disable=not progress):
-            batch = distinct[start : start + batch_size]
-            tokens = processor(text=batch, return_tensors="pt", padding=True, truncation=True)
+    return [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
+
+
+def _encode_texts_of(
+    model: DualEncoder, processor: Processor, texts: list[str], encoded: EncodedFolder | None
+) -> Tensor:
+    def encode() -> EncodedBatch:
+        tokens = processor(text=texts, return_tensors="pt", padding=True, truncation=True)
+        with evaluation_mode(model):
             output = model.get_text_features(
                 input_ids=tokens["input_ids"].to(model.device),
                 attention_mask=tokens["attention_mask"].to(model.device),
             )
-            found.append(output.text_embeds.float().cpu())
-    place = {text: row for row, text in enumerate(distinct)}
-    embeds = torch.cat(found)[[place[text] for text in texts]]
-    _require_finite(embeds, "text number {}")
-    return embeds
+        return EncodedBatch(output.text_embeds.float().cpu().clone(), {})
+
+    return (encode() if encoded is None else encoded.texts(texts, encode)).embeds
+
+
+def encode_share(
+    model: DualEncoder,
+    processor: Processor,
+    rows: Sequence[Dataset],
+    texts: Sequence[str],
+    encoded: EncodedFolder,
+    *,
+    batch_size: int,
+    progress: bool = False,
+) -> tuple[int, int]:
+    """Encode the batches of images and texts that are the share of `encoded`, into its folder.
+
+    They are those that `encode_images` of each data set and `encode_texts` would encode with the same batch size.
+
+    Returns:
+        Number of batches of the share, and of all.
+
+    Raises:
+        InUseError: another process encodes this share.
+        OSError: the disk is full.
+    """
+    require_count("batch_size", batch_size)
+    images = [undecoded(each.select_columns("image")) for each in rows]
+    starts = [(each, start) for each in images for start in range(0, len(each), batch_size)]
+    batches, shard = _batches_of(texts, batch_size), encoded.shard
+    total = len(starts) + len(batches)
+    with encoded.writing():
+        for number in tqdm(range(shard.index, total, shard.count), desc="batches", disable=not progress):
+            if number < len(starts):
+                each, start = starts[number]
+                _encode_images_of(model, processor, each[start : start + batch_size]["image"], encoded)
+            else:
+                _encode_texts_of(model, processor, batches[number - len(starts)], encoded)
+    return len(range(shard.index, total, shard.count)), total
 
 
 def first_read_alike(processor: Processor, texts: Sequence[str], *, batch_size: int) -> dict[str, str]:

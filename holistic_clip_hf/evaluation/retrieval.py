@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..images.left_out import LeftOutLog, row_names, usable_captions
 from ..processing_holistic_clip import clean_caption
+from .encoded_folder import EncodedFolder
 from .encoding import (
     DualEncoder,
     FusedVectors,
@@ -244,29 +245,47 @@ def embed_corpus(
     with_images: bool = True,
     batch_size: int = 64,
     progress: bool = False,
+    encoded: EncodedFolder | None = None,
 ) -> EmbeddedCorpus:
     """Encode the images of a corpus and its captions of these perspectives; `batch_size` changes speed, not results.
 
     Images that do not decode are left out with their captions, and captions that are blank or not strings. Each is
     named in a warning. Without images (a router is fitted to captions alone) there are no rows in `branch_embeds`.
-    Raises `ValueError` where the corpus has no caption of a perspective.
+    Batches that `encoded` has are not encoded again. Raises `ValueError` where the corpus has no caption of a
+    perspective.
     """
     log = LeftOutLog()
     captions: Captions = captions_by_perspective(dataset, perspectives, log)
     images = torch.empty(0, len(model.config.perspectives), model.config.projection_dim)
     left_out = dict(log.reasons)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "encoded": encoded}
     if with_images:
-        encoded = encode_images(model, processor, dataset, batch_size=batch_size, progress=progress)
-        images, rows = encoded.branch_embeds, encoded.rows.tolist()
-        captions = {perspective: [owned[row] for row in rows] for perspective, owned in captions.items()}
-        _require_captions(captions, [name for name, owned in captions.items() if any(owned)])
-        left_out |= encoded.left_out
-    texts = list(dict.fromkeys(text for owned in captions.values() for each in owned for text in each))
-    first = first_read_alike(processor, texts, batch_size=batch_size)
-    captions = {name: [[first[text] for text in each] for each in owned] for name, owned in captions.items()}
+        found = encode_images(model, processor, dataset, **options)
+        images, rows = found.branch_embeds, found.rows.tolist()
+        read = {perspective: [owned[row] for row in rows] for perspective, owned in captions.items()}
+        _require_captions(read, [name for name, owned in read.items() if any(owned)])
+        left_out |= found.left_out
+    # Texts of images that cannot be read are encoded, too: which these are is not known to those who encode a share.
+    first = first_read_alike(processor, _texts_of(captions), batch_size=batch_size)
     texts = list(dict.fromkeys(first.values()))
-    vectors = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
-    return EmbeddedCorpus(images, captions, dict(zip(texts, vectors, strict=True)), left_out)
+    vectors = dict(zip(texts, encode_texts(model, processor, texts, **options), strict=True))
+    captions = {
+        name: [[first[text] for text in each] for each in owned]
+        for name, owned in (read if with_images else captions).items()
+    }
+    return EmbeddedCorpus(images, captions, vectors, left_out)
+
+
+def texts_to_encode(
+    processor: Processor, dataset: Dataset, *, perspectives: Sequence[str], batch_size: int = 64
+) -> list[str]:
+    """Return the texts that `embed_corpus` encodes: of those with the same tokens, the first."""
+    texts = _texts_of(captions_by_perspective(dataset, perspectives))
+    return list(dict.fromkeys(first_read_alike(processor, texts, batch_size=batch_size).values()))
+
+
+def _texts_of(captions: Captions) -> list[str]:
+    return list(dict.fromkeys(text for owned in captions.values() for each in owned for text in each))
 
 
 def embed_alike(

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from transformers import CLIPProcessor, Siglip2Processor, SiglipProcessor
 
+from ..evaluation.fingerprints import fingerprint
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..search.encoding import fingerprint
 from ..storage import import_extra, new_folder, write_json
 from .graphs import (
     DATA,

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.fingerprints import fingerprint
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
-from ..search.encoding import fingerprint
 from ..storage import import_extra, new_folder, write_json
 from .graphs import FURTHEST, TOLERANCE, Run, Verification, require_exporter, write_graphs
 from .onnx_folder import REPORT, OnnxExport, plain_configuration, save_graph_processor

@@ -27,6 +27,7 @@ from ..processing_holistic_clip import FORMATS, MAX_BYTES, MAX_PIXELS, MAX_RATIO
 from .files import read_named
 from .limits import ImageLimits
 
+READING = 1  # to be raised when an image that was left out is to be read, or others have other pixels
 STORABLE = ImageLimits()  # what a corpus takes; what is read at all is more
 READABLE = ImageLimits(
     min_side=1, max_side=MAX_PIXELS, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES, max_ratio=MAX_RATIO

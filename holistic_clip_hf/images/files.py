@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import numpy as np
+from PIL import Image
 
 from ..storage import require_utf8
 
@@ -123,6 +125,19 @@ def read_image_column(value: Any, roots: Sequence[str | Path] = ()) -> bytes:
     if value is None:
         raise OSError("the row has no image")
     return value
+
+
+def image_content(image: Any) -> bytes:
+    """Return what decides an image; of one that cannot be read, why."""
+    if isinstance(image, Image.Image):
+        return f"{image.mode} {image.size}".encode() + image.tobytes()
+    if hasattr(image, "shape"):
+        array = np.asarray(image)
+        return f"{array.dtype} {array.shape}".encode() + array.tobytes()
+    try:
+        return read_image_column({"bytes": None, "path": image} if isinstance(image, str) else image)
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}".encode()
 
 
 def inside(root: Path, place: str) -> str | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..evaluation.calibration import Calibration, ScoreCalibration, Usual
 from ..evaluation.encoding import DualEncoder, encode_texts
+from ..evaluation.fingerprints import fingerprint
 from ..evaluation.records import FUSED
 from ..images.decoding import UnreadableImageError, read_image
 from ..images.folders import FolderImages
@@ -26,7 +27,7 @@ from ..images.likeness import read_thumbnail
 from ..images.sources import Images
 from ..loss_holistic_clip import prefix_of, route
 from ..storage import shown
-from .encoding import embed_images, fingerprint
+from .encoding import embed_images
 from .indexing import make_layout
 from .judging import SEEN, Answer, judge, sound_scores
 from .neighbours import Neighbours

@@ -15,10 +15,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..evaluation.encoding import DualEncoder
-from ..images.decoding import UnreadableImageError, open_image, read_image
+from ..evaluation.fingerprints import fingerprint
+from ..images.decoding import READING, UnreadableImageError, open_image, read_image
 from ..images.sources import Images, Item, Skipped
+from ..sharding import Shard, hold_shard
 from ..storage import require_apart, require_count, require_free_space, require_utf8
-from .encoding import embed_each, fingerprint
+from .encoding import embed_each
 from .neighbours import (
     AUTO,
     Neighbours,
@@ -30,10 +32,10 @@ from .neighbours import (
 )
 from .store import (
     BRANCHES,
+    EXACT,
     FLOAT32,
     FUSED_ONLY,
     MANIFEST,
-    READING,
     SEGMENTS,
     VECTOR,
     VECTORS,
@@ -75,15 +77,24 @@ def stamps(dataset: Dataset) -> list[tuple[str, str]]:
     return list(zip(table["image_id"].to_pylist(), table["stamp"].to_pylist(), strict=True))
 
 
+def find_loose(directory: Path, before: Manifest | None) -> list[Path]:
+    """Find the segments that no manifest knows: what shares wrote, and a run that was killed."""
+    known = [directory / segment.file for segment in before.segments] if before else []
+    return sorted(set((directory / SEGMENTS).glob("*.arrow")) - set(known))
+
+
 def take_up(
-    directory: Path, layout: Layout, before: Manifest | None, items: Mapping[str, Item], images: Images
+    directory: Path,
+    layout: Layout,
+    before: Manifest | None,
+    loose: Sequence[Path],
+    items: Mapping[str, Item],
+    images: Images,
 ) -> tuple[list[SegmentRows], list[LeftOut]]:
-    """Take up what is present already of `items`, first of the index as it was, then of a run that was killed.
+    """Take up what is present already of `items`, first of the index as it was, then of `loose` segments.
 
     Where a row or a reason is there twice, the first counts. Reasons that may pass are not taken up.
     """
-    known = [directory / segment.file for segment in before.segments] if before else []
-    loose = sorted(set((directory / SEGMENTS).glob("*.arrow")) - set(known))
     sound = [directory / each.file for each in (before.segments if before else ()) if _is_sound(directory, each)]
     taken: set[str] = set()
     parts, left_out = [], list(before.left_out) if before else []
@@ -127,17 +138,17 @@ class Writer:
     rows_per_segment: int
 
     def encoded(
-        self, images: Images, todo: Sequence[Item], batch_size: int, progress: bool
+        self, images: Images, chunks: Mapping[int, Sequence[Item]], batch_size: int, progress: bool
     ) -> Iterator[tuple[SegmentRows, list[LeftOut]]]:
-        """Yield segment by segment, each written before it is given, with what is left out of it.
+        """Yield segment by segment, by their numbers, each written before it is given, with what is left out of it.
 
         An interrupted one is written as far as it was encoded, for the next run to take up.
         """
-        with tqdm(total=len(todo), desc="images", disable=not progress) as bar, ThreadPoolExecutor(DECODERS) as pool:
-            for start in range(0, len(todo), self.rows_per_segment):
+        total = sum(map(len, chunks.values()))
+        with tqdm(total=total, desc="images", disable=not progress) as bar, ThreadPoolExecutor(DECODERS) as pool:
+            for number, chunk in chunks.items():
                 rows: list[EncodedRow] = []
                 left_out: list[LeftOut] = []
-                chunk = todo[start : start + self.rows_per_segment]
                 try:
                     for first in range(0, len(chunk), batch_size):
                         batch = chunk[first : first + batch_size]
@@ -148,9 +159,30 @@ class Writer:
                         bar.update(len(batch))
                 except KeyboardInterrupt:
                     if rows:
-                        self._written(make_table(self.layout, rows), left_out)
+                        self._written(make_table(self.layout, rows), left_out, number)
                     raise
-                yield self._written(make_table(self.layout, rows), left_out), left_out
+                yield self._written(make_table(self.layout, rows), left_out, number), left_out
+
+    def chunks(self, todo: Sequence[Item], first: int) -> dict[int, Sequence[Item]]:
+        """Cut what is to be encoded into segments, by their numbers from `first` on."""
+        size = self.rows_per_segment
+        return {first + start // size: todo[start : start + size] for start in range(0, len(todo), size)}
+
+    def free_number(self) -> int:
+        """Return the number of the next segment. None is used twice: readers may have the files open."""
+        taken = [int(path.stem) for path in (self.directory / SEGMENTS).glob("*.arrow")]
+        return max(taken, default=-1) + 1
+
+    def holds(self, number: int, chunk: Sequence[Item], images: Images) -> bool:
+        """Tell whether a segment of this number has these images, as they are now."""
+        path, items = self.directory / SEGMENTS / f"{number:08d}.arrow", {item.image_id: item for item in chunk}
+        opened = open_segment(path, self.layout) if path.is_file() else None
+        if opened is None:
+            return False
+        found = dict(stamps(opened[0]))
+        return {*found, *(each.image_id for each in opened[1])} == items.keys() and all(
+            images.recognises(items[image_id], stamp) for image_id, stamp in found.items()
+        )
 
     def merged(self, parts: Sequence[SegmentRows]) -> list[SegmentRows]:
         """Return the same rows in fewer segments, once too many are not half full; only vectors are copied."""
@@ -204,10 +236,9 @@ class Writer:
                     done.append((item, vectors))
         return done, left_out
 
-    def _written(self, table: pa.Table, left_out: Sequence[LeftOut]) -> SegmentRows:
-        # Names are never used twice: readers of the index as it was may have files open.
-        taken = [int(path.stem) for path in (self.directory / SEGMENTS).glob("*.arrow")]
-        path = write_segment(self.directory, max(taken, default=-1) + 1, self.layout, table, left_out)
+    def _written(self, table: pa.Table, left_out: Sequence[LeftOut], number: int | None = None) -> SegmentRows:
+        number = self.free_number() if number is None else number
+        path = write_segment(self.directory, number, self.layout, table, left_out)
         opened = open_segment(path, self.layout)
         assert opened is not None
         return SegmentRows(path, opened[0], list(range(table.num_rows)))
@@ -340,9 +371,55 @@ def index_images(
         build = _Build(writer, images, lookup, precision, rebuild=rebuild)
         if not replace:
             require_same_images(directory, images, build.items)
-        build.plan()
+        build.plan(find_loose(directory, build.before))
         build.encode(batch_size, progress)
         return build.commit()
+
+
+def index_share(
+    directory: str | Path,
+    images: Images,
+    model: DualEncoder,
+    processor: Any,
+    *,
+    shard: Shard,
+    vectors: str = BRANCHES,
+    dimensions: int | None = None,
+    batch_size: int = 64,
+    rows_per_segment: int = ROWS_PER_SEGMENT,
+    replace: bool = False,
+    progress: bool = False,
+) -> tuple[int, int]:
+    """Encode one share of the segments of an index, beside processes and machines that encode the others.
+
+    Once all shares are encoded, `index_images` takes their segments up, and the index has the bytes that it would have
+    had without shares. Until then an earlier index stays as it is. The other arguments are those of `index_images`.
+
+    Args:
+        directory: Folder of the index, which all processes share, or which their segments are later copied into.
+        shard: Share of this process.
+
+    Returns:
+        Number of segments of the share, and of all.
+
+    Raises:
+        ValueError: as `index_images`.
+        InUseError: another process encodes this share.
+        OSError: a full disk.
+    """
+    directory = Path(directory)
+    require_count("batch_size", batch_size)
+    require_count("rows_per_segment", rows_per_segment)
+    require_index_place(directory, images)
+    width = choose_width(model.config, dimensions, directory)
+    layout = make_layout(model, processor, images.features, vectors, width)
+    writer = Writer(directory, layout, model, processor, rows_per_segment)
+    with hold_shard(directory, shard):
+        build = _Build(writer, images, EXACT, FLOAT32, rebuild=False)
+        if not replace:
+            require_same_images(directory, images, build.items)
+        build.plan([])  # what others have written by now must not decide how the rest is cut
+        return build.encode_share(shard, batch_size, progress)
 
 
 def require_index_place(directory: Path, images: Images) -> None:
@@ -415,11 +492,11 @@ class _Build:
         self.left_out: list[LeftOut] = []
         self.todo: list[Item] = []
 
-    def plan(self) -> None:
-        """Take up what an earlier run encoded, and list the images that it did not."""
+    def plan(self, loose: Sequence[Path]) -> None:
+        """Take up what the index has and `loose` segments, and list the images that are in neither."""
         # Vectors of another layout are searched until the end, and none of them is taken up.
         same = self.before if self.before is not None and self.before.layout == self.layout else None
-        self.parts, self.left_out = take_up(self.directory, self.layout, same, self.items, self.images)
+        self.parts, self.left_out = take_up(self.directory, self.layout, same, loose, self.items, self.images)
         if same is not None and same.reading != READING:
             self._give_back()
         held = {image_id for part in self.parts for image_id in _ids(part)}
@@ -444,7 +521,8 @@ class _Build:
 
     def encode(self, batch_size: int, progress: bool) -> None:
         """Write a segment after the other, and merge those that have become small."""
-        for part, unread in self.writer.encoded(self.images, self.todo, batch_size, progress):
+        chunks = self.writer.chunks(self.todo, self.writer.free_number())
+        for part, unread in self.writer.encoded(self.images, chunks, batch_size, progress):
             self.parts.append(part)
             self.left_out += unread
         alive = [part for part in self.parts if part.alive]
@@ -454,6 +532,16 @@ class _Build:
                 f"None of {len(self.items):,} images can be indexed. The first is {self.left_out[0].image_id} "
                 f"({self.left_out[0].reason}). Check the path."
             )
+
+    def encode_share(self, shard: Shard, batch_size: int, progress: bool) -> tuple[int, int]:
+        """Write the segments of a share that are not there, under numbers that the index as it was decides."""
+        known = [int(Path(segment.file).stem) for segment in self.before.segments] if self.before else []
+        chunks = self.writer.chunks(self.todo, max(known, default=-1) + 1)
+        mine = {number: chunk for place, (number, chunk) in enumerate(chunks.items()) if shard.takes(place)}
+        missing = {n: chunk for n, chunk in mine.items() if not self.writer.holds(n, chunk, self.images)}
+        for _ in self.writer.encoded(self.images, missing, batch_size, progress):
+            pass
+        return len(mine), len(chunks)
 
     def commit(self) -> IndexReport:
         """Make the index what was encoded, in one step, remove what it no longer needs, and report."""

@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
+from ..sharding import SHARD_LOCK, hold_whole
 from ..storage import (
     PARTIAL,
     InUseError,
     changed_files,
     checksum,
-    hold_lock,
     parse_json,
     require_own_folder,
     shown,
@@ -40,7 +40,6 @@ from ..storage import (
 from ..words import shorten
 
 FORMAT = 1
-READING = 1  # to be raised when an image that was left out is to be read, or others have other pixels
 MANIFEST, LOCK, SEGMENTS, NEIGHBOURS = "index.json", ".lock", "segments", "neighbours"
 CAPTION_VECTORS = "captions.safetensors"  # the page's, in the folder of its index
 VECTOR = "vector."  # before the name of a column of vectors
@@ -145,13 +144,13 @@ class Manifest:
 
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Hold the lock by which one process at a time changes an index.
+    """Hold the lock by which one process at a time changes an index, and nobody encodes a share of it.
 
     Raises:
         InUseError: another one does.
     """
     try:
-        with hold_lock(directory / LOCK):
+        with hold_whole(directory, wait=0.0):
             yield
     except InUseError as error:
         raise InUseError(f"Another process is indexing into {directory}: {error}") from error
@@ -263,7 +262,7 @@ logger = logging.getLogger(__name__)
 _OPENINGS = 5
 # All that indexing writes. Nothing else in its folder is ever removed.
 _OWN = re.compile(
-    rf"{re.escape(LOCK)}|{re.escape(MANIFEST)}|{re.escape(CAPTION_VECTORS)}"
+    rf"{re.escape(LOCK)}|{SHARD_LOCK.pattern}|{re.escape(MANIFEST)}|{re.escape(CAPTION_VECTORS)}"
     rf"|{SEGMENTS}/[0-9]{{8}}\.arrow|{NEIGHBOURS}/[0-9]{{8}}-[0-9]+\.faiss"
     rf"|(?:{SEGMENTS}/|{NEIGHBOURS}/)?{PARTIAL.pattern}"
 )

@@ -28,10 +28,10 @@ from transformers import TrainerCallback
 
 from ..corpus.build import cache_root
 from ..evaluation.encoding import Pixels, evaluation_mode
+from ..evaluation.fingerprints import hash_weights, image_facts
+from ..images.decoding import READING
 from ..images.tables import undecoded
 from ..modeling_holistic_clip import HolisticCLIPModel
-from ..search.encoding import hash_weights, image_facts
-from ..search.store import READING
 from ..stopping import DeafWorker, Stopped, StopRequest
 from ..storage import LOCK, hold_lock, require_free_space, require_own_folder
 from .arguments import HolisticCLIPTrainingArguments

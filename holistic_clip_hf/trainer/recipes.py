@@ -559,8 +559,8 @@ def _limits(augmentation: dict[str, list[float]]) -> dict[str, tuple[float, floa
 
 def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:
     """Return the rows of a corpus that the recipe takes for train, validation or test."""
-    about: dict[str, Any] = {"held_out": recipe.held_out, "caption_form": recipe.caption_form}
-    open_ours = partial(open_split, corpus, split_column=recipe.split_column, **about)
+    column, held_out, form = recipe.split_column, recipe.held_out, recipe.caption_form
+    open_ours = partial(open_split, corpus, split_column=column, held_out=held_out, caption_form=form)
     rows = open_ours(split)
     if not recipe.drop_near_duplicates or split == "test":
         return rows

@@ -28,10 +28,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
 from torch import Tensor
 
-from ..images.files import read_image_column
+from ..images.files import image_content
 from ..images.tables import undecoded
 from ..storage import (
     LOCK,
@@ -104,22 +103,9 @@ def hash_images(rows: Dataset) -> str:
     """Hash the ids and contents of all images of a corpus, in their order; every byte is read once."""
     digest = hashlib.sha256()
     for row in undecoded(rows.select_columns(["image_id", "image"])):
-        content = hashlib.sha256(_content(row["image"])).digest()
+        content = hashlib.sha256(image_content(row["image"])).digest()
         digest.update(json.dumps(row["image_id"], default=str).encode() + content)
     return digest.hexdigest()
-
-
-def _content(image: Any) -> bytes:
-    """Return what decides an image; of one that cannot be read, why."""
-    if isinstance(image, Image.Image):
-        return f"{image.mode} {image.size}".encode() + image.tobytes()
-    if hasattr(image, "shape"):
-        array = np.asarray(image)
-        return f"{array.dtype} {array.shape}".encode() + array.tobytes()
-    try:
-        return read_image_column({"bytes": None, "path": image} if isinstance(image, str) else image)
-    except (OSError, ValueError) as error:
-        return f"{type(error).__name__}: {error}".encode()
 
 
 class TowerStates:

@@ -1,6 +1,11 @@
-"""What the benchmarks share: cases timed in turn, peak memory in a fresh process each, and the record of a run."""
+"""What the benchmarks share: cases timed in turn, peak memory in a fresh process each, and the record of a run.
+
+A record is written only if its ratios can be trusted: if the quotients of one ratio, one for each round, lie further
+apart than `MOST_SPREAD` of their median, the machine was busy with something else, and the record stays as it was.
+"""
 
 import argparse
+import importlib
 import json
 import platform
 import statistics
@@ -16,6 +21,9 @@ import transformers
 
 RESULTS = Path(__file__).parent / "results"
 MEBIBYTE = 2**20
+MOST_SPREAD = 0.25  # between the smallest and the largest quotient of a ratio, as a share of their median
+_spreads: dict[str, float] = {}  # of the ratios of this run
+_absent: list[str] = []  # peers that are not installed
 
 
 def interleaved(
@@ -35,8 +43,24 @@ def interleaved(
 
 
 def ratio(seconds: dict[str, list[float]], name: str, peer: str) -> float:
-    """Median over rounds of the quotient within a round."""
-    return statistics.median(ours / theirs for ours, theirs in zip(seconds[name], seconds[peer], strict=True))
+    """Median over rounds of the quotient within a round, whose spread `write_record` looks at."""
+    quotients = [ours / theirs for ours, theirs in zip(seconds[name], seconds[peer], strict=True)]
+    median = statistics.median(quotients)
+    key, number = f"{name} / {peer}", 1
+    while (label := key if number == 1 else f"{key}, {number}") in _spreads:
+        number += 1
+    _spreads[label] = round((max(quotients) - min(quotients)) / median, 3)
+    return median
+
+
+def find_peer(name: str) -> Any | None:
+    """Another library to compare with, or nothing if it is not installed, which the record then tells."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        print(f"left out: {name} is not installed")
+        _absent.append(name)
+        return None
 
 
 def _resident(field: str) -> int:
@@ -71,7 +95,17 @@ def arguments(description: str | None, rounds: int) -> argparse.Namespace:
 
 
 def write_record(name: str, results: dict[str, Any]) -> None:
-    """`results/NAME.json`: the numbers, and what is needed to repeat them."""
+    """`results/NAME.json`: the numbers, and what is needed to repeat them.
+
+    Raises:
+        SystemExit: a ratio whose spread is too wide; the file stays as it was.
+    """
+    if wide := {label: spread for label, spread in _spreads.items() if spread > MOST_SPREAD}:
+        told = ", ".join(f"{label} by {spread:.0%}" for label, spread in wide.items())
+        sys.exit(
+            f"Not written: results/{name}.json. Rounds differ in {told} of the median, more than {MOST_SPREAD:.0%}. "
+            "The machine is busy; run it again when it is not, or with more --rounds."
+        )
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     record = {
         "command": f"python tests/benchmarks/{name}.py {' '.join(sys.argv[1:])}".strip(),
@@ -82,6 +116,8 @@ def write_record(name: str, results: dict[str, Any]) -> None:
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "seed": 0,
+        **({"spreads": _spreads} if _spreads else {}),
+        **({"peers_left_out": _absent} if _absent else {}),
         **results,
     }
     RESULTS.mkdir(exist_ok=True)

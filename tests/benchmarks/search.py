@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import torch
-from _measure import arguments, interleaved, ratio, write_record
+from _measure import arguments, find_peer, interleaved, ratio, write_record
 
 from holistic_clip_hf.search import Term
 from holistic_clip_hf.search.neighbours import Neighbours, build_neighbours
@@ -36,6 +35,7 @@ from holistic_clip_hf.search.scoring import (
 from holistic_clip_hf.search.store import VECTOR, Layout, open_segment, vectors_of, write_segment
 
 NAMES, WIDTH, IMAGES, ROWS, QUERIES, K = ["a", "b", "c"], 64, 100_000, 2_000, 50, 10
+FAISS = find_peer("faiss")
 CENTRES, SPREAD = 1_000, 0.6
 Vectors = np.ndarray  # (N, H, D)
 
@@ -131,7 +131,7 @@ def measure(look: Look, texts: np.ndarray) -> dict[str, object]:
     for kind in ("branch", "fused", "mixed"):
         truth[kind], milliseconds = timed(lambda n, kind=kind: look.exact(questions(kind, texts, n)))
         results[f"exact, {kind}"] = {"recall": 1.0, "ms": milliseconds}
-    for lookup in ("ivf", "hnsw"):
+    for lookup in ("ivf", "hnsw") if FAISS else ():
         neighbours, seconds, size = look.build(lookup)
         results[lookup] = {"build_seconds": round(seconds, 1), "bytes_per_image": round(size / IMAGES)}
         for kind, best in truth.items():
@@ -143,7 +143,8 @@ def measure(look: Look, texts: np.ndarray) -> dict[str, object]:
 
 def against_faiss(look: Look, texts: np.ndarray, rounds: int) -> float:
     """Time of our exact look-up in one branch over that of `IndexFlatIP`; the images found are compared."""
-    flat = faiss.IndexFlatIP(WIDTH)
+    assert FAISS is not None
+    flat = FAISS.IndexFlatIP(WIDTH)
     flat.add(np.ascontiguousarray(look.images[:, 0]))
     for number in range(QUERIES):
         assert look.exact(questions("branch", texts, number)) == flat.search(texts[number][None], K)[1][0].tolist()
@@ -156,14 +157,15 @@ def against_faiss(look: Look, texts: np.ndarray, rounds: int) -> float:
 
 def main() -> None:
     options = arguments(__doc__, rounds=5)
-    faiss.omp_set_num_threads(torch.get_num_threads())
+    if FAISS:
+        FAISS.omp_set_num_threads(torch.get_num_threads())
     results: dict[str, object] = {}
     for kind in ("clustered", "random"):
         images, texts = draw(kind, np.random.default_rng(0))
         with tempfile.TemporaryDirectory() as directory:
             look = Look(Path(directory), images)
             results[kind] = measure(look, texts)
-            if kind == "clustered":
+            if kind == "clustered" and FAISS:
                 results["time_of_flat_faiss"] = against_faiss(look, texts, options.rounds)
         sys.stdout.write(f"{kind}: {results[kind]}\n")
     write_record(

@@ -8,39 +8,34 @@ Asked of it: the command's help within 1.0 s, a verb's within 1.5 s, on an idle 
 import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 
-from _measure import write_record
+from _measure import interleaved, ratio, write_record
 
 ROUNDS = 7
-REFERENCE = [sys.executable, "-c", "import argparse"]
+PEER = "argparse"
 COMMANDS = {
-    "holistic-clip --help": ["--help"],
+    PEER: ["-c", "import argparse"],
+    "holistic-clip --help": ["-m", "holistic_clip_hf", "--help"],
     **{
-        f"holistic-clip {verb} --help": [verb, "--help"]
+        f"holistic-clip {verb} --help": ["-m", "holistic_clip_hf", verb, "--help"]
         for verb in ("caption", "corpus", "train", "finetune", "evaluate", "fit", "search", "card", "publish", "demo")
     },
-    "import holistic_clip_hf": None,
+    "import holistic_clip_hf": ["-c", "import holistic_clip_hf"],
 }
 
 
-def seconds_of(command: list[str]) -> float:
-    """Return the wall seconds of one run."""
-    begin = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - begin
-
-
 def main() -> None:
-    """Time each command in turn with the reference, and keep medians."""
-    results = {}
-    for name, arguments in COMMANDS.items():
-        program = ["-c", "import holistic_clip_hf"] if arguments is None else ["-m", "holistic_clip_hf", *arguments]
-        pairs = [(seconds_of([sys.executable, *program]), seconds_of(REFERENCE)) for _ in range(ROUNDS)]
-        ours, reference = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratio = statistics.median(one / other for one, other in pairs)
-        results[name] = {"seconds": round(ours, 3), "argparse_seconds": round(reference, 3), "ratio": round(ratio, 2)}
-        print(f"{name:32} {ours:6.3f} s {ratio:6.2f} times argparse")
+    """Time the commands in turn, and keep medians."""
+    runs = {
+        name: partial(subprocess.run, [sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
+        for name, command in COMMANDS.items()
+    }
+    seconds, results = interleaved(runs, ROUNDS), {}
+    for name, found in seconds.items():
+        median, quotient = statistics.median(found), ratio(seconds, name, PEER)
+        results[name] = {"seconds": round(median, 3), "ratio": round(quotient, 2)}
+        print(f"{name:32} {median:6.3f} s {quotient:6.2f} times argparse")
     write_record("startup", {"rounds": ROUNDS, "results": results})
 
 

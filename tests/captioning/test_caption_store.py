@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from holistic_clip_hf.captioning.store import ALL, CaptionRow, CaptionStore, Shard
+from holistic_clip_hf.captioning.store import CaptionRow, CaptionStore
+from holistic_clip_hf.sharding import ALL, Shard
 
 FORK = multiprocessing.get_context("fork")
 

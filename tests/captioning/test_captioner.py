@@ -17,9 +17,10 @@ from caption_server import CaptionServer, answer, caption_of, serving
 from holistic_clip_hf.captioning.captioner import CaptioningReport, caption_images
 from holistic_clip_hf.captioning.perspectives import Perspective
 from holistic_clip_hf.captioning.remote_backend import Patience, RemoteBackend
-from holistic_clip_hf.captioning.store import CaptionRow, CaptionStore, RowWriter, Shard
+from holistic_clip_hf.captioning.store import CaptionRow, CaptionStore, RowWriter
 from holistic_clip_hf.images.folders import ImageFolder
 from holistic_clip_hf.images.sources import Item, Skipped
+from holistic_clip_hf.sharding import Shard
 
 SCENE = Perspective("scene", "Describe this image in one sentence.")
 STYLE = Perspective("style", "Describe its style.")

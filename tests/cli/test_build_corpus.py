@@ -160,3 +160,17 @@ def test_a_corpus_is_not_built_into_the_data_set_that_it_is_made_of(run: Build, 
     table.save_to_disk(str(tmp_path / "corpus" / "saved"))
     with pytest.raises(ValueError, match="around the source"):
         run("dataset", tmp_path / "corpus" / "saved", "--image-column", "picture")
+
+
+def test_a_corpus_in_shares(images: Path, run: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "b.txt").write_text("beside b")
+    options = ["folder", str(images), "--rows-per-shard", "1", "--validation", "0", "--test", "0"]
+    for index in range(2):
+        parse("corpus", [*options, "--output", str(tmp_path / "corpus"), "--shard", f"{index}/2"])()
+        assert "1 of 2 files of" in capsys.readouterr().out
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus" / "data").iterdir()}
+    assert len(written) == 2
+    assert run(*options[:-4]) == {f"{name}.png": [("short", f"beside {name}", "images")] for name in "ab"}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus" / "data").iterdir()} == written
+    with pytest.raises(ValueError, match="`shard` is '2/2'; expected i/n"):
+        run(*options[:-4], "--shard", "2/2")

@@ -64,14 +64,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[R
     monkeypatch.setattr(linear_probe, "INVERSE_REGULARISATIONS", (0.1, 10.0))  # a few steps each
 
     def call(*options: str) -> list[Record]:
-        output = tmp_path / "results.json"
-        common = ["--model", tmp_path / "tiny", "--output", output]
-        if "--corpus" not in options:
-            common += ["--corpus", tmp_path / "corpus", "--split-column", "part"]
-        parse("evaluate", [*map(str, common), *options])()
-        return load_records(output)
+        parse("evaluate", [*common(tmp_path, with_corpus="--corpus" not in options), *options])()
+        return load_records(tmp_path / "results.json")
 
     return call
+
+
+def common(folder: Path, with_corpus: bool = True) -> list[str]:
+    """Options of every call."""
+    found = ["--model", folder / "tiny", "--output", folder / "results.json"]
+    return [*map(str, [*found, *(["--corpus", folder / "corpus", "--split-column", "part"] if with_corpus else [])])]
 
 
 def told(records: list[Record]) -> dict[Any, float]:
@@ -310,3 +312,42 @@ def test_data_that_is_not_there_is_named(
         run("--corpus", f"mnist={tmp_path}")
     with pytest.raises(ValueError, match="`templates` is 'mine'; expected one of plain"):
         run("--tasks", "classification", "--classes", "colour", "--templates", "mine")
+
+
+def test_an_evaluation_in_shares_has_the_records_of_one_without(
+    checkpoint: HolisticCLIPModel,
+    splits: dict[str, Dataset],
+    run: Callable[..., list[Record]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tasks = ["--tasks", "retrieval", "classification", "probes", "--classes", "colour", "--templates", "plain"]
+    tasks += ["--neighbours", "3", "--batch-size", "3"]
+    expected = told(run(*tasks))
+    (tmp_path / "results.json").unlink()
+    encoded = ["--encoded", str(tmp_path / "encoded")]
+    for index in range(2):
+        parse("evaluate", [*common(tmp_path), *tasks, *encoded, "--shard", f"{index}/2"])()
+        assert "batches are in" in capsys.readouterr().out
+    assert not (tmp_path / "results.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        # Only the classes' own texts are left to encode.
+        patch.setattr(HolisticCLIPModel, "get_image_features", None)
+        assert told(run(*tasks, *encoded)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shard", "0/2"], "`--encoded` is missing; `--shard 0/2` expects a folder"),
+        (["--shard", "2/2", "--encoded", "e"], "`shard` is '2/2'; expected i/n"),
+        (
+            ["--shard", "0/2", "--encoded", "e", "--tasks", "segmentation", "--masks", "voc21=v"],
+            "`--tasks` has segmentation, which `--shard 0/2` does not divide",
+        ),
+    ],
+)
+def test_shares_that_cannot_be_encoded_are_refused(options: list[str], message: str, tmp_path: Path) -> None:
+    corpus = [] if "segmentation" in options else ["--corpus", "emoji"]
+    with pytest.raises(ValueError, match=message):
+        parse("evaluate", ["--model", "tiny", "--output", str(tmp_path / "r.json"), *corpus, *options])()

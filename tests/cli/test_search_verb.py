@@ -28,7 +28,10 @@ def test_from_a_folder_to_answers(
         parse("search", arguments)()
         return capsys.readouterr().out.splitlines()
 
-    said = run("index", str(photos), "--model", str(tmp_path / "model"), "--index", index)
+    build = ["index", str(photos), "--model", str(tmp_path / "model"), "--index", index]
+    assert run(*build, "--shard", "1/2")[1].startswith("0 of 1 segments of")  # eight images are one segment
+    assert run(*build, "--shard", "0/2")[1].startswith("1 of 1 segments of")
+    said = run(*build)
     assert said[0].startswith("8 images: the index will take about 0.0 MB") and said[1].startswith("8 images")
     query = "main object: a red square; not style: drawing^0.5"
     said = run("find", query, "--index", index, "-k", "3", "--path", "*circle*", "--why")

@@ -18,6 +18,7 @@ from holistic_clip_hf.cli.main import parse
 from holistic_clip_hf.corpus.build import build_corpus, load_corpus
 from holistic_clip_hf.evaluation import fusion_fitting
 from holistic_clip_hf.evaluation.calibration import fusion_facts, load_calibration
+from holistic_clip_hf.evaluation.fingerprints import fingerprint
 from holistic_clip_hf.evaluation.fusion_fitting import (
     fit_best_fusion,
     fit_branch_weights,
@@ -28,7 +29,6 @@ from holistic_clip_hf.evaluation.fusion_fitting import (
 from holistic_clip_hf.evaluation.records import capture_provenance
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, measure_retrieval
 from holistic_clip_hf.publishing.checkpoint import require_checkpoint_folder
-from holistic_clip_hf.search.encoding import fingerprint
 from holistic_clip_hf.storage import InUseError, hold_lock
 
 MakeModel = Callable[..., HolisticCLIPModel]

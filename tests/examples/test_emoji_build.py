@@ -11,6 +11,7 @@ from test_emoji_packages import write_tarball
 from test_emoji_texts import DATA, INDEX
 
 from holistic_clip_hf.corpus.build import load_corpus, read_manifest
+from training.drawing import build_on_all_cores
 from training.emoji import build
 from training.emoji.build import build_emoji_corpus
 from training.emoji.packages import Package
@@ -165,3 +166,17 @@ def test_a_changed_licence_is_refused(cache: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(build, "load_packages", lambda: (artists, texts))
     with pytest.raises(ValueError, match="noto@1.0.0: got the licence 'MIT', expected 'Apache-2.0'"):
         build_emoji_corpus(cache, image_size=16)
+
+
+def test_one_process_and_two_draw_the_same_bytes(cache: Path, tmp_path: Path) -> None:
+    def contents(directory: Path) -> dict[str, bytes]:
+        return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
+
+    one = contents(build_on_all_cores(cache, image_size=16, workers=1))
+    assert one == contents(build_emoji_corpus(cache, image_size=16)) and len(one) > len(COLOURS)
+    (cache / "corpora").rename(tmp_path / "drawn")
+    finished: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:  # whoever finishes finds all drawings
+        patch.setattr(build, "_draw_artist", lambda sources, artist, size: finished.append(artist))
+        assert contents(build_on_all_cores(cache, image_size=16, workers=2)) == one
+    assert not finished

@@ -22,9 +22,15 @@ PACKAGE = Path(__file__).parents[2] / "holistic_clip_hf"
 # What this package wrote itself into a database or a file's head, and what servers and captioners answer.
 OWN_OR_SPOKEN = {
     *("captioning/chat_server.py", "captioning/unwrapping.py", "captioning/weights.py", "corpus/plan.py"),
-    *("demo/captions.py", "demo/guard.py", "images/sources.py", "publishing/checkpoint.py", "search/encoding.py"),
+    *(
+        "demo/captions.py",
+        "demo/guard.py",
+        "images/sources.py",
+        "publishing/checkpoint.py",
+        "evaluation/fingerprints.py",
+    ),
     *("storage.py", "trainer/callbacks.py", "trainer/recipes.py", "corpus/build.py", "search/store.py"),
-    *("images/records.py", "trainer/resuming.py"),
+    *("evaluation/fingerprints.py", "images/records.py", "trainer/resuming.py"),
 }
 
 

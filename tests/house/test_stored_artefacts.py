@@ -16,11 +16,11 @@ from holistic_clip_hf.captioning.captioner import Reply, Work, caption_images
 from holistic_clip_hf.captioning.perspectives import asked, load_perspectives
 from holistic_clip_hf.captioning.store import CaptionStore
 from holistic_clip_hf.corpus.build import load_corpus
+from holistic_clip_hf.evaluation.fingerprints import fingerprint
 from holistic_clip_hf.evaluation.records import capture_provenance, load_records, save_records
 from holistic_clip_hf.evaluation.retrieval import evaluate_retrieval
 from holistic_clip_hf.images.folders import FolderImages, ImageFolder
 from holistic_clip_hf.search import SearchIndex, Term, index_images
-from holistic_clip_hf.search.encoding import fingerprint
 from holistic_clip_hf.search.store import read_index_manifest
 
 DATA = Path(__file__).parents[1] / "data"

@@ -216,3 +216,43 @@ def test_half_precision_is_multiplied_and_summed_in_float32(dtype: torch.dtype) 
     for name in NAMES:
         assert leaves[name].grad.dtype == leaves[name].dtype
         torch.testing.assert_close(leaves[name].grad, exact[name].grad.to(leaves[name].dtype), rtol=1e-2, atol=1e-6)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations whose size or value the processor has to wait for on an accelerator."""
+
+    KINDS = ("nonzero", "unique", "item", "_local_scalar_dense", "masked_select", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [each for each in args if isinstance(each, (list, tuple))]
+        is_masked = any(isinstance(one, Tensor) and one.dtype == torch.bool for each in given for one in each)
+        name = function.overloadpacket.__name__
+        self.count += name.startswith(self.KINDS) or (name.startswith("index") and is_masked)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("matching", ["aligned", "free", "balanced"])
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_the_processor_does_not_wait_for_each_slot_and_branch(matching: str, objective: str) -> None:
+    """On the CPU nothing waits, but the operations that would are the same; torch does not tell of `tolist`."""
+    few, many = (count_waits(places, matching, objective) for places in (2, 9))
+    assert few == many <= 4, "once for each of the two terms, and for balanced captions"
+
+
+def count_waits(places: int, matching: str, objective: str) -> int:
+    generator, lists, to_list = torch.Generator().manual_seed(0), [], Tensor.tolist
+    branches, texts = (
+        F.normalize(torch.randn(40, places, 8, generator=generator), dim=-1).requires_grad_() for _ in "ab"
+    )
+    about = {"caption_mask": torch.rand(40, places, generator=generator) > 0.2}
+    about["caption_ids"] = torch.randint(9, (40, places), generator=generator)
+    bias = {"logit_bias": torch.tensor(-2.0)} if objective == "sigmoid" else {}
+    options = {"objective": objective, "matching": matching, "fused_weight": 1.0, "duplicate_captions": "ignore"}
+    with pytest.MonkeyPatch.context() as patch, Waits() as waits:
+        patch.setattr(Tensor, "tolist", lambda tensor: lists.append(1) or to_list(tensor))
+        loss_of(branches, texts, torch.tensor(5.0), **about, **bias, **options).total.backward()
+    return waits.count + len(lists)

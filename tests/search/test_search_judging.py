@@ -12,9 +12,9 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation.calibration import Calibration, ScoreCalibration, fusion_facts
+from holistic_clip_hf.evaluation.fingerprints import fingerprint
 from holistic_clip_hf.search import FUSED, DatasetImages, Filter, SearchIndex, Term, index_images
 from holistic_clip_hf.search import index as index_module
-from holistic_clip_hf.search.encoding import fingerprint
 
 MakeModel = Callable[..., HolisticCLIPModel]
 MakeIndex = Callable[..., SearchIndex]
