@@ -184,19 +184,20 @@ def read_index_manifest(directory: str | Path) -> Manifest:
 def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
     """Raise `ValueError` where an index is not what this checkpoint, these vectors, columns and width would make."""
     found = manifest.layout
-    if found.checkpoint != layout.checkpoint:
-        raise ValueError(
-            f"{directory} was made by another checkpoint ({manifest.model or 'without a name'}, "
-            f"{found.checkpoint[:12]}; this one is {layout.checkpoint[:12]}): its vectors mean nothing to this one. "
-            f"Load that checkpoint with its own processor and dtype, or index into another directory. To encode all "
-            f"images anew while the index answers as it is, add --rebuild (`rebuild=True` in Python)."
-        )
-    for name, told in (("vectors", "vectors"), ("columns", "columns"), ("width", "dimensions")):
-        if getattr(found, name) != getattr(layout, name):
+    for name, told in (("vectors", "vectors"), ("columns", "columns"), ("checkpoint", ""), ("width", "dimensions")):
+        if getattr(found, name) == getattr(layout, name):
+            continue
+        if name == "checkpoint":
             raise ValueError(
-                f"{directory} was made with {told}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked "
-                f"for. Ask for the same, index into another directory, or add --rebuild (`rebuild=True` in Python)."
+                f"{directory} was made by another checkpoint ({manifest.model or 'without a name'}, "
+                f"{found.checkpoint[:12]}; this one is {layout.checkpoint[:12]}): its vectors mean nothing to it. "
+                f"Load that checkpoint with its own processor and dtype, or index into another directory. To encode "
+                f"all images anew while the index answers as it is, add --rebuild (`rebuild=True` in Python)."
             )
+        raise ValueError(
+            f"{directory} was made with {told}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked for. Ask "
+            f"for the same, index into another directory, or add --rebuild (`rebuild=True` in Python)."
+        )
 
 
 def write_index_manifest(directory: Path, manifest: Manifest) -> None:
