@@ -195,8 +195,8 @@ def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
                 f"all images anew while the index answers as it is, add --rebuild (`rebuild=True` in Python)."
             )
         raise ValueError(
-            f"{directory} was made with {told}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked for. Ask "
-            f"for the same, index into another directory, or add --rebuild (`rebuild=True` in Python)."
+            f"{directory} was made with {told}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked for. "
+            f"Ask for the same, index into another directory, or add --rebuild (`rebuild=True` in Python)."
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_corpus_from_sources import FACTS, Squares, caption, png
+from test_corpus_from_sources import FACTS, Squares, caption
 
 from holistic_clip_hf.corpus.build import load_corpus, read_manifest, require_corpus_folder
 from holistic_clip_hf.corpus.from_sources import build_from_sources, build_share
@@ -62,12 +62,19 @@ def test_shares_make_the_bytes_of_a_build_without(tmp_path: Path) -> None:
     assert written == [(len(names[index::SHARES]), len(names)) for index in (2, 0, 1)] and len(names) > 2 * SHARES
     with pytest.raises(ValueError, match="half-built corpus"):
         read_manifest(tmp_path / "shared")
-    read: list[str] = []
-    finishing = squares()
-    finishing.read = lambda place: read.append(place) or png(int(place))  # type: ignore[method-assign]
-    build(tmp_path / "shared", finishing)
+    before = {path: path.stat() for path in files(tmp_path / "shared" / "data")}
+    build(tmp_path / "shared", squares())
     assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
-    assert not read, "what the shares wrote was written again"
+    for path, found in before.items():
+        after = path.stat()
+        assert (after.st_ino, after.st_mtime_ns) == (found.st_ino, found.st_mtime_ns), "it was written again"
+
+
+def test_groups_of_near_duplicates_need_all_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`near_duplicates` is 'group'; expected 'report' or 'ignore' for a share"):
+        settings = BuildSettings(near_duplicates="group")
+        build_share(tmp_path / "shared", [squares()], settings, shard=Shard(0, SHARES))
+    assert not (tmp_path / "shared").exists()
 
 
 def test_files_of_other_machines_may_be_copied_together(tmp_path: Path) -> None:
