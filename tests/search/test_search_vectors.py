@@ -119,7 +119,7 @@ def test_size_and_recall_are_told(tmp_path: Path, lookup: str, precision: str) -
 
 @pytest.mark.parametrize("precision", SMALLER)
 def test_what_is_best_by_several_branches_need_not_be_near_to_any(tmp_path: Path, precision: str) -> None:
-    """Each branch knows twenty kinds of image. Those of the kinds that are asked are a twentieth of either's nearest."""
+    """Each branch knows twenty kinds of image. Those of all kinds asked are a twentieth of the nearest of either."""
     pytest.importorskip("faiss")
     draws, centres = np.random.default_rng(1), drawn(20, 64, branches=3)
     kinds = draws.integers(20, size=(20_000, 3))
