@@ -190,13 +190,13 @@ def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
             f"{directory} was made by another checkpoint ({manifest.model or 'without a name'}, "
             f"{found.checkpoint[:12]}; this one is {layout.checkpoint[:12]}): its vectors mean nothing to this one. "
             f"Load that checkpoint with its own processor and dtype, or index into another directory. To encode all "
-            f"images anew while the index answers as it is, add --rebuild (`rebuild=True` in Python)."
+            f"images anew while the index answers, run `holistic-clip search index` with --rebuild (`rebuild=True`)."
         )
     for name, told in (("vectors", "vectors"), ("columns", "columns"), ("width", "dimensions")):
         if getattr(found, name) != getattr(layout, name):
             raise ValueError(
                 f"{directory} was made with {told}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked "
-                f"for. Ask for the same, index into another directory, or add --rebuild (`rebuild=True` in Python)."
+                f"for. Ask for the same, index into another directory, or add --rebuild (`rebuild=True`)."
             )
 
 
