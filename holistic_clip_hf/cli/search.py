@@ -132,7 +132,7 @@ class Index:
         precision = choose_precision(self.precision, choose_lookup(self.lookup, num_images))
         return (
             f"{told} Queries keep {read / 1e6:,.1f} MB of it in memory, in {precision}, which proposed "
-            f"{EXPECTED_RECALL[precision]:.1%} of the 10 nearest of a million images when all were read."
+            f"{EXPECTED_RECALL[precision]:.1%} of the 10 nearest in the benchmark, by reading all."
         )
 
 

@@ -192,7 +192,8 @@ def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
                 f"{directory} was made by another checkpoint ({manifest.model or 'without a name'}, "
                 f"{found.checkpoint[:12]}; this one is {layout.checkpoint[:12]}): its vectors mean nothing to it. "
                 f"Load that checkpoint with its own processor and dtype, or index into another directory. To encode "
-                f"all images anew while the index answers as it is, add --rebuild (`rebuild=True` in Python)."
+                f"all images anew while the index answers, run `holistic-clip search index` with --rebuild "
+                f"(`rebuild=True`)."
             )
         raise ValueError(
             f"{directory} was made with {told}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked for. "
