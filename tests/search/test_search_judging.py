@@ -152,4 +152,5 @@ def test_an_index_of_fused_vectors(make_index: MakeIndex) -> None:
 
 def test_one_branch_is_the_fused_score(make_index: MakeIndex) -> None:
     index = make_index(names=["all"], scores={FUSED: SCORES[FUSED]})
-    assert index.search("all: red", k=1)[0].probability == index.search("red", k=1)[0].probability is not None
+    named, fused = (index.search(query, k=1)[0].probability for query in ("all: red", "red"))
+    assert named == pytest.approx(fused, abs=1e-6)
