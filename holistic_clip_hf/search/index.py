@@ -400,7 +400,10 @@ class SearchIndex:
         asker, checkpoint = self._asker, self.layout.checkpoint
         if self.layout.vectors == FUSED_ONLY:  # whose fingerprint counts fusion in
             checkpoint = fingerprint(asker.model, asker.processor, with_fusion=False)
-        return sound_scores(calibration, asker.model, checkpoint)
+        scores = sound_scores(calibration, asker.model, checkpoint)
+        if FUSED in scores and len(self.layout.perspectives) == 1:  # of one branch, both are the same
+            scores.setdefault(self.layout.perspectives[0], scores[FUSED])
+        return scores
 
     def _candidates(self, questions: Sequence[EmbeddedTerm], allowed: np.ndarray, k: int, exact: bool) -> np.ndarray:
         if self._neighbours is not None and not exact and len(allowed) > FEW:

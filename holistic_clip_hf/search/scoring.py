@@ -27,7 +27,7 @@ LEAST_LENGTH = 1e-12  # of a mean of vectors, as torch normalises
 _ROUND_OFF = 2.0**-24
 _AT_ONCE = 4_096  # images whose scores are decided together
 MOST_SAMPLED = 1_024  # images whose scores say what is usual; their mean is off by a thirtieth of the spread
-FLOOR = 1.0  # spreads above the mean; of 0, 1 and 2, the best on validation (training/LOG.md, "Answers")
+FLOOR = 1.0  # spreads above the mean; better than the mean itself (training/LOG.md, "Answers")
 Blocks = Mapping[str, Sequence[np.ndarray]]  # by kind of vector, the rows in blocks (n, D) alike for all kinds
 
 

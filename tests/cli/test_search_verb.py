@@ -8,8 +8,11 @@ from datasets import Dataset
 from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.checkpoint_files import CALIBRATION_FILE
 from holistic_clip_hf.cli.main import parse
 from holistic_clip_hf.cli.search import parse_conditions
+from holistic_clip_hf.evaluation.calibration import Calibration, ScoreCalibration, fusion_facts, save_calibration
+from holistic_clip_hf.search.encoding import fingerprint
 from photo_index import NAMES, write_photos
 
 
@@ -91,6 +94,41 @@ def test_smaller_vectors_another_model_and_a_collection(
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{damaged.name}.*Run the indexing again"):
         run("find", "a red square", "--index", index, "--skip-damaged")  # its only segment
+
+
+def test_probabilities_and_nothing_found(
+    make_model: Callable[..., HolisticCLIPModel],
+    processor: HolisticCLIPProcessor,
+    corpus: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    photos, index, checkpoint = write_photos(corpus, tmp_path / "photos"), tmp_path / "index", tmp_path / "model"
+    model = make_model(perspectives=NAMES)
+    for part in (model, processor):
+        part.save_pretrained(checkpoint)
+    parse("search", ["index", str(photos), "--model", str(checkpoint), "--index", str(index)])()
+    capsys.readouterr()
+
+    def find(*options: str, least: float) -> list[str]:
+        scores = {"short": ScoreCalibration(0.0, 0.0, 0.0, 0.0, 50, 8, least)}  # an even chance for each
+        print_of = fingerprint(model, processor, with_fusion=False)
+        found = Calibration(print_of, fusion_facts(model), "photos", "validation", scores)
+        save_calibration(checkpoint / CALIBRATION_FILE, found)
+        parse("search", ["find", "short: red", "--index", str(index), "-k", "2", *options])()
+        return capsys.readouterr().out.splitlines()
+
+    said = find(least=0.4)
+    assert len(said) == 2 and [line.split()[1] for line in said] == ["50.0%"] * 2
+    nothing = find("--picture", str(tmp_path / "found.png"), least=0.6)
+    assert nothing[0].startswith("Nothing found: the best of the images fits with a probability of 50.0%")
+    assert "--nearest" in nothing[1] and len(nothing) == 2 and not (tmp_path / "found.png").exists()
+    assert find("--nearest", least=0.6) == [nothing[0], *said]
+    (checkpoint / CALIBRATION_FILE).write_text("{")
+    parse("search", ["find", "short: red", "--index", str(index), "-k", "2"])()
+    assert capsys.readouterr().out.splitlines() == [line.replace("  50.0%  ", "") for line in said]
+    assert "Images are found without probabilities: " in caplog.text
 
 
 def test_what_a_search_refuses(

@@ -1,6 +1,7 @@
 """Explanations agree with the scores that they explain, and each term is held against the branches that it asks."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ pytest.importorskip("gradio")
 from demo_pages import fill, open_drawings  # noqa: E402
 from holistic_clip_hf.demo import markup  # noqa: E402
 from holistic_clip_hf.demo.explanation import MOST_TERMS, MOST_WORDS, weights_by_branch  # noqa: E402
-from holistic_clip_hf.demo.page import Asked, Page  # noqa: E402
+from holistic_clip_hf.demo.page import IMAGE, Asked, Page  # noqa: E402
 from holistic_clip_hf.demo.showcase import Showcase  # noqa: E402
 
 PERSPECTIVES = ["short", "main_object", "style"]
@@ -159,3 +160,39 @@ def test_what_a_page_does_not_show_is_told(showcase: Showcase, monkeypatch: pyte
     assert "3 of 8 images. Ask more precisely" in told and "data-shown" not in told
     told = markup.results(Answer(hits), thumbnails, PERSPECTIVES, wishes=(), num_images=3)
     assert "hc-more" not in told
+
+
+def test_an_image_of_yours_and_what_is_to_differ(showcase: Showcase) -> None:
+    """The page shows what the terms find, and explains it, the example by the branches that it is compared in."""
+    example, weights = draw("red", "square"), [1.0, 0.0, 0.0, 0.0]
+    terms = [Term(image=example, without=("style",)), Term("blue", perspective="style")]
+    asked = Asked(IMAGE, "but style: blue", example, weights)
+    found = Page(showcase).results(asked)
+    for hit in showcase.index.search(terms, k=8):
+        assert f"{hit.score:.2f}" in found
+    told = Page(showcase).inspect("blue-circle.png", asked)
+    assert "the image that you gave" in told and "style: blue" in told
+    by_branch = weights_by_branch(terms[0], {FUSED: 1.0, "short": 0.5, "style": 2.0}, PERSPECTIVES)
+    assert by_branch == {"short": 1.0, "main_object": 0.5}
+    (hit,) = showcase.search(terms, {FUSED: 1.0, "style": 2.0}, only="blue-circle.png")
+    assert [list(part.by_branch) for part in hit.parts] == [["short", "main_object"], ["style"]]
+    assert "wants every perspective otherwise" in Page(showcase).results(
+        Asked(IMAGE, "; ".join(f"but {name}: x" for name in PERSPECTIVES), example, weights)
+    )
+
+
+def test_probabilities_and_nothing_found_are_shown(showcase: Showcase) -> None:
+    hits = [
+        replace(hit, probability=share)
+        for hit, share in zip(showcase.index.search("red", k=2), (0.12, 0.034), strict=True)
+    ]
+    shown: dict[str, Any] = {
+        "thumbnails": {hit.image_id: "" for hit in hits},
+        "wishes": [Term("red")],
+        "num_images": 8,
+    }
+    told = markup.results(Answer(hits, found=True), branches=PERSPECTIVES, **shown)
+    assert "· 12%" in told and "· 3%" in told and "probability that the image fits" in told
+    assert "Nothing found" not in told
+    told = markup.results(Answer(hits, found=False), branches=PERSPECTIVES, **shown)
+    assert "Nothing found: even the best image fits with a probability of 12.0% only." in told and "· 3%" in told

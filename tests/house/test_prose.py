@@ -25,9 +25,9 @@ DOCUMENTS = [
 
 # A function does something, so its first word is a verb in its base form. A new verb is added here; a noun is not.
 KNOWN = """
-accumulate add allocate allow annotate answer apply ask average begin bound break build check choose classify collect
-commit compare connect construct convert copy count create cut decide delete describe do draw drop embed encode end
-estimate evaluate execute export fail fetch fill find fit format freeze fuse gather give group hash hide hold import
+accumulate add allocate allow annotate answer apply ask average begin bound break build calibrate check choose
+classify collect commit compare connect construct convert copy count create cut decide delete describe do draw drop
+embed encode end estimate evaluate execute export fail fetch fill find fit format freeze fuse gather give group hash hide hold import
 index join judge keep learn leave list load lock log look lower make map mark match measure merge move multiply name
 note open parse pick plan prepare print provide publish push put raise rank read refuse register remove render repeat
 replace require reset resize restore return run save say scale score select serve set shorten show shuffle skip sort

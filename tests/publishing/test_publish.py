@@ -20,6 +20,13 @@ from transformers import CLIPConfig, CLIPModel
 
 from conftest import WITHOUT_THE_PACKAGE
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.checkpoint_files import CALIBRATION_FILE
+from holistic_clip_hf.evaluation.calibration import (
+    Calibration,
+    ScoreCalibration,
+    load_calibration,
+    save_calibration,
+)
 from holistic_clip_hf.evaluation.records import Recorder, capture_provenance, save_records
 from holistic_clip_hf.publishing import stranger
 from holistic_clip_hf.publishing.checkpoint import VerificationError, stage, verify
@@ -192,6 +199,17 @@ def test_a_link_is_not_published(online: LoopbackHub, checkpoint: Path, tmp_path
     with pytest.raises(ValueError, match=rf"{name} is a symbolic link; expected a file of its own"):
         publish(checkpoint, CLIP)
     assert not online.requests
+
+
+def test_a_calibration_comes_along_if_it_is_sound(checkpoint: Path, tmp_path: Path) -> None:
+    scores = {"fused": ScoreCalibration(-1.0, 2.0, 0.5, -1.0, 50, 20, 0.1)}
+    saved = Calibration("abc", {"fusion": "mean"}, "emoji", "validation", scores)
+    save_calibration(checkpoint / CALIBRATION_FILE, saved)
+    assert CALIBRATION_FILE in stage(checkpoint, tmp_path / "staged", CardFacts("ada/clip", "clip"))
+    assert load_calibration(tmp_path / "staged") == saved
+    (checkpoint / CALIBRATION_FILE).write_text("{}")
+    with pytest.raises(ValueError, match="is not a calibration"):
+        stage(checkpoint, tmp_path / "again", CardFacts("ada/clip", "clip"))
 
 
 def test_a_picture_that_is_something_else_is_not_staged(checkpoint: Path, tmp_path: Path) -> None:

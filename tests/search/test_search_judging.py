@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +30,10 @@ SCORES = {
 def make_index(make_model: MakeModel, processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path) -> MakeIndex:
     """`make_index(**changes)`: of the eight drawings, with `SCORES`; `changes` are those of the calibration."""
 
-    def make(vectors: str = "branches", lookup: str = "exact", **changes: object) -> SearchIndex:
-        model = make_model(perspectives=NAMES, vision={"num_branches": 2})
+    def make(
+        vectors: str = "branches", lookup: str = "exact", names: Sequence[str] = NAMES, **changes: object
+    ) -> SearchIndex:
+        model = make_model(perspectives=list(names), vision={"num_branches": len(names)})
         images = DatasetImages(corpus)
         index_images(tmp_path / "index", images, model, processor, vectors=vectors, lookup=lookup)
         checkpoint = fingerprint(model, processor, with_fusion=False)
@@ -146,3 +148,9 @@ def test_an_index_of_fused_vectors(make_index: MakeIndex) -> None:
     (hit,) = index.search("red", k=1)
     expected = plain_probability(hit.score, list(scores.values()), SCORES[FUSED], 8)
     assert hit.probability == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_branch_is_the_fused_score(make_index: MakeIndex) -> None:
+    index = make_index(names=["all"], scores={FUSED: SCORES[FUSED]})
+    named, fused = (index.search(query, k=1)[0].probability for query in ("all: red", "red"))
+    assert named == pytest.approx(fused, abs=1e-6)
