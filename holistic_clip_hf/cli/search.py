@@ -43,6 +43,7 @@ class Index:
         lookup: Nearest-neighbour method; `auto` is exact up to a million images.
         columns: Columns of a corpus to filter by.
         batch_size: Number of images that are encoded together.
+        follow_links: Follow links in a folder of images, wherever they lead.
         replace: Permission to replace an index of other images.
     """
 
@@ -53,6 +54,7 @@ class Index:
     lookup: Literal["auto", "exact", "ivf", "hnsw"] = "auto"
     columns: tuple[str, ...] = ()
     batch_size: int = 64
+    follow_links: bool = False
     replace: bool = False
 
     def __call__(self) -> None:
@@ -68,7 +70,7 @@ class Index:
         from ..storage import require_count
 
         require_count("--batch-size", self.batch_size)
-        images = open_images(self.images, list(self.columns))
+        images = open_images(self.images, list(self.columns), follow_links=self.follow_links)
         require_index_place(self.index, images)  # before a model is loaded
         items = {each.image_id: each for each in images.items() if isinstance(each, Item)}
         if not self.replace:
@@ -261,7 +263,7 @@ Command = (
 )
 
 
-def open_images(name: str, columns: list[str]) -> "Images":
+def open_images(name: str, columns: list[str], *, follow_links: bool = False) -> "Images":
     """Open a folder of images, or a corpus by its folder or its name in the cache.
 
     Raises:
@@ -285,7 +287,7 @@ def open_images(name: str, columns: list[str]) -> "Images":
             f"`--columns` is {' '.join(columns)}; expected none, since {name} is a folder of images. Leave it out, or "
             "index a corpus."
         )
-    return FolderImages(directory)
+    return FolderImages(directory, follow_links=follow_links)
 
 
 def open_index(directory: Path, model_name: str | None) -> "SearchIndex":
