@@ -64,9 +64,11 @@ def groups_by_row(thumbnails: np.ndarray) -> dict[int, frozenset[int]]:
     return found
 
 
-def judge(originals: np.ndarray, copies: np.ndarray, chosen: list[int]) -> dict[str, int]:
+def judge(
+    originals: np.ndarray, alone: dict[int, frozenset[int]], copies: np.ndarray, chosen: list[int]
+) -> dict[str, int]:
     """Number of copies that are found, and of those in whose group a stranger is."""
-    alone, count = groups_by_row(originals), len(originals)
+    count = len(originals)
     both = groups_by_row(np.concatenate([originals, copies]))
     friends = {row: alone.get(row, frozenset([row])) for row in chosen}
     found = wrong = 0
@@ -74,8 +76,7 @@ def judge(originals: np.ndarray, copies: np.ndarray, chosen: list[int]) -> dict[
         group = both.get(count + number, frozenset())
         found += row in group
         wrong += any(each not in friends[row] for each in group if each < count)
-    grouped = {"images_in_groups": len(alone), "groups": len(set(alone.values()))}
-    return {"copies": len(chosen), "found": found, "false_alarms": wrong, **grouped}
+    return {"copies": len(chosen), "found": found, "false_alarms": wrong}
 
 
 def judge_phash(kept: list[bytes], copies: list[bytes], chosen: list[int], side: int) -> dict[str, float]:
@@ -153,10 +154,12 @@ def main() -> None:
     kinds = [KINDS[number % len(KINDS)] for number in range(NUM_COPIES)]
     copies = [copy(kept[row], kind, draw) for row, kind in zip(chosen, kinds, strict=True)]
     thumbs = np.stack([make_thumbnail(read_image(data)) for data in copies])
-    record["thumbnails"] = judge(originals, thumbs, chosen)
+    alone = groups_by_row(originals)
+    record |= {"images_in_groups": len(alone), "groups": len(set(alone.values()))}
+    record["all_copies"] = judge(originals, alone, thumbs, chosen)
     for kind in KINDS:
         some = [number for number, each in enumerate(kinds) if each == kind]
-        record[kind] = judge(originals, thumbs[some], [chosen[number] for number in some])
+        record[kind] = judge(originals, alone, thumbs[some], [chosen[number] for number in some])
     sys.stdout.write(json.dumps(record, indent=1) + "\n")
     try:
         record["phash"] = [judge_phash(kept, copies, chosen, side) for side in (8, 16)]
