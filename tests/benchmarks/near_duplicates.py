@@ -3,10 +3,10 @@
     python tests/benchmarks/near_duplicates.py emoji photos clipart    # folders or corpora of the cache
     python tests/benchmarks/near_duplicates.py emoji --scale 1000000   # adds the look for groups of a million
 
-A thousand images are copied: to half to double of the side by any filter, as JPEG of quality 40 to 95, mirrored, or
-all of these at once. A copy is found if it is in the group of its original, and is a false alarm if an image is in it
-that is not grouped with the original without copies. phash of 64 and 256 bits (`imagehash`, if installed) is given the
-distance at which it finds 99 % of the copies: how many copies then have a stranger so near? A large set is made of
+A thousand images are copied: to half to double of the side by smooth filters, as JPEG of quality 40 to 95, mirrored,
+or all of these at once. A copy is found if it is in the group of its original, and is a false alarm if an image is in
+it that is not grouped with the original without copies. phash of 64 and 256 bits (`imagehash`, if installed) is given
+the distance at which it finds 99 % of the copies: how many copies then have a stranger so near? A large set is made of
 blends of two thumbnails each, its peak memory has the thumbnails in it. Writes results/near_duplicates.json.
 """
 
@@ -30,7 +30,8 @@ from holistic_clip_hf.images.sources import Item
 from holistic_clip_hf.processing_holistic_clip import on_background
 
 NUM_COPIES, SHARE_FOUND = 1_000, 0.99
-FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)
+FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+SEED = 1  # the limits were chosen on copies of seed 0
 KINDS = ("resized", "recompressed", "mirrored", "all")
 
 
@@ -148,8 +149,9 @@ def main() -> None:
             continue
         names.append(name)
         kept.append(data)
-    record: dict[str, object] = {"images": len(names), "seconds_of_thumbnails": round(time.perf_counter() - start, 1)}
-    originals, draw = np.stack(thumbnails), random.Random(0)
+    record: dict[str, object] = {"seed_of_copies": SEED, "images": len(names)}
+    record["seconds_of_thumbnails"] = round(time.perf_counter() - start, 1)
+    originals, draw = np.stack(thumbnails), random.Random(SEED)
     chosen = draw.sample(range(len(names)), NUM_COPIES)
     kinds = [KINDS[number % len(KINDS)] for number in range(NUM_COPIES)]
     copies = [copy(kept[row], kind, draw) for row, kind in zip(chosen, kinds, strict=True)]
