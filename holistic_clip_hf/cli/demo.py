@@ -31,6 +31,7 @@ class Command:
         host: Address to listen on. 0.0.0.0 lets other machines in.
         allow_host: Further name that the page is served under, such as that of a proxy before it.
         edit_captions: JSON-lines file in which captions that visitors correct are saved. Default: nobody can.
+        follow_links: Follow links in a folder of images, wherever they lead.
         port: Port to listen on. Default: the first free one from 7860.
         write_space: Folder to write a Space into, new or empty, instead of serving. It gets copies of images and index
             and, if that is a folder, of the checkpoint.
@@ -44,6 +45,7 @@ class Command:
     port: int | None = None
     allow_host: UseAppendAction[tuple[str, ...]] = ()
     edit_captions: Path | None = None
+    follow_links: bool = False
     write_space: Path | None = None
 
     def __call__(self) -> None:
@@ -62,7 +64,12 @@ class Command:
         from ..demo.showcase import open_showcase
 
         showcase = open_showcase(
-            self.checkpoint, self.images, index=self.index, replace=self.replace, edit_captions=self.edit_captions
+            self.checkpoint,
+            self.images,
+            index=self.index,
+            replace=self.replace,
+            edit_captions=self.edit_captions,
+            follow_links=self.follow_links,
         )
         if self.write_space is None:
             serve(showcase, host=self.host, port=self.port, allow_hosts=self.allow_host)

@@ -55,6 +55,7 @@ class Index:
         batch_size: Number of images that are encoded together.
         shard: Share of the images for this process, as i/n, counted from 0. When all shards are done, run the same
             command without --shard.
+        follow_links: Follow links in a folder of images, wherever they lead.
         replace: Permission to replace an index of other images.
         rebuild: Permission to encode all images anew, for another checkpoint or other options. The index answers as
             it is until the end, and is then replaced in one step.
@@ -70,6 +71,7 @@ class Index:
     columns: tuple[str, ...] = ()
     batch_size: int = 64
     shard: str = "0/1"
+    follow_links: bool = False
     replace: bool = False
     rebuild: bool = False
 
@@ -91,7 +93,7 @@ class Index:
         require_count("--dimensions", self.dimensions)
         choose_precision(self.precision, choose_lookup(self.lookup, 0))
         shard = Shard.parse(self.shard)
-        images = open_images(self.images, list(self.columns))
+        images = open_images(self.images, list(self.columns), follow_links=self.follow_links)
         require_index_place(self.index, images)  # before a model is loaded
         items = {each.image_id: each for each in images.items() if isinstance(each, Item)}
         if not self.replace:
@@ -372,7 +374,7 @@ Command = (
 )
 
 
-def open_images(name: str, columns: list[str]) -> "Images":
+def open_images(name: str, columns: list[str], *, follow_links: bool = False) -> "Images":
     """Open a folder of images, or a corpus by its folder or its name in the cache.
 
     Raises:
@@ -396,7 +398,7 @@ def open_images(name: str, columns: list[str]) -> "Images":
             f"`--columns` is {' '.join(columns)}; expected none, since {name} is a folder of images. Leave it out, or "
             "index a corpus."
         )
-    return FolderImages(directory)
+    return FolderImages(directory, follow_links=follow_links)
 
 
 def open_index(directory: Path, model_name: str | None, *, skip_damaged: bool = False) -> "SearchIndex":

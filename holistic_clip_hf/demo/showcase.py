@@ -25,6 +25,8 @@ from ..publishing.model_card import known_facts
 from ..search import FUSED, Answer, DatasetImages, FolderImages, Hit, Query, SearchIndex, Term, index_images
 from ..search.encoding import embed_images
 from ..search.indexing import require_index_place
+from ..search.store import MANIFEST as INDEX_MANIFEST
+from ..search.store import is_writable
 from .captions import (
     Captions,
     CaptionsById,
@@ -296,8 +298,9 @@ def open_showcase(
     index: str | Path | None = None,
     replace: bool = False,
     edit_captions: str | Path | None = None,
+    follow_links: bool = False,
 ) -> Showcase:
-    """Load, index what is not indexed yet, and open.
+    """Load, index what is not indexed yet, and open. An index that may not be written is shown as it is.
 
     Args:
         checkpoint: a directory, or a name on the Hub.
@@ -307,19 +310,24 @@ def open_showcase(
         replace: Permission to replace an index of other images.
         edit_captions: JSON-lines file in which corrected captions are saved; see `editing`. Default: they cannot be
             corrected.
+        follow_links: Follow links in a folder of images, wherever they lead.
 
     Raises:
         ValueError: no such folder; no images in it; an index of another checkpoint or of other images; a file for
             captions that cannot be one.
     """
     images = Path(images)
-    source, captions = _open_images(images)
+    source, captions = _open_images(images, follow_links)
     directory = images.resolve().with_name(images.resolve().name + INDEX_ENDING) if index is None else Path(index)
-    require_index_place(directory, source)  # before a model is loaded
+    is_fixed = (directory / INDEX_MANIFEST).is_file() and not is_writable(directory)
+    if not is_fixed:
+        require_index_place(directory, source)  # before a model is loaded
     edited = None if edit_captions is None else CaptionFile(edit_captions)
     model, processor = load_checkpoint(checkpoint)
-    report = index_images(directory, source, model, processor, replace=replace, progress=True)
-    logger.info("%s", report)
+    if is_fixed:
+        logger.warning("%s may not be written. It is shown as it is, without new and changed images.", directory)
+    else:
+        logger.info("%s", index_images(directory, source, model, processor, replace=replace, progress=True))
     opened = SearchIndex(directory, model, processor, images=source, calibration=calibration_or_warning(checkpoint))
     if captions is None:
         captions = captions_of_names(opened)
@@ -329,8 +337,8 @@ def open_showcase(
     return showcase
 
 
-def _open_images(images: Path) -> tuple[Images, CaptionsById | None]:
+def _open_images(images: Path, follow_links: bool) -> tuple[Images, CaptionsById | None]:
     if not (images / MANIFEST).is_file():
-        return FolderImages(images), None
+        return FolderImages(images, follow_links=follow_links), None
     corpus: Any = load_corpus(images)
     return DatasetImages(corpus, name=str(images.resolve())), captions_of_corpus(corpus)

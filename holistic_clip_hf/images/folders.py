@@ -391,6 +391,8 @@ def _skipped(place: str, reason: str) -> Skipped:
 
 
 RESERVED = ("image_id", "stamp")
+FOLLOWED = {"links": "followed"}  # of an origin
+_FOLDER_LINK = "a link to a folder; links are not followed"
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -402,19 +404,22 @@ class FolderImages:
 
     Args:
         root: the folder; it may be a link itself.
+        follow_links: Follow links, wherever they lead, each folder once.
 
     Raises:
         ValueError: no such folder.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, follow_links: bool = False) -> None:
         if not Path(root).is_dir():
             raise ValueError(
                 f"`root` is {root}, which is not a folder; expected a folder of images. Correct the path."
             )
-        self.root = Path(root).resolve()
+        self.root, self.follow_links = Path(root).resolve(), follow_links
         require_utf8(self.root, "images")
-        self.origin: Mapping[str, str] = {"kind": "folder", "root": str(self.root)}
+        self.origin: Mapping[str, str] = {"kind": "folder", "root": str(self.root)} | (
+            FOLLOWED if follow_links else {}
+        )
         self.features = Features({})
         self.others: Mapping[str, int] = {}
 
@@ -425,12 +430,18 @@ class FolderImages:
         def note(error: OSError) -> None:
             closed.append(Skipped(self._id(str(error.filename)), f"{type(error).__name__}: {error.strerror}"))
 
-        for folder, folders, names in os.walk(self.root, onerror=note):
-            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        seen = {os.path.realpath(self.root)}
+        for folder, folders, names in os.walk(self.root, onerror=note, followlinks=self.follow_links):
+            links = [name for name in folders if self._is_closed(os.path.join(folder, name), seen)]
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
             for name in sorted(each for each in [*names, *links] if not each.startswith(".")):
                 if name in links:
-                    yield Skipped(self._id(os.path.join(folder, name)), "a link to a folder; links are not followed")
+                    told = (
+                        "a folder that came before"
+                        if self.follow_links
+                        else "a link to a folder; links are not followed"
+                    )
+                    yield Skipped(self._id(os.path.join(folder, name)), told)
                 else:
                     yield from self._items(os.path.join(folder, name), others)
         yield from closed
@@ -439,6 +450,8 @@ class FolderImages:
         """Return the file of an image. Raises `OSError` for a link, for what is not a regular file, and for files
         above `MOST_BYTES`.
         """
+        if self.follow_links:
+            return read_file(self.root / image_id)
         with open(self._open(image_id), "rb") as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
@@ -477,7 +490,7 @@ class FolderImages:
             return
         try:
             image_id.encode()
-            facts = os.lstat(path)
+            facts = os.stat(path) if self.follow_links else os.lstat(path)
         except UnicodeEncodeError:
             yield Skipped(ascii(image_id), "its name is not UTF-8")
             return
@@ -490,6 +503,15 @@ class FolderImages:
             yield Skipped(image_id, "not a regular file")
         else:
             yield Item(image_id, image_id, f"{facts.st_size} {facts.st_mtime_ns}")
+
+    def _is_closed(self, path: str, seen: set[str]) -> bool:
+        """Tell a folder that is not walked: a link or, where links are followed, one that was walked before."""
+        if not self.follow_links:
+            return os.path.islink(path)
+        real = os.path.realpath(path)
+        is_known = real in seen
+        seen.add(real)
+        return is_known
 
     def _id(self, path: str) -> str:
         return Path(os.path.relpath(path, self.root)).as_posix()

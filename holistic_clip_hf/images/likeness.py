@@ -81,8 +81,8 @@ def find_groups(thumbnails: Thumbnails, *, progress: bool = False) -> list[np.nd
     return groups.found()
 
 
-MOST_DIFFERENCE = 5.0  # of all pixels, root mean square
-MOST_OF_A_PART = 12.0  # likewise of the part in which they differ most
+MOST_DIFFERENCE = 6.0  # of all pixels, root mean square
+MOST_OF_A_PART = 13.5  # likewise of the part in which they differ most
 _PART = 2  # pixels of a side
 _WEIGHTS = np.array([1.0, 0.5, 0.5], np.float32)  # JPEG keeps colour at half the side of brightness
 

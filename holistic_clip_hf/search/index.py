@@ -460,7 +460,9 @@ class SearchIndex:
                 f"The images are those of {dict(origin)}, which the index does not hold. Open it with "
                 f"`images=DatasetImages(...)` to see them."
             )
-        return FolderImages(origin["root"])
+        root, here = Path(origin["root"]), self.directory.resolve().parent / Path(origin["root"]).name
+        # An index that was copied or cloned has its images beside it, or they are where they were.
+        return FolderImages(here if here.is_dir() and not root.is_dir() else root, follow_links="links" in origin)
 
 
 def _alive(manifest: Manifest) -> np.ndarray:

@@ -45,6 +45,7 @@ from .store import (
     Segment,
     describe_file,
     folder_of,
+    is_writable,
     lock,
     open_segment,
     read_index_manifest,
@@ -207,6 +208,21 @@ class Writer:
         column = table.column_names.index("stamp")
         moved = table.set_column(column, table.schema.field(column), pa.array(stamps_now, table.schema.types[column]))
         return self._written(moved.take(part.alive), [])
+
+    def renamed(self, part: SegmentRows, rows: Sequence[tuple[Item, int]]) -> Iterator[SegmentRows]:
+        """Write rows once more under other names; only vectors are copied."""
+        size = self.rows_per_segment
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            table = part.dataset.with_format("arrow")[:].take([row for _, row in some])
+            for name, values in (
+                ("image_id", [item.image_id for item, _ in some]),
+                ("stamp", [item.stamp for item, _ in some]),
+            ):
+                column = table.column_names.index(name)
+                field = table.schema.field(column)
+                table = table.set_column(column, field, pa.array(values, field.type))
+            yield self._written(table, [])
 
     def _load(self, images: Images, item: Item) -> tuple[Item, Image.Image | LeftOut]:
         """Return an image, and its item with the stamp that the index is to keep."""
@@ -427,9 +443,15 @@ def require_index_place(directory: Path, images: Images) -> None:
     """Refuse a folder in which no index of these images may be made.
 
     Raises:
-        ValueError: it is, holds or lies in that of the images, holds files of somebody else, or is not UTF-8.
+        ValueError: it is, holds or lies in that of the images, holds files of somebody else, may not be written, or is
+            not UTF-8.
     """
     require_utf8(directory, "index")
+    if not is_writable(directory):
+        raise ValueError(
+            f"`index` is {directory}, which may not be written, as on a read-only disk; expected a place of yours. An "
+            "index there can be searched as it is. Copy it, or name another folder."
+        )
     if (folder := folder_of(images.origin)) is not None:
         require_apart(directory, folder, walked=True)
     require_index_folder(directory)
@@ -522,6 +544,7 @@ class _Build:
 
     def encode(self, batch_size: int, progress: bool) -> None:
         """Write a segment after the other, and merge those that have become small."""
+        self._take_over(progress)
         chunks = self.writer.chunks(self.todo, self.writer.free_number())
         for part, unread in self.writer.encoded(self.images, chunks, batch_size, progress):
             self.parts.append(part)
@@ -543,6 +566,35 @@ class _Build:
         for _ in self.writer.encoded(self.images, missing, batch_size, progress):
             pass
         return len(mine), len(chunks)
+
+    def _take_over(self, progress: bool) -> None:
+        """Give new files the vectors of files of the same contents: they were moved, renamed or copied."""
+        if self.before is None or self.before.reading != READING:
+            return
+        known = {
+            _contents_of(stamp): (part, row)
+            for part in self.parts
+            for row, (_, stamp) in enumerate(stamps(part.dataset))
+        }
+        sizes = {stamp.split(" ")[0] for part in self.parts for _, stamp in stamps(part.dataset)}
+        moved: dict[Path, list[tuple[Item, int]]] = {}
+        todo = []
+        for item in tqdm(self.todo, desc="new files", disable=not progress):
+            stamp = self._stamp(item) if item.stamp.split(" ")[0] in sizes else ""
+            if (found := known.get(_contents_of(stamp))) is None:
+                todo.append(item)
+            else:
+                moved.setdefault(found[0].path, []).append((item._replace(stamp=stamp), found[1]))
+        parts = {part.path: part for part in self.parts}
+        self.parts += [written for path, rows in moved.items() for written in self.writer.renamed(parts[path], rows)]
+        self.todo = todo
+
+    def _stamp(self, item: Item) -> str:
+        """Return the stamp of an image with its contents, or nothing if it cannot be read."""
+        try:
+            return self.images.stamp(item, self.images.read(item.place))
+        except OSError:
+            return ""
 
     def commit(self) -> IndexReport:
         """Make the index what was encoded, in one step, remove what it no longer needs, and report."""

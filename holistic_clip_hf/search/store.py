@@ -448,6 +448,11 @@ def folder_of(origin: Mapping[str, str]) -> Path | None:
     return path if path.is_absolute() else None
 
 
+def is_writable(directory: Path) -> bool:
+    """Tell whether a folder may be written or, if it does not exist, made."""
+    return os.access(next(each for each in (directory, *directory.absolute().parents) if each.exists()), os.W_OK)
+
+
 def require_index_folder(directory: Path) -> None:
     """Refuse to index into a folder that holds anything but an index, finished or half-built.
 
