@@ -20,6 +20,14 @@ class Parent(TestCase):
         self.model_tester = tester
 
 
+class OurConfigTester(ConfigTester):
+    """The checks with our refusal of a vocabulary that ends before the end token."""
+
+    def create_and_test_config_from_pretrained_custom_kwargs(self) -> None:
+        with self.parent.assertRaisesRegex(ValueError, r"eos_token_id` is \d+; expected .* `vocab_size`, which is 20"):
+            super().create_and_test_config_from_pretrained_custom_kwargs()
+
+
 @pytest.mark.parametrize(
     ("config_class", "fields"),
     [
@@ -46,6 +54,7 @@ def test_configuration_of_both_towers(
     config_class: type[PreTrainedConfig], vision_class: type[PreTrainedConfig], fields: dict
 ) -> None:
     parent = Parent(CompositeTester(config_class, VisionTester(vision_class, fields, num_class_tokens=1)))
-    ConfigTester(
+    tester = ConfigTester if config_class is CLIPConfig else OurConfigTester
+    tester(
         parent, config_class=config_class, has_text_modality=False, common_properties=list(COMMON)
     ).run_common_tests()
