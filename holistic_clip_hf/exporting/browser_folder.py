@@ -88,7 +88,7 @@ def export_page(
         output: Folder to write, new or empty.
         node_modules: Folder into which npm installed transformers.js.
         int8: Take a text tower with 8-bit weights: a quarter of its size, other scores.
-        half: Write vectors with 16 bits: half their size, scores that differ by some 0.001.
+        half: Write vectors with 16 bits: half their size, scores that differ by less than 0.001.
         images: Source of what was indexed. Default: the folder that the index remembers.
 
     Raises:

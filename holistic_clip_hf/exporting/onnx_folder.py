@@ -174,8 +174,8 @@ def save_graph_processor(model: HolisticCLIPModel, processor: HolisticCLIPProces
 
 
 def plain_configuration(model: HolisticCLIPModel) -> dict[str, Any]:
-    """Return the configuration of a model as it stands beside graphs, without code of ours."""
-    return {name: value for name, value in model.config.to_dict().items() if name != "auto_map"}
+    """Return the configuration of a model as it stands beside graphs, without code of ours or a path."""
+    return {name: value for name, value in model.config.to_dict().items() if name not in ("auto_map", "_name_or_path")}
 
 
 def _open(path: Path) -> Run:

@@ -90,3 +90,5 @@ def test_a_page_over_an_index(
     assert lines[0].startswith(f"{output} holds a page of 1 images, ")
     assert lines[1].startswith("text_model text_embeds ") and lines[-1].endswith(f"--directory {output}")
     assert (output / "vectors.bin").stat().st_size == 3 * 16 * 2
+    for path in output.rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path  # no path of this machine leaves it

@@ -22,7 +22,7 @@ from transformers import (
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.exporting import export_stock, stock_folder, to_clip, to_siglip
-from holistic_clip_hf.exporting.verification import ExportError
+from holistic_clip_hf.exporting.verification import ExportError, ProbeImages
 from holistic_clip_hf.initialization import from_clip, from_siglip
 
 NAMES = ["short", "style", "shape"]
@@ -228,3 +228,26 @@ def test_weights_of_half_precision_stay_so(
     export_stock(model, processor, tmp_path / "half", layout="clip", branch="shape")
     assert AutoModel.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
     assert AutoProcessor.from_pretrained(tmp_path / "half").tokenizer.model_max_length == 24
+
+
+def test_a_branch_is_held_against_the_users_images(
+    make_model: MakeModel, processor: HolisticCLIPProcessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Transparent ones and those of another shape, nine in all, which are two batches."""
+    photos = tmp_path / "photos"
+    (photos / "more").mkdir(parents=True)
+    for number in range(9):
+        Image.new("RGBA", (40 + 9 * number, 60), (20 * number, 90, 200, 255 - 20 * number)).save(
+            photos / "more" / f"{number}.png"
+        )
+    (photos / "broken.png").write_bytes(b"no image")
+    model = make_model(perspectives=NAMES, vision={"branch_type": "mlp"})
+    options = {"layout": "clip", "branch": "style"}
+    differences = export_stock(model, processor, tmp_path / "export", verify_images=photos, **options)
+    assert max(differences.values()) < 1e-6 and "broken.png is left out" in caplog.text
+    seen = [len(batch) for batch in ProbeImages(processor, photos).batches()]
+    assert seen == [8, 1] and len(ProbeImages(processor, photos)) == 9
+    for path, message in ((tmp_path / "none", "is not a folder"), (tmp_path / "export", "no image can be read")):
+        with pytest.raises(ValueError, match=f"`verify_images` is .*{path.name}, .*{message}"):
+            export_stock(model, processor, tmp_path / "other", verify_images=path, **options)
+    assert not (tmp_path / "other").exists()
