@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, disable_progress_bars
 from safetensors import safe_open
 from safetensors.torch import save
@@ -283,10 +284,10 @@ def train_run(bench: Bench, run: str) -> None:
     kept: dict[str, Any] = {}
 
     def make(states: Path) -> Trainer:
-        set_seed(recipe.training["seed"])
         rows, vectors = bench.rows("train"), bench.vectors(source, "train")
         given = vectors.of(source)
         most = recipe.prefix_length + recipe.max_tokens
+        set_seed(recipe.training["seed"])  # behind the encoding, which is done once and then read
         model, tokenizer = make_language_model(recipe.language_model, _texts(rows), most)
         kept["tokenizer"] = tokenizer
         config = ClipCapConfig(
@@ -483,7 +484,7 @@ def make_tiny(recipe: ClipCapRecipe, ingredients: Path) -> ClipCapRecipe:
 
 
 def run_recipe(recipe: ClipCapRecipe, folder: Path) -> list[Record]:
-    """Train and measure every run of a recipe, and print the table.
+    """Train and measure every run of a recipe, and print the table; of several processes the first one measures.
 
     Args:
         recipe: Recipe.
@@ -501,12 +502,12 @@ def run_recipe(recipe: ClipCapRecipe, folder: Path) -> list[Record]:
             f"`perspectives` has {', '.join(absent)}, of which {recipe.corpus} has no caption to train on; expected "
             f"some of {', '.join(sorted(counts)) or 'none'}. Correct the recipe."
         )
-    found = {}
     for run in recipe.runs:
         print(f"== {run}", flush=True)
         train_run(bench, run)
-        found[run] = measure_run(bench, run)
-    records = records_of(bench, found)
+    if not PartialState().is_main_process:
+        return []
+    records = records_of(bench, {run: measure_run(bench, run) for run in recipe.runs})
     save_records(folder / RESULTS, records)
     print(f"== captions of {corpus_name(bench.corpus)}, test; BLEU, ROUGE-L and CIDEr times 100")
     print(table_of(records))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import disable_progress_bars
 from torch import Tensor
 from torch.nn import functional as F
@@ -354,7 +355,7 @@ def table_of(records: Sequence[Record]) -> str:
 
 
 def run_recipe(recipe: LlavaRecipe, folder: Path) -> list[Record]:
-    """Train both stages, measure, and print the table.
+    """Train both stages, measure, and print the table; of several processes the first one measures.
 
     Args:
         recipe: Recipe.
@@ -364,6 +365,8 @@ def run_recipe(recipe: LlavaRecipe, folder: Path) -> list[Record]:
     for stage in TRAINED:
         print(f"== {stage}", flush=True)
         train_stage(bench, stage)
+    if not PartialState().is_main_process:
+        return []
     records = measure(bench)
     save_records(folder / RESULTS, records)
     print(f"== answers of {recipe.held_out.data}")
