@@ -1,4 +1,4 @@
-"""Ask the checkpoints of a study for attributes: `python -m training.attributes [--study STUDY]`.
+"""Ask the checkpoints of a study for attributes: `python -m training.attribute_study [--study STUDY]`.
 
 The traits that captions name are asked for alone, in pairs, and one without another, in every way that the study
 names for a method. Each measured run is a line of `attributes.jsonl` in the study's folder, with the recall of each
@@ -47,7 +47,7 @@ from training.rivals import (
     WordSearch,
     conditional_scores,
     leading_directions,
-    optimised_query,
+    optimised_queries,
     patch_scores,
 )
 from training.study import (
@@ -66,8 +66,7 @@ BATCH_SIZE = 64
 # Numbers that rivals leave to the user, chosen on the validation split, where no query is one of the test's images.
 WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of what is not wanted
 RANKS = (4, 8, 16, 32, 64)  # of a subspace, of 128 numbers
-TETHERS = (0.0, 0.03, 0.1, 0.3, 1.0)
-STEPS, RATE = 30, 0.5  # of an optimised query; it stands still before
+DEO_STEPS = (20, 100, 500)
 BYTES_OF = 5  # vectors of a model with branches, which patches may take as well
 
 
@@ -239,17 +238,14 @@ OPTIMISED = "optimised"  # one vector, with a query of its own where something i
 Queries = Sequence[AttributeQuery]
 
 
-def optimised_scores(ground: Ground, seen: Seen, queries: Queries, tether: float) -> Tensor:
+def optimised_scores(ground: Ground, seen: Seen, queries: Queries, steps: float) -> Tensor:
     """Score (Q, N) by one vector, and by an optimised query where something is not wanted."""
-    score, rows = _vector(ground, seen, 0.0), []
-    for query in queries:
-        if query.form == WITHOUT:
-            wanted, unwanted = map(ground.vector, query.wishes)
-            asked = optimised_query(wanted, unwanted, tether=tether, steps=STEPS, rate=RATE)
-            rows.append(seen.branches[:, 0] @ asked)
-        else:
-            rows.append(torch.stack([score(wish) for wish in query.wishes]).sum(dim=0))
-    return torch.stack(rows)
+    scores = score_queries(queries, _vector(ground, seen, 0.0))
+    rows = [row for row, query in enumerate(queries) if query.form == WITHOUT]
+    pairs = [[ground.vector(wish) for wish in queries[row].wishes] for row in rows]
+    wanted, unwanted = (torch.stack(each) for each in zip(*pairs, strict=True))
+    scores[rows] = optimised_queries(wanted, unwanted, int(steps)) @ seen.branches[:, 0].T
+    return scores
 
 
 def measure_queries(study: Study, scores: Tensor, queries: Queries) -> list[QueryScores]:
@@ -284,8 +280,8 @@ def measure_way(
         return max(tried, key=reached)
 
     if way == OPTIMISED:
-        number = best(TETHERS, lambda value: optimised_scores(ground, seen, queries, value), WITHOUT)
-        chosen, scores = {"tether": number}, optimised_scores(ground, *asked, number)
+        number = best(DEO_STEPS, lambda value: optimised_scores(ground, seen, queries, value), WITHOUT)
+        chosen, scores = {"steps": number}, optimised_scores(ground, *asked, number)
     else:
         score, tried = SCORES[way]
         number = best(tried, lambda value: score_queries(queries, score(ground, seen, value)), ONE)
