@@ -1,7 +1,7 @@
 """Ask the checkpoints of a study for attributes: `python -m training.attribute_study [--study STUDY]`.
 
 The traits that captions name are asked for alone, in pairs, and one without another, in every way that the study
-names for a method. Each measured run is a line of `attributes.jsonl` in the study's folder, with the recall of each
+names for a method. Each measured run is a line of `attribute_results.jsonl` in the study's folder, with the recall of each
 query, in the order of `queries.json`; it is not measured again. `python -m training.study` trains the checkpoints.
 """
 
@@ -60,7 +60,7 @@ from training.study import (
     require_plan,
 )
 
-ATTRIBUTES = "attributes.jsonl"
+ATTRIBUTES = "attribute_results.jsonl"
 QUERIES = "queries.json"
 BATCH_SIZE = 64
 # Numbers that rivals leave to the user, chosen on the validation split, where no query is one of the test's images.

@@ -104,7 +104,7 @@ def rows_of_runs(study: Study) -> dict[str, dict[str, Any]]:
     """What was measured, by method."""
     folder = study.path.parent
     call(attribute_study.main, folder, "--work-dir", str(folder / "work"))
-    return {row["model"]: row for row in load_results(study.results.with_name("attributes.jsonl"))}
+    return {row["model"]: row for row in load_results(study.results.with_name("attribute_results.jsonl"))}
 
 
 def ground_of(study: Study, name: str) -> Ground:
@@ -138,7 +138,7 @@ def test_every_way_is_measured_once(study: Study, rows_of_runs: dict[str, dict[s
         assert list(ways) == method.ways and rows_of_runs[name]["plan"] and rows_of_runs[name]["split"] == "cid"
         assert all(len(found["recall_of_queries"]) == len(queries) for found in ways.values())
     assert {way for row in rows_of_runs.values() for way in row["ways"]} == set(WAYS)
-    path = study.results.with_name("attributes.jsonl")
+    path = study.results.with_name("attribute_results.jsonl")
     before = path.read_bytes()
     call(attribute_study.main, study.path.parent, "--work-dir", str(study.path.parent / "work"))
     assert path.read_bytes() == before, "what is measured is not measured again"
