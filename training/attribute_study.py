@@ -1,8 +1,8 @@
 """Ask the checkpoints of a study for attributes: `python -m training.attribute_study [--study STUDY]`.
 
 The traits that captions name are asked for alone, in pairs, and one without another, in every way that the study
-names for a method. Each measured run is a line of `attribute_results.jsonl` in the study's folder, with the recall of each
-query, in the order of `queries.json`; it is not measured again. `python -m training.study` trains the checkpoints.
+names for a method. Each measured run is a line of `attribute_results.jsonl` in the study's folder, with the recall of
+each query in the order of `queries.json`, and is not measured again. `python -m training.study` trains.
 """
 
 import argparse
