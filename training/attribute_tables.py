@@ -14,7 +14,7 @@ from holistic_clip_hf.drawing import COLOURS, INK, new_figure
 from holistic_clip_hf.evaluation.attributes import FORMS, ONE
 from holistic_clip_hf.storage import write_atomically
 from holistic_clip_hf.words import markdown_table
-from training.attributes import ATTRIBUTES, QUERIES
+from training.attribute_study import ATTRIBUTES, QUERIES
 from training.bootstrap import ALL, Entry, Found
 from training.study import Study, load_results, load_study, require_plan
 from training.study_tables import QUESTIONS, summary_table
@@ -51,7 +51,7 @@ def load_found(study: Study) -> Found:
     path = study.results.with_name(ATTRIBUTES)
     rows = load_results(path)
     if not rows:
-        raise ValueError(f"{path} has no run. Run: python -m training.attributes --study {study.path}")
+        raise ValueError(f"{path} has no run. Run: python -m training.attribute_study --study {study.path}")
     require_plan(study, rows)
     told = json.loads(path.with_name(QUERIES).read_text(encoding="utf-8"))
     queries = {replicate: told[left_out] for replicate, left_out in enumerate(study.held_out) if left_out in told}

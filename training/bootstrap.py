@@ -45,7 +45,7 @@ class Found:
     """Recalls of a study.
 
     Args:
-        queries: Queries of each replicate, as `training.attributes` writes them.
+        queries: Queries of each replicate, as `training.attribute_study` writes them.
         recalls: Recall of each of them, by entry and replicate.
     """
 

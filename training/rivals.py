@@ -1,7 +1,7 @@
 """Rivals of named branches that need no training: tricks on one vector, on patches, and on captions.
 
 Pure functions over embeddings and texts, each written after its paper. Numbers that a paper leaves to the user are
-chosen by `training.attributes`.
+chosen by `training.attribute_study`.
 
 Axes: N images, T texts, P patches, S texts of a perspective, D projection width.
 """
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from holistic_clip_hf.words import words_of
 
-# Ways to ask a checkpoint for attributes, by what they need of it. `training.attributes` says how each scores.
+DEO_RATE, DEO_WANTED, DEO_ORIGINAL, DEO_UNWANTED = 0.001, 1.0, 0.2, 1.0  # of its released code
+# Ways to ask a checkpoint for attributes, by what they need of it. `training.attribute_study` says how each scores.
 OF_ANY = ("vector", "patches", "patches_narrow", "own_caption_words")
 OF_ONE_VECTOR = ("conditional", "optimised", "caption_words", "caption_vectors")
 OF_BRANCHES = ("routed", "by_name")
@@ -81,25 +82,34 @@ def reflect(vectors: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return vectors - 2 * (vectors @ normal)[:, None] * normal
 
 
-def optimised_query(wanted: Tensor, unwanted: Tensor, *, tether: float, steps: int, rate: float) -> Tensor:
-    """Move a query towards what is wanted and away from what is not, by gradient descent on the query alone, (D,).
+def optimised_queries(wanted: Tensor, unwanted: Tensor, steps: int) -> Tensor:
+    """Move queries towards what is wanted and away from what is not, by gradient descent on the queries alone.
 
-    After DEO (https://arxiv.org/abs/2603.09185): a contrastive loss of the query against both, and a tether to where
-    it began. The query that began is what is wanted, since no caption of the corpora says "not".
+    DEO (https://arxiv.org/abs/2603.09185), with the weights and the optimiser of its released code, of 500 steps there
+    and 20 in the paper. The query that begins is what is wanted, since no caption of the corpora says "not".
 
     Args:
-        wanted: Text that is wanted, of unit length, (D,).
-        unwanted: Text that is not, of unit length, (D,).
-        tether: Weight of the squared distance to the query that began.
+        wanted: Texts that are wanted, of unit length, (Q, D).
+        unwanted: Text that each query does not want, of unit length, (Q, D).
         steps: Number of steps.
-        rate: Length of a step per gradient.
+
+    Returns:
+        Queries of unit length, (Q, D).
     """
-    query = wanted.clone()
+    queries = wanted.clone().requires_grad_()
+    optimizer = torch.optim.Adam([queries], lr=DEO_RATE)
     for _ in range(steps):
-        # The gradient of softplus(query · (unwanted - wanted)) + tether |query - wanted|².
-        push = torch.sigmoid(query @ (unwanted - wanted)) * (unwanted - wanted)
-        query = F.normalize(query - rate * (push + 2 * tether * (query - wanted)), dim=0)
-    return query
+        optimizer.zero_grad()
+        near, far = (_distances(queries, each) for each in (wanted, unwanted))
+        ((DEO_WANTED + DEO_ORIGINAL) * near - DEO_UNWANTED * far).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            queries.copy_(F.normalize(queries, dim=1))
+    return queries.detach()
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    return (first - second).square().sum(dim=1).add(1e-12).sqrt()  # the gradient of zero is not a number
 
 
 def patch_scores(patches: Tensor, texts: Tensor) -> Tensor:

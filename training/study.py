@@ -60,7 +60,7 @@ class Method:
         replicates: Number of the study's replicates. Default: all.
         caption_form: Form of its captions, in training and where they ask; see `Recipe`. Default: the recipe's.
         seed_offset: Number added to the seed of each replicate, for a second run of what is else the same method.
-        ways: Ways to ask its checkpoints for attributes, see `training.attributes`. Default: none.
+        ways: Ways to ask its checkpoints for attributes, see `training.attribute_study`. Default: none.
         label: Words that tables and pictures have for it, where its name in the records misleads. Default: the name.
     """
 

@@ -66,7 +66,7 @@ def measure_cases(
                         "recall",
                         hits.double().mean().item(),
                         {"kind": kind, "direction": benchmark.direction, **told, "k": k},
-                        {"n_queries": len(rows), "n_left_out": num_left_out},
+                        {"n_queries": len(rows), "n_candidates": int(sizes.max()), "n_left_out": num_left_out},
                         chance=(k / sizes).clamp(max=1).mean().item(),
                         confidence_interval=bootstrap_interval(hits, seed=provenance.seed),
                     )

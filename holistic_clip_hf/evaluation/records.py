@@ -32,7 +32,7 @@ _SECRET_OPTION = re.compile(r"-{1,2}[\w-]*(?:token|api[_-]?key|secret|password)"
 _SECRET = re.compile(r"\b(?:hf_|sk-|gh[a-z]_|github_pat_)[\w-]{8,200}|(?<=://)[^/@\s]{1,200}(?=@)")
 GIT_TIMEOUT_SECONDS = 10  # a checkout on a stalled network drive must not hold up an evaluation
 # A study that adds to results which are tracked does not change the code that it measures.
-ALL_BUT_RESULTS = (":(top)", *(f":(top,exclude,glob)**/{name}" for name in ("results.json", "results.jsonl")))
+ALL_BUT_RESULTS = (":(top)", *(f":(top,exclude,glob)**/*{name}" for name in ("results.json", "results.jsonl")))
 
 
 @dataclass(frozen=True, kw_only=True)

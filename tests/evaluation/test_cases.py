@@ -153,5 +153,6 @@ def test_cases_without_an_image_are_left_out_and_counted(
     benchmark = open_cases("coco-facet", tmp_path)
     records = by_key(measure_cases(make_model(), processor, benchmark, provenance=PROVENANCE))
     counts = records["all", FUSED, "recall@1"].counts
-    assert (counts["n_queries"], counts["n_left_out"], counts["n_unusable"]) == (2, 1, 1)
+    assert (counts["n_queries"], counts["n_candidates"]) == (2, 3)
+    assert (counts["n_left_out"], counts["n_unusable"]) == (1, 1)
     assert records["COCO_object", FUSED, "recall@1"].counts["n_queries"] == 1

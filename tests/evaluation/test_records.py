@@ -211,8 +211,10 @@ def test_commit_of_a_checkout_and_whether_it_was_changed(tmp_path, monkeypatch):
     results = tmp_path / "study" / "results.jsonl"
     results.parent.mkdir()
     results.touch()
+    results.with_name("attribute_results.jsonl").touch()
     git(tmp_path, "add", "study")
     git(tmp_path, "commit", "--quiet", "--message", "results")
+    results.with_name("attribute_results.jsonl").write_text("{}")
     results.write_text("{}")  # what is being measured does not change because its numbers are written down
     head = git(tmp_path, "rev-parse", "HEAD").strip()
     assert found_commit() == (head, False)

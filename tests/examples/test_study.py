@@ -14,7 +14,7 @@ from datasets import Value
 from filelock import FileLock
 from PIL import Image
 
-from holistic_clip_hf.corpus.build import EmptySplitError, build_corpus, corpus_features, open_split
+from holistic_clip_hf.corpus.build import EmptySplitError, build_corpus, corpus_features, open_split, write_caption
 from holistic_clip_hf.corpus.near_duplicates import NearDuplicates
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
 from holistic_clip_hf.trainer.recipes import recipe_split
@@ -247,6 +247,7 @@ def test_texts_of_a_method_carry_their_perspective(study_path: Path, corpus: Pat
         assert [image.getpixel((0, 0)) for image in named["image"]] == [
             image.getpixel((0, 0)) for image in plain["image"]
         ]
+    assert write_caption("{text} ({perspective})", "style", "a {perspective}") == "a {perspective} (style)"
     content["methods"]["named"]["caption_form"] = "{perspective}"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=r"named: `caption_form` is '\{perspective\}'; expected a form with \{text\}"):
