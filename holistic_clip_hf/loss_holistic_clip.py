@@ -843,10 +843,28 @@ def diversity_penalty(branch_embeds: Tensor, threshold: float, *, form: str = "p
     if num_branches == 1:
         return branch_embeds.new_zeros((), dtype=torch.float32)
     branch_embeds = branch_embeds.to(torch.promote_types(branch_embeds.dtype, torch.float32))
-    cosines = (branch_embeds @ branch_embeds.mT).mean(dim=0)
+    cosines = _MeanCosines.apply(branch_embeds)
     above, other = torch.triu_indices(num_branches, num_branches, offset=1, device=branch_embeds.device)
     pairs = cosines[above, other]
     return F.relu(pairs - threshold).mean() if form == "pairwise" else F.relu(pairs.mean() - threshold)
+
+
+class _MeanCosines(torch.autograd.Function):
+    """Products of branches (N, H, D) with each other, averaged over images: (H, H).
+
+    Its gradient takes as much memory as the branches. That of a matrix product takes twice as much, since torch does
+    not know that both of its sides are the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, branch_embeds: Tensor) -> Tensor:
+        ctx.save_for_backward(branch_embeds)
+        return (branch_embeds @ branch_embeds.mT).mean(dim=0)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        (branch_embeds,) = ctx.saved_tensors
+        return ((grad_output + grad_output.mT) / len(branch_embeds)) @ branch_embeds
 
 
 __all__ = [

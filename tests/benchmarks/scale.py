@@ -40,7 +40,7 @@ from holistic_clip_hf.search import DatasetImages, index_images
 from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator
 from holistic_clip_hf.trainer.tiny import train_tokenizer
 
-IMAGES, LISTED, WIDTH, HEIGHT, SIDE = 1_000, 50_000, 341, 256, 224
+IMAGES, LISTED, WIDTH, HEIGHT, SIDE = 1_000, 20_000, 341, 256, 224
 PROMPTS = ["detail", "nouns", "background", "main_object", "style"]
 NAMES = ["web", *PROMPTS]
 PROJECTION, BATCH = 512, 50
@@ -157,8 +157,7 @@ def list_images(images: DatasetImages) -> dict[str, object]:
 def peak_of(case: str) -> int:
     """Measure what grows with the number of images, in a fresh process."""
     if case == "index_listing":
-        images = listed_images()
-        return peak_bytes(lambda: list_images(images))
+        return peak_bytes(lambda: list_images(listed_images()))
     with tempfile.TemporaryDirectory() as name:
         store = write_rows(Path(name) / "rows")
         return peak_bytes(lambda: remember(store))
