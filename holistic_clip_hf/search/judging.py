@@ -109,7 +109,7 @@ def judge(
 
 
 def _all_of(questions: Sequence[EmbeddedTerm], likely: Sequence[np.ndarray]) -> np.ndarray:
-    """Combine the probabilities (N,) of each term. A text that several perspectives are asked for counts once."""
+    """Multiply the probabilities (N,) of each term. A text that several perspectives are asked for counts once."""
     shares: dict[tuple[str | None, bool], list[tuple[float, np.ndarray]]] = {}
     for question, each in zip(questions, likely, strict=True):
         term = question.term

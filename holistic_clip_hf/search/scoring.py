@@ -146,7 +146,7 @@ def usual(question: EmbeddedTerm, names: Sequence[str], vectors: np.ndarray, siz
 
 
 def with_floors(questions: Sequence[EmbeddedTerm], gallery: Sequence[Usual]) -> list[EmbeddedTerm]:
-    """Return the terms, those against with a floor if there are others: what is usual in the gallery is no fault.
+    """Return the terms, those against with a floor if there are others: what is usual in the gallery costs nothing.
 
     If all are against, there is nothing else to go by, and what shows least of them is best.
     """

@@ -27,12 +27,12 @@ DOCUMENTS = [
 KNOWN = """
 accumulate add allocate allow annotate answer apply ask average begin bound break build calibrate check choose
 classify collect commit compare connect construct convert copy count create cut decide delete describe do draw drop
-embed encode end estimate evaluate execute export fail fetch fill find fit format freeze fuse gather give group
-hash hide hold import index join judge keep learn leave list load lock log look lower make map mark match measure merge move multiply name
-note open parse pick plan prepare print provide publish push put raise rank read refuse register remove render repeat
-replace require reset resize restore return run save say scale score select serve set shorten show shuffle skip sort
-split stand start stop stretch sum switch take tell tokenise train turn update use verify wait walk warn wrap write
-yield
+embed encode end estimate evaluate execute export fail fetch fill find fit format freeze fuse gather give group hash
+hide hold import index join judge keep learn leave list load lock log look lower make map mark match measure merge
+move multiply name note open parse pick plan prepare print provide publish push put raise rank read refuse register
+remove render repeat replace require reset resize restore return run save say scale score select serve set shorten
+show shuffle skip sort split stand start stop stretch sum switch take tell tokenise train turn update use verify wait
+walk warn wrap write yield
 """
 VERBS = set(KNOWN.split())
 # A class or module is a thing, but a clause is no name for it.
