@@ -56,7 +56,7 @@ def pipeline(exported: Path, image_encoder: Any = None) -> StableDiffusionPipeli
         text_encoder=CLIPTextModel.from_pretrained(exported),
         tokenizer=CLIPTokenizer.from_pretrained(exported),
         unet=unet,
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=CLIPImageProcessor.from_pretrained(exported),
         image_encoder=image_encoder,

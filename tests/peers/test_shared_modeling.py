@@ -1,5 +1,6 @@
 """transformers' shared suite for models, run on ours: three branches, of each type, under CLIP and under SigLIP."""
 
+import tempfile
 from collections.abc import Callable
 from unittest import TestCase
 
@@ -59,6 +60,17 @@ class OurClipCase(OurCompositeCase):
 
 class OurClassifierCase(ClassifierCase):
     """The cases of a classifier, with our refusals."""
+
+    def test_can_load_ignoring_mismatched_shapes(self) -> None:
+        """The suite's, with our ValueError, which its sub-tests would keep to themselves."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        (model_class,) = self.all_model_classes
+        with tempfile.TemporaryDirectory() as folder:
+            model_class(config).save_pretrained(folder)
+            with self.assertRaisesRegex(ValueError, "has the weight classifier.* of the shape"):
+                model_class.from_pretrained(folder, num_labels=42)
+            model = model_class.from_pretrained(folder, num_labels=42, ignore_mismatched_sizes=True)
+        self.assertEqual(model(**inputs).logits.shape[-1], 42)
 
 
 def refused(test: Callable[[TestCase], None], message: str) -> Callable[[TestCase], None]:
