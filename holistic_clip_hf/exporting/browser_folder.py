@@ -87,7 +87,7 @@ def export_page(
         index: Folder of the index, which the model made.
         output: Folder to write, new or empty.
         node_modules: Folder into which npm installed transformers.js.
-        int8: Take a text tower with 8-bit weights: a quarter of its size, other scores.
+        int8: Take a text tower with 8-bit weights, which is smaller and gives other scores.
         half: Write vectors with 16 bits: half their size, scores that differ by less than 0.001.
         images: Source of what was indexed. Default: the folder that the index remembers.
 

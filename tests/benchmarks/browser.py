@@ -89,11 +89,7 @@ def main() -> None:
                 page.goto(address)
                 name = "8 bits" if int8 else "32 bits"
                 measured = page.evaluate(MEASURE, TEXTS)
-                results[name] = {
-                    "megabytes": round(report.num_bytes / 1e6, 1),
-                    "chromium": browser.version,
-                    **measured,
-                }
+                results[name] = {"megabytes": round(report.num_bytes / 1e6, 1), **measured}
                 page.close()
             print(name, results[name])
         version = browser.version
