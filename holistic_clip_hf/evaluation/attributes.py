@@ -89,7 +89,7 @@ def attribute_queries(traits: Mapping[str, Sequence[AbstractSet[str]]], rules: Q
     >>> colours, kinds = [{"red"}, {"red"}, {"blue"}, {"blue"}], [{"cat"}, {"dog"}, {"cat"}, {"dog"}]
     >>> found = attribute_queries({"colour": colours, "kind": kinds}, QueryRules(most=1, fewest=1, num_negatives=1))
     >>> [(str(query), query.relevant) for query in found if query.form != "one trait"][0]
-    ('colour: blue; kind: dog', (3,))
+    ('colour: blue; kind: cat', (2,))
     """
     sizes = {facet: len(each) for facet, each in traits.items()}
     if len(set(sizes.values())) > 1:

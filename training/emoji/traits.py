@@ -16,8 +16,8 @@ _BETWEEN = re.compile(r", with |, | and ")
 def drawing_traits(captions: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, list[frozenset[str]]]:
     """Return the traits of N drawings by facet, from their captions by perspective.
 
-    >>> drawing_traits({name: [["mostly dark red, with a little white"]] for name in FACETS.values()})["colour"]
-    [frozenset({'dark red', 'white'})]
+    >>> drawing_traits({name: [["mostly dark red"]] for name in FACETS.values()})["colour"]
+    [frozenset({'dark red'})]
     """
     return {
         facet: [
