@@ -161,7 +161,7 @@ class Writer:
 
     def free_number(self) -> int:
         """Return the number of the next segment. None is used twice: readers may have the files open."""
-        taken = [int(path.stem) for path in (self.directory / SEGMENTS).glob("*.arrow")]
+        taken = [int(path.stem) for path in (self.directory / SEGMENTS).glob("[0-9]*.arrow") if path.stem.isdecimal()]
         return max(taken, default=-1) + 1
 
     def holds(self, number: int, chunk: Sequence[Item], images: Images) -> bool:
