@@ -185,19 +185,22 @@ def read_index_manifest(directory: str | Path) -> Manifest:
 def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
     """Raise `ValueError` where an index is not what this checkpoint, these vectors, columns and width would make."""
     found = manifest.layout
-    if found.checkpoint != layout.checkpoint:
+    same_checkpoint = found.checkpoint == layout.checkpoint
+    # The width of another checkpoint says nothing, and fused vectors count its fusion in.
+    compared = {"vectors": "vectors", "columns": "columns", **({"width": "dimensions"} if same_checkpoint else {})}
+    for name, told in compared.items():
+        if getattr(found, name) != getattr(layout, name):
+            raise ValueError(
+                f"{directory} was made with {told}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked "
+                f"for. Ask for the same, index into another directory, or add --rebuild (`rebuild=True`)."
+            )
+    if not same_checkpoint:
         raise ValueError(
             f"{directory} was made by another checkpoint ({manifest.model or 'without a name'}, "
             f"{found.checkpoint[:12]}; this one is {layout.checkpoint[:12]}): its vectors mean nothing to this one. "
             f"Load that checkpoint with its own processor and dtype, or index into another directory. To encode all "
             f"images anew while the index answers, run `holistic-clip search index` with --rebuild (`rebuild=True`)."
         )
-    for name, told in (("vectors", "vectors"), ("columns", "columns"), ("width", "dimensions")):
-        if getattr(found, name) != getattr(layout, name):
-            raise ValueError(
-                f"{directory} was made with {told}={getattr(found, name)!r}, now {getattr(layout, name)!r} is asked "
-                f"for. Ask for the same, index into another directory, or add --rebuild (`rebuild=True`)."
-            )
 
 
 def write_index_manifest(directory: Path, manifest: Manifest) -> None:
