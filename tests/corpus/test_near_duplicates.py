@@ -191,3 +191,12 @@ def test_near_duplicates_of_some_images() -> None:
         ("test", "train"): 1,
         ("train", "test"): 1,
     }
+
+
+def test_what_cannot_be_read_is_like_nothing(tmp_path: Path) -> None:
+    """Neither like each other nor like what is black."""
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(file, "PNG")
+    given = [None, file.getvalue(), b"torn", None, file.getvalue()]
+    groups = near_duplicates.group_images(tmp_path, "key", len(given), lambda start: iter(given[start:]), workers=1)
+    assert [group.tolist() for group in groups] == [[1, 4]]
