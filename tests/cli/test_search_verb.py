@@ -12,7 +12,7 @@ from holistic_clip_hf.checkpoint_files import CALIBRATION_FILE
 from holistic_clip_hf.cli.main import parse
 from holistic_clip_hf.cli.search import parse_conditions
 from holistic_clip_hf.evaluation.calibration import Calibration, ScoreCalibration, fusion_facts, save_calibration
-from holistic_clip_hf.search.encoding import fingerprint
+from holistic_clip_hf.evaluation.fingerprints import fingerprint
 from photo_index import NAMES, write_photos
 
 
