@@ -170,6 +170,11 @@ class HolisticCLIPProcessor(ProcessorMixin):
     ) -> None:
         if len(background) != 3 or not all(channel in range(256) for channel in background):
             raise ValueError(f"`background` must be three numbers from 0 to 255 (RGB); got {list(background)}.")
+        if tokenizer is not None and not getattr(tokenizer, "is_fast", True):
+            raise ValueError(
+                f"`tokenizer` is a {type(tokenizer).__name__}, of the slow kind; expected one of the library "
+                "`tokenizers`. Load it from a checkpoint that has a tokenizer.json, or convert it."
+            )
         self.background = [int(channel) for channel in background]
         self.num_truncated = 0
         self.tells_of_cuts = True

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
-from transformers import AutoProcessor, CLIPImageProcessor, CLIPTokenizer
+from transformers import AutoProcessor, CLIPImageProcessor, CLIPTokenizer, PreTrainedTokenizer
 
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPProcessor
 from holistic_clip_hf import processing_holistic_clip as processing
@@ -94,6 +94,19 @@ def test_without_ftfy_only_mis_decoded_letters_differ_and_that_is_said_once(
     assert kinds_that_differ(full, open_clip) == NEEDS_FTFY
     assert {kind for kind, (text, _) in open_clip.items() if clean_caption(text) != cleaned[kind]} == NEEDS_FTFY
     assert [record.message.endswith("pip install ftfy") for record in caplog.records].count(True) == 1
+
+
+def test_a_slow_tokenizer_is_refused(processor: HolisticCLIPProcessor) -> None:
+    class Slow(PreTrainedTokenizer):
+        @property
+        def vocab_size(self) -> int:
+            return 1
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"a": 0}
+
+    with pytest.raises(ValueError, match="`tokenizer` is a Slow, of the slow kind; expected one of the library"):
+        HolisticCLIPProcessor(processor.image_processor, Slow())
 
 
 def test_long_texts_are_cut_before_the_end_token_and_counted(
