@@ -7,13 +7,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-HEAD = "| what is measured | beside | measured | aim | benchmark |\n|---|---|---:|---:|---|"
+HEAD = "| what | beside | measured | aim |\n|---|---|---:|---:|"
 GIGABYTE, TIMES = "{:.2f} GB", "{:.2f} ×"
 # What, beside what, record, the way to its number, form, aim.
 ROWS: list[tuple[str, str, str, list[str], str, str]] = [
     ("images, 6 class tokens", "`CLIPModel`", "tower", ["images", "cls H=6", "ratio"], TIMES, "0.92 ×"),
     (
-        "images, 6 class tokens with MLPs of their own",
+        "images, 6 class tokens with own MLPs",
         "`CLIPModel`",
         "tower",
         ["images", "cls H=6, MLPs of their own", "ratio"],
@@ -23,39 +23,39 @@ ROWS: list[tuple[str, str, str, list[str], str, str]] = [
     ("images, 6-fold MLPs in 3 layers", "`CLIPModel`", "tower", ["images", "mlp H=6", "ratio"], TIMES, "1.60 ×"),
     ("images, 6 probes", "`SiglipVisionModel`", "probes", ["cases", "6 probes", "ratio"], "{:.3f} ×", "1.010 ×"),
     (
-        "a training step on files, 6 captions, 6 class tokens",
-        "open_clip's trainer, 1 caption",
+        "step on files, 6 captions, class tokens",
+        "open_clip, 1 caption",
         "end_to_end",
         ["results", "ours, class tokens", "ratio"],
         TIMES,
         "1.00 ×",
     ),
     (
-        "the same with 6-fold MLPs",
-        "open_clip's trainer, 1 caption",
+        "step on files, 6 captions, 6-fold MLPs",
+        "open_clip, 1 caption",
         "end_to_end",
         ["results", "ours, MLPs", "ratio"],
         TIMES,
         "",
     ),
     (
-        "transformers' Trainer with `CLIPModel`, 1 caption",
-        "open_clip's trainer, 1 caption",
+        "step on files, transformers, 1 caption",
+        "open_clip, 1 caption",
         "end_to_end",
         ["results", "transformers, one caption", "ratio"],
         TIMES,
         "",
     ),
     (
-        "sentence-transformers' cached loss, 1 caption",
-        "open_clip's trainer, 1 caption",
+        "step on files, sentence-transformers",
+        "open_clip, 1 caption",
         "end_to_end",
         ["results", "sentence-transformers, one caption", "ratio"],
         TIMES,
         "",
     ),
     (
-        "images per second of a step, 6 class tokens",
+        "steps per second, 6 class tokens",
         "the step written plainly",
         "training_step",
         ["cls", "speed"],
@@ -63,7 +63,7 @@ ROWS: list[tuple[str, str, str, list[str], str, str]] = [
         "1.60 ×",
     ),
     (
-        "the same with 6-fold MLPs",
+        "steps per second, 6-fold MLPs",
         "the step written plainly",
         "training_step",
         ["mlp", "speed"],
@@ -79,18 +79,18 @@ ROWS: list[tuple[str, str, str, list[str], str, str]] = [
         "10.00 ×",
     ),
     (
-        "memory of the loss, 16,384 images of 5 captions",
+        "loss, 16,384 images of 5 captions",
         "",
         "loss",
         ["gigabytes", "streamed 16384"],
         GIGABYTE,
         "0.90 GB",
     ),
-    ("the same for 4,096, all logits held", "", "loss", ["gigabytes", "whole 4096"], GIGABYTE, ""),
-    ("the same for 4,096, streamed", "", "loss", ["gigabytes", "streamed 4096"], GIGABYTE, ""),
-    ("memory of the gradient cache, batch of 512", "batch of 32", "gradient_cache", ["growth"], TIMES, "1.10 ×"),
+    ("loss, 4,096 images, all logits held", "", "loss", ["gigabytes", "whole 4096"], GIGABYTE, ""),
+    ("loss, 4,096 images, streamed", "", "loss", ["gigabytes", "streamed 4096"], GIGABYTE, ""),
+    ("memory, gradient cache, batch of 512", "batch of 32", "gradient_cache", ["growth"], TIMES, "1.10 ×"),
     (
-        "captions per second, six prompts of an image read once",
+        "captions per second, image read once",
         "plain `generate`",
         "captioning",
         ["throughput_ratio"],
@@ -118,9 +118,9 @@ def table(records: Path) -> str:
         record = json.loads(path.read_text()) if path.is_file() else {}
         value = number(record, way)
         if value is not None:
-            lines.append(f"| {what} | {beside} | {form.format(value)} | {aim} | [{name}]({link(name)}) |")
-            commits.add(f"`{record['commit']}` ({name})")
-    return "\n".join([*lines, "", f"Measured at {', '.join(sorted(commits))}."])
+            lines.append(f"| {what} | {beside} | {form.format(value)} | {aim} |")
+            commits.add(f"[{name}]({link(name)}) at `{record['commit']}`")
+    return "\n".join([*lines, "", f"Measured by {', '.join(sorted(commits))}."])
 
 
 def link(name: str) -> str:
