@@ -113,7 +113,7 @@ class Cases:
     """Cases.
 
     Args:
-        cases: Benchmark of questions with candidates of their own, as coco-facet=DIR.
+        cases: Benchmark as coco-facet=DIR, whose questions have candidates of their own.
     """
 
     cases: str | None = None

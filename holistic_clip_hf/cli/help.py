@@ -26,6 +26,7 @@ HEADINGS = {
     "texts": "options of retrieval and branches",
     "labels": "options of classification and probes",
     "pixels": "options of segmentation",
+    "questions": "options of cases",
     "local": "options of a model on this machine",
     "remote": "options of a model behind a server",
     "settings": "settings of the training",
