@@ -193,7 +193,7 @@ def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> st
         f"Recall@5 in %: an image that has the traits stands among {drawn} that have not, mean over every draw of "
         f"these. Chance is {500 / (1 + drawn):.0f} %. Each replicate asks {' or '.join(map(str, counts))} queries. "
         f"Facets count alike, and so do the three forms in *{ALL}*. Gains are relative, with a 95 % interval by "
-        "bootstrap over queries and replicates, bold where it leaves out zero. With n = 3 or 5 replicates it is "
+        "bootstrap over queries and replicates, bold where it leaves out zero. With so few replicates it is "
         "somewhat too narrow, and of so many lines one in twenty is bold by chance.",
         verdict(study, found),
         "**Noise floor**, the same method with other seeds: " + ("; ".join(floor) or "not measured yet") + ".",
