@@ -162,7 +162,7 @@ def attribute_picture(study: Study, found: Found) -> "Figure":
             panel.plot([100 * gain.low, 100 * gain.high], [place, place], color=_colour(entry), linewidth=1.5)
             panel.plot([100 * gain.value], [place], "o", color=_colour(entry), markersize=4)
         panel.set_title(form, color=INK, fontsize=10)
-        panel.set_xlabel(f"recall@5, % of {ONE_VECTOR.replace('_', ' ')}'s", color=INK, fontsize=9)
+        panel.set_xlabel(f"recall@5, % above {ONE_VECTOR.replace('_', ' ')}", color=INK, fontsize=9)
         panel.set_yticks(range(len(shown)), [label_of(study, entry) for entry in shown])
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.set_facecolor("none")
