@@ -162,7 +162,7 @@ def attribute_picture(study: Study, found: Found) -> "Figure":
             panel.plot([100 * gain.low, 100 * gain.high], [place, place], color=_colour(entry), linewidth=1.5)
             panel.plot([100 * gain.value], [place], "o", color=_colour(entry), markersize=4)
         panel.set_title(form, color=INK, fontsize=10)
-        panel.set_xlabel(f"recall@5, % of {ONE_VECTOR.replace('_', ' ')}'s", color=INK, fontsize=9)
+        panel.set_xlabel(f"recall@5, % above {ONE_VECTOR.replace('_', ' ')}", color=INK, fontsize=9)
         panel.set_yticks(range(len(shown)), [label_of(study, entry) for entry in shown])
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.set_facecolor("none")
@@ -193,7 +193,7 @@ def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> st
         f"Recall@5 in %: an image that has the traits stands among {drawn} that have not, mean over every draw of "
         f"these. Chance is {500 / (1 + drawn):.0f} %. Each replicate asks {' or '.join(map(str, counts))} queries. "
         f"Facets count alike, and so do the three forms in *{ALL}*. Gains are relative, with a 95 % interval by "
-        "bootstrap over queries and replicates, bold where it leaves out zero. With n = 3 or 5 replicates it is "
+        "bootstrap over queries and replicates, bold where it leaves out zero. With so few replicates it is "
         "somewhat too narrow, and of so many lines one in twenty is bold by chance.",
         verdict(study, found),
         "**Noise floor**, the same method with other seeds: " + ("; ".join(floor) or "not measured yet") + ".",
