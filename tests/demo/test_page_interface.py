@@ -204,6 +204,7 @@ def test_other_methods_names_and_pages_are_refused_in_json(ask: Ask) -> None:
     assert undeclared.status_code == 413 and "bytes" in undeclared.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_many_at_once_are_asked_to_come_back(ask: Ask, showcase: Showcase) -> None:
     answers: list[httpx.Response] = []
     with showcase._lock:

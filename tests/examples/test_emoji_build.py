@@ -168,6 +168,7 @@ def test_a_changed_licence_is_refused(cache: Path, monkeypatch: pytest.MonkeyPat
         build_emoji_corpus(cache, image_size=16)
 
 
+@pytest.mark.slow
 def test_one_process_and_two_draw_the_same_bytes(cache: Path, tmp_path: Path) -> None:
     def contents(directory: Path) -> dict[str, bytes]:
         return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}

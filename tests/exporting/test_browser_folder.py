@@ -203,7 +203,7 @@ def test_what_does_not_belong_together_is_refused(
             export_page(by, processor, tmp_path / name, tmp_path / "page", node_modules=at)
         assert not (tmp_path / "page").exists()
 
-    refused("index was made by another checkpoint .*: its vectors mean nothing to this one", by=other)
+    refused("index was made by another checkpoint .*: its vectors mean nothing to it", by=other)
     index_images(tmp_path / "fused", FolderImages(photos), model, processor, vectors="fused")
     refused("`index` is .*fused, which holds fused vectors alone; expected those of branches", name="fused")
     refused(

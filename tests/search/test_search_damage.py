@@ -104,6 +104,7 @@ print(opened)
 """
 
 
+@pytest.mark.slow
 def test_no_wrong_number_in_a_segment_crashes(bring: Indexing, tmp_path: Path) -> None:
     bring()
     directory = tmp_path / "index"

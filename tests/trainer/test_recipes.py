@@ -184,7 +184,7 @@ def test_towers_from_scratch_are_the_papers_unless_said() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rats": 3}, "unknown keys learning_rats. Valid keys: augmentation, corpus"),
+        ({"learning_rats": 3}, "unknown keys learning_rats. Valid keys: augmentation, caption_form, corpus"),
         ({"corpus": None, "model": "clip"}, "model: got 'clip'"),
         ({"training": {"seed": 0, "epochs": 3}}, "training: unknown keys epochs"),
         ({"training": {"max_steps": 3}}, "training: missing keys seed"),
