@@ -153,7 +153,7 @@ def test_bytes_of_a_vector(precision: str, width: int, expected: int) -> None:
 
 
 def test_expected_recall_is_that_of_the_benchmark() -> None:
-    record = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "vectors_fused.json").read_text())
+    record = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "vectors.json").read_text())
     for precision, told in EXPECTED_RECALL.items():
         assert told == pytest.approx(record["recall"][precision], abs=0.005)
 
