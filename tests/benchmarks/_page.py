@@ -79,7 +79,7 @@ ROWS: list[tuple[str, str, str, list[str], str, str]] = [
         "10.00 ×",
     ),
     (
-        "loss, 16,384 images of 5 captions",
+        "loss, 16,384 images of 6 captions",
         "",
         "loss",
         ["gigabytes", "streamed 16384"],
@@ -89,6 +89,7 @@ ROWS: list[tuple[str, str, str, list[str], str, str]] = [
     ("loss, 4,096 images, all logits held", "", "loss", ["gigabytes", "whole 4096"], GIGABYTE, ""),
     ("loss, 4,096 images, streamed", "", "loss", ["gigabytes", "streamed 4096"], GIGABYTE, ""),
     ("memory, gradient cache, batch of 512", "batch of 32", "gradient_cache", ["growth"], TIMES, "1.10 ×"),
+    ("page, first answer after it is up", "", "page", ["seconds", "answer"], "{:.2f} s", "2.00 s"),
     (
         "captions per second, image read once",
         "plain `generate`",
