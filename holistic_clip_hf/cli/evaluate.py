@@ -41,6 +41,7 @@ DRAWN = frozenset({"retrieval", "branches"})  # by which the pictures are drawn
 ASKED = DRAWN | {"answers"}
 CLASSIFIED = frozenset({"classification", "probes"})
 SEGMENTED = frozenset({"segmentation"})
+UNDIVIDED = SEGMENTED | {"cases"}  # among processes
 READERS = {  # of an option, the tasks that read it
     **dict.fromkeys(("corpus", "split_column", "perspectives"), ASKED),
     **dict.fromkeys(("picture", "branch_picture"), DRAWN),
@@ -249,10 +250,11 @@ class Command:
                 f"`--encoded` is missing; `--shard {self.shard}` expects a folder for the vectors. Name one for all "
                 "shares."
             )
-        if SEGMENTED & set(self.tasks):
+        if whole := sorted(UNDIVIDED & set(self.tasks)):
+            told = " and ".join(whole)
             raise ValueError(
-                f"`--tasks` has segmentation, which `--shard {self.shard}` does not divide; expected others. Measure "
-                "segmentation without --shard."
+                f"`--tasks` has {told}, which `--shard {self.shard}` does not divide; expected others. Measure {told} "
+                "without --shard."
             )
 
     def _require_used(self) -> None:
@@ -363,7 +365,7 @@ class Evaluation:
 
         tasks, rows, texts = set(self.options.tasks), [], []
         size = self.options.batch_size
-        if DRAWN & tasks:
+        if ASKED & tasks:
             rows.append(self.corpus[1])
             texts = texts_to_encode(self.processor, self.corpus[1], perspectives=self.perspectives, batch_size=size)
         if CLASSIFIED & tasks:
@@ -378,12 +380,16 @@ class Evaluation:
     @cached_property
     def _encoded_folder(self) -> "EncodedFolder | None":
         from ..evaluation.encoded_folder import EncodedFolder
-        from ..evaluation.fingerprints import fingerprint
 
         if self.options.encoded is None:
             return None
-        checkpoint = fingerprint(self.model, self.processor, with_fusion=False)
-        return EncodedFolder(self.options.encoded, checkpoint, self.shard)
+        return EncodedFolder(self.options.encoded, self._fingerprint, self.shard)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        from ..evaluation.fingerprints import fingerprint
+
+        return fingerprint(self.model, self.processor, with_fusion=False)
 
     @property
     def model(self) -> "HolisticCLIPModel":
@@ -494,7 +500,6 @@ class Evaluation:
     @cached_property
     def _calibration(self) -> "Calibration":
         from ..evaluation.calibration import fusion_facts, load_calibration
-        from ..evaluation.fingerprints import fingerprint
 
         found = load_calibration(self.options.model)
         remedy = f"Fit it with `holistic-clip fit --model {self.options.model} --fusion current`."
@@ -502,8 +507,7 @@ class Evaluation:
             raise ValueError(
                 f"`--model` is {self.options.model}, which has no calibration; answers expect one. {remedy}"
             )
-        checkpoint = fingerprint(self.model, self.processor, with_fusion=False)
-        if (found.checkpoint, found.fusion) != (checkpoint, fusion_facts(self.model)):
+        if (found.checkpoint, found.fusion) != (self._fingerprint, fusion_facts(self.model)):
             raise ValueError(
                 f"`--model` is {self.options.model}, whose calibration is that of another checkpoint or fusion; "
                 f"answers expect its own. {remedy}"

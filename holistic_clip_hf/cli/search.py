@@ -93,6 +93,11 @@ class Index:
         require_count("--dimensions", self.dimensions)
         choose_precision(self.precision, choose_lookup(self.lookup, 0))
         shard = Shard.parse(self.shard)
+        if shard != ALL and self.rebuild:
+            raise ValueError(
+                f"`--rebuild` is given with `--shard {self.shard}`; expected one of them, since shares add to "
+                "the index of before. Index into another folder, in shares."
+            )
         images = open_images(self.images, list(self.columns), follow_links=self.follow_links)
         require_index_place(self.index, images)  # before a model is loaded
         items = {each.image_id: each for each in images.items() if isinstance(each, Item)}
@@ -103,20 +108,11 @@ class Index:
         options: dict[str, Any] = {"vectors": self.vectors, "dimensions": self.dimensions}
         options |= {"batch_size": self.batch_size, "replace": self.replace, "progress": True}
         if shard != ALL:
-            self.require_plain()
             count, total = index_share(self.index, images, model, processor, shard=shard, **options)
             print(f"{count:,} of {total:,} segments of {self.index} are encoded. {AFTER_SHARES}")
             return
         options |= {"lookup": self.lookup, "precision": self.precision, "rebuild": self.rebuild}
         print(index_images(self.index, images, model, processor, **options))
-
-    def require_plain(self) -> None:
-        """Raise `ValueError` if a share is asked for of what is not dealt into shares."""
-        if self.rebuild:
-            raise ValueError(
-                f"`--rebuild` is given with `--shard {self.shard}`; expected one of them, since shares add to "
-                "the index of before. Index into another folder, in shares."
-            )
 
     def forecast(self, config: Any, num_images: int) -> str:
         """Say what the index will take on disk, and in memory if queries read smaller vectors, and what these find."""

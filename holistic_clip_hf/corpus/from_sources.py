@@ -362,8 +362,8 @@ class _Alike:
         for (split, other), count in found.leaks().items():
             if (split, other) in _LEAKS:
                 logger.warning(
-                    "%s of %s are near-duplicates of images of %s, listed in %s. With `--near-duplicates group` "
-                    "(`near_duplicates='group'` in Python) they share a split.",
+                    "%s of %s are near-duplicates of images of %s, listed in %s. `holistic-clip corpus` with "
+                    "`--near-duplicates group` (`near_duplicates='group'` in Python) puts them into one split.",
                     *(f"{count:,} images", split, other, self._directory / NEAR_DUPLICATES),
                 )
         return found

@@ -185,14 +185,15 @@ def find_near_duplicates(
     if (known := _read_known(directory)) is not None:
         return known
     corpus = load_corpus(directory).select_columns(["image_id", "image"]).cast_column("image", Image(decode=False))
-    find = partial(_find, corpus, read_manifest(directory)["fingerprint"], workers=workers, progress=progress)
+    fingerprint = read_manifest(directory)["fingerprint"]
+    find = partial(_find, corpus, fingerprint, workers=workers, progress=progress)
     if not os.access(directory, os.W_OK):
         with tempfile.TemporaryDirectory() as scratch:
             return find(Path(scratch))
     with hold_lock(directory / LOCK, wait=math.inf):
         if (known := _read_known(directory)) is None:
             known = find(directory)
-            write_near_duplicates(directory, read_manifest(directory)["fingerprint"], known)
+            write_near_duplicates(directory, fingerprint, known)
             remove_thumbnails(directory)
         return known
 

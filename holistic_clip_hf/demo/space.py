@@ -20,7 +20,7 @@ from packaging.version import Version
 from .. import __version__
 from ..corpus.build import MANIFEST as CORPUS
 from ..evaluation.records import commit_of_checkout
-from ..images.folders import FolderImages
+from ..images.folders import FOLLOWED, FolderImages
 from ..publishing.checkpoint import stage
 from ..publishing.hub import files_of_corpus
 from ..publishing.model_card import known_facts
@@ -124,7 +124,8 @@ def write_space(showcase: Showcase, checkpoint: str, images: str | Path, output:
             if (images / CORPUS).is_file():
                 _copy_files(files_of_corpus(images), folder / IMAGES)
             else:
-                _copy_images(FolderImages(images), showcase.index.image_ids, folder / IMAGES)
+                links = bool(FOLLOWED.keys() & showcase.index.manifest.origin.keys())
+                _copy_images(FolderImages(images, follow_links=links), showcase.index.image_ids, folder / IMAGES)
             num_left_out = _copy_index(showcase, folder / INDEX)
             if is_local:
                 stage(Path(checkpoint), folder / CHECKPOINT, known_facts(Path(checkpoint)))
@@ -157,7 +158,9 @@ def _copy_index(showcase: Showcase, folder: Path) -> int:
     names = [each.file for each in (*manifest.segments, *manifest.neighbours.values())]
     names += [CAPTION_VECTORS] if (directory / CAPTION_VECTORS).is_file() else []
     _copy_files({name: directory / name for name in names}, folder)
-    origin = {name: value if name == "kind" else IMAGES for name, value in manifest.origin.items()}
+    # Links were followed when their files were copied; there are none in the Space.
+    places = {name: value for name, value in manifest.origin.items() if name not in FOLLOWED}
+    origin = {name: value if name == "kind" else IMAGES for name, value in places.items()}
     write_index_manifest(folder, replace(manifest, model=showcase.name, origin=origin, left_out=[]))
     return len(manifest.left_out)
 

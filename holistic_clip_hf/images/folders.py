@@ -436,11 +436,7 @@ class FolderImages:
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
             for name in sorted(each for each in [*names, *links] if not each.startswith(".")):
                 if name in links:
-                    told = (
-                        "a folder that came before"
-                        if self.follow_links
-                        else "a link to a folder; links are not followed"
-                    )
+                    told = "a folder that came before" if self.follow_links else _FOLDER_LINK
                     yield Skipped(self._id(os.path.join(folder, name)), told)
                 else:
                     yield from self._items(os.path.join(folder, name), others)

@@ -365,11 +365,11 @@ class SearchIndex:
     def rows(self, batch_size: int) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
         """Yield all images in batches: their ids, columns and stamps, and their vectors (N, H, D)."""
         alive = np.flatnonzero(self._alive)
-        stamps = pa.concat_tables(each.select_columns("stamp").with_format("arrow")[:] for each in self._datasets)
+        names = [*self._table.column_names, "stamp"]
+        table = pa.concat_tables(each.select_columns(names).with_format("arrow")[:] for each in self._datasets)
         for start in range(0, len(alive), batch_size):
             some = alive[start : start + batch_size]
-            table = self._table.take(some).append_column("stamp", stamps["stamp"].take(pa.array(some)))
-            yield table.to_pylist(), self.vectors(some)
+            yield table.take(some).to_pylist(), self.vectors(some)
 
     def _ask(self, query: Query, allowed: np.ndarray) -> tuple[list[EmbeddedTerm], list[Usual]]:
         """Return the terms of a query as vectors, and what is usual for each among the rows that are allowed (N,).
@@ -380,9 +380,14 @@ class SearchIndex:
         is_against = any(question.term.weight < 0 for question in questions)
         if not len(rows) or not (is_against or self._calibrated):
             return questions, []
-        vectors = self.vectors(sampled(rows))
+        vectors = self._sample if allowed is self._alive else self.vectors(sampled(rows))
         gallery = [usual(question, self.layout.vector_names, vectors, len(rows)) for question in questions]
         return with_floors(questions, gallery), gallery
+
+    @cached_property
+    def _sample(self) -> np.ndarray:
+        """Vectors of some of all images (N, H, D), which every query without a filter asks for."""
+        return self.vectors(sampled(np.flatnonzero(self._alive)))
 
     def _judged(self, questions: Sequence[EmbeddedTerm], gallery: Sequence[Usual], rows: np.ndarray) -> Answer:
         names, vectors = self.layout.vector_names, self.vectors(rows)

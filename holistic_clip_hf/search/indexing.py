@@ -45,6 +45,7 @@ from .store import (
     Segment,
     describe_file,
     folder_of,
+    free_number,
     is_writable,
     lock,
     open_segment,
@@ -169,12 +170,6 @@ class Writer:
         size = self.rows_per_segment
         return {first + start // size: todo[start : start + size] for start in range(0, len(todo), size)}
 
-    def free_number(self) -> int:
-        """Return the number of the next segment. None is used twice: readers may have the files open."""
-        stems = [path.stem for path in (self.directory / SEGMENTS).glob("*.arrow")]
-        taken = [int(stem) for stem in stems if stem.isdecimal()]
-        return max(taken, default=-1) + 1
-
     def holds(self, number: int, chunk: Sequence[Item], images: Images) -> bool:
         """Tell whether a segment of this number has these images, as they are now."""
         path, items = self.directory / SEGMENTS / f"{number:08d}.arrow", {item.image_id: item for item in chunk}
@@ -201,12 +196,11 @@ class Writer:
         """Return the same rows under the present times of their files, so that their contents need not be read again;
         only vectors are copied.
         """
-        table = part.dataset.with_format("arrow")[:]
-        stamps_now = [_with_time(stamp, items.get(image_id)) for image_id, stamp in stamps(part.dataset)]
-        if all(stamps_now[row] == table["stamp"][row].as_py() for row in part.alive):
+        before = stamps(part.dataset)
+        now = [_with_time(stamp, items.get(image_id)) for image_id, stamp in before]
+        if all(now[row] == before[row][1] for row in part.alive):
             return part
-        column = table.column_names.index("stamp")
-        moved = table.set_column(column, table.schema.field(column), pa.array(stamps_now, table.schema.types[column]))
+        moved = _with_column(part.dataset.with_format("arrow")[:], "stamp", now)
         return self._written(moved.take(part.alive), [])
 
     def renamed(self, part: SegmentRows, rows: Sequence[tuple[Item, int]]) -> Iterator[SegmentRows]:
@@ -215,14 +209,8 @@ class Writer:
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
             table = part.dataset.with_format("arrow")[:].take([row for _, row in some])
-            for name, values in (
-                ("image_id", [item.image_id for item, _ in some]),
-                ("stamp", [item.stamp for item, _ in some]),
-            ):
-                column = table.column_names.index(name)
-                field = table.schema.field(column)
-                table = table.set_column(column, field, pa.array(values, field.type))
-            yield self._written(table, [])
+            table = _with_column(table, "image_id", [item.image_id for item, _ in some])
+            yield self._written(_with_column(table, "stamp", [item.stamp for item, _ in some]), [])
 
     def _load(self, images: Images, item: Item) -> tuple[Item, Image.Image | LeftOut]:
         """Return an image, and its item with the stamp that the index is to keep."""
@@ -254,7 +242,7 @@ class Writer:
         return done, left_out
 
     def _written(self, table: pa.Table, left_out: Sequence[LeftOut], number: int | None = None) -> SegmentRows:
-        number = self.free_number() if number is None else number
+        number = free_number(self.directory) if number is None else number
         path = write_segment(self.directory, number, self.layout, table, left_out)
         opened = open_segment(path, self.layout)
         assert opened is not None
@@ -270,6 +258,13 @@ def _with_time(stamp: str, item: Item | None) -> str:
 def _contents_of(stamp: str) -> str:
     """Return the hash of the contents, of stamps that have one."""
     return stamp.rpartition(" ")[2] if stamp.count(" ") > 1 else stamp
+
+
+def _with_column(table: pa.Table, name: str, values: Sequence[str]) -> pa.Table:
+    """Return a table with other values in a column."""
+    place = table.column_names.index(name)
+    field = table.schema.field(place)
+    return table.set_column(place, field, pa.array(values, field.type))
 
 
 def make_table(layout: Layout, rows: Sequence[EncodedRow]) -> pa.Table:
@@ -545,7 +540,7 @@ class _Build:
     def encode(self, batch_size: int, progress: bool) -> None:
         """Write a segment after the other, and merge those that have become small."""
         self._take_over(progress)
-        chunks = self.writer.chunks(self.todo, self.writer.free_number())
+        chunks = self.writer.chunks(self.todo, free_number(self.directory))
         for part, unread in self.writer.encoded(self.images, chunks, batch_size, progress):
             self.parts.append(part)
             self.left_out += unread
@@ -569,19 +564,18 @@ class _Build:
 
     def _take_over(self, progress: bool) -> None:
         """Give new files the vectors of files of the same contents: they were moved, renamed or copied."""
-        if self.before is None or self.before.reading != READING:
+        if self.before is None or self.before.reading != READING or not self.parts:
             return
-        known = {
-            _contents_of(stamp): (part, row)
-            for part in self.parts
-            for row, (_, stamp) in enumerate(stamps(part.dataset))
-        }
-        sizes = {stamp.split(" ")[0] for part in self.parts for _, stamp in stamps(part.dataset)}
+        rows = [(part, row, stamp) for part in self.parts for row, (_, stamp) in enumerate(stamps(part.dataset))]
+        known = {_contents_of(stamp): (part, row) for part, row, stamp in rows}
+        sizes = {stamp.split(" ")[0] for _, _, stamp in rows}
         moved: dict[Path, list[tuple[Item, int]]] = {}
         todo = []
         for item in tqdm(self.todo, desc="new files", disable=not progress):
             stamp = self._stamp(item) if item.stamp.split(" ")[0] in sizes else ""
-            if (found := known.get(_contents_of(stamp))) is None:
+            # Rows of early exports have no stamp, which says nothing of their contents.
+            found = known.get(_contents_of(stamp)) if stamp else None
+            if found is None:
                 todo.append(item)
             else:
                 moved.setdefault(found[0].path, []).append((item._replace(stamp=stamp), found[1]))

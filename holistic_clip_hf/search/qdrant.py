@@ -43,6 +43,7 @@ from .store import (
     INT8,
     SEGMENTS,
     Layout,
+    free_number,
     lock,
     open_segment,
     require_index_folder,
@@ -191,9 +192,8 @@ def import_from_qdrant(
     _require_collection(client, collection, _kinds_of_vectors(layout), layout.checkpoint)
     require_index_folder(directory)
     with lock(directory):
-        known, number = set[str](), -1
+        known, number = set[str](), free_number(directory) - 1
         for path in sorted((directory / SEGMENTS).glob("*.arrow")):
-            number = max(number, int(path.stem))
             if (opened := open_segment(path, layout)) is not None:
                 known |= {image_id for image_id, _ in stamps(opened[0])}
         missing = [point for point, image_id in _points(client, collection, layout) if image_id not in known]

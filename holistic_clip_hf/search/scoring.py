@@ -91,13 +91,17 @@ def _is_added_up(question: EmbeddedTerm) -> bool:
     return question.combine in (SUM, CENTROID) and question.floor is None
 
 
+def _add(total: dict[str, np.ndarray], vectors: Mapping[str, np.ndarray], weight: float) -> None:
+    for name, vector in vectors.items():
+        total[name] = total.get(name, 0.0) + weight * vector
+
+
 def _added_up(questions: Sequence[EmbeddedTerm], combine: str) -> dict[str, np.ndarray]:
     """Return by kind the weighted sum of the vectors of all terms that are combined alike: one product for all."""
     total: dict[str, np.ndarray] = {}
     for question in questions:
         if question.combine == combine and _is_added_up(question):
-            for name, vector in question.vectors.items():
-                total[name] = total.get(name, 0.0) + question.term.weight * vector
+            _add(total, question.vectors, question.term.weight)
     return total
 
 
@@ -186,8 +190,7 @@ def proposals_by(questions: Sequence[EmbeddedTerm]) -> dict[str, np.ndarray]:
         vectors = dict(question.vectors)
         if len(vectors) > 1:
             vectors[FUSED] = np.sum(list(vectors.values()), axis=0)
-        for name, vector in vectors.items():
-            total[name] = total.get(name, 0.0) + question.term.weight * vector
+        _add(total, vectors, question.term.weight)
         if question.term.weight > 0:
             in_favour |= vectors.keys()
     return {name: vector for name, vector in total.items() if name in in_favour}
@@ -206,8 +209,7 @@ def linear_totals(questions: Sequence[EmbeddedTerm]) -> dict[str, np.ndarray] | 
         vectors = dict(question.vectors)
         if question.combine == CENTROID and len(vectors) > 1:
             vectors = {FUSED: np.sum(list(vectors.values()), axis=0)}
-        for name, vector in vectors.items():
-            total[name] = total.get(name, 0.0) + question.term.weight * vector
+        _add(total, vectors, question.term.weight)
     return total
 
 

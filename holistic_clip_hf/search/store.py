@@ -271,6 +271,12 @@ _OWN = re.compile(
 _ABOUT = b"holistic_clip_index"
 
 
+def free_number(directory: Path) -> int:
+    """Return the number of the next segment. None is used twice: readers may have the files open."""
+    stems = [path.stem for path in (directory / SEGMENTS).glob("*.arrow")]
+    return max((int(stem) for stem in stems if stem.isdecimal()), default=-1) + 1
+
+
 def write_segment(directory: Path, number: int, layout: Layout, table: pa.Table, left_out: Sequence[LeftOut]) -> Path:
     """Write rows in one batch, and beside them what was left out between them."""
     about = {"key": layout.key, "left_out": left_out}

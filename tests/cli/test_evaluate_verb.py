@@ -14,6 +14,7 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.captioning.remote_backend import IMAGE_FORMATS, Patience
+from holistic_clip_hf.checkpoint_files import CALIBRATION_FILE
 from holistic_clip_hf.cli import caption, fit, publish, search
 from holistic_clip_hf.cli import corpus as corpus_verb
 from holistic_clip_hf.cli.evaluate import TASKS, Classes, Masks, Task, Texts
@@ -23,7 +24,15 @@ from holistic_clip_hf.corpus.plan import BuildSettings
 from holistic_clip_hf.evaluation import probes as linear_probe
 from holistic_clip_hf.evaluation.benchmarks import classify_by
 from holistic_clip_hf.evaluation.branch_report import report_branches
+from holistic_clip_hf.evaluation.calibration import (
+    Calibration,
+    ScoreCalibration,
+    fusion_facts,
+    save_calibration,
+)
 from holistic_clip_hf.evaluation.classification import evaluate_classification, load_templates
+from holistic_clip_hf.evaluation.encoding import load_checkpoint
+from holistic_clip_hf.evaluation.fingerprints import fingerprint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED
 from holistic_clip_hf.evaluation.probes import evaluate_probes
 from holistic_clip_hf.evaluation.records import Record, capture_provenance, load_records
@@ -336,6 +345,26 @@ def test_an_evaluation_in_shares_has_the_records_of_one_without(
         assert told(run(*tasks, *encoded)) == expected
 
 
+def test_answers_are_encoded_in_shares_as_retrieval_is(
+    checkpoint: HolisticCLIPModel,
+    processor: HolisticCLIPProcessor,
+    splits: dict[str, Dataset],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, its_processor = load_checkpoint(tmp_path / "tiny")
+    scores = {"fused": ScoreCalibration(0.0, 0.0, 0.0, 0.0, 50, 8, 0.5)}
+    checkpoint_of = fingerprint(model, its_processor, with_fusion=False)
+    found = Calibration(checkpoint_of, fusion_facts(model), "colours", "validation", scores)
+    save_calibration(tmp_path / "tiny" / CALIBRATION_FILE, found)
+    said = []
+    for task in ("retrieval", "answers"):
+        shares = ["--tasks", task, "--encoded", str(tmp_path / task), "--shard", "1/2", "--batch-size", "3"]
+        parse("evaluate", [*common(tmp_path), *shares])()
+        said.append(capsys.readouterr().out.partition(" batches")[0])
+    assert said == ["4 of 8", "4 of 8"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -345,9 +374,13 @@ def test_an_evaluation_in_shares_has_the_records_of_one_without(
             ["--shard", "0/2", "--encoded", "e", "--tasks", "segmentation", "--masks", "voc21=v"],
             "`--tasks` has segmentation, which `--shard 0/2` does not divide",
         ),
+        (
+            ["--shard", "0/2", "--encoded", "e", "--tasks", "cases", "--cases", "coco-facet=c"],
+            "`--tasks` has cases, which `--shard 0/2` does not divide",
+        ),
     ],
 )
 def test_shares_that_cannot_be_encoded_are_refused(options: list[str], message: str, tmp_path: Path) -> None:
-    corpus = [] if "segmentation" in options else ["--corpus", "emoji"]
+    corpus = [] if "--tasks" in options else ["--corpus", "emoji"]
     with pytest.raises(ValueError, match=message):
         parse("evaluate", ["--model", "tiny", "--output", str(tmp_path / "r.json"), *corpus, *options])()

@@ -138,6 +138,18 @@ def test_a_checkpoint_of_the_hub_is_named_and_not_copied(workshop: Path, tmp_pat
     assert SpaceCard.load(tmp_path / "space" / "README.md").data.models == ["me/search"]
 
 
+def test_linked_images_come_along_as_files(workshop: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "more").symlink_to(workshop / "drawings" / "more")
+    draw("blue", "circle").save(tmp_path / "linked" / "blue.png")
+    showcase = open_showcase(str(workshop / "checkpoint"), tmp_path / "linked", follow_links=True)
+    write_space(showcase, "me/search", tmp_path / "linked", tmp_path / "space")
+    copied = tmp_path / "space" / "images" / "more" / "red.png"
+    assert copied.read_bytes() == (workshop / "drawings" / "more" / "red.png").read_bytes()
+    origin = json.loads((tmp_path / "space" / "images.index" / "index.json").read_text())["origin"]
+    assert set(origin.values()) == {"folder", "images"} and "links" not in origin
+
+
 def test_a_corpus_comes_along_as_it_would_be_published(workshop: Path, tmp_path: Path) -> None:
     rows = [
         {

@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.cli.main import parse
+from holistic_clip_hf.images.sources import Item
 from holistic_clip_hf.search import FolderImages, SearchIndex
-from holistic_clip_hf.search.store import read_index_manifest
+from holistic_clip_hf.search.indexing import make_table
+from holistic_clip_hf.search.store import read_index_manifest, write_segment
 from photo_index import NAMES, Indexing, counts, indexing, rows, write_photos
 
 
@@ -174,3 +178,18 @@ def test_links_are_followed_if_that_is_wanted(
     index = SearchIndex(tmp_path / "index", model, processor)
     assert index.image("linked/red-circle.png").size == index.image("one.png").size == (32, 32)
     assert counts(bring())[0] == 6, "the guard stays the default"
+
+
+def test_rows_without_a_stamp_are_not_taken_for_other_files(bring: Indexing, photos: Path, tmp_path: Path) -> None:
+    bring()
+    layout = read_index_manifest(tmp_path / "index").layout
+    early = np.zeros((len(layout.vector_names), layout.width), np.float32)
+    early[:, 0] = 1.0
+    table = make_table(layout, [(Item("gone.png", "gone.png", ""), early, {})])  # as early exports to Qdrant had them
+    write_segment(tmp_path / "index", 90, layout, table, [])
+    Image.new("RGB", (57, 41), (9, 99, 30)).save(photos / "new.png")
+    assert counts(bring()) == (9, 1, 0, 0, 8)
+    bring("fresh")
+    found, expected = (rows(tmp_path / name)["new.png"] for name in ("index", "fresh"))
+    assert found[0] == expected[0] != ""
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)  # rounded alone otherwise than in a batch
