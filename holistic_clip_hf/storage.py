@@ -94,6 +94,11 @@ def write_folder(directory: Path, *, last: str, replaced: str) -> Iterator[Path]
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 @contextmanager
 def new_folder(output: Path, *, holds: str) -> Iterator[Path]:
     """Give a folder that takes its place when the work in it has succeeded, and is removed if it fails.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,15 +22,13 @@ from holistic_clip_hf.evaluation.encoding import encode_texts, load_checkpoint
 from holistic_clip_hf.evaluation.ranking import bootstrap_interval
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, Record, Recorder, capture_provenance, save_records
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, embed_corpus
+from training.rivals import optimised_queries
 
 TASK = "attributes"
 FEWEST = 3
 SPLIT_COLUMN = "artist_split"
 CATEGORY, PALETTE = "category", "palette"
 FIRST = 10  # results among which those are counted that have what is not wanted
-# Of DEO (https://arxiv.org/abs/2603.09185): weights of the negative and of the query as it was, that of the positive
-# being 1. The released code has Adam at this rate for 500 steps; the paper has 20 steps.
-NEGATIVE, ORIGINAL, RATE = 1.0, 0.2, 0.001
 _AMOUNT = re.compile(r"^(?:all|mostly|a little) ")
 
 
@@ -98,20 +95,6 @@ WITH: dict[str, Callable[[Scores], np.ndarray]] = {
 }
 
 
-def optimised(wanted: Tensor, other: Tensor, steps: int) -> Tensor:
-    """Return query vectors (Q, D) moved away from what is not wanted, all at once: Adam treats each number alone."""
-    query = wanted.clone().requires_grad_()
-    optimizer = torch.optim.Adam([query], lr=RATE)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        near, far = ((query - each).square().sum(dim=-1).add(1e-12).sqrt() for each in (wanted, other))
-        ((1 + ORIGINAL) * near - NEGATIVE * far).sum().backward()
-        optimizer.step()
-        with torch.no_grad():
-            query.copy_(F.normalize(query, dim=-1))
-    return query.detach()
-
-
 def average_precision(scores: np.ndarray, right: np.ndarray) -> float:
     """Return the mean, over what is right (N,), of the precision at its place."""
     places = np.flatnonzero(right[np.argsort(-scores, kind="stable")])
@@ -132,7 +115,7 @@ def ranked_by(sides: tuple[Tensor, Tensor], texts: Tensor, *, is_one: bool) -> d
     found |= {("without", name): [way(each) for each in scores] for name, way in WITHOUT.items()}
     if is_one:
         for steps in (20, 500):
-            queries = optimised(texts[:, 0], texts[:, 1], steps)
+            queries = optimised_queries(texts[:, 0], texts[:, 1], steps)
             found["without", f"DEO, {steps} steps"] = list((queries @ sides[0].T).double().numpy())
     return found
 

@@ -59,7 +59,7 @@ class Verb(PipelineStep):
             if code == 0:
                 return
             print(f"shard {rank}/{world_size} ended with code {code}", flush=True)
-            if code == MISTAKE:  # which the next attempt would make, too
+            if code == MISTAKE or attempt == ATTEMPTS - 1:  # the next attempt would make a mistake, too
                 break
             time.sleep(SECONDS_BETWEEN * attempt)
         raise RuntimeError(f"`{' '.join(command[2:])}` ended with code {code}. Mend what it says, and run this again.")

@@ -25,7 +25,7 @@ from ..publishing.checkpoint import stage
 from ..publishing.hub import files_of_corpus
 from ..publishing.model_card import known_facts
 from ..search.store import CAPTION_VECTORS, read_index_manifest, write_index_manifest
-from ..storage import new_folder, raise_if_disk_full
+from ..storage import folder_bytes, new_folder, raise_if_disk_full
 from .showcase import Showcase
 
 PACKAGE, EXTRAS = "holistic-clip-hf", ("demo", "search")
@@ -134,7 +134,7 @@ def write_space(showcase: Showcase, checkpoint: str, images: str | Path, output:
         except OSError as error:
             raise_if_disk_full(error, folder)
             raise
-        num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        num_bytes = folder_bytes(folder)
     return Space(len(showcase.index), num_left_out, num_bytes)
 
 

@@ -88,5 +88,5 @@ def _rank(case: Case, vectors: FusedVectors, by_text: bool) -> int:
     queries, candidates = (vectors.texts, vectors.images) if by_text else (vectors.images, vectors.texts)
     score = swapped(vectors.score) if by_text else vectors.score
     asked, compared = queries[case.query][None].double(), candidates[list(case.candidates)].double()
-    right, *wrong = score(asked, compared)[0]
-    return sum(bool(each >= right) for each in wrong)
+    right, wrong = score(asked, compared)[0].tensor_split([1])
+    return int((wrong >= right).sum())

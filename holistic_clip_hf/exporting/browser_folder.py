@@ -33,9 +33,9 @@ from ..search import SearchIndex
 from ..search.index import Asker
 from ..search.query import MOST_LETTERS, MOST_TERMS
 from ..search.scoring import FLOOR, MOST_SAMPLED
-from ..storage import new_folder, parse_json, write_json
+from ..storage import folder_bytes, new_folder, parse_json, write_json
 from ..visualization.result_grid import LABEL_COLOURS
-from .graphs import TextGraph
+from .graphs import TextGraph, stock_kind
 from .onnx_folder import GraphOptions, OnnxExport, require_runtime, write_onnx
 from .verification import ProbeImages
 
@@ -116,7 +116,7 @@ def export_page(
         facts = _facts(opened, Asker(model, processor, opened.layout), vectors, missing)
         facts["text"] = _text_facts(model, processor, int8)
         write_json(folder / "search.json", facts, indent=0)
-        num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        num_bytes = folder_bytes(folder)
     return PageExport(len(opened), missing, num_bytes, graphs)
 
 
@@ -231,7 +231,7 @@ def _text_facts(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, int8
     ids = tokenizer("a")["input_ids"]
     num_end = next(number for number, each in enumerate(reversed(ids)) if each not in special)
     return {
-        "kind": "siglip" if model.config.objective == "sigmoid" else "clip",
+        "kind": stock_kind(model),
         "dtype": "q8" if int8 else "fp32",
         "max_length": tokenizer.model_max_length,
         "num_end": num_end,

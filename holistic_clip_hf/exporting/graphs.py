@@ -88,6 +88,11 @@ class JointGraph(Graph):
         return tuple(found[name] for name in self.outputs)
 
 
+def stock_kind(model: HolisticCLIPModel) -> str:
+    """Return the stock family that programs read a model's graphs by, `"siglip"` or `"clip"`."""
+    return "siglip" if model.config.objective == "sigmoid" else "clip"
+
+
 def takes_patches(model: HolisticCLIPModel) -> bool:
     """Tell whether the images of a model come as patches with a mask, as those of SigLIP 2's NaFlex variant do."""
     return model.vision_model.config.takes_patches
@@ -145,7 +150,7 @@ def write_graph(graph: Graph, inputs: Mapping[str, Tensor], path: Path, most_byt
         patches = {0: images, 1: Dim("patches")}
         shapes |= {"pixel_values": patches, "pixel_attention_mask": patches, "spatial_shapes": {0: images}}
     given = tuple(inputs[name] for name in graph.inputs)
-    with _quietly(), torch.no_grad():
+    with muted("torch.onnx"), warnings.catch_warnings(action="ignore"), torch.no_grad():
         program: Any = torch.onnx.export(
             graph,
             given,
@@ -166,15 +171,13 @@ def write_graph(graph: Graph, inputs: Mapping[str, Tensor], path: Path, most_byt
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the exporter from warning of packages that no graph of ours needs."""
-    logger = logging.getLogger("torch.onnx")
+def muted(name: str | None = None) -> Iterator[None]:
+    """Keep a logger, or the root's, from warning, such as of packages that no graph of ours needs."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logger.setLevel(level)
 

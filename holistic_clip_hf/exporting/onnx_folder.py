@@ -9,7 +9,6 @@ Axes: N images, H branches, T texts, L tokens, D projection width.
 """
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,9 @@ from .graphs import (
     Graph,
     Run,
     Verification,
+    muted,
     require_exporter,
+    stock_kind,
     takes_patches,
     write_graphs,
 )
@@ -170,7 +171,7 @@ def write_onnx(
 def save_graph_processor(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, folder: Path) -> None:
     """Save the stock processor that fits a model's graphs."""
     siglips = Siglip2Processor if takes_patches(model) else SiglipProcessor
-    save_processor(siglips if model.config.objective == "sigmoid" else CLIPProcessor, processor, folder)
+    save_processor(siglips if stock_kind(model) == "siglip" else CLIPProcessor, processor, folder)
 
 
 def plain_configuration(model: HolisticCLIPModel) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _configuration(model: HolisticCLIPModel, layout: str, graphs: Sequence[Path]
     fields = plain_configuration(model)
     if layout == "onnx":
         return fields
-    kind = "siglip" if model.config.objective == "sigmoid" else "clip"
+    kind = stock_kind(model)
     architecture = {"siglip": "SiglipModel", "clip": "CLIPModel"}[kind]
     found = {**fields, "model_type": kind, "architectures": [architecture]}
     files = {path.name: int(path.with_name(f"{path.name}{DATA}").exists()) for path in graphs}
@@ -202,13 +203,8 @@ def _configuration(model: HolisticCLIPModel, layout: str, graphs: Sequence[Path]
 def _quantise(path: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it advises on the root logger to pre-process
-    try:
+    with muted():  # it advises on the root logger to pre-process
         quantize_dynamic(path, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
-    finally:
-        root.setLevel(level)
 
 
 def _require_alike(cosines: Mapping[str, float]) -> None:

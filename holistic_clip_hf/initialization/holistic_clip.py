@@ -119,11 +119,8 @@ def _branches_in_order(
             f"{EMBEDDINGS}.branch_position_embedding": at[1:],
         }
         found |= others if len(order) > 1 else {}
-        if vision.branched_token_mlp and config.num_branches > 1:
-            for mlp in branched_mlps(vision):
-                found |= _linears_in_order(state, mlp, order)
-        return found
-    if vision.branch_type == "probe":
+        mlps = branched_mlps(vision) if vision.branched_token_mlp and config.num_branches > 1 else []
+    elif vision.branch_type == "probe":
         probes = [state[f"{HEAD}.{name}"] for name in ("probe", "branch_probe") if f"{HEAD}.{name}" in state]
         chosen = torch.cat(probes, dim=1)[:, list(order)]
         found = {f"{HEAD}.probe": chosen[:, :1], **({f"{HEAD}.branch_probe": chosen[:, 1:]} if order[1:] else {})}

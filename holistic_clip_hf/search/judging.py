@@ -40,16 +40,14 @@ class Answer:
         return max((hit.probability or 0.0 for hit in self.hits), default=0.0)
 
 
-def sound_scores(calibration: Calibration | None, model: DualEncoder, checkpoint: str) -> dict[str, ScoreCalibration]:
+def sound_scores(calibration: Calibration, model: DualEncoder, checkpoint: str) -> dict[str, ScoreCalibration]:
     """Return what of a calibration holds for a model; what does not is named in a warning.
 
     Args:
-        calibration: Calibration, if there is one.
+        calibration: Calibration of a checkpoint.
         model: Model that the index is asked with.
         checkpoint: Fingerprint of what makes its vectors.
     """
-    if calibration is None:
-        return {}
     if calibration.checkpoint != checkpoint:
         logger.warning(
             "The calibration is that of another checkpoint (%s; this one is %s): images are found without "

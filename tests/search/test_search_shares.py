@@ -22,7 +22,7 @@ SHARES, ROWS = 3, 2
 
 @pytest.fixture
 def photos(corpus: Dataset, tmp_path: Path) -> Path:
-    """Eight drawings and three more, one file that is no image among them: six segments of two."""
+    """Eight drawings, two more, and a file that cannot be decoded. Six segments of two."""
     folder = write_photos(corpus, tmp_path / "photos")
     for number in range(2):
         Image.new("RGB", (32, 32), (90, number * 90, 30)).save(folder / f"more-{number}.png")

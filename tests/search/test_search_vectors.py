@@ -302,7 +302,7 @@ def test_what_one_model_could_not_encode_is_left_to_the_next(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A reason that is kept for good with one model is none for another."""
+    """A reason that one model gives for good says nothing of another model."""
     with monkeypatch.context() as patch:
         patch.setattr(
             indexing_module,

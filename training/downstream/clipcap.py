@@ -8,9 +8,7 @@ A run that was killed goes on where it was, to the same result.
 Axes: N images, V vectors of an image, H branches, D projection width, L tokens.
 """
 
-import argparse
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +40,9 @@ from training.downstream.caption_scores import require_scorers, score_captions
 from training.downstream.clipcap_model import UNTRAINED, ClipCapConfig, ClipCapModel
 from training.downstream.language_models import TINY, make_language_model
 from training.downstream.runs import (
+    exponential_of_mean,
     fingerprint,
+    parse_options,
     read_part,
     read_recipe,
     require_training,
@@ -427,10 +427,8 @@ def _exponential(
     recorder: Recorder, metric: str, values: Sequence[float], details: Mapping[str, Detail], part: Mapping[str, Any]
 ) -> Record:
     """Return the exponential of the mean of one value for each image as a record."""
-    given = torch.tensor(values, dtype=torch.float64)
-    low, high = bootstrap_interval(given, seed=recorder.provenance.seed)
-    ends = (math.exp(low), math.exp(high))
-    return recorder.record(metric, math.exp(given.mean()), details, _counts(part), confidence_interval=ends)
+    value, ends = exponential_of_mean(values, recorder.provenance.seed)
+    return recorder.record(metric, value, details, _counts(part), confidence_interval=ends)
 
 
 def _counts(part: Mapping[str, Any]) -> dict[str, int]:
@@ -516,12 +514,7 @@ def run_recipe(recipe: ClipCapRecipe, folder: Path) -> list[Record]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a recipe, as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=Path("training/downstream/clipcap.yaml"))
-    parser.add_argument("--corpus", default=None, help="another corpus than the recipe's")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--tiny", action="store_true", help="everything at its smallest, on drawings, on the CPU")
-    options = parser.parse_args(arguments)
+    options = parse_options("clipcap", __doc__, arguments, corpus="another corpus than the recipe's")
     with end_in_a_sentence("python -m training.downstream.clipcap"):
         disable_progress_bars()
         logging.disable_progress_bar()

@@ -9,7 +9,6 @@ tower tells.
 Axes: N conversations, L tokens, P patches.
 """
 
-import argparse
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,6 @@ from transformers import (
 from holistic_clip_hf import HolisticCLIPPatchModel, from_clip
 from holistic_clip_hf.cli.main import end_in_a_sentence
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
-from holistic_clip_hf.evaluation.ranking import bootstrap_interval
 from holistic_clip_hf.evaluation.records import Record, Recorder, capture_provenance, save_records
 from holistic_clip_hf.images.left_out import LeftOutLog, warn_of_all
 from holistic_clip_hf.images.records import read_records
@@ -66,7 +64,9 @@ from training.downstream.llava_data import (
     read_conversations,
 )
 from training.downstream.runs import (
+    exponential_of_mean,
     fingerprint,
+    parse_options,
     read_part,
     read_recipe,
     require_training,
@@ -323,15 +323,14 @@ def measure(bench: Bench) -> list[Record]:
     measured = [("perplexity", OWN, losses[OWN]), ("perplexity", OTHERS, losses[OTHERS])]
     records = []
     for metric, images, values in [*measured, ("perplexity_ratio", f"{OWN} against {OTHERS}", differences)]:
-        given = torch.tensor(values, dtype=torch.float64)
-        low, high = bootstrap_interval(given, seed=seed)
+        value, ends = exponential_of_mean(values, seed)
         records.append(
             recorder.record(
                 metric,
-                math.exp(given.mean()),
+                value,
                 {"images": images, "branch": bench.recipe.branch or "mean"},
                 {"n_conversations": len(rows)},
-                confidence_interval=(math.exp(low), math.exp(high)),
+                confidence_interval=ends,
             )
         )
     return records
@@ -423,11 +422,7 @@ def _conversation(colour: str, shape: str, part: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a recipe, as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=Path("training/downstream/llava.yaml"))
-    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--tiny", action="store_true", help="everything at its smallest, on drawings, on the CPU")
-    options = parser.parse_args(arguments)
+    options = parse_options("llava", __doc__, arguments)
     with end_in_a_sentence("python -m training.downstream.llava"):
         disable_progress_bars()
         logging.disable_progress_bar()

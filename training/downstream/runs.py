@@ -2,15 +2,19 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import math
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from holistic_clip_hf.evaluation.ranking import bootstrap_interval
 from holistic_clip_hf.field_types import require_types
 from holistic_clip_hf.storage import checksum, field_names, read_yaml, require_keys, write_json
 from holistic_clip_hf.trainer.recipes import FINISHED, clear_result, is_finished, remove_states, require_own_run
@@ -132,3 +136,28 @@ def train_once(
             write_json(checkpoint / FINISHED, {"fingerprint": mark, "run": checkpoint.name})
             remove_states(checkpoint)
         trainer.accelerator.wait_for_everyone()
+
+
+def exponential_of_mean(values: Sequence[float], seed: int) -> tuple[float, tuple[float, float]]:
+    """Return the exponential of a mean, and those of the ends of its interval."""
+    given = torch.tensor(values, dtype=torch.float64)
+    low, high = bootstrap_interval(given, seed=seed)
+    return math.exp(given.mean()), (math.exp(low), math.exp(high))
+
+
+def parse_options(module: str, about: str | None, arguments: Sequence[str] | None, **more: Any) -> Namespace:
+    """Read the options of a program of this folder.
+
+    Args:
+        module: Name of the program, which is that of its recipe.
+        about: Text of its help.
+        arguments: Arguments. Default: the command line's.
+        more: Help of further options that take a text, by name.
+    """
+    parser = ArgumentParser(description=about, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path(f"training/downstream/{module}.yaml"))
+    for name, told in more.items():
+        parser.add_argument(f"--{name}", default=None, help=told)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--tiny", action="store_true", help="everything at its smallest, on drawings, on the CPU")
+    return parser.parse_args(arguments)
