@@ -119,6 +119,11 @@ class Record(Provenance):
         return (self.model, self.task, self.dataset, self.split, self.metric, details)
 
 
+def records_of(records: Iterable[Record], model: str) -> list[Record]:
+    """Return the records of one model, by its name."""
+    return [record for record in records if record.model == model]
+
+
 def describe(record: Record) -> str:
     """Say what a record measured."""
     details = [str(value).replace("_", " ") for name, value in sorted(record.details.items()) if name != "k"]

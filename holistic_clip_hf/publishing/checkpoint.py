@@ -27,7 +27,7 @@ from ..checkpoint_files import (
 )
 from ..configuration_holistic_clip import MODEL_TYPES
 from ..evaluation.calibration import read_calibration, save_calibration
-from ..evaluation.records import Record, load_records, shareable_command
+from ..evaluation.records import Record, load_records, records_of, shareable_command
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
     LOCK,
@@ -138,7 +138,7 @@ def stage(
         records = _copy_records(checkpoint, folder)
         save_facts(folder / FACTS_FILE, facts)
         (folder / CARD).write_text(render_model_card(model.config, records, facts), encoding="utf-8")
-        own = [record for record in records if record.model == facts.model_name]
+        own = records_of(records, facts.model_name)
         write_eval_results(folder, eval_results(own, facts.listed_results, facts.repo_id))
         for picture in facts.pictures.values():
             _copy_picture(checkpoint, folder, picture)

@@ -33,6 +33,7 @@ from ..evaluation.records import (
     describe,
     differing_unusable,
     load_records,
+    records_of,
 )
 from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
 from ..field_types import require_types
@@ -405,7 +406,7 @@ def render_model_card(
     >>> Path("README.md").write_text(render_model_card(config, load_records("results.json"), facts))
     """
     names = list(config.perspectives or ())
-    own = [record for record in records if record.model == facts.model_name]
+    own = records_of(records, facts.model_name)
     if records and not own:
         measured = ", ".join(sorted({record.model for record in records}))
         raise ValueError(f"No record is of {facts.model_name!r}; they are of {measured}. Set `CardFacts.model_name`.")
@@ -444,7 +445,7 @@ def write_model_card(folder: str | Path) -> Path:
     with hold_lock(lock_beside(card), wait=math.inf, keep=False):
         facts = known_facts(folder)
         records = load_records(folder / RECORDS_FILE) if (folder / RECORDS_FILE).is_file() else []
-        own = [record for record in records if record.model == facts.model_name]
+        own = records_of(records, facts.model_name)
         drawn = _draw_branches(own, config)
         facts = replace(facts, pictures={**facts.pictures, **{text: name for text, (name, _) in drawn.items()}})
         text = render_model_card(config, records, facts)

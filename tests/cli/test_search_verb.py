@@ -15,22 +15,30 @@ from holistic_clip_hf.evaluation.calibration import Calibration, ScoreCalibratio
 from holistic_clip_hf.evaluation.fingerprints import fingerprint
 from photo_index import NAMES, write_photos
 
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Lines that the verb prints."""
+
+    def call(*arguments: str) -> list[str]:
+        parse("search", arguments)()
+        return capsys.readouterr().out.splitlines()
+
+    return call
+
 
 def test_from_a_folder_to_answers(
     make_model: Callable[..., HolisticCLIPModel],
     processor: HolisticCLIPProcessor,
     corpus: Dataset,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
     photos, index = write_photos(corpus, tmp_path / "photos"), str(tmp_path / "index")
     for part in (make_model(perspectives=NAMES), processor):
         part.save_pretrained(tmp_path / "model")
-
-    def run(*arguments: str) -> list[str]:
-        parse("search", arguments)()
-        return capsys.readouterr().out.splitlines()
-
     build = ["index", str(photos), "--model", str(tmp_path / "model"), "--index", index]
     assert run(*build, "--shard", "1/2")[1].startswith("0 of 1 segments of")  # eight images are one segment
     assert run(*build, "--shard", "0/2")[1].startswith("1 of 1 segments of")
@@ -57,16 +65,13 @@ def test_smaller_vectors_another_model_and_a_collection(
     corpus: Dataset,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
     pytest.importorskip("faiss"), pytest.importorskip("qdrant_client")
     photos, index = write_photos(corpus, tmp_path / "photos"), str(tmp_path / "index")
     for seed, name in enumerate(("model", "better")):
         for part in (make_model(perspectives=NAMES, seed=seed, matryoshka_dims=[8]), processor):
             part.save_pretrained(tmp_path / name)
-
-    def run(*arguments: str) -> list[str]:
-        parse("search", arguments)()
-        return capsys.readouterr().out.splitlines()
 
     def make(model: str, *options: str) -> list[str]:
         return run("index", str(photos), "--model", str(tmp_path / model), "--index", index, *options)
