@@ -121,7 +121,26 @@ def table(records: Path) -> str:
         if value is not None:
             lines.append(f"| {what} | {beside} | {form.format(value)} | {aim} |")
             commits.add(f"[{name}]({link(name)}) at `{record['commit']}`")
-    return "\n".join([*lines, "", f"Measured by {', '.join(sorted(commits))}."])
+    return "\n".join([*lines, "", f"Measured by {', '.join(sorted(commits))}.", *encoding_table(records)])
+
+
+def encoding_table(records: Path) -> list[str]:
+    """Return the lines of the table of six class tokens by precision and batch; none if it was not measured."""
+    path = records / "encoding.json"
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text())
+    cases = {case: found["cls H=6"] for case, found in record["cases"].items()}
+    peers = list(dict.fromkeys(key for found in cases.values() for key in found if key.startswith("ratio to ")))
+    head = " | ".join(peer.removeprefix("ratio to ") for peer in peers)
+    lines = [
+        f"| six class tokens: precision, batch | {head} | images per second |",
+        f"|---|{'---:|' * len(peers)}---:|",
+    ]
+    for case, found in cases.items():
+        ratios = " | ".join(TIMES.format(found[peer]) if peer in found else "" for peer in peers)
+        lines.append(f"| {case} | {ratios} | {int(case.split(', ')[1]) / found['seconds']:.2f} |")
+    return ["", *lines, "", f"Measured by [encoding]({link('encoding')}) at `{record['commit']}`. The aim was 0.92 ×."]
 
 
 def link(name: str) -> str:

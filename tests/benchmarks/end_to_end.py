@@ -4,8 +4,8 @@
 
 Decoding, cropping, tokenizing, both towers, loss, backward and optimizer, with one data loader worker, float32 and
 random weights. Ours learn six captions of each image, the others one; a peer that is not installed is left out and
-named. Each round runs all of them in turn, each in a fresh process, and takes the median of its steps behind the first
-two.
+named. Each round runs all of them in turn, each in a fresh process, and takes the median of its steps behind the
+first.
 Target: six captions and six class tokens at no more than open_clip's time for one caption.
 """
 
@@ -44,7 +44,7 @@ from holistic_clip_hf.trainer.collator import Augmentation
 from holistic_clip_hf.trainer.recipes import train_tokenizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMAGES, BATCH, STEPS, WARM_UP = 64, 8, 7, 2
+IMAGES, BATCH, STEPS, WARM_UP = 40, 8, 5, 1
 SLOTS = ("web", "detail", "short", "main_object", "background", "style")
 # Words per caption, from ... to: one long description, the others short, as the paper's.
 WORDS = ((4, 20), (30, 50), (5, 14), (8, 20), (8, 20), (6, 18))
