@@ -41,8 +41,10 @@ def require_types(where: str, values: Mapping[str, Any], kinds: Mapping[str, Any
 
 def _taken_apart(kind: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return a type without its arguments, as a file has it, and these."""
-    origin = get_origin(kind) or kind
-    return _AS_FILES_HAVE.get(origin, origin), get_args(kind)
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is tuple and inner[1:] == (...,):  # of any length
+        return list, inner[:1]
+    return _AS_FILES_HAVE.get(origin, origin), inner
 
 
 def fits(value: Any, kind: Any) -> bool:

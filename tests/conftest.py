@@ -28,7 +28,7 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
-from holistic_clip_hf.trainer.collator import Augmentation
+from holistic_clip_hf.trainer.augmentation import Augmentation
 from holistic_clip_hf.trainer.tiny import train_tokenizer
 from hub_server import LoopbackHub
 from random_weights import fill

@@ -52,7 +52,7 @@ def train(folder: Path, name: str, job: dict[str, Any], rank: int) -> None:
     from holistic_clip_hf.stopping import Stopped
     from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
     from holistic_clip_hf.trainer.arguments import require_finite_loss
-    from holistic_clip_hf.trainer.collator import Augmentation
+    from holistic_clip_hf.trainer.augmentation import Augmentation
 
     corpus = load_from_disk(str(folder / job.get("corpus", "corpus")))
     processor = HolisticCLIPProcessor.from_pretrained(folder / "processor")

@@ -172,8 +172,8 @@ def recipe_facts(recipe: Recipe, run: str) -> dict[str, Any]:
     args = HolisticCLIPTrainingArguments(output_dir="runs", slots=recipe.runs[run].slots, **recipe.training)
     told = {"recipe": f"{recipe.name}, run {run}", **changed_arguments(args)}
     told |= {f"tokenizer {name}": value for name, value in recipe.tokenizer.items()}
-    for name, limits in (recipe.augmentation or {}).items():
-        told[f"augmentation {name}"] = " to ".join(map(str, limits))
+    for name, value in (recipe.augmentation or {}).items():
+        told[f"augmentation {name}"] = " to ".join(map(str, value)) if isinstance(value, list) else value
     return told
 
 

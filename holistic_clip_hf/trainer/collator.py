@@ -8,10 +8,8 @@ https://arxiv.org/abs/2412.01814; DeBias-CLIP). It is the largest single gain am
 
 import copy
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,47 +19,10 @@ from torch.utils.data import get_worker_info
 
 from ..evaluation.encoding import Pixels, image_or_reason, readable_pixels, stack_pixels
 from ..images.left_out import UsableCaption, first_reasons, usable_captions
-from ..processing_holistic_clip import HolisticCLIPProcessor, is_blank, on_background
+from ..processing_holistic_clip import HolisticCLIPProcessor, is_blank
 from ..words import split_sentences
+from .augmentation import Augmentation, Change
 from .streams import PLACE
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """A random window of the image, stretched to fill a square.
-
-    Args:
-        size: side of the square; the processor's, so that it need not resize again.
-        scale: smallest and largest share of the image's area that is shown; 0.9 to 1.0 in the paper's released code.
-        ratio: smallest and largest width-to-height of the window; 3/4 to 4/3 is usual for random resized crops. A
-            window that would stick out of the image is cut at its edge.
-    """
-
-    size: int
-    scale: tuple[float, float] = (0.9, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"`size` is {self.size}; expected 1 or more, the processor's image size.")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"`scale` must rise within (0, 1], `ratio` above 0; got {self.scale} and {self.ratio}.")
-
-    def draw(self, generator: torch.Generator) -> list[float]:
-        """Draw four shares that say which window is shown."""
-        return torch.rand(4, generator=generator).tolist()
-
-    def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        """Return the window that `generator` draws, in RGB: palettes and single bits cannot be interpolated."""
-        image = on_background(image)
-        area, stretch, left, top = self.draw(generator)
-        pixels = image.width * image.height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
-        aspect = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** stretch
-        width, height = min(image.width, math.sqrt(pixels * aspect)), min(image.height, math.sqrt(pixels / aspect))
-        left, top = left * (image.width - width), top * (image.height - height)
-        box = (left, top, left + width, top + height)
-        return image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
-
 
 _DROP_FIRST = 0.5
 
@@ -203,14 +164,21 @@ class HolisticCLIPCollator:
     def _draw_row(self, row: Row, name: str, left_out: dict[str, str]) -> tuple[Any, list[str | None]]:
         """Return the image, augmented, or None if it does not decode, and a text or None for each slot."""
         generator = self._generator(row)
-        image = self._read_image(row.get("image"), generator)
+        change = self._draw_change(row, generator)
+        image = self._read_image(row.get("image"), change)
         if isinstance(image, str):
             left_out[name] = image
             return None, []
         captions = usable_captions(name, row.get("captions"), left_out)
+        if self.augmentation is not None and change is not None:
+            captions = [each for each in captions if not self.augmentation.hides(each.perspective, change)]
         return image, self._draw_captions(captions, generator)
 
-    def _read_image(self, image: Any, generator: torch.Generator) -> Any:
+    def _draw_change(self, row: Row, generator: torch.Generator) -> Change | None:
+        """Draw how the image is augmented, if it is."""
+        return None if self.augmentation is None else self.augmentation.draw(generator)
+
+    def _read_image(self, image: Any, change: Change | None) -> Any:
         """Return the image, augmented, or the reason why it cannot be read.
 
         It is made small at once, so that a batch of large photos is never held in full size.
@@ -219,9 +187,9 @@ class HolisticCLIPCollator:
         if isinstance(image, str):
             return image
         try:
-            if self.augmentation is None:
+            if self.augmentation is None or change is None:
                 return self.processor.resized(image)
-            return self.augmentation(self.processor.to_rgb(image), generator)
+            return self.augmentation.apply(self.processor.to_rgb(image), change)
         except ValueError as error:
             return f"the processor refuses it: {error}"
 
@@ -240,7 +208,7 @@ class HolisticCLIPCollator:
 
     def read_images(self, rows: Sequence[Row]) -> list[Pixels | str]:
         """Return the pixels of each row's image, augmented as in a batch, or the reason why it has none."""
-        images = [self._read_image(row.get("image"), self._generator(row)) for row in rows]
+        images = [self._read_image(row.get("image"), self._draw_change(row, self._generator(row))) for row in rows]
         return [image if isinstance(image, str) else readable_pixels(self.processor, [image])[0] for image in images]
 
     def _pixels_of_nothing(self, row: Row) -> Pixels:
@@ -271,8 +239,9 @@ class HolisticCLIPCollator:
                 f"{f' Left out are {reasons}.' if reasons else ''}"
             )
 
-    def _generator(self, row: Row) -> torch.Generator:
-        epoch = row[PLACE].number if PLACE in row else self.epoch
+    def _generator(self, row: Row, view: int | None = None) -> torch.Generator:
+        """Return the source of what is random about a row in this epoch, or in that of a view."""
+        epoch = row[PLACE].number if PLACE in row else self.epoch if view is None else view
         what = f"{self.seed} {epoch} {row['image_id']}".encode()
         seed = int.from_bytes(hashlib.blake2b(what, digest_size=8).digest(), "big") >> 1
         return torch.Generator().manual_seed(seed)

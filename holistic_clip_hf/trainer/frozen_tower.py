@@ -35,6 +35,7 @@ from ..modeling_holistic_clip import HolisticCLIPModel
 from ..stopping import DeafWorker, Stopped, StopRequest
 from ..storage import LOCK, hold_lock, require_free_space, require_own_folder
 from .arguments import HolisticCLIPTrainingArguments
+from .augmentation import Change
 from .collator import HolisticCLIPCollator, Row
 from .distributed import rank
 from .tower_states import About, TowerStates, hash_images, is_states_file, key_of
@@ -89,9 +90,12 @@ class StatesCollator(HolisticCLIPCollator):
         """Return the collator of the same images as they are before the tower."""
         return HolisticCLIPCollator(self.processor, self.slots, augmentation=self.augmentation, seed=self.seed)
 
-    def _read_image(self, image: CachedImage, generator: torch.Generator) -> Tensor | str:
-        if self.augmentation is not None:
-            self.augmentation.draw(generator)  # captions are drawn from what follows
+    def _draw_change(self, row: Row, generator: torch.Generator) -> Change | None:
+        """Return how the view of this epoch was augmented when it was encoded."""
+        super()._draw_change(row, generator)  # captions are drawn from what follows
+        return super()._draw_change(row, self._generator(row, self.epoch % len(row["image"].views)))
+
+    def _read_image(self, image: CachedImage, change: Change | None) -> Tensor | str:
         return image.states(self.epoch if self.is_training else 0)
 
     def _read_pixels(

@@ -60,7 +60,7 @@ from ..storage import (
 )
 from ..visualization.figures import training_curves, training_figure
 from .arguments import HolisticCLIPTrainingArguments, require_enough_rows
-from .collator import Augmentation
+from .augmentation import Augmentation
 from .resuming import hold_output, last_whole_checkpoint
 from .trainer import HolisticCLIPTrainer
 
@@ -124,7 +124,7 @@ class Recipe:
     model: dict[str, Any]
     training: dict[str, Any]
     runs: dict[str, Run]
-    augmentation: dict[str, list[float]] | None = None
+    augmentation: dict[str, Any] | None = None
     start_from: str | None = None
     held_out: dict[str, str] | None = None
     perturbation: float | None = None
@@ -194,7 +194,7 @@ def load_recipe(path: str | Path) -> Recipe:
     _check_training(path, content["training"])
     if content.get("augmentation") is not None:
         require_keys(f"{path}, augmentation", content["augmentation"], field_names(Augmentation) - {"size"})
-        require_types(f"{path}, augmentation", content["augmentation"], dict.fromkeys(content["augmentation"], Range))
+        require_types(f"{path}, augmentation", content["augmentation"], get_type_hints(Augmentation))
     require_types(str(path), content, get_type_hints(Recipe))
     if content.get("perturbation") is not None and content.get("start_from") is None:
         raise ValueError(
@@ -244,9 +244,6 @@ def _refuse_misplaced(where: str, found: Any, valid: set[str], others: Mapping[s
         for place, keys in others.items():
             if key not in valid and key in keys:
                 raise ValueError(f"{where}: `{key}` does not belong here; expected it under `{place}`. Move it.")
-
-
-Range = tuple[float, float]  # of an augmentation
 
 
 def _check_model(path: Path, model: Any) -> None:
@@ -537,7 +534,7 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
         model=make_model(recipe, run, processor.tokenizer),
         args=args,
         processing_class=processor,
-        augmentation=None if augmentation is None else Augmentation(size=recipe.image_size, **_limits(augmentation)),
+        augmentation=None if augmentation is None else Augmentation(size=recipe.image_size, **_tuples(augmentation)),
         train_dataset=train,
         eval_dataset=validation,
     )
@@ -553,8 +550,8 @@ def _splits(recipe: Recipe, corpus: Path) -> tuple[Dataset, Dataset | None]:
         return train, None
 
 
-def _limits(augmentation: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
-    return {name: (least, most) for name, (least, most) in augmentation.items()}
+def _tuples(augmentation: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in augmentation.items()}
 
 
 def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:

@@ -40,7 +40,7 @@ from transformers import (
 
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
-from holistic_clip_hf.trainer.collator import Augmentation
+from holistic_clip_hf.trainer.augmentation import Augmentation
 from holistic_clip_hf.trainer.recipes import train_tokenizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -28,7 +28,8 @@ from holistic_clip_hf.corpus.build import corpus_features
 from holistic_clip_hf.evaluation.encoding import encode_images
 from holistic_clip_hf.images.folders import ImageFolder
 from holistic_clip_hf.search import FolderImages, index_images
-from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator
+from holistic_clip_hf.trainer.augmentation import Augmentation
+from holistic_clip_hf.trainer.collator import HolisticCLIPCollator
 from holistic_clip_hf.trainer.tiny import train_tokenizer
 
 PHOTOS, WIDTH, HEIGHT, SIDE = 64, 6000, 4000, 224

@@ -37,7 +37,8 @@ from holistic_clip_hf.corpus.plan import BuildSettings, make_plan
 from holistic_clip_hf.images.archives import TarShards
 from holistic_clip_hf.images.sources import Item
 from holistic_clip_hf.search import DatasetImages, index_images
-from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator
+from holistic_clip_hf.trainer.augmentation import Augmentation
+from holistic_clip_hf.trainer.collator import HolisticCLIPCollator
 from holistic_clip_hf.trainer.tiny import train_tokenizer
 
 IMAGES, LISTED, WIDTH, HEIGHT, SIDE = 1_000, 20_000, 341, 256, 224

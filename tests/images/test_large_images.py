@@ -22,7 +22,8 @@ from holistic_clip_hf.images.decoding import BeyondLimitsError, read_image
 from holistic_clip_hf.images.folders import ImageFolder
 from holistic_clip_hf.images.limits import ImageLimits
 from holistic_clip_hf.search import FolderImages, index_images
-from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator
+from holistic_clip_hf.trainer.augmentation import Augmentation
+from holistic_clip_hf.trainer.collator import HolisticCLIPCollator
 
 SQUARE = {"height": 32, "width": 32}
 PROCESSORS: dict[str, Callable[[], Any]] = {

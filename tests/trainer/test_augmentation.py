@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from holistic_clip_hf.trainer.collator import Augmentation
+from holistic_clip_hf.trainer.augmentation import Augmentation
 
 
 def gradient_image(width: int, height: int) -> Image.Image:
@@ -81,3 +81,62 @@ def test_crop_refuses_impossible_windows(options: dict[str, Any]) -> None:
 def test_a_size_is_needed() -> None:
     with pytest.raises(ValueError, match="`size` is 0"):
         Augmentation(size=0)
+
+
+def test_white_black_and_greys_keep_their_colour_when_others_change() -> None:
+    image, generator = Image.new("RGB", (8, 8), (255, 255, 255)), torch.Generator().manual_seed(0)
+    image.paste((0, 0, 0), (0, 0, 4, 4))
+    image.paste((127, 127, 127), (4, 0, 8, 4))
+    image.paste((200, 40, 40), (0, 4, 4, 8))
+    augmentation = Augmentation(size=8, scale=(1.0, 1.0), ratio=(1.0, 1.0), recolouring=1.0)
+    reds = set()
+    for _ in range(20):
+        changed = augmentation(image, generator)
+        places = [(6, 6), (1, 1), (6, 1)]
+        assert all(
+            max(map(abs, (a - b for a, b in zip(changed.getpixel(at), image.getpixel(at), strict=True)))) < 3
+            for at in places
+        )
+        reds.add(changed.getpixel((1, 6)))
+    assert len(reds) > 10 and any(max(red) - min(red) < 3 for red in reds)  # some are grey
+
+
+def test_as_many_are_recoloured_as_asked_for() -> None:
+    augmentation, generator = Augmentation(size=8, recolouring=0.25), torch.Generator().manual_seed(0)
+    drawn = [augmentation.draw(generator).mix for _ in range(2_000)]
+    assert sum(mix is not None for mix in drawn) / 2_000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_turn_is_that_of_pillow_and_within_the_limits() -> None:
+    image = gradient_image(40, 40)
+    augmentation = Augmentation(size=40, scale=(1.0, 1.0), ratio=(1.0, 1.0), rotation=(5.0, 15.0))
+    change = augmentation.draw(torch.Generator().manual_seed(0))
+    turned = image.rotate(change.degrees, Image.Resampling.BICUBIC, fillcolor=image.getpixel((0, 0)))
+    assert 5 <= change.degrees <= 15 and augmentation.apply(image, change).tobytes() == turned.tobytes()
+
+
+def test_windows_are_those_that_were_drawn_before_there_were_turns_and_colours() -> None:
+    generator = torch.Generator().manual_seed(7)
+    expected = torch.rand(8, generator=torch.Generator().manual_seed(7)).tolist()
+    augmentation = Augmentation(size=8)
+    assert [augmentation.draw(generator).window for _ in range(2)] == [expected[:4], expected[4:]]
+
+
+def test_the_name_of_cached_views_is_as_before_unless_more_is_asked_for() -> None:
+    told = "Augmentation(size=8, scale=(0.9, 1.0), ratio=(0.75, 1.3333333333333333)"
+    assert repr(Augmentation(size=8)) == f"{told})"
+    assert repr(Augmentation(size=8, recolouring=0.5)) == f"{told}, recolouring=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rotation": (10.0, -10.0)}, "`rotation` is"),
+        ({"rotation": (0.0, 200.0)}, "`rotation` is"),
+        ({"recolouring": 1.5}, "`recolouring` is 1.5"),
+        ({"colour_perspectives": ("palette",)}, "without `recolouring`"),
+    ],
+)
+def test_other_changes_have_limits(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(size=24, **options)

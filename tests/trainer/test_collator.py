@@ -15,7 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from holistic_clip_hf import HolisticCLIPProcessor
-from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator, sample_sentences
+from holistic_clip_hf.trainer.augmentation import Augmentation
+from holistic_clip_hf.trainer.collator import HolisticCLIPCollator, sample_sentences
 from holistic_clip_hf.trainer.streams import PLACE, Place
 
 
@@ -46,6 +47,24 @@ def test_exact_tensors(processor: HolisticCLIPProcessor, rows: list[dict[str, An
     assert torch.equal(batch["pixel_values"], pixels)
     assert batch["caption_mask"].tolist() == [[True, True, True], [False, True, True]]
     assert batch["caption_ids"][0, 2] == batch["caption_ids"][1, 2]
+
+
+def test_a_recoloured_image_has_no_captions_about_colour(
+    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]
+) -> None:
+    """Red is no longer red, and says no more that it is."""
+    augmentation = Augmentation(size=32, recolouring=0.5, colour_perspectives=("style",))
+    collator = HolisticCLIPCollator(processor, ["short", "style"], augmentation=augmentation)
+    plain = HolisticCLIPCollator(processor, ["short", "style"], augmentation=Augmentation(size=32))
+    hidden = []
+    for epoch in range(40):
+        collator.epoch = plain.epoch = epoch
+        batch, as_it_is = collator(rows), plain(rows)
+        same = [torch.equal(*pair) for pair in zip(batch["pixel_values"], as_it_is["pixel_values"], strict=True)]
+        assert batch["caption_mask"].tolist() == [[True, shown] for shown in same]
+        assert batch["left_out"] == {}
+        hidden += [not shown for shown in same]
+    assert 20 < sum(hidden) < 60  # of 80, half of them drawn
 
 
 def test_order_of_captions_does_not_matter(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:

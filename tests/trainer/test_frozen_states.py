@@ -18,7 +18,7 @@ from datasets import Image as ImageFeature
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, tower_states
-from holistic_clip_hf.trainer.collator import Augmentation
+from holistic_clip_hf.trainer.augmentation import Augmentation
 from holistic_clip_hf.trainer.frozen_tower import FrozenTower
 from holistic_clip_hf.trainer.tower_states import About, TowerStates
 

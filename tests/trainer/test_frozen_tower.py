@@ -14,7 +14,7 @@ from transformers import AutoModel, ResNetConfig, TrainerCallback
 from conftest import CORPUS_SLOTS, IMAGE_SIZE, MAX_LENGTH, randomise
 from holistic_clip_hf import HolisticCLIPConfig, HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
-from holistic_clip_hf.trainer.collator import Augmentation
+from holistic_clip_hf.trainer.augmentation import Augmentation
 
 MakeTrainer = Callable[..., HolisticCLIPTrainer]
 PROBES = {"vision": {"branch_type": "probe"}, "diversity_threshold": 0.0}
@@ -215,6 +215,31 @@ def test_views_take_turns(make_trainer: MakeTrainer, tmp_path: Path) -> None:
         found.append(trainer.data_collator(rows)["tower_states"])
     assert torch.equal(found[0], found[2]) and not torch.allclose(found[0], found[1], atol=1e-2)
     assert found[0].dtype == torch.float16
+
+
+def test_captions_about_colour_are_missing_where_the_view_is_recoloured(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    slots = make_trainer(PROBES).data_collator.slots
+    trainer = make_trainer(
+        PROBES,
+        augmentation=Augmentation(size=IMAGE_SIZE, recolouring=0.5, colour_perspectives=(slots[1],)),
+        freeze_tower=True,
+        states_folder=str(tmp_path / "states"),
+        augmented_views=2,
+    )
+    trainer._prepare_states()
+    pixels, numbers = trainer.data_collator.for_pixels(), range(len(trainer.train_dataset))
+    with_pixels, cached = list(trainer.train_dataset.rows), [trainer.train_dataset[number] for number in numbers]
+    images = make_trainer(PROBES).train_dataset
+    told = []
+    for epoch in range(4):
+        pixels.epoch, trainer.data_collator.epoch = epoch % 2, epoch
+        shown = pixels([{**row, "image": images[number]["image"]} for number, row in enumerate(with_pixels)])
+        told.append(trainer.data_collator(cached)["caption_mask"])
+        assert torch.equal(told[-1], shown["caption_mask"])
+        assert told[-1][:, 0].all() and 0 < told[-1][:, 1].sum() < len(numbers)
+    assert torch.equal(told[0], told[2]) and not torch.equal(told[0], told[1])
 
 
 def test_workers_read_the_same(make_trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from torch.utils.data import IterableDataset
 from holistic_clip_hf.images.tables import undecoded
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
 from holistic_clip_hf.trainer import callbacks as logs
+from holistic_clip_hf.trainer.augmentation import Augmentation
 from holistic_clip_hf.trainer.callbacks import PLACE_NAME
-from holistic_clip_hf.trainer.collator import Augmentation
 from holistic_clip_hf.trainer.resuming import last_whole_checkpoint
 from holistic_clip_hf.trainer.streams import PLACE, EndlessRows, Place, stream_loader
 

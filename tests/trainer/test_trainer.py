@@ -13,7 +13,8 @@ from transformers import AutoModel, AutoProcessor
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.trainer import HolisticCLIPTrainer, HolisticCLIPTrainingArguments
-from holistic_clip_hf.trainer.collator import Augmentation, HolisticCLIPCollator
+from holistic_clip_hf.trainer.augmentation import Augmentation
+from holistic_clip_hf.trainer.collator import HolisticCLIPCollator
 from reference import loss_of
 
 MakeModel = Callable[..., HolisticCLIPModel]
