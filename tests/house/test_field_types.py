@@ -26,6 +26,7 @@ class Pace(Enum):
         (Mapping[str, float], [{}, {"a": 1}], [{"a": "b"}, [], 1]),
         (Sequence[str], [[], ["a"]], ["a", [1], None]),
         (dict[str, float] | str, [{"a": 1}, "{}"], [1, ["a"]]),
+        (tuple[str, ...], [[], ["a"], ["a", "b", "c"]], [["a", 1], "ab", 0.5]),
         (tuple[float, float], [[0.5, 1]], [[0.5], [1, 2, 3], "ab", ["a", "b"], 0.5]),
         (Pace | str, ["slow"], [False, 1]),
         (Literal["a", "b"], ["a"], ["c", 1]),
@@ -39,5 +40,10 @@ def test_values_by_type(kind: Any, good: list[Any], bad: list[Any]) -> None:
 
 
 def test_types_in_words() -> None:
-    kinds = {tuple[float, float]: "a list of 2, each a number", Pace | str: "a text", bool: "true or false"}
+    kinds = {
+        tuple[float, float]: "a list of 2, each a number",
+        tuple[str, ...]: "a list, each a text",
+        Pace | str: "a text",
+        bool: "true or false",
+    }
     assert {kind: in_words(kind) for kind in kinds} == kinds
