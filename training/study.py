@@ -9,7 +9,7 @@ Checkpoints stay in `--work-dir`: without `results.jsonl` a study only measures 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, UNUSABLE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
-from holistic_clip_hf.storage import field_names, read_yaml, require_keys
+from holistic_clip_hf.storage import field_names, read_yaml, require_keys, shown
 from holistic_clip_hf.trainer.recipes import (
     Recipe,
     Run,
@@ -46,6 +46,7 @@ from training.rivals import require_ways
 RESULTS = "results.jsonl"
 PROTOCOLS = (PER_PERSPECTIVE, CAPTION_SETS)
 KEPT_METRICS = ("recall@1", "recall@5", "mean_average_precision")
+MAX, WITHOUT = "max", "without "  # scores that a study may name
 FIT_ON = {"weighted": "validation", "softmax": "validation", "routed": "train"}
 
 
@@ -80,8 +81,9 @@ class Method:
 class Study:
     """A study file. Replicate r holds out `held_out[r]` in `column`, with seed r.
 
-    `perspectives` are those measured, `training` is what the study changes in its recipe for all methods, and
-    `queries` are the rules of its attribute queries.
+    `perspectives` are those measured, `training` is what the study changes in its recipe for all methods,
+    `queries` are the rules of its attribute queries, and `scores` are measured beside the fusions: `max`, or
+    `without` and a perspective for the mean of all other branches.
     """
 
     path: Path
@@ -92,6 +94,7 @@ class Study:
     training: dict[str, Any]
     methods: dict[str, Method]
     queries: QueryRules = field(default_factory=QueryRules)
+    scores: list[str] = field(default_factory=list)
 
     @property
     def results(self) -> Path:
@@ -120,13 +123,16 @@ def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
     content = read_yaml(path)
     valid = field_names(Study) - {"path"}
-    content = require_keys(str(path), content, valid, valid - {"queries"})
+    content = require_keys(str(path), content, valid, valid - {"queries", "scores"})
     rules = field_names(QueryRules)
     content["queries"] = QueryRules(**require_keys(f"{path}, queries", content.get("queries") or {}, rules))
     known = field_names(Method)
     for name, method in content["methods"].items():
         require_run_name(name, f"{path}: `methods`")
         require_keys(f"{path}, {name}", method, known)
+    known_scores = [MAX, *(WITHOUT + name for name in content["perspectives"])]
+    if unknown := [each for each in content.get("scores", ()) if each not in known_scores]:
+        raise ValueError(f"{path}: `scores` has {shown(unknown[0])}; expected some of {', '.join(known_scores)}.")
     methods = {name: Method(**method) for name, method in content.pop("methods").items()}
     for name, each in methods.items():
         require_caption_form(f"{path}, {name}", each.caption_form)
@@ -227,8 +233,25 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         "operations_per_step": operations,
         "train_seconds": seconds_of_training(checkpoint),
     }
-    records = list(_all_records(model, encoded, provenance))
-    return {**row, UNUSABLE: len(encoded["test"].left_out), "numbers": _numbers(records)}
+    numbers = _numbers(_all_records(model, encoded, provenance))
+    for score in study.scores:
+        if _set_score(model, score):
+            records = measure_retrieval(
+                model, encoded["test"], provenance=provenance, protocols=PROTOCOLS, with_branches=False
+            )
+            numbers[f"{FUSED}, {score}"] = next(iter(_numbers(records).values()))
+    return {**row, UNUSABLE: len(encoded["test"].left_out), "numbers": numbers}
+
+
+def _set_score(model: HolisticCLIPModel, score: str) -> bool:
+    """Make a model answer by one of the study's `scores`, and tell whether it has the branches for it."""
+    names, left_out = list(model.config.perspectives), score.removeprefix(WITHOUT)
+    if len(names) < 2 or left_out not in (MAX, *names):
+        return False
+    fusion, weights = (MAX, None) if score == MAX else ("weighted", [float(name != left_out) for name in names])
+    model.branch_fusion.router = None
+    model.config.update({"fusion": fusion, "branch_weights": weights, "fusion_scale": None})
+    return True
 
 
 def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any) -> Iterator[Record]:
@@ -287,6 +310,36 @@ def append_result(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def missing_runs(study: Study, methods: Collection[str] | None = None) -> list[tuple[str, int]]:
+    """Return methods and replicates without a line in the results, of some methods or of all."""
+    done = {(row["model"], row["replicate"]) for row in load_results(study.results)}
+    return [run for run in study.runs() if run not in done and (methods is None or run[0] in methods)]
+
+
+def finish_runs(study: Study, work: Path, methods: Collection[str] | None = None) -> None:
+    """Train and measure the runs that are missing and that no other process is at.
+
+    Args:
+        study: Plan.
+        work: Folder of the checkpoints.
+        methods: Names of the methods that are wanted. Default: all.
+
+    Raises:
+        ValueError: the results are of another plan.
+    """
+    corpus = find_corpus(study.recipe.corpus)
+    require_plan(study, load_results(study.results), corpus)
+    work.mkdir(parents=True, exist_ok=True)
+    for name, replicate in missing_runs(study, methods):
+        # The system lets go of the lock of a process that was killed.
+        with suppress(Timeout), FileLock(work / f"{name}-{replicate}.lock", timeout=0):
+            left = missing_runs(study, methods)
+            if (name, replicate) not in left:
+                continue
+            sys.stderr.write(f"== {name}, without {study.held_out[replicate]}, {len(left)} to do\n")
+            append_result(study.results, measure_run(study, name, replicate, corpus, work))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
@@ -298,18 +351,7 @@ def main() -> None:
     disable_progress_bars()
     logging.disable_progress_bar()
     study = load_study(options.study)
-    corpus, work = find_corpus(study.recipe.corpus), options.work_dir / study.path.stem
-    require_plan(study, load_results(study.results), corpus)
-    work.mkdir(parents=True, exist_ok=True)
-    for name, replicate in study.runs():
-        # The system lets go of the lock of a process that was killed.
-        with suppress(Timeout), FileLock(work / f"{name}-{replicate}.lock", timeout=0):
-            done = {(row["model"], row["replicate"]) for row in load_results(study.results)}
-            if (name, replicate) in done:
-                continue
-            left_out, total = study.held_out[replicate], len(study.runs())
-            sys.stderr.write(f"== {name}, without {left_out}, {len(done)} of {total} done\n")
-            append_result(study.results, measure_run(study, name, replicate, corpus, work))
+    finish_runs(study, options.work_dir / study.path.stem)
 
 
 if __name__ == "__main__":

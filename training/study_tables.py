@@ -83,10 +83,16 @@ def entries_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def difference(
-    rows: Sequence[dict[str, Any]], method: str, by: str, against: str, direction: str, column: str = MEAN
+    rows: Sequence[dict[str, Any]],
+    method: str,
+    by: str,
+    against: str,
+    direction: str,
+    column: str = MEAN,
+    against_by: str | None = None,
 ) -> Estimate:
-    """Compare a method with another one as that was trained to score, in the replicates that both have."""
-    base = column_of(scores_of(rows, against, trained_for(rows, against), direction), column)
+    """Compare a method with another one, by default as that was trained to score, in the replicates that both have."""
+    base = column_of(scores_of(rows, against, against_by or trained_for(rows, against), direction), column)
     scores = column_of(scores_of(rows, method, by, direction), column)
     return estimate([scores[each] - base[each] for each in sorted(scores.keys() & base.keys())])
 
@@ -115,7 +121,7 @@ def summary_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, str], aga
                 for values, direction in zip(found, DIRECTIONS, strict=True):
                     cells.append(str(estimate(list(values.values()))))
                     paired = difference(rows, method, by, against, direction, column)
-                    cells.append("" if method == against else _signed(paired))
+                    cells.append("" if method == against else signed(paired))
                 table.append(cells)
     words = [direction.replace("_", " ") for direction in DIRECTIONS]
     return markdown_table(["method", "n", *(cell for word in words for cell in (word, "difference"))], table)
@@ -151,7 +157,7 @@ def full_tables(
             plain.append([name, str(len(scores)), *map(str, cells)])
             paired = [difference(rows, method, by, against, direction, column) for column in columns]
             if method != against and paired[0].count:
-                differences.append([name, str(paired[0].count), *map(_signed, paired)])
+                differences.append([name, str(paired[0].count), *map(signed, paired)])
         words = direction.replace("_", " ")
         sections.append(
             f"### {words.capitalize()}: {METRIC}, %\n\n" + markdown_table(["method", "n", *columns], plain)
@@ -160,7 +166,8 @@ def full_tables(
     return "\n\n".join(sections) + "\n"
 
 
-def _signed(value: Estimate) -> str:
+def signed(value: Estimate) -> str:
+    """Return an estimate with its sign, bold if its interval leaves out zero."""
     if not value.count:
         return ""
     text = f"{'+' if value.mean >= 0 else ''}{value}"

@@ -20,7 +20,7 @@ from holistic_clip_hf.evaluation.encoding import encode_images
 from holistic_clip_hf.evaluation.records import load_records
 from training.downstream import clipcap
 from training.downstream.caption_scores import require_scorers, score_captions
-from training.downstream.clipcap import ClipCapRecipe, load_clipcap_recipe, make_tiny, run_recipe
+from training.downstream.clipcap import ClipCapRecipe, load_clipcap_recipe, make_tiny, run_recipe, with_seed
 from training.downstream.clipcap_model import UNTRAINED, ClipCapConfig, ClipCapModel
 
 FOLDER = Path(__file__).parents[2] / "training" / "downstream"
@@ -203,6 +203,18 @@ def test_the_command_runs_when_tiny(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert metrics == {"perplexity", "perplexity_ratio", "bleu@4", "rouge", "cider"}
     written = json.loads((folder / "scores" / "holistic_fused-captions.json").read_text())["short"]
     assert len(written["written"]) == len(written["references"]) > 0
+
+
+def test_another_seed_lies_apart_and_changes_nothing_else(
+    recipe: ClipCapRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = with_seed(recipe, 3)
+    assert (other.name, other.training["seed"]) == ("clipcap_emoji_seed_3", 3)
+    assert replace(other, name=recipe.name, training=recipe.training) == recipe
+    assert with_seed(recipe, recipe.training["seed"]) == recipe
+    with pytest.raises(SystemExit):
+        clipcap.main(["--recipe", str(FOLDER / "clipcap_emoji.yaml"), "--seed", "one"])
+    assert "`--seed` is 'one'; expected a whole number" in capsys.readouterr().err
 
 
 def test_without_java_the_recipe_is_refused_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:

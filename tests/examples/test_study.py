@@ -10,21 +10,24 @@ from typing import Any
 
 import pytest
 import yaml
-from datasets import Value
+from datasets import Dataset, Value
 from filelock import FileLock
 from PIL import Image
 
 from holistic_clip_hf.corpus.build import EmptySplitError, build_corpus, corpus_features, open_split, write_caption
 from holistic_clip_hf.corpus.near_duplicates import NearDuplicates
-from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
+from holistic_clip_hf.evaluation.encoding import load_checkpoint
+from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, embed_corpus
 from holistic_clip_hf.trainer.recipes import recipe_split
 from training import study as study_module
 from training.near_duplicates import table_of_leaks
 from training.study import (
+    finish_runs,
     load_results,
     load_study,
     measure_run,
     method_recipe,
+    missing_runs,
     multiplications,
     plan_of,
     require_plan,
@@ -84,6 +87,7 @@ def study_path(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "held_out": ["ann", "cid"],
         "perspectives": SLOTS,
         "training": {"eval_strategy": "no", "save_strategy": "no"},
+        "scores": ["max", "without short"],
         "methods": {
             "one_to_many": {"perspectives": ["all"], "slots": SLOTS},
             "ours": {
@@ -115,6 +119,10 @@ def test_every_run_once_with_all_that_was_measured(study_path: Path, tmp_path: P
     with FileLock(tmp_path / "squares" / "ours-0.lock"), FileLock(tmp_path / "squares" / "one_to_many-1.lock"):
         first = run(study_path, tmp_path)
     assert [(row["model"], row["replicate"]) for row in first] == [("one_to_many", 0), ("ours", 1), ("as_much", 0)]
+    study = load_study(study_path)
+    assert missing_runs(study) == [("ours", 0), ("one_to_many", 1)]
+    finish_runs(study, tmp_path / "squares", {"ours", "as_much"})
+    assert missing_runs(study) == [("one_to_many", 1)] and not missing_runs(study, {"ours", "as_much"})
     found = run(study_path, tmp_path)
     assert found[:3] == first, "finished runs stay as they are"
     keys = {(row["model"], row["split"], row["seed"]) for row in found}
@@ -129,6 +137,7 @@ def test_every_run_once_with_all_that_was_measured(study_path: Path, tmp_path: P
     assert set(by_key["one_to_many", "ann"]["numbers"]) == {"fused, centroid"}
     ours = by_key["ours", "ann"]["numbers"]
     fused = {"fused, centroid", "fused, mean", "fused, weighted", "fused, routed", "fused, softmax"}
+    fused |= {"fused, max", "fused, without short"}
     assert set(ours) == {*fused, "short", "palette", BY_NAME}
     assert all(set(ours[by]) == {*SLOTS, CAPTION_SETS} for by in fused)
     assert set(ours["short"]) == set(SLOTS) and set(ours[BY_NAME]) == {CAPTION_SETS}
@@ -145,6 +154,25 @@ def test_a_run_done_again_gives_its_numbers(study_path: Path, corpus: Path, tmp_
     study = load_study(study_path)
     first, again = (measure_run(study, "ours", 1, corpus, tmp_path / name) for name in ("first", "again"))
     assert first["numbers"] == again["numbers"]
+    require_scores(
+        first["numbers"], tmp_path / "first/ours-1", recipe_split(method_recipe(study, "ours", 1), corpus, "test")
+    )
+
+
+def require_scores(numbers: dict[str, Any], checkpoint: Path, rows: Dataset) -> None:
+    """The best branch by a loop over branches; without one of two, the other is left."""
+    model, processor = load_checkpoint(checkpoint)
+    embedded = embed_corpus(model, processor, rows, perspectives=SLOTS)
+    for slot in SLOTS:
+        hits = 0
+        for image, texts in enumerate(embedded.captions[slot]):
+            scores = [
+                max(float(branch @ embedded.text_embeds[texts[0]]) for branch in branches)
+                for branches in embedded.branch_embeds
+            ]
+            hits += scores[image] == max(scores)
+        assert numbers["fused, max"][slot]["text_to_image"]["recall@1"] == hits / len(rows)
+    assert {slot: numbers["fused, without short"][slot] for slot in SLOTS} == numbers["palette"]
 
 
 def test_the_held_out_painter_is_tested_on_and_never_trained_on(corpus: Path) -> None:
@@ -218,6 +246,7 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
             {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "as_much_compute_as": "theirs"}}},
             r"`as_much_compute_as` \['theirs'\]; expected one of ours",
         ),
+        ({"scores": ["max", "without style"]}, "`scores` has 'without style'; expected some of max, without short"),
     ]
     for name in ("/any/path", "../x", ".hidden"):
         methods = {"methods": {name: {"perspectives": SLOTS, "slots": SLOTS}}}

@@ -33,7 +33,7 @@ from holistic_clip_hf.evaluation.ranking import bootstrap_interval
 from holistic_clip_hf.evaluation.records import FUSED, Detail, Record, Recorder, capture_provenance, save_records
 from holistic_clip_hf.images.left_out import row_names, usable_captions
 from holistic_clip_hf.initialization import make_processor
-from holistic_clip_hf.storage import write_atomically, write_json
+from holistic_clip_hf.storage import shown, write_atomically, write_json
 from holistic_clip_hf.trainer.recipes import require_run_name
 from holistic_clip_hf.trainer.tiny import CLIP, CORPUS, make_tiny_clip, make_tiny_corpus, reset_ingredients
 from training.downstream.caption_scores import require_scorers, score_captions
@@ -120,6 +120,13 @@ def load_clipcap_recipe(path: Path) -> ClipCapRecipe:
         require_run_name(name, f"{path}: `runs`")
     runs = {name: read_part(f"{path}, runs, {name}", run, Source) for name, run in recipe.runs.items()}
     return replace(recipe, runs=runs)
+
+
+def with_seed(recipe: ClipCapRecipe, seed: int) -> ClipCapRecipe:
+    """Return a recipe with another seed, under a name that says it; unchanged if the seed is its own."""
+    if seed == recipe.training["seed"]:
+        return recipe
+    return replace(recipe, name=f"{recipe.name}_seed_{seed}", training={**recipe.training, "seed": seed})
 
 
 class Vectors(NamedTuple):
@@ -514,11 +521,16 @@ def run_recipe(recipe: ClipCapRecipe, folder: Path) -> list[Record]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a recipe, as the command line says."""
-    options = parse_options("clipcap", __doc__, arguments, corpus="another corpus than the recipe's")
+    told = {"corpus": "another corpus than the recipe's", "seed": "another seed than the recipe's; its runs lie apart"}
+    options = parse_options("clipcap", __doc__, arguments, **told)
     with end_in_a_sentence("python -m training.downstream.clipcap"):
         disable_progress_bars()
         logging.disable_progress_bar()
         recipe = load_clipcap_recipe(options.recipe)
+        if options.seed is not None:
+            if not options.seed.isdecimal():
+                raise ValueError(f"`--seed` is {shown(options.seed)}; expected a whole number.")
+            recipe = with_seed(recipe, int(options.seed))
         folder = options.output_dir / ("tiny" if options.tiny else "") / recipe.name
         if options.corpus is not None:
             recipe = replace(recipe, corpus=options.corpus)
