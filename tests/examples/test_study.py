@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import Value
 from filelock import FileLock
@@ -16,17 +18,19 @@ from PIL import Image
 
 from holistic_clip_hf.corpus.build import EmptySplitError, build_corpus, corpus_features, open_split, write_caption
 from holistic_clip_hf.corpus.near_duplicates import NearDuplicates
-from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
+from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus
 from holistic_clip_hf.trainer.recipes import recipe_split
 from training import study as study_module
 from training.near_duplicates import table_of_leaks
 from training.study import (
+    first_dimensions,
     load_results,
     load_study,
     measure_run,
     method_recipe,
     multiplications,
     plan_of,
+    principal_dimensions,
     require_plan,
 )
 from training.study_picture import study_picture
@@ -145,6 +149,40 @@ def test_a_run_done_again_gives_its_numbers(study_path: Path, corpus: Path, tmp_
     study = load_study(study_path)
     first, again = (measure_run(study, "ours", 1, corpus, tmp_path / name) for name in ("first", "again"))
     assert first["numbers"] == again["numbers"]
+
+
+def test_shorter_vectors_are_measured_in_place_of_fusions(study_path: Path, corpus: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(study_path.read_text())
+    path = tmp_path / "widths.yaml"
+    path.write_text(yaml.safe_dump({**content, "widths": [128, 2]}))
+    with pytest.raises(ValueError, match="ours: `fusion` is 'routed', whose router reads whole vectors, beside `wid"):
+        load_study(path)
+    content["methods"]["ours"]["model"] = {}
+    path.write_text(yaml.safe_dump({**content, "widths": [128, 2]}))
+    study = load_study(path)
+    numbers = measure_run(study, "ours", 1, corpus, tmp_path)["numbers"]
+    ways = {f"fused, centroid, {way} {width}" for way in ("first", "principal") for width in (128, 2)}
+    assert set(numbers) == {"fused, centroid", *ways, *SLOTS, BY_NAME}
+    for slot in SLOTS:  # vectors of all dimensions are whole vectors, also turned
+        assert numbers["fused, centroid, first 128"][slot] == numbers["fused, centroid"][slot]
+        assert numbers["fused, centroid, principal 128"][slot] == numbers["fused, centroid"][slot]
+    for wrong in ([0], [64, 64], "64"):
+        path.write_text(yaml.safe_dump({**content, "widths": wrong}))
+        with pytest.raises(ValueError, match="expected whole numbers, 1 or more, each once"):
+            load_study(path)
+
+
+def test_vectors_are_shortened_to_their_first_and_their_principal_dimensions() -> None:
+    """Against numpy: slices of unit length, and right singular vectors of the branches' vectors."""
+    generator = np.random.default_rng(0)
+    images, text = generator.normal(size=(7, 2, 5)) * [1, 5, 2, 9, 1], generator.normal(size=5)
+    corpus = EmbeddedCorpus(torch.from_numpy(images), {}, {"a text": torch.from_numpy(text)})
+    axes = np.linalg.svd(images.reshape(14, 5)).Vh.T
+    for way, turn in ((first_dimensions, np.eye(5)), (principal_dimensions, axes)):
+        found = way(corpus, 3)
+        cut, asked = (images @ turn)[..., :3], (text @ turn)[:3]
+        expected = cut @ asked / np.linalg.norm(cut, axis=-1) / np.linalg.norm(asked)
+        np.testing.assert_allclose(found.branch_embeds @ found.text_embeds["a text"], expected)
 
 
 def test_the_held_out_painter_is_tested_on_and_never_trained_on(corpus: Path) -> None:
