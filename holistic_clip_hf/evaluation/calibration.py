@@ -29,7 +29,7 @@ from ..storage import field_names, parse_json, require_keys, write_json
 from .encoding import DualEncoder, vectors_by_name
 from .probes import minimise
 from .ranking import bootstrap_interval
-from .records import FUSED, Provenance, Record, Recorder
+from .records import FUSED, Detail, Provenance, Record, Recorder
 from .retrieval import Captions, EmbeddedCorpus, per_perspective
 
 logger = logging.getLogger(__name__)
@@ -111,10 +111,11 @@ def _facts(scores: np.ndarray, gallery: Usual) -> np.ndarray:
 
 
 class Gallery(NamedTuple):
-    """Scores (N,) of the images of a gallery for one text, and which of them are right (N,)."""
+    """Scores (N,) of the images of a gallery for one text, which of them are right (N,), and the text."""
 
     scores: np.ndarray
     right: np.ndarray
+    text: str
 
     def best(self, count: int) -> np.ndarray:
         """Return the places of the highest scores, best first."""
@@ -136,23 +137,34 @@ class Gallery(NamedTuple):
 
     def without_answer(self) -> "Gallery":
         """Return the same gallery without the images that are right."""
-        return Gallery(self.scores[~self.right], self.right[~self.right])
+        return self._replace(scores=self.scores[~self.right], right=self.right[~self.right])
 
 
-def fit_calibration(model: DualEncoder, corpus: EmbeddedCorpus, *, seed: int = 0) -> dict[str, ScoreCalibration]:
+def fit_calibration(
+    model: DualEncoder, corpus: EmbeddedCorpus, *, gallery_size: int | None = None, seed: int = 0
+) -> dict[str, ScoreCalibration]:
     """Fit the fused score and each branch, by name; those with fewer than `FEWEST_TEXTS` texts are left out.
 
     Args:
         model: Model whose scores they are.
         corpus: Corpus that it was not trained on, encoded.
+        gallery_size: Number of images of a gallery, into as many of which the corpus is dealt. Default: one of all
+            images, or of `MOST_IMAGES` of them.
         seed: Seed of the texts and images that are drawn.
+
+    Raises:
+        ValueError: the corpus has fewer images than a gallery.
     """
     corpus.require_images()
     found = {}
-    for name, galleries in _galleries_by_score(model, corpus, np.random.default_rng(seed)):
-        if len(galleries) >= FEWEST_TEXTS:
+    for name, galleries in _galleries_by_score(model, corpus, np.random.default_rng(seed), gallery_size):
+        if _num_texts(galleries) >= FEWEST_TEXTS:
             found[name] = fit_scores(galleries, np.random.default_rng(seed))
     return found
+
+
+def _num_texts(galleries: Sequence[Gallery]) -> int:
+    return len({each.text for each in galleries})
 
 
 def fit_scores(galleries: Sequence[Gallery], generator: np.random.Generator) -> ScoreCalibration:
@@ -176,7 +188,7 @@ def fit_scores(galleries: Sequence[Gallery], generator: np.random.Generator) -> 
     weight = weight / spread
     size = max(len(each.scores) for each in galleries)
     score, standing, logarithm = weight.tolist()
-    fitted = ScoreCalibration((bias - weight @ mean).item(), score, standing, logarithm, len(galleries), size)
+    fitted = ScoreCalibration((bias - weight @ mean).item(), score, standing, logarithm, _num_texts(galleries), size)
     best_of = [fitted.evidence(each.scores, each.usual).max() for each in galleries if each.is_answered]
     least = float(np.quantile(best_of, MOST_LOST, method="lower")) if best_of else 0.0
     return replace(fitted, least=least)
@@ -190,16 +202,38 @@ def _drawn(whole: Gallery, generator: np.random.Generator) -> Iterator[Gallery]:
         if count >= FEWEST_IMAGES:
             some = generator.permutation(right)[: max(1, round(share * len(right)))]
             rows = np.concatenate([some, generator.permutation(wrong)[:count]])
-            gallery = Gallery(whole.scores[rows], whole.right[rows])
+            gallery = whole._replace(scores=whole.scores[rows], right=whole.right[rows])
             yield from (gallery, gallery.without_answer())
 
 
 def _galleries_by_score(
-    model: DualEncoder, corpus: EmbeddedCorpus, generator: np.random.Generator
+    model: DualEncoder, corpus: EmbeddedCorpus, generator: np.random.Generator, size: int | None
 ) -> Iterator[tuple[str, list[Gallery]]]:
     """Yield each kind of score with the galleries of its texts: all perspectives' for the fused one, else its own."""
-    images = np.sort(generator.permutation(len(corpus.branch_embeds))[:MOST_IMAGES])
     found: dict[str, list[Gallery]] = {FUSED: []}
+    for images in _dealt(len(corpus.branch_embeds), size, generator):
+        for name, galleries in _galleries_of(model, corpus, images, generator):
+            found.setdefault(name, []).extend(galleries)
+    yield from found.items()
+
+
+def _dealt(num_images: int, size: int | None, generator: np.random.Generator) -> list[np.ndarray]:
+    """Return the images of each gallery: of one, or of as many as there are of `size`, none of which share any."""
+    order = generator.permutation(num_images)
+    if size is None:
+        return [np.sort(order[:MOST_IMAGES])]
+    if not FEWEST_IMAGES <= size <= num_images:
+        raise ValueError(
+            f"`gallery_size` is {size}; expected {FEWEST_IMAGES} to {num_images}, the images of the split. Name a "
+            "smaller one, or leave it out."
+        )
+    return [np.sort(order[first : first + size]) for first in range(0, num_images - size + 1, size)]
+
+
+def _galleries_of(
+    model: DualEncoder, corpus: EmbeddedCorpus, images: np.ndarray, generator: np.random.Generator
+) -> Iterator[tuple[str, list[Gallery]]]:
+    """Yield the galleries of some images of the corpus, perspective by perspective, for each kind of score."""
     captions: Captions = {name: [owned[image] for image in images] for name, owned in corpus.captions.items()}
     for question in per_perspective(captions):
         texts = np.sort(generator.permutation(len(question.texts))[:MOST_TEXTS])
@@ -207,13 +241,13 @@ def _galleries_by_score(
         right[question.pairs[:, 1], question.pairs[:, 0]] = True
         if not len(texts):
             continue
-        embeds = corpus.embeds_of([question.texts[text] for text in texts])
+        asked = [question.texts[text] for text in texts]
+        embeds = corpus.embeds_of(asked)
         for details, vectors in vectors_by_name(model, corpus.branch_embeds[torch.from_numpy(images)], embeds):
             if (name := str(details["branch"])) in (FUSED, question.perspective):
                 scores = vectors.score(vectors.images.double(), vectors.texts.double()).T.numpy()
-                rows = [Gallery(*each) for each in zip(scores, right[texts], strict=True)]
-                found.setdefault(name, []).extend(each for each in rows if not each.right.all())
-    yield from found.items()
+                rows = [Gallery(*each) for each in zip(scores, right[texts], asked, strict=True)]
+                yield name, [each for each in rows if not each.right.all()]
 
 
 @dataclass(frozen=True)
@@ -304,7 +338,12 @@ def _read(kind: type, content: Any) -> dict[str, Any]:
 
 
 def measure_answers(
-    model: DualEncoder, corpus: EmbeddedCorpus, scores: Mapping[str, ScoreCalibration], *, provenance: Provenance
+    model: DualEncoder,
+    corpus: EmbeddedCorpus,
+    scores: Mapping[str, ScoreCalibration],
+    *,
+    provenance: Provenance,
+    gallery_size: int | None = None,
 ) -> list[Record]:
     """Measure calibrated answers on a corpus, each text asked of all images and of those that are wrong for it.
 
@@ -318,9 +357,14 @@ def measure_answers(
         corpus: Corpus, encoded.
         scores: Calibration of each kind of score.
         provenance: Origin of the records.
+        gallery_size: Number of images of a gallery, as `fit_calibration` takes it.
+
+    Raises:
+        ValueError: the corpus has fewer images than a gallery.
     """
     recorder, records = Recorder(provenance, TASK, len(corpus.left_out)), []
-    for name, galleries in _galleries_by_score(model, corpus, np.random.default_rng(provenance.seed)):
+    generator = np.random.default_rng(provenance.seed)
+    for name, galleries in _galleries_by_score(model, corpus, generator, gallery_size):
         if name not in scores or not galleries:
             continue
         calibration, empty = scores[name], [each.without_answer() for each in galleries]
@@ -331,7 +375,9 @@ def measure_answers(
             "answers_lost": _told([each for each in galleries if each.is_answered], calibration),
         }
         counts = {"n_queries": len(galleries), "n_candidates": len(galleries[0].scores)}
-        details = {"branch": name}
+        details: dict[str, Detail] = {"branch": name}
+        if gallery_size is not None:
+            details["gallery_size"] = gallery_size
         records.append(recorder.record("calibration_error", error, {**details, "results": SHOWN}, counts))
         for metric, values in told.items():
             if len(values):
