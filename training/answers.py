@@ -7,7 +7,7 @@ What is trained already, or has records, is not done again, so that a killed stu
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datasets import disable_progress_bars
@@ -16,13 +16,18 @@ from transformers import logging
 from holistic_clip_hf.cli import evaluate, fit
 from holistic_clip_hf.corpus.build import corpus_name, find_corpus
 from holistic_clip_hf.evaluation.calibration import TASK
-from holistic_clip_hf.evaluation.records import Record, load_records
+from holistic_clip_hf.evaluation.records import FUSED, Record, load_records
 from holistic_clip_hf.trainer.recipes import Recipe, load_recipe, train_run
 from holistic_clip_hf.words import markdown_table
 from training.quickstart import with_seed
 
-RECORDS = Path("training/studies/answers/results.json")
+RECORDS = Path("training/studies/answers")
 METRICS = {"calibration_error": "error", "told_nothing": "told", "answers_lost": "lost"}
+
+
+def records_file(folder: Path, recipe: Recipe, seed: int) -> Path:
+    """Return the file of one seed's records, as a file holds each measurement once."""
+    return folder / ("results.json" if seed == recipe.seed else f"results_seed_{seed}.json")
 
 
 def records_of(path: Path, recipe: Recipe, runs: Iterable[str], gallery_size: int | None) -> list[Record]:
@@ -61,13 +66,17 @@ def measure(recipe: Recipe, run: str, folder: Path, gallery_size: int | None, ou
     )()
 
 
-def answers_table(records: Iterable[Record]) -> str:
+def answers_table(records: Iterable[Record], slots: Sequence[str]) -> str:
     """Return Markdown: a line for each run and kind of score, its numbers in %, in the order of the seeds."""
     values: dict[tuple[str, str], dict[str, list[str]]] = {}
     for record in sorted(records, key=lambda record: record.seed):
         cells = values.setdefault((record.model, str(record.details["branch"])), {})
         cells.setdefault(record.metric, []).append(f"{100 * record.value:.1f}")
-    lines = [[*entry, *(", ".join(cells.get(name, [])) for name in METRICS)] for entry, cells in values.items()]
+    order = [FUSED, *slots]
+    lines = [
+        [*entry, *(", ".join(values[entry].get(name, [])) for name in METRICS)]
+        for entry in sorted(values, key=lambda entry: (entry[0], order.index(entry[1])))
+    ]
     return markdown_table(["run", "score", *METRICS.values()], lines)
 
 
@@ -78,20 +87,22 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--gallery-size", type=int, default=None, help="images of a gallery; default: the whole split")
     parser.add_argument("--output-dir", type=Path, default=Path("runs"), help="of checkpoints")
-    parser.add_argument("--output", type=Path, default=RECORDS, help="file of records")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of records")
     options = parser.parse_args()
     disable_progress_bars()
     logging.disable_progress_bar()
     recipe = load_recipe(options.recipe)
     runs, size = options.runs or list(recipe.runs), options.gallery_size
+    found: list[Record] = []
     for seed in options.seeds:
-        seeded = with_seed(recipe, seed)
-        done = {(record.model, record.seed) for record in records_of(options.output, recipe, runs, size)}
+        seeded, path = with_seed(recipe, seed), records_file(options.records, recipe, seed)
+        done = {record.model for record in records_of(path, recipe, runs, size)}
         for run in runs:
-            if (run, seed) not in done:
+            if run not in done:
                 print(f"== {run}, seed {seed}", flush=True)
-                measure(seeded, run, options.output_dir / seeded.name, size, options.output)
-    print(answers_table(records_of(options.output, recipe, runs, size)))
+                measure(seeded, run, options.output_dir / seeded.name, size, path)
+        found += records_of(path, recipe, runs, size)
+    print(answers_table(found, recipe.slots))
 
 
 if __name__ == "__main__":
