@@ -1,7 +1,7 @@
 """Calibrated answers of a recipe's runs: trained, calibrated on the validation split, asked on the test split.
 
   python -m training.answers --recipe training/recipes/emoji.yaml --runs holistic --seeds 0 1 2
-  python -m training.answers --recipe training/recipes/fashion_mnist.yaml --seeds 0 1 2 --gallery-size 200
+  python -m training.answers --recipe training/studies/fashion_mnist_recipe.yaml --gallery-size 200
 
 What is trained already, or has records, is not done again, so that a killed study goes on. It ends with a table.
 """
