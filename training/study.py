@@ -265,7 +265,8 @@ def principal_dimensions(corpus: EmbeddedCorpus, width: int) -> EmbeddedCorpus:
     return first_dimensions(replace(corpus, branch_embeds=corpus.branch_embeds @ axes, text_embeds=texts), width)
 
 
-WAYS_TO_SHORTEN = {"first": first_dimensions, "principal": principal_dimensions}
+FIRST, PRINCIPAL = "first", "principal"
+WAYS_TO_SHORTEN = {FIRST: first_dimensions, PRINCIPAL: principal_dimensions}
 
 
 def _all_records(

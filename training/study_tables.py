@@ -8,6 +8,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, UNUSABLE
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
 from holistic_clip_hf.words import markdown_table
-from training.study import load_results, load_study, require_plan
+from training.study import FIRST, WAYS_TO_SHORTEN, load_results, load_study, require_plan
 
 METRIC = "recall@5"
 MEAN = "one caption"  # asks; the mean over perspectives
@@ -83,10 +84,17 @@ def entries_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def difference(
-    rows: Sequence[dict[str, Any]], method: str, by: str, against: str, direction: str, column: str = MEAN
+    rows: Sequence[dict[str, Any]],
+    method: str,
+    by: str,
+    against: str,
+    direction: str,
+    column: str = MEAN,
+    *,
+    against_by: str | None = None,
 ) -> Estimate:
-    """Compare a method with another one as that was trained to score, in the replicates that both have."""
-    base = column_of(scores_of(rows, against, trained_for(rows, against), direction), column)
+    """Compare a method with another one, by default as that was trained to score, in the replicates that both have."""
+    base = column_of(scores_of(rows, against, against_by or trained_for(rows, against), direction), column)
     scores = column_of(scores_of(rows, method, by, direction), column)
     return estimate([scores[each] - base[each] for each in sorted(scores.keys() & base.keys())])
 
@@ -119,6 +127,34 @@ def summary_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, str], aga
                 table.append(cells)
     words = [direction.replace("_", " ") for direction in DIRECTIONS]
     return markdown_table(["method", "n", *(cell for word in words for cell in (word, "difference"))], table)
+
+
+def width_tables(
+    rows: Sequence[dict[str, Any]], labels: Mapping[str, str], widths: Sequence[int], against: str
+) -> str:
+    """Return Markdown: for each direction, recall by vectors of so many dimensions, and the difference to the first ones
+    of `against`.
+
+    `labels` are the words for each method, by its name.
+    """
+    sections = []
+    for direction in DIRECTIONS:
+        table = []
+        for (method, label), way in product(labels.items(), WAYS_TO_SHORTEN):
+            cells, by = [], trained_for(rows, method)
+            for width in widths:
+                values = column_of(scores_of(rows, method, f"{by}, {way} {width}", direction), MEAN)
+                base = f"{trained_for(rows, against)}, {FIRST} {width}"
+                paired = difference(rows, method, f"{by}, {way} {width}", against, direction, against_by=base)
+                cells += [
+                    str(estimate(list(values.values()))),
+                    "" if (method, way) == (against, FIRST) else _signed(paired),
+                ]
+            table.append([f"{label}, {way}", *cells])
+        head = [cell for width in widths for cell in (str(width), "difference")]
+        words = direction.replace("_", " ").capitalize()
+        sections.append(f"### {words}: {METRIC}, %\n\n" + markdown_table(["method, dimensions", *head], table))
+    return "\n\n".join(sections) + "\n"
 
 
 def unusable_note(rows: Sequence[dict[str, Any]]) -> str:
@@ -178,7 +214,9 @@ def main() -> None:
     require_plan(study, rows)
     if not rows:
         raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
-    if options.summary:
+    if study.widths:
+        print(width_tables(rows, study.labels, study.widths, options.against))
+    elif options.summary:
         for column, words in QUESTIONS.items():
             print(f"### {words.capitalize()}\n\n{summary_table(rows, study.labels, options.against, column)}\n")
     else:
