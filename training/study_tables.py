@@ -132,24 +132,22 @@ def summary_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, str], aga
 def width_tables(
     rows: Sequence[dict[str, Any]], labels: Mapping[str, str], widths: Sequence[int], against: str
 ) -> str:
-    """Return Markdown: for each direction, recall by vectors of so many dimensions, and the difference to the first ones
-    of `against`.
+    """Return Markdown: for each direction, recall by vectors of each width, and the difference to `against`.
 
-    `labels` are the words for each method, by its name.
+    `labels` are the words for each method, by its name. All are compared with the first dimensions of `against`.
     """
     sections = []
     for direction in DIRECTIONS:
         table = []
         for (method, label), way in product(labels.items(), WAYS_TO_SHORTEN):
-            cells, by = [], trained_for(rows, method)
+            cells: list[str] = []
             for width in widths:
-                values = column_of(scores_of(rows, method, f"{by}, {way} {width}", direction), MEAN)
+                by = f"{trained_for(rows, method)}, {way} {width}"
                 base = f"{trained_for(rows, against)}, {FIRST} {width}"
-                paired = difference(rows, method, f"{by}, {way} {width}", against, direction, against_by=base)
-                cells += [
-                    str(estimate(list(values.values()))),
-                    "" if (method, way) == (against, FIRST) else _signed(paired),
-                ]
+                values = column_of(scores_of(rows, method, by, direction), MEAN)
+                paired = difference(rows, method, by, against, direction, against_by=base)
+                is_base = (method, way) == (against, FIRST)
+                cells += [str(estimate(list(values.values()))), "" if is_base else _signed(paired)]
             table.append([f"{label}, {way}", *cells])
         head = [cell for width in widths for cell in (str(width), "difference")]
         words = direction.replace("_", " ").capitalize()
