@@ -73,7 +73,7 @@ class ScoreCalibration:
         score: Weight of the score itself.
         standing: Weight of the number of standard deviations that it lies above the mean of the gallery.
         size: Weight of the logarithm of the number of images.
-        num_texts: Number of texts that it was fitted to.
+        num_texts: Number of texts that it was fitted to; one that several galleries were asked counts in each.
         num_images: Number of images that it was fitted to.
         least: Probability of the best image, as among `num_images`, below which nothing is found.
     """
@@ -111,11 +111,10 @@ def _facts(scores: np.ndarray, gallery: Usual) -> np.ndarray:
 
 
 class Gallery(NamedTuple):
-    """Scores (N,) of the images of a gallery for one text, which of them are right (N,), and the text."""
+    """Scores (N,) of the images of a gallery for one text, and which of them are right (N,)."""
 
     scores: np.ndarray
     right: np.ndarray
-    text: str
 
     def best(self, count: int) -> np.ndarray:
         """Return the places of the highest scores, best first."""
@@ -137,7 +136,7 @@ class Gallery(NamedTuple):
 
     def without_answer(self) -> "Gallery":
         """Return the same gallery without the images that are right."""
-        return self._replace(scores=self.scores[~self.right], right=self.right[~self.right])
+        return Gallery(self.scores[~self.right], self.right[~self.right])
 
 
 def fit_calibration(
@@ -148,8 +147,8 @@ def fit_calibration(
     Args:
         model: Model whose scores they are.
         corpus: Corpus that it was not trained on, encoded.
-        gallery_size: Number of images of a gallery, into as many of which the corpus is dealt. Default: one of all
-            images, or of `MOST_IMAGES` of them.
+        gallery_size: Number of images of the galleries into which the corpus is dealt. They share none, so that a text
+            counts in each. Default: one gallery of all images, or of `MOST_IMAGES` of them.
         seed: Seed of the texts and images that are drawn.
 
     Raises:
@@ -158,13 +157,9 @@ def fit_calibration(
     corpus.require_images()
     found = {}
     for name, galleries in _galleries_by_score(model, corpus, np.random.default_rng(seed), gallery_size):
-        if _num_texts(galleries) >= FEWEST_TEXTS:
+        if len(galleries) >= FEWEST_TEXTS:
             found[name] = fit_scores(galleries, np.random.default_rng(seed))
     return found
-
-
-def _num_texts(galleries: Sequence[Gallery]) -> int:
-    return len({each.text for each in galleries})
 
 
 def fit_scores(galleries: Sequence[Gallery], generator: np.random.Generator) -> ScoreCalibration:
@@ -188,7 +183,7 @@ def fit_scores(galleries: Sequence[Gallery], generator: np.random.Generator) -> 
     weight = weight / spread
     size = max(len(each.scores) for each in galleries)
     score, standing, logarithm = weight.tolist()
-    fitted = ScoreCalibration((bias - weight @ mean).item(), score, standing, logarithm, _num_texts(galleries), size)
+    fitted = ScoreCalibration((bias - weight @ mean).item(), score, standing, logarithm, len(galleries), size)
     best_of = [fitted.evidence(each.scores, each.usual).max() for each in galleries if each.is_answered]
     least = float(np.quantile(best_of, MOST_LOST, method="lower")) if best_of else 0.0
     return replace(fitted, least=least)
@@ -202,7 +197,7 @@ def _drawn(whole: Gallery, generator: np.random.Generator) -> Iterator[Gallery]:
         if count >= FEWEST_IMAGES:
             some = generator.permutation(right)[: max(1, round(share * len(right)))]
             rows = np.concatenate([some, generator.permutation(wrong)[:count]])
-            gallery = whole._replace(scores=whole.scores[rows], right=whole.right[rows])
+            gallery = Gallery(whole.scores[rows], whole.right[rows])
             yield from (gallery, gallery.without_answer())
 
 
@@ -241,12 +236,11 @@ def _galleries_of(
         right[question.pairs[:, 1], question.pairs[:, 0]] = True
         if not len(texts):
             continue
-        asked = [question.texts[text] for text in texts]
-        embeds = corpus.embeds_of(asked)
+        embeds = corpus.embeds_of([question.texts[text] for text in texts])
         for details, vectors in vectors_by_name(model, corpus.branch_embeds[torch.from_numpy(images)], embeds):
             if (name := str(details["branch"])) in (FUSED, question.perspective):
                 scores = vectors.score(vectors.images.double(), vectors.texts.double()).T.numpy()
-                rows = [Gallery(*each) for each in zip(scores, right[texts], asked, strict=True)]
+                rows = [Gallery(*each) for each in zip(scores, right[texts], strict=True)]
                 yield name, [each for each in rows if not each.right.all()]
 
 

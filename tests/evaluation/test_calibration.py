@@ -42,10 +42,9 @@ def drawn(count: int, *, seed: int = 0, size: int = 60, gain: float = 0.3) -> li
     """Galleries in which one to three images are right, and score higher by chance."""
     generator = np.random.default_rng(seed)
     found = []
-    for number in range(count):
+    for _ in range(count):
         right = np.arange(size) < generator.integers(1, 4)
-        scores = generator.normal(0.1, 0.1, size) + gain * right * generator.random(size)
-        found.append(Gallery(scores, right, f"text {number}"))
+        found.append(Gallery(generator.normal(0.1, 0.1, size) + gain * right * generator.random(size), right))
     return found
 
 
@@ -162,12 +161,10 @@ def test_a_corpus_is_dealt_into_galleries_of_a_size(make_model: MakeModel) -> No
     assert found["told_nothing", "short"].counts == {"n_queries": 60, "n_candidates": 12}
     assert {record.details["gallery_size"] for record in records} == {12}
     assert found["told_nothing", "short"].value > 0.9 and found["answers_lost", "short"].value <= 0.2
-    # What stands for the same text in several galleries counts once, as its answers are alike.
-    alike = {
-        name: [each and [f"{name} {place % 20}"] for place, each in enumerate(owned)]
-        for name, owned in corpus.captions.items()
-    }
-    assert list(fit_calibration(model, replace(corpus, captions=alike), gallery_size=12)) == ["fused"]
+    many = known_corpus(noise=0.1, count=200)
+    few = replace(many, captions={name: [[f"{name} {place % 4}"] for place in range(200)] for name in NAMES})
+    assert [each.num_texts for each in fit_calibration(model, few, gallery_size=20).values()] == [80, 40, 40]
+    assert not fit_calibration(model, few), "four texts, asked of one gallery, are too few"
     for size in (9, 68):
         with pytest.raises(ValueError, match=f"`gallery_size` is {size}; expected 10 to 67, the images of the split"):
             fit_calibration(model, corpus, gallery_size=size)

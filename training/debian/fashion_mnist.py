@@ -17,7 +17,7 @@ from holistic_clip_hf.images.sources import Item, Skipped
 NAME = "fashion_mnist"
 
 
-PERSPECTIVES = ("class", "short", "category", "style")
+PERSPECTIVES = ("class", "category", "style")
 
 
 # As the data set's own README names them.
@@ -30,16 +30,6 @@ CATEGORIES = {
     "dresses": ("dress",),
     "footwear": ("sandal", "sneaker", "ankle boot"),
     "bags": ("bag",),
-}
-
-
-# Every image has all wordings, so that whoever asks in one of them is right with all images of the kind.
-WORDINGS = {
-    "short": ("{}", "a {}", "a photo of a {}", "a picture of a {}", "one {} on a black background"),
-    "category": (
-        *("{}", "a photo of {}", "a picture of {}", "some kind of {}"),
-        *("{} in a catalogue", "{} of any sort", "one of the {}", "something to wear or carry: {}"),
-    ),
 }
 
 
@@ -94,11 +84,11 @@ class FashionMNIST:
 def captions_of(name: str, pixels: np.ndarray) -> list[dict[str, str]]:
     """Return the captions of an image by its class and its pixels, (28, 28)."""
     category = next(category for category, members in CATEGORIES.items() if name in members)
-    texts = [("class", name)]
-    for perspective, word in (("short", name), ("category", category)):
-        texts += [(perspective, wording.format(word)) for wording in WORDINGS[perspective]]
-    texts.append(("style", style_of(pixels)))
-    return [{"perspective": perspective, "text": text, "source": NAME} for perspective, text in texts]
+    texts = (name, category, style_of(pixels))
+    return [
+        {"perspective": perspective, "text": text, "source": NAME}
+        for perspective, text in zip(PERSPECTIVES, texts, strict=True)
+    ]
 
 
 def style_of(pixels: np.ndarray) -> str:
