@@ -279,6 +279,7 @@ class Command:
         from ..storage import require_count
 
         require_count("--batch-size", self.batch_size)
+        require_count("--gallery-size", self.texts.gallery_size)
         require_count("--most-train", self.labels.most_train)
         require_count("--neighbours", self.labels.neighbours)
         require_count("--short-side", self.pixels.short_side)
