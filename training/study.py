@@ -23,12 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
 
 from holistic_clip_hf import HolisticCLIPModel
+from holistic_clip_hf.configuration_holistic_clip import require_prefixes
 from holistic_clip_hf.corpus.build import find_corpus, read_manifest
 from holistic_clip_hf.evaluation.attributes import QueryRules
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, UNUSABLE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
+from holistic_clip_hf.loss_holistic_clip import prefix_of
 from holistic_clip_hf.storage import field_names, read_yaml, require_keys, shown
 from holistic_clip_hf.trainer.recipes import (
     Recipe,
@@ -83,7 +85,8 @@ class Study:
 
     `perspectives` are those measured, `training` is what the study changes in its recipe for all methods,
     `queries` are the rules of its attribute queries, and `scores` are measured beside the fusions: `max`, or
-    `without` and a perspective for the mean of all other branches.
+    `without` and a perspective for the mean of all other branches. A study with `widths` measures vectors of so many
+    dimensions, the first and the principal ones, in place of other fusions.
     """
 
     path: Path
@@ -95,6 +98,7 @@ class Study:
     methods: dict[str, Method]
     queries: QueryRules = field(default_factory=QueryRules)
     scores: list[str] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
 
     @property
     def results(self) -> Path:
@@ -123,7 +127,8 @@ def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
     content = read_yaml(path)
     valid = field_names(Study) - {"path"}
-    content = require_keys(str(path), content, valid, valid - {"queries", "scores"})
+    content = require_keys(str(path), content, valid, valid - {"queries", "scores", "widths"})
+    require_prefixes(content.get("widths", []))
     rules = field_names(QueryRules)
     content["queries"] = QueryRules(**require_keys(f"{path}, queries", content.get("queries") or {}, rules))
     known = field_names(Method)
@@ -137,6 +142,11 @@ def load_study(path: Path) -> Study:
     for name, each in methods.items():
         require_caption_form(f"{path}, {name}", each.caption_form)
         require_ways(f"{path}, {name}", each.ways, each.perspectives, content["perspectives"])
+        if content.get("widths") and each.model.get("fusion") == "routed":
+            raise ValueError(
+                f"{path}, {name}: `fusion` is 'routed', whose router reads whole vectors, beside `widths`; expected "
+                "another fusion. Leave one of them out."
+            )
     models = {each.as_much_compute_as for each in methods.values() if each.as_much_compute_as}
     if missing := sorted(models - set(methods)):
         raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")
@@ -212,6 +222,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         recipe = _stretch(recipe, ratio)
     train_run(recipe, name, corpus, checkpoint)
     model, processor = load_checkpoint(checkpoint)
+    has_fusions = model.config.num_branches > 1 and not study.widths
     encoded = {
         split: embed_corpus(
             model,
@@ -220,8 +231,8 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
             perspectives=study.perspectives,
             with_images=split != "train",
         )
-        # One vector has no fusion to fit.
-        for split in (("train", "validation", "test") if model.config.num_branches > 1 else ("test",))
+        # One vector has no fusion to fit, and shorter vectors are measured by one fusion.
+        for split in (("train", "validation", "test") if has_fusions else ("test",))
     }
     provenance = capture_provenance(model=name, dataset=corpus.name, split=study.held_out[replicate], seed=recipe.seed)
     row = {
@@ -233,13 +244,19 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         "operations_per_step": operations,
         "train_seconds": seconds_of_training(checkpoint),
     }
-    numbers = _numbers(_all_records(model, encoded, provenance))
+    numbers = _numbers(_all_records(model, encoded, provenance, with_fusions=has_fusions))
     for score in study.scores:
         if _set_score(model, score):
             records = measure_retrieval(
                 model, encoded["test"], provenance=provenance, protocols=PROTOCOLS, with_branches=False
             )
             numbers[f"{FUSED}, {score}"] = next(iter(_numbers(records).values()))
+    for width in study.widths:
+        for way, corpus_of in WAYS_TO_SHORTEN.items():
+            records = measure_retrieval(
+                model, corpus_of(encoded["test"], width), provenance=provenance, with_branches=False
+            )
+            numbers |= {f"{by}, {way} {width}": asked for by, asked in _numbers(records).items()}
     return {**row, UNUSABLE: len(encoded["test"].left_out), "numbers": numbers}
 
 
@@ -254,11 +271,34 @@ def _set_score(model: HolisticCLIPModel, score: str) -> bool:
     return True
 
 
-def _all_records(model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any) -> Iterator[Record]:
+def first_dimensions(corpus: EmbeddedCorpus, width: int) -> EmbeddedCorpus:
+    """Return the same with the first dimensions of all vectors, made of unit length, as an index keeps them."""
+    texts = {text: prefix_of(vector, width) for text, vector in corpus.text_embeds.items()}
+    return replace(corpus, branch_embeds=prefix_of(corpus.branch_embeds, width), text_embeds=texts)
+
+
+def principal_dimensions(corpus: EmbeddedCorpus, width: int) -> EmbeddedCorpus:
+    """Return the same with the principal components of the branches' vectors, which needs no training.
+
+    They are not centred, so that all of them together give the similarities of whole vectors.
+    """
+    vectors = corpus.branch_embeds.flatten(0, 1)
+    axes = torch.linalg.eigh(vectors.T @ vectors).eigenvectors.flip(1)
+    texts = {text: vector @ axes for text, vector in corpus.text_embeds.items()}
+    return first_dimensions(replace(corpus, branch_embeds=corpus.branch_embeds @ axes, text_embeds=texts), width)
+
+
+FIRST, PRINCIPAL = "first", "principal"
+WAYS_TO_SHORTEN = {FIRST: first_dimensions, PRINCIPAL: principal_dimensions}
+
+
+def _all_records(
+    model: HolisticCLIPModel, encoded: dict[str, EmbeddedCorpus], provenance: Any, *, with_fusions: bool
+) -> Iterator[Record]:
     """Yield each fusion by its fused score, and the branches once. What was trained is not fitted again."""
     trained = model.config.fusion
     yield from measure_retrieval(model, encoded["test"], provenance=provenance, protocols=PROTOCOLS)
-    if model.config.num_branches > 1:
+    if with_fusions:
         for fusion in sorted({"centroid", "mean", *FITTED} - {trained}):
             if fusion in FITTED:
                 fit_fusion(model, encoded[FIT_ON[fusion]], fusion)

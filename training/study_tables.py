@@ -8,6 +8,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, UNUSABLE
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
 from holistic_clip_hf.words import markdown_table
-from training.study import load_results, load_study, require_plan
+from training.study import FIRST, WAYS_TO_SHORTEN, load_results, load_study, require_plan
 
 METRIC = "recall@5"
 MEAN = "one caption"  # asks; the mean over perspectives
@@ -89,6 +90,7 @@ def difference(
     against: str,
     direction: str,
     column: str = MEAN,
+    *,
     against_by: str | None = None,
 ) -> Estimate:
     """Compare a method with another one, by default as that was trained to score, in the replicates that both have."""
@@ -125,6 +127,32 @@ def summary_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, str], aga
                 table.append(cells)
     words = [direction.replace("_", " ") for direction in DIRECTIONS]
     return markdown_table(["method", "n", *(cell for word in words for cell in (word, "difference"))], table)
+
+
+def width_tables(
+    rows: Sequence[dict[str, Any]], labels: Mapping[str, str], widths: Sequence[int], against: str
+) -> str:
+    """Return Markdown: for each direction, recall by vectors of each width, and the difference to `against`.
+
+    `labels` are the words for each method, by its name. All are compared with the first dimensions of `against`.
+    """
+    sections = []
+    for direction in DIRECTIONS:
+        table = []
+        for (method, label), way in product(labels.items(), WAYS_TO_SHORTEN):
+            cells: list[str] = []
+            for width in widths:
+                by = f"{trained_for(rows, method)}, {way} {width}"
+                base = f"{trained_for(rows, against)}, {FIRST} {width}"
+                values = column_of(scores_of(rows, method, by, direction), MEAN)
+                paired = difference(rows, method, by, against, direction, against_by=base)
+                is_base = (method, way) == (against, FIRST)
+                cells += [str(estimate(list(values.values()))), "" if is_base else signed(paired)]
+            table.append([f"{label}, {way}", *cells])
+        head = [cell for width in widths for cell in (str(width), "difference")]
+        words = direction.replace("_", " ").capitalize()
+        sections.append(f"### {words}: {METRIC}, %\n\n" + markdown_table(["method, dimensions", *head], table))
+    return "\n\n".join(sections) + "\n"
 
 
 def unusable_note(rows: Sequence[dict[str, Any]]) -> str:
@@ -185,7 +213,9 @@ def main() -> None:
     require_plan(study, rows)
     if not rows:
         raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
-    if options.summary:
+    if study.widths:
+        print(width_tables(rows, study.labels, study.widths, options.against))
+    elif options.summary:
         for column, words in QUESTIONS.items():
             print(f"### {words.capitalize()}\n\n{summary_table(rows, study.labels, options.against, column)}\n")
     else:

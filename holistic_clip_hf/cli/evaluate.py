@@ -47,6 +47,7 @@ READERS = {  # of an option, the tasks that read it
     **dict.fromkeys(("picture", "branch_picture"), DRAWN),
     **dict.fromkeys(("masks", "readouts", "short_side", "background_threshold"), SEGMENTED),
     "protocols": frozenset({"retrieval"}),
+    "gallery_size": frozenset({"answers"}),
     "cases": frozenset({"cases"}),
     "classes": CLASSIFIED,
     "templates": frozenset({"classification", "segmentation"}),
@@ -63,6 +64,8 @@ class Texts:
         split_column: Column that holds the split's name. Default: the corpus's own.
         perspectives: Perspectives to ask from. Default: all that the split has.
         protocols: Ways to ask.
+        gallery_size: Number of images of the galleries that answers are asked of, into which the split is dealt.
+            Default: the whole split, or 4,096 of its images.
         picture: PNG file to draw a grid of results into; one that was drawn before is replaced.
         branch_picture: PNG file to draw the branch report into, likewise.
     """
@@ -71,6 +74,7 @@ class Texts:
     split_column: str | None = None
     perspectives: tuple[str, ...] = ()
     protocols: tuple[Literal["per_perspective", "standard", "paper", "caption_sets"], ...] = ("per_perspective",)
+    gallery_size: int | None = None
     picture: Path | None = None
     branch_picture: Path | None = None
 
@@ -275,6 +279,7 @@ class Command:
         from ..storage import require_count
 
         require_count("--batch-size", self.batch_size)
+        require_count("--gallery-size", self.texts.gallery_size)
         require_count("--most-train", self.labels.most_train)
         require_count("--neighbours", self.labels.neighbours)
         require_count("--short-side", self.pixels.short_side)
@@ -494,8 +499,9 @@ class Evaluation:
         """Measure calibrated answers."""
         from ..evaluation.calibration import measure_answers
 
+        scores, size = self._calibration.scores, self.options.texts.gallery_size
         provenance = self._provenance(self.corpus[0])
-        return measure_answers(self.model, self._embedded, self._calibration.scores, provenance=provenance)
+        return measure_answers(self.model, self._embedded, scores, provenance=provenance, gallery_size=size)
 
     @cached_property
     def _calibration(self) -> "Calibration":

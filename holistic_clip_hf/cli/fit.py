@@ -40,6 +40,8 @@ class Command:
         split_column: Column that holds the split's name. Default: the corpus's own.
         split: Split to fit on. Default: train for `routed`, else validation.
         calibrate_on: Split that scores are calibrated on, one that was not trained on.
+        gallery_size: Number of images of the galleries that scores are calibrated for, into which the split is dealt.
+            Default: the whole split, and parts of it.
         seed: Seed of the part that is drawn from a large split.
         output: Folder of the new checkpoint. Default: with --replace, the checkpoint itself.
         replace: Change a checkpoint that exists. Its weights stay, and what its fusion was is printed.
@@ -51,6 +53,7 @@ class Command:
     split_column: str | None = None
     split: str | None = None
     calibrate_on: str = "validation"
+    gallery_size: int | None = None
     seed: int = 0
     output: Path | None = None
     replace: bool = False
@@ -174,7 +177,7 @@ class _Fitting:
                 raise
             print(f"Scores are not calibrated: {error}")
             return None
-        scores = fit_calibration(self.model, corpus, seed=options.seed)
+        scores = fit_calibration(self.model, corpus, gallery_size=options.gallery_size, seed=options.seed)
         names = list(self.model.config.perspectives)
         if missing := [name for name in (FUSED, *(names if len(names) > 1 else ())) if name not in scores]:
             print(

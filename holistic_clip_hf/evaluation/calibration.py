@@ -29,7 +29,7 @@ from ..storage import field_names, parse_json, require_keys, write_json
 from .encoding import DualEncoder, vectors_by_name
 from .probes import minimise
 from .ranking import bootstrap_interval
-from .records import FUSED, Provenance, Record, Recorder
+from .records import FUSED, Detail, Provenance, Record, Recorder
 from .retrieval import Captions, EmbeddedCorpus, per_perspective
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class ScoreCalibration:
         score: Weight of the score itself.
         standing: Weight of the number of standard deviations that it lies above the mean of the gallery.
         size: Weight of the logarithm of the number of images.
-        num_texts: Number of texts that it was fitted to.
+        num_texts: Number of texts that it was fitted to; one that several galleries were asked counts in each.
         num_images: Number of images that it was fitted to.
         least: Probability of the best image, as among `num_images`, below which nothing is found.
     """
@@ -139,17 +139,24 @@ class Gallery(NamedTuple):
         return Gallery(self.scores[~self.right], self.right[~self.right])
 
 
-def fit_calibration(model: DualEncoder, corpus: EmbeddedCorpus, *, seed: int = 0) -> dict[str, ScoreCalibration]:
+def fit_calibration(
+    model: DualEncoder, corpus: EmbeddedCorpus, *, gallery_size: int | None = None, seed: int = 0
+) -> dict[str, ScoreCalibration]:
     """Fit the fused score and each branch, by name; those with fewer than `FEWEST_TEXTS` texts are left out.
 
     Args:
         model: Model whose scores they are.
         corpus: Corpus that it was not trained on, encoded.
+        gallery_size: Number of images of the galleries into which the corpus is dealt. They share none, so that a text
+            counts in each. Default: one gallery of all images, or of `MOST_IMAGES` of them.
         seed: Seed of the texts and images that are drawn.
+
+    Raises:
+        ValueError: the corpus has fewer images than a gallery.
     """
     corpus.require_images()
     found = {}
-    for name, galleries in _galleries_by_score(model, corpus, np.random.default_rng(seed)):
+    for name, galleries in _galleries_by_score(model, corpus, np.random.default_rng(seed), gallery_size):
         if len(galleries) >= FEWEST_TEXTS:
             found[name] = fit_scores(galleries, np.random.default_rng(seed))
     return found
@@ -195,11 +202,33 @@ def _drawn(whole: Gallery, generator: np.random.Generator) -> Iterator[Gallery]:
 
 
 def _galleries_by_score(
-    model: DualEncoder, corpus: EmbeddedCorpus, generator: np.random.Generator
+    model: DualEncoder, corpus: EmbeddedCorpus, generator: np.random.Generator, size: int | None
 ) -> Iterator[tuple[str, list[Gallery]]]:
     """Yield each kind of score with the galleries of its texts: all perspectives' for the fused one, else its own."""
-    images = np.sort(generator.permutation(len(corpus.branch_embeds))[:MOST_IMAGES])
     found: dict[str, list[Gallery]] = {FUSED: []}
+    for images in _dealt(len(corpus.branch_embeds), size, generator):
+        for name, galleries in _galleries_of(model, corpus, images, generator):
+            found.setdefault(name, []).extend(galleries)
+    yield from found.items()
+
+
+def _dealt(num_images: int, size: int | None, generator: np.random.Generator) -> list[np.ndarray]:
+    """Return the images of each gallery: of one, or of as many as there are of `size`, none of which share any."""
+    order = generator.permutation(num_images)
+    if size is None:
+        return [np.sort(order[:MOST_IMAGES])]
+    if not FEWEST_IMAGES <= size <= num_images:
+        raise ValueError(
+            f"`gallery_size` is {size}; expected {FEWEST_IMAGES} to {num_images}, the images of the split. Name a "
+            "smaller one, or leave it out."
+        )
+    return [np.sort(order[first : first + size]) for first in range(0, num_images - size + 1, size)]
+
+
+def _galleries_of(
+    model: DualEncoder, corpus: EmbeddedCorpus, images: np.ndarray, generator: np.random.Generator
+) -> Iterator[tuple[str, list[Gallery]]]:
+    """Yield the galleries of some images of the corpus, perspective by perspective, for each kind of score."""
     captions: Captions = {name: [owned[image] for image in images] for name, owned in corpus.captions.items()}
     for question in per_perspective(captions):
         texts = np.sort(generator.permutation(len(question.texts))[:MOST_TEXTS])
@@ -212,8 +241,7 @@ def _galleries_by_score(
             if (name := str(details["branch"])) in (FUSED, question.perspective):
                 scores = vectors.score(vectors.images.double(), vectors.texts.double()).T.numpy()
                 rows = [Gallery(*each) for each in zip(scores, right[texts], strict=True)]
-                found.setdefault(name, []).extend(each for each in rows if not each.right.all())
-    yield from found.items()
+                yield name, [each for each in rows if not each.right.all()]
 
 
 @dataclass(frozen=True)
@@ -304,7 +332,12 @@ def _read(kind: type, content: Any) -> dict[str, Any]:
 
 
 def measure_answers(
-    model: DualEncoder, corpus: EmbeddedCorpus, scores: Mapping[str, ScoreCalibration], *, provenance: Provenance
+    model: DualEncoder,
+    corpus: EmbeddedCorpus,
+    scores: Mapping[str, ScoreCalibration],
+    *,
+    provenance: Provenance,
+    gallery_size: int | None = None,
 ) -> list[Record]:
     """Measure calibrated answers on a corpus, each text asked of all images and of those that are wrong for it.
 
@@ -318,9 +351,14 @@ def measure_answers(
         corpus: Corpus, encoded.
         scores: Calibration of each kind of score.
         provenance: Origin of the records.
+        gallery_size: Number of images of a gallery, as `fit_calibration` takes it.
+
+    Raises:
+        ValueError: the corpus has fewer images than a gallery.
     """
     recorder, records = Recorder(provenance, TASK, len(corpus.left_out)), []
-    for name, galleries in _galleries_by_score(model, corpus, np.random.default_rng(provenance.seed)):
+    generator = np.random.default_rng(provenance.seed)
+    for name, galleries in _galleries_by_score(model, corpus, generator, gallery_size):
         if name not in scores or not galleries:
             continue
         calibration, empty = scores[name], [each.without_answer() for each in galleries]
@@ -331,7 +369,9 @@ def measure_answers(
             "answers_lost": _told([each for each in galleries if each.is_answered], calibration),
         }
         counts = {"n_queries": len(galleries), "n_candidates": len(galleries[0].scores)}
-        details = {"branch": name}
+        details: dict[str, Detail] = {"branch": name}
+        if gallery_size is not None:
+            details["gallery_size"] = gallery_size
         records.append(recorder.record("calibration_error", error, {**details, "results": SHOWN}, counts))
         for metric, values in told.items():
             if len(values):

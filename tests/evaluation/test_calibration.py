@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,10 @@ def test_the_coefficients_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPa
     galleries = drawn(80)
     rows, right, weights = [], [], []
     for gallery in galleries:
-        for kept in (gallery, Gallery(gallery.scores[~gallery.right], gallery.right[~gallery.right])):
+        for kept in (
+            gallery,
+            gallery._replace(scores=gallery.scores[~gallery.right], right=gallery.right[~gallery.right]),
+        ):
             best = sorted(range(len(kept.scores)), key=lambda image: -kept.scores[image])[: calibration.LEARNT]
             facts = plain_facts(kept.scores)
             rows += [facts[image] for image in best]
@@ -143,6 +147,27 @@ def test_a_model_that_knows_tells_what_is_missing(make_model: MakeModel) -> None
         assert found["told_nothing", name].value > 0.9 and found["answers_lost", name].value <= 0.2
         assert found["calibration_error", name].value < 0.05
         assert found["calibration_error", name].counts == {"n_queries": 60, "n_candidates": 60}
+
+
+def test_a_corpus_is_dealt_into_galleries_of_a_size(make_model: MakeModel) -> None:
+    """Each image is in one gallery and each text asks where its image is, so 7 of 67 images ask nothing."""
+    model = make_model(perspectives=NAMES, vision={"num_branches": 2})
+    corpus = known_corpus(noise=0.1, count=67)
+    scores = fit_calibration(model, corpus, gallery_size=12)
+    assert [(each.num_texts, each.num_images) for each in scores.values()] == [(120, 12), (60, 12), (60, 12)]
+    provenance = capture_provenance(model="known", dataset="known", split="test", seed=0)
+    records = measure_answers(model, corpus, scores, provenance=provenance, gallery_size=12)
+    found = {(record.metric, record.details["branch"]): record for record in records}
+    assert found["told_nothing", "short"].counts == {"n_queries": 60, "n_candidates": 12}
+    assert {record.details["gallery_size"] for record in records} == {12}
+    assert found["told_nothing", "short"].value > 0.9 and found["answers_lost", "short"].value <= 0.2
+    many = known_corpus(noise=0.1, count=200)
+    few = replace(many, captions={name: [[f"{name} {place % 4}"] for place in range(200)] for name in NAMES})
+    assert [each.num_texts for each in fit_calibration(model, few, gallery_size=20).values()] == [80, 40, 40]
+    assert not fit_calibration(model, few), "four texts, asked of one gallery, are too few"
+    for size in (9, 68):
+        with pytest.raises(ValueError, match=f"`gallery_size` is {size}; expected 10 to 67, the images of the split"):
+            fit_calibration(model, corpus, gallery_size=size)
 
 
 def test_few_texts_are_not_calibrated(make_model: MakeModel) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from holistic_clip_hf.images.sources import Item, Skipped
-from training.debian.fashion_mnist import FashionMNIST
+from training.debian.fashion_mnist import CLASSES, PERSPECTIVES, FashionMNIST, captions_of, style_of
 from training.debian.openclipart import OpenClipArt
 from training.debian.packages import DebianPackage, load_packages, unpack
 from training.debian.photos import is_photograph, write_photos
@@ -113,6 +113,27 @@ def test_clothes_have_the_pixels_and_labels_of_the_files(tmp_path: Path) -> None
     assert [item.split for item in items] == ["", "", "test", "test"]
     found = np.asarray(Image.open(io.BytesIO(source.read(items[3].place))))
     np.testing.assert_array_equal(found, pixels[1])
+
+
+def test_clothes_have_a_category_and_a_style() -> None:
+    flat, half = np.zeros((28, 28), np.uint8), np.zeros((28, 28), np.uint8)
+    flat[:, 9:] = 128  # of what is not background, mean 128 and deviation 0
+    half[:14], half[14:, :9] = 250, 50
+    by_category: dict[str, set[str]] = {}
+    for name in CLASSES:
+        told = {caption["perspective"]: caption["text"] for caption in captions_of(name, flat)}
+        assert list(told) == list(PERSPECTIVES) and (told["class"], told["style"]) == (name, "grey and plain")
+        by_category.setdefault(told["category"], set()).add(name)
+    assert by_category == {
+        "tops": {"t-shirt", "pullover", "coat", "shirt"},
+        "trousers": {"trouser"},
+        "dresses": {"dress"},
+        "footwear": {"sandal", "sneaker", "ankle boot"},
+        "bags": {"bag"},
+    }
+    # 392 pixels of 250 and 126 of 50: mean 201, deviation 86.
+    assert style_of(half) == "bright and patterned" and style_of(flat // 2) == "dark and plain"
+    assert style_of(flat * 0) == "dark and plain"
 
 
 def test_every_package_is_pinned() -> None:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import Dataset, Value
 from filelock import FileLock
@@ -17,12 +19,13 @@ from PIL import Image
 from holistic_clip_hf.corpus.build import EmptySplitError, build_corpus, corpus_features, open_split, write_caption
 from holistic_clip_hf.corpus.near_duplicates import NearDuplicates
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
-from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, embed_corpus
+from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus
 from holistic_clip_hf.trainer.recipes import recipe_split
 from training import study as study_module
 from training.near_duplicates import table_of_leaks
 from training.study import (
     finish_runs,
+    first_dimensions,
     load_results,
     load_study,
     measure_run,
@@ -30,6 +33,7 @@ from training.study import (
     missing_runs,
     multiplications,
     plan_of,
+    principal_dimensions,
     require_plan,
 )
 from training.study_picture import study_picture
@@ -43,6 +47,7 @@ from training.study_tables import (
     scores_of,
     summary_table,
     unusable_note,
+    width_tables,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +178,40 @@ def require_scores(numbers: dict[str, Any], checkpoint: Path, rows: Dataset) -> 
             hits += scores[image] == max(scores)
         assert numbers["fused, max"][slot]["text_to_image"]["recall@1"] == hits / len(rows)
     assert {slot: numbers["fused, without short"][slot] for slot in SLOTS} == numbers["palette"]
+
+
+def test_shorter_vectors_are_measured_in_place_of_fusions(study_path: Path, corpus: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(study_path.read_text())
+    path = tmp_path / "widths.yaml"
+    path.write_text(yaml.safe_dump({**content, "widths": [128, 2]}))
+    with pytest.raises(ValueError, match="ours: `fusion` is 'routed', whose router reads whole vectors, beside `wid"):
+        load_study(path)
+    content["methods"]["ours"]["model"] = {}
+    path.write_text(yaml.safe_dump({**content, "widths": [128, 2]}))
+    study = load_study(path)
+    numbers = measure_run(study, "ours", 1, corpus, tmp_path)["numbers"]
+    ways = {f"fused, centroid, {way} {width}" for way in ("first", "principal") for width in (128, 2)}
+    assert set(numbers) == {"fused, centroid", *ways, *SLOTS, BY_NAME}
+    for slot in SLOTS:  # vectors of all dimensions are whole vectors, also turned
+        assert numbers["fused, centroid, first 128"][slot] == numbers["fused, centroid"][slot]
+        assert numbers["fused, centroid, principal 128"][slot] == numbers["fused, centroid"][slot]
+    for wrong in ([0], [64, 64], "64"):
+        path.write_text(yaml.safe_dump({**content, "widths": wrong}))
+        with pytest.raises(ValueError, match="expected whole numbers, 1 or more, each once"):
+            load_study(path)
+
+
+def test_vectors_are_shortened_to_their_first_and_their_principal_dimensions() -> None:
+    """Against numpy: slices of unit length, and right singular vectors of the branches' vectors."""
+    generator = np.random.default_rng(0)
+    images, text = generator.normal(size=(7, 2, 5)) * [1, 5, 2, 9, 1], generator.normal(size=5)
+    corpus = EmbeddedCorpus(torch.from_numpy(images), {}, {"a text": torch.from_numpy(text)})
+    axes = np.linalg.svd(images.reshape(14, 5)).Vh.T
+    for way, turn in ((first_dimensions, np.eye(5)), (principal_dimensions, axes)):
+        found = way(corpus, 3)
+        cut, asked = (images @ turn)[..., :3], (text @ turn)[:3]
+        expected = cut @ asked / np.linalg.norm(cut, axis=-1) / np.linalg.norm(asked)
+        np.testing.assert_allclose(found.branch_embeds @ found.text_embeds["a text"], expected)
 
 
 def test_the_held_out_painter_is_tested_on_and_never_trained_on(corpus: Path) -> None:
@@ -368,6 +407,21 @@ def test_all_captions_at_once_have_tables_and_panels_of_their_own() -> None:
     assert drawn[0] == pytest.approx([2.0, 2.0, -1.0]) and drawn[2] == pytest.approx([3.0, 5.0])
     with pytest.raises(ValueError, match="No method but one_to_many has 5 finished runs"):
         study_picture(found, methods, "one_to_many")
+
+
+def test_shorter_vectors_are_compared_with_those_of_their_width() -> None:
+    """Plain vectors lose a tenth at each width, more in some replicates; the others a twentieth less."""
+    found = []
+    for replicate, level in enumerate((0.3, 0.5, 0.7)):
+        plain = {"mean": level, "mean, first 8": level, "mean, first 4": level - 0.1, "mean, principal 4": level - 0.1}
+        found.append(result("plain", replicate, **plain))
+        found.append(result("prefixes", replicate, **{name: value + 0.05 for name, value in plain.items()}))
+    tables = width_tables(found, {"plain": "plain", "prefixes": "trained"}, [8, 4], "plain").split("###")
+    lines = [line.strip("| ").split(" | ") for line in tables[1].splitlines()[4:] if line]
+    assert [line[0] for line in lines] == ["plain, first", "plain, principal", "trained, first", "trained, principal"]
+    assert lines[0][1:] == ["50.0 ± 49.7", "", "40.0 ± 49.7"]
+    assert lines[1][3:] == ["40.0 ± 49.7", "+0.0 ± 0.0"]
+    assert lines[2][1:] == ["55.0 ± 49.7", "**+5.0 ± 0.0**", "45.0 ± 49.7", "**+5.0 ± 0.0**"]
 
 
 def test_by_name_each_perspective_is_answered_by_its_branch() -> None:

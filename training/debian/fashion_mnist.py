@@ -1,5 +1,7 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Fashion-MNIST: 70,000 grey pictures of clothes, 28 pixels square, each with the name of its class."""
+"""Fashion-MNIST: 70,000 grey pictures of clothes, 28 pixels square, each with the name of its class, and with captions
+made of it and of its pixels.
+"""
 
 import gzip
 import io
@@ -15,11 +17,25 @@ from holistic_clip_hf.images.sources import Item, Skipped
 NAME = "fashion_mnist"
 
 
-PERSPECTIVES = ("class",)
+PERSPECTIVES = ("class", "category", "style")
 
 
 # As the data set's own README names them.
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+CATEGORIES = {
+    "tops": ("t-shirt", "pullover", "coat", "shirt"),
+    "trousers": ("trouser",),
+    "dresses": ("dress",),
+    "footwear": ("sandal", "sneaker", "ankle boot"),
+    "bags": ("bag",),
+}
+
+
+_BRIGHTNESS = ("dark", "grey", "bright")  # thirds of the training images, by the mean of what is not background
+_BRIGHTNESS_FROM = (128.0, 171.0)
+_PATTERNED_FROM = 61.0  # standard deviation of the same; the median of the training images
 
 
 _FOLDER = Path("usr/share/datasets/fashion-mnist")
@@ -43,9 +59,9 @@ class FashionMNIST:
     def items(self) -> Iterator[Item | Skipped]:
         for split in _FILES:
             for row, label in enumerate(self._labels(split)):
-                caption = {"perspective": "class", "text": CLASSES[label], "source": NAME}
+                captions = captions_of(CLASSES[label], self._pixels[split][row])
                 own = "test" if split == "test" else ""  # of its training images some are for validation
-                yield Item(f"{split}/{row:05}", f"{split}/{row}", self._package, [caption], split=own)
+                yield Item(f"{split}/{row:05}", f"{split}/{row}", self._package, captions, split=own)
 
     def read(self, place: str) -> bytes:
         split, row = place.split("/")
@@ -63,3 +79,24 @@ class FashionMNIST:
 
     def _unzip(self, name: str) -> bytes:
         return gzip.decompress((self._folder / name).read_bytes())
+
+
+def captions_of(name: str, pixels: np.ndarray) -> list[dict[str, str]]:
+    """Return the captions of an image by its class and its pixels, (28, 28)."""
+    category = next(category for category, members in CATEGORIES.items() if name in members)
+    texts = (name, category, style_of(pixels))
+    return [
+        {"perspective": perspective, "text": text, "source": NAME}
+        for perspective, text in zip(PERSPECTIVES, texts, strict=True)
+    ]
+
+
+def style_of(pixels: np.ndarray) -> str:
+    """Describe how bright what is drawn is, on its black background, and how much that varies.
+
+    >>> style_of(np.array([[0, 200], [0, 210]]))
+    'bright and plain'
+    """
+    drawn = pixels[pixels > 0] if pixels.any() else pixels
+    brightness = _BRIGHTNESS[int(np.searchsorted(_BRIGHTNESS_FROM, drawn.mean(), side="right"))]
+    return f"{brightness} and {'patterned' if drawn.std() >= _PATTERNED_FROM else 'plain'}"
