@@ -81,7 +81,8 @@ class Study:
     """A study file. Replicate r holds out `held_out[r]` in `column`, with seed r.
 
     `perspectives` are those measured, `training` is what the study changes in its recipe for all methods, and
-    `queries` are the rules of its attribute queries.
+    `queries` are the rules of its attribute queries. `title` is the heading of its page, by default its name.
+    `changes_of` is the method that the others are single changes of, if they are.
     """
 
     path: Path
@@ -92,10 +93,17 @@ class Study:
     training: dict[str, Any]
     methods: dict[str, Method]
     queries: QueryRules = field(default_factory=QueryRules)
+    title: str | None = None
+    changes_of: str | None = None
 
     @property
     def results(self) -> Path:
         return self.path.with_suffix("") / RESULTS
+
+    @property
+    def heading(self) -> str:
+        """First line of the study's page, in Markdown."""
+        return f"# {self.title or self.path.stem}"
 
     @property
     def labels(self) -> dict[str, str]:
@@ -120,7 +128,7 @@ def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
     content = read_yaml(path)
     valid = field_names(Study) - {"path"}
-    content = require_keys(str(path), content, valid, valid - {"queries"})
+    content = require_keys(str(path), content, valid, valid - {"queries", "title", "changes_of"})
     rules = field_names(QueryRules)
     content["queries"] = QueryRules(**require_keys(f"{path}, queries", content.get("queries") or {}, rules))
     known = field_names(Method)
@@ -134,6 +142,8 @@ def load_study(path: Path) -> Study:
     models = {each.as_much_compute_as for each in methods.values() if each.as_much_compute_as}
     if missing := sorted(models - set(methods)):
         raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")
+    if content.get("changes_of") not in (None, *methods):
+        raise ValueError(f"{path}: `changes_of` is {content['changes_of']!r}; expected one of {', '.join(methods)}.")
     return Study(path=path, methods=methods, recipe=load_recipe(content.pop("recipe")), **content)
 
 

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, UNUSABLE
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
+from holistic_clip_hf.storage import write_atomically
 from holistic_clip_hf.words import markdown_table
-from training.study import load_results, load_study, require_plan
+from training.study import RESULTS, Study, load_results, load_study, require_plan
 
 METRIC = "recall@5"
+PAGE = "README.md"
 MEAN = "one caption"  # asks; the mean over perspectives
 QUESTIONS = {MEAN: "one caption asks", CAPTION_SETS: "all captions of an image ask"}
 # 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom, as every statistics textbook prints them.
@@ -160,6 +162,23 @@ def full_tables(
     return "\n\n".join(sections) + "\n"
 
 
+def study_page(study: Study, rows: Sequence[dict[str, Any]], against: str) -> str:
+    """Return the page of a study, as Markdown."""
+    parts = [
+        study.heading,
+        f"Rendered by `python -m training.study_tables --page` from `{RESULTS}` in this folder. What it means, and "
+        "how far to trust it, is in [science.md](../../../docs/science.md).",
+        f"{METRIC.capitalize()} in %, with its 95 % interval over replicates. Differences to `{against}`, by the "
+        "score that it was trained for, are taken replicate by replicate, and bold where their interval leaves out "
+        "zero. *By name*, each caption is answered by the branch of its own perspective. Of so many lines, one in "
+        "twenty is bold by chance.",
+    ]
+    for column, words in QUESTIONS.items():
+        parts += [f"## {words.capitalize()}", summary_table(rows, study.labels, against, column)]
+    parts += ["## By perspective", full_tables(rows, study.perspectives, against, study.labels).strip()]
+    return "\n\n".join([*parts, *filter(None, [unusable_note(rows).strip()])]) + "\n"
+
+
 def _signed(value: Estimate) -> str:
     if not value.count:
         return ""
@@ -172,12 +191,18 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
     parser.add_argument("--against", default="one_to_many", help="the method that others are compared with")
     parser.add_argument("--summary", action="store_true", help="a line for each method and way to ask, and no more")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE} beside the results, with all tables")
     options = parser.parse_args()
     study = load_study(options.study)
     rows = load_results(study.results)
     require_plan(study, rows)
     if not rows:
         raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
+    if options.page:
+        with write_atomically(study.results.with_name(PAGE)) as file:
+            file.write(study_page(study, rows, options.against).encode())
+        print(study.results.with_name(PAGE))
+        return
     if options.summary:
         for column, words in QUESTIONS.items():
             print(f"### {words.capitalize()}\n\n{summary_table(rows, study.labels, options.against, column)}\n")

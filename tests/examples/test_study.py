@@ -19,6 +19,7 @@ from holistic_clip_hf.corpus.near_duplicates import NearDuplicates
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
 from holistic_clip_hf.trainer.recipes import recipe_split
 from training import study as study_module
+from training import study_tables
 from training.near_duplicates import table_of_leaks
 from training.study import (
     load_results,
@@ -209,7 +210,10 @@ def test_half_the_batch_is_about_half_the_multiplications(study_path: Path, corp
 def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(study_path.read_text())
     cases = [
-        ({"metods": {}}, "unknown keys metods. Did you mean methods. Valid keys: column, held_out, methods"),
+        (
+            {"metods": {}},
+            "unknown keys metods. Did you mean methods. Valid keys: changes_of, column, held_out, methods",
+        ),
         (
             {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "lr": 1}}},
             "ours: unknown keys lr. Valid keys: as_much",
@@ -219,6 +223,7 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
             r"`as_much_compute_as` \['theirs'\]; expected one of ours",
         ),
     ]
+    cases.append(({"changes_of": "theirs"}, "`changes_of` is 'theirs'; expected one of as_much, one_to_many, ours"))
     for name in ("/any/path", "../x", ".hidden"):
         methods = {"methods": {name: {"perspectives": SLOTS, "slots": SLOTS}}}
         cases.append((methods, f"`methods` has '{name}'; expected names of letters, digits"))
@@ -339,6 +344,32 @@ def test_all_captions_at_once_have_tables_and_panels_of_their_own() -> None:
     assert drawn[0] == pytest.approx([2.0, 2.0, -1.0]) and drawn[2] == pytest.approx([3.0, 5.0])
     with pytest.raises(ValueError, match="No method but one_to_many has 5 finished runs"):
         study_picture(found, methods, "one_to_many")
+
+
+def test_the_page_is_written_beside_the_results(study_path: Path, tmp_path: Path) -> None:
+    """Under the title of the study, or its name, each table of a question, and those by perspective."""
+    path = tmp_path / "pages.yaml"
+    content = yaml.safe_load(study_path.read_text())
+    found = []
+    for replicate, level in enumerate((0.1, 0.5)):
+        found += [with_sets(result("one_to_many", replicate, mean=level), "fused, mean", level)]
+        found += [with_sets(result("ours", replicate, mean=level + 0.02), "fused, mean", level + 0.03)]
+    for title, heading in ((None, "# pages"), ("Which of two?", "# Which of two?")):
+        path.write_text(yaml.safe_dump({**content, **({"title": title} if title else {})}))
+        study = load_study(path)
+        study.results.parent.mkdir(exist_ok=True)
+        study.results.write_text("".join(json.dumps(row) + "\n" for row in found))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["study_tables", "--study", str(path), "--page"])
+            study_tables.main()
+        page = study.results.with_name("README.md").read_text()
+        assert page.startswith(f"{heading}\n")
+    of_one, of_sets = (
+        page.split(f"## {question}")[1] for question in ("One caption asks", "All captions of an image ask")
+    )
+    assert "**+2.0 ± 0.0**" in of_one.split("##")[0] and "**+3.0 ± 0.0**" not in of_one.split("##")[0]
+    assert "**+3.0 ± 0.0**" in of_sets.split("##")[0] and "**+2.0 ± 0.0**" not in of_sets.split("##")[0]
+    assert "### Text to image: recall@5, %" in page and "### Image to text: recall@5, %" in page
 
 
 def test_by_name_each_perspective_is_answered_by_its_branch() -> None:
