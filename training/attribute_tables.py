@@ -194,7 +194,7 @@ def _gains(study: Study, found: Found) -> tuple[list[str], list[str]]:
         return [verdict(study, found)], [
             part for entry in by_name(found) for part in gain_section(study, found, entry)
         ]
-    heading = f"Each method is one change of {study.labels[base]}. Gain over it, both asked in the same way:"
+    heading = f"Gain over {study.labels[base]}, both asked in the same way:"
     return [heading, change_table(study, found, base)], []
 
 
