@@ -199,6 +199,11 @@ def main() -> None:
     if not rows:
         raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
     if options.page:
+        if study.title is None:
+            raise ValueError(
+                f"{study.path} has no `title`; expected the heading of its page. Add it, unless the page is "
+                "written by hand."
+            )
         with write_atomically(study.results.with_name(PAGE)) as file:
             file.write(study_page(study, rows, options.against).encode())
         print(study.results.with_name(PAGE))

@@ -347,23 +347,26 @@ def test_all_captions_at_once_have_tables_and_panels_of_their_own() -> None:
 
 
 def test_the_page_is_written_beside_the_results(study_path: Path, tmp_path: Path) -> None:
-    """Under the title of the study, or its name, each table of a question, and those by perspective."""
+    """Under the title of the study, the table of each question, and those by perspective."""
     path = tmp_path / "pages.yaml"
     content = yaml.safe_load(study_path.read_text())
     found = []
     for replicate, level in enumerate((0.1, 0.5)):
         found += [with_sets(result("one_to_many", replicate, mean=level), "fused, mean", level)]
         found += [with_sets(result("ours", replicate, mean=level + 0.02), "fused, mean", level + 0.03)]
-    for title, heading in ((None, "# pages"), ("Which of two?", "# Which of two?")):
-        path.write_text(yaml.safe_dump({**content, **({"title": title} if title else {})}))
-        study = load_study(path)
-        study.results.parent.mkdir(exist_ok=True)
-        study.results.write_text("".join(json.dumps(row) + "\n" for row in found))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", ["study_tables", "--study", str(path), "--page"])
-            study_tables.main()
+    content["title"] = "Which of two?"
+    path.write_text(yaml.safe_dump(content))
+    study = load_study(path)
+    study.results.parent.mkdir()
+    study.results.write_text("".join(json.dumps(row) + "\n" for row in found))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["study_tables", "--study", str(path), "--page"])
+        study_tables.main()
         page = study.results.with_name("README.md").read_text()
-        assert page.startswith(f"{heading}\n")
+        path.write_text(yaml.safe_dump({**content, "title": None}))
+        with pytest.raises(ValueError, match="has no `title`; expected the heading of its page"):
+            study_tables.main()
+    assert page.startswith("# Which of two?\n")
     of_one, of_sets = (
         page.split(f"## {question}")[1] for question in ("One caption asks", "All captions of an image ask")
     )
