@@ -17,13 +17,13 @@ from holistic_clip_hf.words import markdown_table
 from training.attribute_study import ATTRIBUTES, QUERIES
 from training.bootstrap import ALL, Entry, Found
 from training.study import Study, load_results, load_study, require_plan
-from training.study_tables import QUESTIONS, summary_table
+from training.study_tables import PAGE, QUESTIONS, summary_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = (*FORMS, ALL)
-PAGE, PICTURE = "README.md", "attributes.png"
+PICTURE = "attributes.png"
 LIMIT = "own_caption_words"  # search in the very words that traits are read from: no rival, but a limit
 ONE_VECTOR, OURS, AGAIN = "one_to_many", "ours", "ours_again"
 NAMED = Entry(OURS, "by_name")
@@ -111,6 +111,17 @@ def gain_section(study: Study, found: Found, entry: Entry) -> list[str]:
     return [f"## Gain of {label_of(study, entry)}", markdown_table(["over", *COLUMNS], rows)]
 
 
+def change_table(study: Study, found: Found, base: str) -> str:
+    """Return Markdown of the gain of each method over the one that it is a change of, both asked in the same way."""
+    rows = []
+    for entry, by_replicate in found.recalls.items():
+        over = entry._replace(method=base)
+        if entry.method != base and over in found.recalls:
+            gains = [str(found.gain(entry, over, column)) for column in COLUMNS]
+            rows.append([label_of(study, entry), str(len(by_replicate)), *gains])
+    return markdown_table(["method, way", "n", *COLUMNS], rows)
+
+
 def facet_table(study: Study, found: Found) -> str:
     """Return Markdown of the recall of each facet where one trait is asked for."""
     table = {entry: found.facets(entry, ONE) for entry in found.recalls}
@@ -176,6 +187,17 @@ def _colour(entry: Entry) -> str:
     return COLOURS[1] if entry.method.startswith(OURS) else COLOURS[0]
 
 
+def _gains(study: Study, found: Found) -> tuple[list[str], list[str]]:
+    """Return what the page says of gains above the noise floor, and below the recalls."""
+    base = study.changes_of
+    if base is None:
+        return [verdict(study, found)], [
+            part for entry in by_name(found) for part in gain_section(study, found, entry)
+        ]
+    heading = f"Gain over {study.labels[base]}, both asked in the same way:"
+    return [heading, change_table(study, found, base)], []
+
+
 def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> str:
     """Return the page of the study, as Markdown."""
     over, counts = Entry(ONE_VECTOR, "vector"), sorted({len(each) for each in found.queries.values()})
@@ -186,8 +208,9 @@ def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> st
         for entry in again
         if entry in found.recalls
     ]
+    above, below = _gains(study, found)
     parts = [
-        "# Attributes: one vector and a trick, or branches?",
+        study.heading,
         f"Rendered by `python -m training.attribute_tables` from `results.jsonl`, `{ATTRIBUTES}` and `{QUERIES}` in "
         "this folder. What it means, and how far to trust it, is in [science.md](../../../docs/science.md).",
         f"Recall@5 in %: an image that has the traits stands among {drawn} that have not, mean over every draw of "
@@ -195,12 +218,12 @@ def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> st
         f"Facets count alike, and so do the three forms in *{ALL}*. Gains are relative, with a 95 % interval by "
         "bootstrap over queries and replicates, bold where it leaves out zero. With so few replicates it is "
         "somewhat too narrow, and of so many lines one in twenty is bold by chance.",
-        verdict(study, found),
+        *above,
         "**Noise floor**, the same method with other seeds: " + ("; ".join(floor) or "not measured yet") + ".",
         f"![Gain over one vector]({PICTURE})",
         f"## Recall, and gain over {label_of(study, over)}",
         recall_table(study, found, over),
-        *(part for entry in by_name(found) for part in gain_section(study, found, entry)),
+        *below,
         "## One trait, by facet",
         facet_table(study, found),
         "## Among all images",

@@ -86,7 +86,8 @@ class Study:
     `perspectives` are those measured, `training` is what the study changes in its recipe for all methods,
     `queries` are the rules of its attribute queries, and `scores` are measured beside the fusions: `max`, or
     `without` and a perspective for the mean of all other branches. A study with `widths` measures vectors of so many
-    dimensions, the first and the principal ones, in place of other fusions.
+    dimensions, the first and the principal ones, in place of other fusions. `title` is the heading of its page, by
+    default its name. `changes_of` is the method that the others are single changes of, if they are.
     """
 
     path: Path
@@ -99,10 +100,17 @@ class Study:
     queries: QueryRules = field(default_factory=QueryRules)
     scores: list[str] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
+    title: str | None = None
+    changes_of: str | None = None
 
     @property
     def results(self) -> Path:
         return self.path.with_suffix("") / RESULTS
+
+    @property
+    def heading(self) -> str:
+        """First line of the study's page, in Markdown."""
+        return f"# {self.title or self.path.stem}"
 
     @property
     def labels(self) -> dict[str, str]:
@@ -127,7 +135,7 @@ def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
     content = read_yaml(path)
     valid = field_names(Study) - {"path"}
-    content = require_keys(str(path), content, valid, valid - {"queries", "scores", "widths"})
+    content = require_keys(str(path), content, valid, valid - {"queries", "scores", "widths", "title", "changes_of"})
     require_prefixes(content.get("widths", []))
     rules = field_names(QueryRules)
     content["queries"] = QueryRules(**require_keys(f"{path}, queries", content.get("queries") or {}, rules))
@@ -150,6 +158,8 @@ def load_study(path: Path) -> Study:
     models = {each.as_much_compute_as for each in methods.values() if each.as_much_compute_as}
     if missing := sorted(models - set(methods)):
         raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")
+    if content.get("changes_of") not in (None, *methods):
+        raise ValueError(f"{path}: `changes_of` is {content['changes_of']!r}; expected one of {', '.join(methods)}.")
     return Study(path=path, methods=methods, recipe=load_recipe(content.pop("recipe")), **content)
 
 

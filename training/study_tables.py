@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, UNUSABLE
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
+from holistic_clip_hf.storage import write_atomically
 from holistic_clip_hf.words import markdown_table
-from training.study import FIRST, WAYS_TO_SHORTEN, load_results, load_study, require_plan
+from training.study import FIRST, RESULTS, WAYS_TO_SHORTEN, Study, load_results, load_study, require_plan
 
 METRIC = "recall@5"
+PAGE = "README.md"
 MEAN = "one caption"  # asks; the mean over perspectives
 QUESTIONS = {MEAN: "one caption asks", CAPTION_SETS: "all captions of an image ask"}
 # 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom, as every statistics textbook prints them.
@@ -194,6 +196,25 @@ def full_tables(
     return "\n\n".join(sections) + "\n"
 
 
+def study_page(study: Study, rows: Sequence[dict[str, Any]], against: str) -> str:
+    """Return the page of a study, as Markdown."""
+    parts = [
+        study.heading,
+        f"Rendered by `python -m training.study_tables --page` from `{RESULTS}` in this folder. What it means, and "
+        "how far to trust it, is in [science.md](../../../docs/science.md).",
+        f"{METRIC.capitalize()} in %, with its 95 % interval over replicates. Differences to `{against}`, by the "
+        "score that it was trained for, are taken replicate by replicate, and bold where their interval leaves out "
+        "zero. *By name*, each caption is answered by the branch of its own perspective. Of so many lines, one in "
+        "twenty is bold by chance.",
+    ]
+    if study.widths:
+        parts += ["## By dimensions", width_tables(rows, study.labels, study.widths, against).strip()]
+    for column, words in QUESTIONS.items():
+        parts += [f"## {words.capitalize()}", summary_table(rows, study.labels, against, column)]
+    parts += ["## By perspective", full_tables(rows, study.perspectives, against, study.labels).strip()]
+    return "\n\n".join([*parts, *filter(None, [unusable_note(rows).strip()])]) + "\n"
+
+
 def signed(value: Estimate) -> str:
     """Return an estimate with its sign, bold if its interval leaves out zero."""
     if not value.count:
@@ -207,12 +228,23 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
     parser.add_argument("--against", default="one_to_many", help="the method that others are compared with")
     parser.add_argument("--summary", action="store_true", help="a line for each method and way to ask, and no more")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE} beside the results, with all tables")
     options = parser.parse_args()
     study = load_study(options.study)
     rows = load_results(study.results)
     require_plan(study, rows)
     if not rows:
         raise ValueError(f"{study.results} has no finished run. Run: python -m training.study --study {options.study}")
+    if options.page:
+        if study.title is None:
+            raise ValueError(
+                f"{study.path} has no `title`; expected the heading of its page. Add it, unless the page is "
+                "written by hand."
+            )
+        with write_atomically(study.results.with_name(PAGE)) as file:
+            file.write(study_page(study, rows, options.against).encode())
+        print(study.results.with_name(PAGE))
+        return
     if study.widths:
         print(width_tables(rows, study.labels, study.widths, options.against))
     elif options.summary:

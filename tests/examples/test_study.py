@@ -22,6 +22,7 @@ from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus
 from holistic_clip_hf.trainer.recipes import recipe_split
 from training import study as study_module
+from training import study_tables
 from training.near_duplicates import table_of_leaks
 from training.study import (
     finish_runs,
@@ -276,7 +277,10 @@ def test_half_the_batch_is_about_half_the_multiplications(study_path: Path, corp
 def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(study_path.read_text())
     cases = [
-        ({"metods": {}}, "unknown keys metods. Did you mean methods. Valid keys: column, held_out, methods"),
+        (
+            {"metods": {}},
+            "unknown keys metods. Did you mean methods. Valid keys: changes_of, column, held_out, methods",
+        ),
         (
             {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "lr": 1}}},
             "ours: unknown keys lr. Valid keys: as_much",
@@ -287,6 +291,7 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
         ),
         ({"scores": ["max", "without style"]}, "`scores` has 'without style'; expected some of max, without short"),
     ]
+    cases.append(({"changes_of": "theirs"}, "`changes_of` is 'theirs'; expected one of as_much, one_to_many, ours"))
     for name in ("/any/path", "../x", ".hidden"):
         methods = {"methods": {name: {"perspectives": SLOTS, "slots": SLOTS}}}
         cases.append((methods, f"`methods` has '{name}'; expected names of letters, digits"))
@@ -422,6 +427,35 @@ def test_shorter_vectors_are_compared_with_those_of_their_width() -> None:
     assert lines[0][1:] == ["50.0 ± 49.7", "", "40.0 ± 49.7"]
     assert lines[1][3:] == ["40.0 ± 49.7", "+0.0 ± 0.0"]
     assert lines[2][1:] == ["55.0 ± 49.7", "**+5.0 ± 0.0**", "45.0 ± 49.7", "**+5.0 ± 0.0**"]
+
+
+def test_the_page_is_written_beside_the_results(study_path: Path, tmp_path: Path) -> None:
+    """Under the title of the study, the table of each question, and those by perspective."""
+    path = tmp_path / "pages.yaml"
+    content = yaml.safe_load(study_path.read_text())
+    found = []
+    for replicate, level in enumerate((0.1, 0.5)):
+        found += [with_sets(result("one_to_many", replicate, mean=level), "fused, mean", level)]
+        found += [with_sets(result("ours", replicate, mean=level + 0.02), "fused, mean", level + 0.03)]
+    content["title"] = "Which of two?"
+    path.write_text(yaml.safe_dump(content))
+    study = load_study(path)
+    study.results.parent.mkdir()
+    study.results.write_text("".join(json.dumps(row) + "\n" for row in found))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["study_tables", "--study", str(path), "--page"])
+        study_tables.main()
+        page = study.results.with_name("README.md").read_text()
+        path.write_text(yaml.safe_dump({**content, "title": None}))
+        with pytest.raises(ValueError, match="has no `title`; expected the heading of its page"):
+            study_tables.main()
+    assert page.startswith("# Which of two?\n")
+    of_one, of_sets = (
+        page.split(f"## {question}")[1] for question in ("One caption asks", "All captions of an image ask")
+    )
+    assert "**+2.0 ± 0.0**" in of_one.split("##")[0] and "**+3.0 ± 0.0**" not in of_one.split("##")[0]
+    assert "**+3.0 ± 0.0**" in of_sets.split("##")[0] and "**+2.0 ± 0.0**" not in of_sets.split("##")[0]
+    assert "### Text to image: recall@5, %" in page and "### Image to text: recall@5, %" in page
 
 
 def test_by_name_each_perspective_is_answered_by_its_branch() -> None:
