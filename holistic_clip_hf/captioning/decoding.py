@@ -104,11 +104,11 @@ class Rows:
         self.cache.batch_select_indices(index)
         self.set_length(self.mask.shape[1] - int(self.mask.any(dim=0).int().argmax()))
 
-    def set_length(self, length: int, filler: int = 0) -> None:
-        """Add padding of `filler` on the left up to a length, or cut padding away."""
+    def set_length(self, length: int, padding: int = 0) -> None:
+        """Add padding on the left up to a length, or cut padding away."""
         more = length - self.ids.shape[1]
         if more:
-            self.ids = functional.pad(self.ids, (more, 0), value=filler)
+            self.ids = functional.pad(self.ids, (more, 0), value=padding)
             self.mask = functional.pad(self.mask, (more, 0))
             for layer in self.cache.layers:
                 _set_length(layer, length - 1)
@@ -128,12 +128,12 @@ class Decoder:
 
     Args:
         model: Decoder, as `AutoModelForImageTextToText` loads it.
-        filler: Token that stands for padding, which rules against repetitions read. Answers must not have it.
+        padding: Token that stands before shorter rows.
     """
 
-    def __init__(self, model: PreTrainedModel, filler: int) -> None:
+    def __init__(self, model: PreTrainedModel, padding: int) -> None:
         self.model = model
-        self.filler = filler
+        self.padding = padding
         ends = model.generation_config.eos_token_id
         self.ends: list[int] = ends if isinstance(ends, list) else [] if ends is None else [ends]
         self._weight = sum(each.nbytes for each in model.parameters())
@@ -145,10 +145,6 @@ class Decoder:
         """
         held = sum(len(part.each) for part in parts)
         return not held or (held + count) * parts[0].bytes_per_row <= self._weight
-
-    def fill(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return ids (N, L) in which padding is the filler, and no token of which answers may have too."""
-        return ids.where(mask.bool(), self.filler)
 
     def begin(self, inputs: Mapping[str, Any], each: list[Row], **settings: Any) -> Rows:
         """Read prompts (R, L), or the rest of those that begin in a cache, up to the first token of each answer.
@@ -178,7 +174,7 @@ class Decoder:
         if kinds := {type(layer).__name__ for layer in cache.layers if type(layer) not in _JOINED}:
             raise CannotJoinError(f"its cache has layers of the kind {', '.join(sorted(kinds))}")
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        rows = Rows(each, self.fill(ids, mask), mask, positions[..., -1:] + 1, cache)
+        rows = Rows(each, ids, mask, positions[..., -1:] + 1, cache)
         rows.add(output.sequences[:, ids.shape[1] :])
         return rows
 
@@ -186,7 +182,7 @@ class Decoder:
         """Return all rows of these parts, which are used up."""
         length = max(part.ids.shape[1] for part in parts)
         for part in parts:
-            part.set_length(length, self.filler)
+            part.set_length(length, self.padding)
         for layer, *others in zip(*(part.cache.layers for part in parts), strict=True):
             layer.keys = torch.cat([layer.keys, *(each.keys for each in others)])
             layer.values = torch.cat([layer.values, *(each.values for each in others)])

@@ -171,8 +171,7 @@ class AnswerGenerator:
         kept = {name: getattr(model.generation_config, name, None) for name in _KEPT_SETTINGS}
         # `generate` fills what a call leaves open from here: temperature, beams and cache of the checkpoint's own.
         model.generation_config = GenerationConfig(**kept)
-        images = [each for each in processor.image_token_ids if each is not None]
-        self._decoder = Decoder(model, filler=images[0] if images else 0)  # answers have no images
+        self._decoder = Decoder(model, processor.tokenizer.pad_token_id)
 
     @torch.inference_mode()
     def generate(
@@ -332,7 +331,7 @@ class AnswerGenerator:
         return prefix
 
     def _deviation(self, logits: Tensor, expected: Tensor) -> str:
-        """Say how far logits (N, V) are from the expected ones, or nothing if it is no farther than by rounding."""
+        """Say how far logits (N, V) are from the expected ones, or nothing if rounding explains it."""
         deviation = float((logits.float() - expected.float()).square().mean().sqrt() / expected.float().std())
         # Rounding errors of single operations, of one epsilon each, add up over the layers; a lost image, mask or
         # position shifts logits by about their spread. The root is far from both, and not a number fails too.
@@ -345,8 +344,7 @@ class AnswerGenerator:
         # Asked for one token, `generate` leaves the cache before it: positions, masks and the kind of cache are its
         # own business, as they are in every other pass.
         output = generate(self.model, start, max_new_tokens=1)
-        filled = self._decoder.fill(start["input_ids"], start["attention_mask"])
-        return _Prefix({**start, "input_ids": filled}, output.past_key_values, suffixes)
+        return _Prefix(start, output.past_key_values, suffixes)
 
     def _continue(self, prefix: _Prefix, place: int) -> dict[str, Any]:
         # A copy, because not every cache can be cropped back: a sliding window has forgotten what it slid over.
