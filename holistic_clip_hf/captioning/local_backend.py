@@ -148,7 +148,11 @@ class _CannotShareError(Exception):
 
 
 class AnswerGenerator:
-    """A model with its processor; `share_prefix` lets it read an image once for all prompts."""
+    """A model with its processor; `share_prefix` lets it read an image once for all prompts.
+
+    A batch holds the key-value cache of the prefix of each image, and a copy with each answer under way: no more copies
+    at a time than weigh what the model does, or than one prompt needs for all images.
+    """
 
     def __init__(
         self,
@@ -365,7 +369,7 @@ class LocalBackend:
         model_name: Name on the Hub, or a folder, whose own name then is the captioner's; weights in safetensors. Of
             two folders of one name, the weights tell which answered. No code that comes with it is run.
         revision: branch, tag or commit.
-        batch_size: images at a time; halved when memory runs out.
+        batch_size: images at a time, with all that is asked about them; halved when memory runs out.
         device: Device of the model. Default: the GPU, or the CPU without any.
         dtype: Precision of weights and activations. Default: the checkpoint's on a GPU, float32 elsewhere.
         share_prefix: read an image once for all that is asked about it, if the model can.
