@@ -31,10 +31,8 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from .perspectives import Perspective
 
-_JOINED = (
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)  # layers of a cache that hold keys and values by token, and no more
+# Layers of a cache that hold keys and values by token, and nothing else that a row would have to take along.
+_JOINED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class CannotJoinError(Exception):

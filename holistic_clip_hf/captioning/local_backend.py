@@ -150,8 +150,8 @@ class _CannotShareError(Exception):
 class AnswerGenerator:
     """A model with its processor; `share_prefix` lets it read an image once for all prompts.
 
-    A batch holds the key-value cache of the prefix of each image, and a copy with each answer under way: no more copies
-    at a time than weigh what the model does, or than one prompt needs for all images.
+    A batch holds the key-value cache of the prefix of each image, and a copy with each answer under way. There are no
+    more copies at a time than weigh what the model does, or than one prompt needs for all images.
     """
 
     def __init__(
