@@ -3,15 +3,17 @@
 
 - Prompts about one image begin alike, with the image. This prefix goes through the model once. Its key-value cache is
   copied for every prompt, and only the rest of the prompt and the answer are computed.
+- Answers to all prompts about all images of a batch are decoded together (`decoding`). One that has ended leaves.
 - Not every model can go on from a cache as if it had read all at once. So the first batch is asked both ways, as is
   the first with padding. If the answers would differ, a warning says so and every prompt is encoded whole from then
-  on.
+  on, or the answers to every prompt are decoded apart.
 """
 
 import copy
 import logging
 import random
 import re
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, product
 from pathlib import Path
@@ -26,16 +28,12 @@ from transformers import (
     BatchFeature,
     Cache,
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     PreTrainedModel,
     ProcessorMixin,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
-from transformers.generation import GenerateDecoderOnlyOutput
 
 from .captioner import Reply, Work
+from .decoding import CannotJoinError, Decoder, Row, Rows, generate
 from .patience import short
 from .perspectives import Perspective, prompt_of, seed_of
 from .unwrapping import THINKING
@@ -136,12 +134,25 @@ class _Prefix(NamedTuple):
 FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
+class _Batch(NamedTuple):
+    """Images with their ids, what is asked about each, and the common beginning of all prompts if it has been read."""
+
+    images: Sequence[Image.Image]
+    image_ids: Sequence[str]
+    perspectives: Sequence[Perspective]
+    prefix: _Prefix | None
+
+
 class _CannotShareError(Exception):
     """Reason why a model has to read an image once per prompt."""
 
 
 class AnswerGenerator:
-    """A model with its processor; `share_prefix` lets it read an image once for all prompts."""
+    """A model with its processor; `share_prefix` lets it read an image once for all prompts.
+
+    A batch holds the key-value cache of the prefix of each image, and a copy with each answer under way. There are no
+    more copies at a time than weigh what the model does, or than one prompt needs for all images.
+    """
 
     def __init__(
         self,
@@ -155,6 +166,8 @@ class AnswerGenerator:
         self.processor = processor
         self.template_options = template_options
         self.shares_prefix = share_prefix
+        self.decodes_together = True
+        self._joins = False  # until it was tried
         self._checked: set[bool] = set()  # batches without padding, and with
         self._suffixes: dict[tuple[str, ...], Suffixes] = {}
         added = processor.tokenizer.get_added_vocab()
@@ -162,6 +175,7 @@ class AnswerGenerator:
         kept = {name: getattr(model.generation_config, name, None) for name in _KEPT_SETTINGS}
         # `generate` fills what a call leaves open from here: temperature, beams and cache of the checkpoint's own.
         model.generation_config = GenerationConfig(**kept)
+        self._decoder = Decoder(model, processor.tokenizer.pad_token_id)
 
     @torch.inference_mode()
     def generate(
@@ -173,26 +187,100 @@ class AnswerGenerator:
         """
         prompts = tuple(prompt_of(each) for each in perspectives)
         prefix = self._read_once(images, prompts) if self.shares_prefix and len(prompts) > 1 else None
-        answers = []
-        for place, perspective in enumerate(perspectives):
-            inputs = self._continue(prefix, place) if prefix else self._encode(images, prompts[place])
-            output = self._run(
-                inputs,
-                GenerationConfig(max_new_tokens=perspective.max_new_tokens, **_GREEDY),
-                [RowSampler(image_ids, perspective)] if perspective.temperature else [],
-            )
-            new, begun = output.sequences[:, inputs["input_ids"].shape[1] :], self._begun_thinking(inputs)
-            answers += [(begun + text, finished) for text, finished in map(self._read, new.tolist())]
+        batch = _Batch(images, image_ids, perspectives, prefix)
+        if self.decodes_together and len(images) * len(prompts) > 1:
+            try:
+                return self._answer_together(batch)
+            except CannotJoinError as reason:
+                self.decodes_together = False
+                logger.warning("%s decodes the answers to every prompt apart: %s.", type(self.model).__name__, reason)
+            except torch.OutOfMemoryError:
+                if len(images) > 1:
+                    raise  # for fewer images at a time
+        return self._answer_apart(batch)
+
+    def _answer_apart(self, batch: _Batch) -> list[tuple[str, bool]]:
+        answers: list[tuple[str, bool]] = []
+        for place, perspective in enumerate(batch.perspectives):
+            inputs, rows = self._ask(batch, place)
+            output = generate(self.model, inputs, rows, max_new_tokens=perspective.max_new_tokens)
+            for row, tokens in zip(rows, output.sequences[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                row.tokens = tokens
+            answers += map(self._read_row, rows)
         return answers
 
+    def _answer_together(self, batch: _Batch) -> list[tuple[str, bool]]:
+        if not self._joins:
+            self._check_joining(batch)
+            self._joins = True
+        answers: dict[int, tuple[str, bool]] = {}
+        waiting = deque(range(len(batch.perspectives)))
+        parts: list[Rows] = []
+        while waiting or parts:
+            while waiting and self._decoder.has_room(parts, len(batch.images)):
+                begun = self._decoder.begin(*self._ask(batch, waiting.popleft()))
+                parts += self._take_ended(begun, answers)
+            if parts:
+                rows = self._decoder.join(parts)
+                self._decoder.go_on(rows)
+                parts = self._take_ended(rows, answers)
+        return [answers[place] for place in range(len(answers))]
+
+    def _take_ended(self, rows: Rows, answers: dict[int, tuple[str, bool]]) -> list[Rows]:
+        """Put the answers that have ended among the others, and return the rows that go on, if any do."""
+        ended = [self._decoder.has_ended(row) for row in rows.each]
+        answers |= {
+            row.place: self._read_row(row) for row, has_ended in zip(rows.each, ended, strict=True) if has_ended
+        }
+        if all(ended):
+            return []
+        if any(ended):
+            rows.keep([place for place, has_ended in enumerate(ended) if not has_ended])
+        return [rows]
+
+    def _ask(self, batch: _Batch, place: int) -> tuple[dict[str, Any], list[Row]]:
+        """Return the inputs (N, L) of the prompt at `place`, with a cache if they begin in one, and their rows."""
+        perspective, prefix = batch.perspectives[place], batch.prefix
+        inputs = self._continue(prefix, place) if prefix else dict(self._encode(batch.images, prompt_of(perspective)))
+        opening, first = self._begun_thinking(inputs), place * len(batch.images)
+        return inputs, [
+            Row(first + number, perspective, random.Random(seed_of(image_id, perspective)), opening)
+            for number, image_id in enumerate(batch.image_ids)
+        ]
+
+    def _check_joining(self, batch: _Batch) -> None:
+        """Refuse to join rows if they go on otherwise than alone: from two tokens of one prompt and one of another."""
+        trials = ((0, 2), (len(batch.perspectives) - 1, 1))
+        expected = []
+        for place, count in trials:
+            inputs, rows = self._ask(batch, place)
+            settings: dict[str, Any] = {"max_new_tokens": count + 1, "min_new_tokens": count, "output_logits": True}
+            expected.append(generate(self.model, inputs, rows, **settings).logits[count])
+        try:
+            parts = [
+                self._decoder.begin(*self._ask(batch, place), max_new_tokens=count, min_new_tokens=count)
+                for place, count in trials
+            ]
+            joined = self._decoder.join(parts)
+            joined.set_length(joined.ids.shape[1] + 1)  # padding is to be among what is tried
+            logits = self._decoder.go_on(joined, max_new_tokens=1, output_logits=True).logits[0]
+        except torch.OutOfMemoryError:
+            raise
+        except FAULTS as error:
+            raise CannotJoinError(f"going on together fails ({type(error).__name__}: {error})") from error
+        if deviation := self._deviation(logits, torch.cat(expected)):
+            raise CannotJoinError(f"going on together gives logits {deviation}")
+
     def _read(self, tokens: list[int]) -> tuple[str, bool]:
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        length = next((place for place, token in enumerate(tokens) if token in self._decoder.ends), len(tokens))
         # Marks of thinking say where the caption begins, and some tokenizers leave them out as special.
         runs = groupby(tokens[:length], lambda token: self._marks.get(token, ""))
         texts = [mark or self.processor.tokenizer.decode(list(run), skip_special_tokens=True) for mark, run in runs]
         return "".join(texts).strip(), length < len(tokens)
+
+    def _read_row(self, row: Row) -> tuple[str, bool]:
+        text, finished = self._read(row.tokens)
+        return row.opening + text, finished
 
     def _begun_thinking(self, inputs: Mapping[str, Tensor]) -> str:
         """Return the mark by which the prompt makes the model begin with thinking, if it does."""
@@ -203,16 +291,9 @@ class AnswerGenerator:
         inputs = encode(self.processor, images, prompt, self.template_options)
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
-    def _run(
-        self, inputs: Mapping[str, Any], settings: GenerationConfig, processors: Sequence[LogitsProcessor] = ()
-    ) -> GenerateDecoderOnlyOutput:
-        return self.model.generate(
-            **inputs, generation_config=settings, logits_processor=LogitsProcessorList(processors)
-        )
-
     def _first_logits(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return the logits (N, V) of the first new token."""
-        return self._run(inputs, GenerationConfig(max_new_tokens=1, output_logits=True, **_GREEDY)).logits[0].float()
+        return generate(self.model, inputs, max_new_tokens=1, output_logits=True).logits[0]
 
     def _read_once(self, images: Sequence[Image.Image], prompts: tuple[str, ...]) -> _Prefix | None:
         """Return the prefix of all prompts; `None` where each has to be encoded whole."""
@@ -249,19 +330,24 @@ class AnswerGenerator:
             raise
         except FAULTS as error:
             raise _CannotShareError(f"going on from a cache fails ({type(error).__name__}: {error})") from error
-        deviation = float((logits - expected).square().mean().sqrt() / expected.std())
+        if deviation := self._deviation(logits, expected):
+            raise _CannotShareError(f"going on from a cache gives logits {deviation}")
+        return prefix
+
+    def _deviation(self, logits: Tensor, expected: Tensor) -> str:
+        """Say how far logits (N, V) are from the expected ones, or nothing if rounding explains it."""
+        deviation = float((logits.float() - expected.float()).square().mean().sqrt() / expected.float().std())
         # Rounding errors of single operations, of one epsilon each, add up over the layers; a lost image, mask or
         # position shifts logits by about their spread. The root is far from both, and not a number fails too.
         tolerance = torch.finfo(self.model.dtype).eps ** 0.5
-        if not deviation <= tolerance:
-            found = f"{deviation:.1e} standard deviations from those of the whole prompt, more than {tolerance:.1e}"
-            raise _CannotShareError(f"going on from a cache gives logits {found}")
-        return prefix
+        if deviation <= tolerance:
+            return ""
+        return f"{deviation:.1e} standard deviations from those of the whole prompt, more than {tolerance:.1e}"
 
     def _prefill(self, start: Mapping[str, Tensor], suffixes: Suffixes) -> _Prefix:
         # Asked for one token, `generate` leaves the cache before it: positions, masks and the kind of cache are its
         # own business, as they are in every other pass.
-        output = self._run(start, GenerationConfig(max_new_tokens=1, **_GREEDY))
+        output = generate(self.model, start, max_new_tokens=1)
         return _Prefix(start, output.past_key_values, suffixes)
 
     def _continue(self, prefix: _Prefix, place: int) -> dict[str, Any]:
@@ -269,35 +355,7 @@ class AnswerGenerator:
         return {**prefix.suffixes.extend(prefix.inputs, place), "past_key_values": copy.deepcopy(prefix.cache)}
 
 
-_GREEDY = {"do_sample": False, "return_dict_in_generate": True}
 _LONGEST_MARK = 16  # tokens, line ends included
-
-
-class RowSampler(LogitsProcessor):
-    """Sampler that draws the next token of each row by random numbers of its own, and leaves no other.
-
-    `generate` has one source of random numbers for a batch, so that a caption would depend on its neighbours: after a
-    kill they are others.
-
-    Args:
-        image_ids: Ids of the images, one a row.
-        perspective: Perspective that is asked, with a temperature and the share of the nucleus.
-    """
-
-    def __init__(self, image_ids: Sequence[str], perspective: Perspective) -> None:
-        self._numbers = [random.Random(seed_of(image_id, perspective)) for image_id in image_ids]
-        self._warpers = LogitsProcessorList([TemperatureLogitsWarper(float(perspective.temperature))])
-        if perspective.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(perspective.top_p))
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (N, V) that are 0 for the drawn token and minus infinity for all others."""
-        probabilities = self._warpers(input_ids, scores.float()).softmax(dim=-1)
-        cumulative = probabilities.double().cumsum(dim=-1)
-        drawn = torch.tensor([[numbers.random()] for numbers in self._numbers], dtype=torch.double).to(scores.device)
-        tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
-        tokens = tokens.clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, float("-inf")).scatter(1, tokens, 0.0)
 
 
 # Images that may wait for others that are asked the same, in batches: enough to fill one while another fills up.
@@ -311,7 +369,7 @@ class LocalBackend:
         model_name: Name on the Hub, or a folder, whose own name then is the captioner's; weights in safetensors. Of
             two folders of one name, the weights tell which answered. No code that comes with it is run.
         revision: branch, tag or commit.
-        batch_size: images at a time; halved when memory runs out.
+        batch_size: images at a time, with all that is asked about them; halved when memory runs out.
         device: Device of the model. Default: the GPU, or the CPU without any.
         dtype: Precision of weights and activations. Default: the checkpoint's on a GPU, float32 elsewhere.
         share_prefix: read an image once for all that is asked about it, if the model can.

@@ -98,6 +98,14 @@ ROWS: list[tuple[str, str, str, list[str], str, str]] = [
         TIMES,
         "2.30 ×",
     ),
+    (
+        "captions per second, mixed lengths",
+        "plain `generate`",
+        "captioning",
+        ["cases", "up to 32 tokens", "ratio"],
+        TIMES,
+        "",
+    ),
 ]
 
 

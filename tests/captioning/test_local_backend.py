@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,13 @@ def texts(replies: list[Reply]) -> Answers:
 
 def one_by_one(folder: Path, work: list[Work]) -> Answers:
     """The model's own `generate`, for one image and one prompt at a time."""
+    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
+    found = tokens_one_by_one(folder, work)
+    return {row: tokenizer.decode(tokens, skip_special_tokens=True).strip() for row, tokens in found.items()}
+
+
+def tokens_one_by_one(folder: Path, work: list[Work]) -> dict[tuple[str, str], list[int]]:
+    """Tokens of the model's own `generate`, with those that end answers."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder)
     found = {}
@@ -83,8 +92,7 @@ def one_by_one(folder: Path, work: list[Work]) -> Answers:
             else:
                 inputs = processor(images=image, text=each.prompt, return_tensors="pt")
             tokens = model.generate(**inputs, max_new_tokens=each.max_new_tokens, do_sample=False)[0]
-            new = tokens[inputs["input_ids"].shape[1] :]
-            found[image_id, each.name] = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+            found[image_id, each.name] = tokens[inputs["input_ids"].shape[1] :].tolist()
     return found
 
 
@@ -139,6 +147,8 @@ def test_without_sharing_every_prompt_reads_the_image(captioner: Callable[[str],
     backend = LocalBackend(str(captioner("llava")), batch_size=2, share_prefix=False)
     passes = vision_passes(backend)
     assert texts(list(backend.answer(work))) == one_by_one(captioner("llava"), work)
+    passes()  # of a first batch, which is asked both ways
+    list(backend.answer(work))
     assert passes() == len(ASKED)
 
 
@@ -149,9 +159,11 @@ def test_a_model_whose_image_sees_the_prompt_reads_it_anew(
     work = works(3)
     backend = LocalBackend(str(captioner("paligemma")), batch_size=2)
     assert texts(list(backend.answer(work))) == one_by_one(captioner("paligemma"), work)
-    [warning] = complaints(caplog)
-    assert warning.startswith("PaliGemmaForConditionalGeneration reads an image anew for every prompt: going on from")
-    assert "standard deviations" in warning
+    # Nor does it go on from positions that it is given: it counts from one, and adds that to them.
+    reading, decoding = complaints(caplog)
+    assert reading.startswith("PaliGemmaForConditionalGeneration reads an image anew for every prompt: going on from")
+    assert decoding.startswith("PaliGemmaForConditionalGeneration decodes the answers to every prompt apart: going on")
+    assert "standard deviations" in reading and "standard deviations" in decoding
 
 
 def test_a_template_with_the_image_behind_the_prompt_cannot_share(
@@ -203,6 +215,144 @@ def test_an_answer_ends_where_the_checkpoint_says(captioner: Callable[[str], Pat
     first = next(each for each in replies if (each.image_id, each.perspective.name) == ("image-0", "detail"))
     assert (first.text, first.finished) == (whole[:place].strip(), True)
     assert not all(reply.finished for reply in replies)
+
+
+def with_settings(folder: Path, target: Path, **settings: Any) -> Path:
+    """A copy of a captioner with other generation settings."""
+    shutil.copytree(folder, target)
+    path = target / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return target
+
+
+def often(folder: Path, work: list[Work], count: int) -> list[int]:
+    """Tokens that are in many answers: taken for ends of answers, they make these end at different lengths."""
+    answers = tokens_one_by_one(folder, work).values()
+    return [token for token, _ in Counter(token for answer in answers for token in set(answer)).most_common(count)]
+
+
+def decoded(backend: LocalBackend) -> list[int]:
+    """Rows of each step from here on: of the passes of one token each."""
+    rows: list[int] = []
+
+    def note(_: Any, __: Any, options: dict[str, Any]) -> None:
+        if options["input_ids"].shape[1] == 1:
+            rows.append(len(options["input_ids"]))
+
+    backend._generator.model.register_forward_pre_hook(note, with_kwargs=True)
+    return rows
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_no_step_is_spent_on_answers_that_have_ended(
+    captioner: Callable[[str], Path], kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first token of an answer comes with its prompt, and each other takes one row of one step."""
+    work = works(5)
+    ends = often(captioner(kind), work, 1)
+    folder = with_settings(captioner(kind), tmp_path / "ending", eos_token_id=ends)
+    expected = tokens_one_by_one(folder, work)
+    lengths = [len(tokens) for tokens in expected.values()]
+    assert len(set(lengths)) > 3
+    backend = LocalBackend(str(folder), batch_size=5)
+    list(backend.answer(work))  # the first batch is asked both ways
+    rows = decoded(backend)
+    replies = list(backend.answer(work))
+    assert sum(rows) == sum(lengths) - len(lengths)
+    finished = {(each.image_id, each.perspective.name): each.finished for each in replies}
+    assert finished == {row: tokens[-1] in ends for row, tokens in expected.items()}
+    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
+    assert texts(replies) == {
+        row: tokenizer.decode([token for token in tokens if token not in ends], skip_special_tokens=True).strip()
+        for row, tokens in expected.items()
+    }
+    assert not complaints(caplog)
+
+
+@pytest.mark.parametrize(("images", "prompts"), [(1, 1), (1, 3), (4, 1), (4, 3)])
+def test_answers_that_all_end_at_once(
+    captioner: Callable[[str], Path], images: int, prompts: int, tmp_path: Path
+) -> None:
+    work = works(images, [replace(asked, max_new_tokens=5) for asked in ASKED[:prompts]])
+    folder = with_settings(captioner("qwen2_vl"), tmp_path / "endless", eos_token_id=None)
+    backend = LocalBackend(str(folder), batch_size=4)
+    assert texts(list(backend.answer(work))) == one_by_one(folder, work)
+    rows = decoded(backend)
+    list(backend.answer(work))
+    assert sum(rows) == images * prompts * 4
+
+
+def test_rows_keep_their_own_random_numbers(captioner: Callable[[str], Path], tmp_path: Path) -> None:
+    """Cold and hot ones together, while others end, against those of one image and one prompt at a time."""
+    heats = [(0.0, 1.0), (1.5, 1.0), (1.5, 0.8)]
+    mixed = [replace(each, temperature=heat, top_p=top_p) for each, (heat, top_p) in zip(ASKED, heats, strict=True)]
+    work = works(4, mixed)
+    ends = often(captioner("qwen2_vl"), works(4), 2)
+    backend = LocalBackend(
+        str(with_settings(captioner("qwen2_vl"), tmp_path / "hot", eos_token_id=ends)), batch_size=4
+    )
+    alone = [each._replace(perspectives=[asked]) for asked in mixed for each in work]
+    expected = texts([reply for each in alone for reply in backend.answer([each])])
+    lengths = {len(text) for text in expected.values()}
+    assert len(lengths) > 3
+    assert texts(list(backend.answer(work))) == expected
+
+
+def test_rules_about_what_was_said_before_hold_from_piece_to_piece(
+    captioner: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """And the first token has a rule of its own."""
+    work = works(4)
+    rules = {"eos_token_id": None, "begin_suppress_tokens": often(captioner("qwen2_vl"), work, 30)}
+    rules |= {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}
+    folder = with_settings(captioner("qwen2_vl"), tmp_path / "rules", **rules)
+    backend = LocalBackend(str(folder), batch_size=4)
+    assert texts(list(backend.answer(work))) == one_by_one(folder, work)
+    later = {token for tokens in tokens_one_by_one(folder, work).values() for token in tokens[1:]}
+    assert later & set(rules["begin_suppress_tokens"])
+
+
+def test_a_model_that_cannot_go_on_together_answers_apart(
+    captioner: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if it counted its positions itself, padding included."""
+    backend = LocalBackend(str(captioner("llava")), batch_size=3)
+
+    def count(_: Any, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**options, "position_ids": None}
+
+    backend._generator.model.model.language_model.register_forward_pre_hook(count, with_kwargs=True)
+    work = works(5)
+    assert texts(list(backend.answer(work))) == one_by_one(captioner("llava"), work)
+    [warning] = complaints(caplog)
+    assert warning.startswith("LlavaForConditionalGeneration decodes the answers to every prompt apart: going on toge")
+
+
+def test_rows_wait_while_caches_weigh_more_than_the_model(captioner: Callable[[str], Path], tmp_path: Path) -> None:
+    """A row holds keys and values of 2 layers with 2 heads of 8 numbers for each token, of 4 bytes each."""
+    asked = [replace(each, name=f"{each.name}-{number}") for number in range(4) for each in ASKED]
+    work = works(4, asked, same_size=True)
+    backend = LocalBackend(str(captioner("llava")), batch_size=4)
+    list(backend.answer(work))
+    rows = decoded(backend)
+    assert texts(list(backend.answer(work))) == one_by_one(captioner("llava"), work)
+    weight = sum(each.numel() for each in backend._generator.model.parameters())
+    prompt = backend._generator._encode([work[0].image], ASKED[1].prompt or "")["input_ids"].shape[1]
+    assert 4 < max(rows) <= weight / (2 * 2 * 2 * 8 * prompt) < 4 * len(asked)
+
+
+def test_an_image_without_memory_for_all_its_answers_is_answered_one_by_one(captioner: Callable[[str], Path]) -> None:
+    work = works(3)
+    backend = LocalBackend(str(captioner("llava")), batch_size=2)
+    backend._generator.model.register_forward_pre_hook(run_out, with_kwargs=True)
+    assert texts(list(backend.answer(work))) == one_by_one(captioner("llava"), work)
+    assert backend.batch_size == 1 and backend._generator.decodes_together
+
+
+def run_out(_: Any, __: Any, options: dict[str, Any]) -> None:
+    """As if memory held one row of answers."""
+    if len(options["input_ids"]) > 1:
+        raise torch.OutOfMemoryError("no memory")
 
 
 THINKING = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
