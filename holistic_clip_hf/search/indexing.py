@@ -298,6 +298,7 @@ class IndexReport:
         lookup: Way in which vectors are looked up.
         precision: Form of the numbers that a look-up reads.
         recall: Share of the 10 nearest that it proposes, as measured on vectors of the index; `None` if it reads all.
+        layout: Layout of the index, by which `SearchIndex` opens it without hashing the weights again.
     """
 
     num_images: int
@@ -311,6 +312,7 @@ class IndexReport:
     lookup: str
     precision: str = FLOAT32
     recall: float | None = None
+    layout: Layout | None = None
 
     def __str__(self) -> str:
         told = "" if self.recall is None else f", {self.precision}, recall@10 {self.recall:.3f}"
@@ -679,7 +681,13 @@ def choose_width(config: Any, dimensions: int | None, directory: Path | None = N
 
 
 def make_layout(
-    model: DualEncoder, processor: Any, features: Features, vectors: str, width: int | None = None
+    model: DualEncoder,
+    processor: Any,
+    features: Features,
+    vectors: str,
+    width: int | None = None,
+    *,
+    known: Layout | None = None,
 ) -> Layout:
     """Describe what an index of this model has in common with others.
 
@@ -688,6 +696,7 @@ def make_layout(
         features: Columns to filter by.
         vectors: Kind of vectors.
         width: Dimensions of a vector. Default: all.
+        known: Layout of another index of this very model and processor, whose weights then need not be hashed again.
 
     Raises:
         ValueError: an unknown kind of vectors, or a fusion that has no vector of its own.
@@ -702,8 +711,12 @@ def make_layout(
         )
     if FUSED_ONLY in config.perspectives:
         raise ValueError(f"The model calls a branch {FUSED_ONLY!r}, which here means all of them. Rename the branch.")
+    if known is not None and known.vectors == vectors:
+        checkpoint = known.checkpoint
+    else:
+        checkpoint = fingerprint(model, processor, with_fusion=vectors == FUSED_ONLY)
     return Layout(
-        checkpoint=fingerprint(model, processor, with_fusion=vectors == FUSED_ONLY),
+        checkpoint=checkpoint,
         perspectives=list(config.perspectives),
         width=width or config.projection_dim,
         vectors=vectors,
@@ -768,4 +781,5 @@ def _report(
         lookup=manifest.lookup,
         precision=manifest.precision,
         recall=manifest.recall,
+        layout=manifest.layout,
     )
