@@ -100,7 +100,7 @@ class Page:
     def __init__(self, showcase: Showcase) -> None:
         self.showcase = showcase
         self.weighted = [FUSED, *showcase.index.perspectives]
-        self._pictures = Pictures(showcase.index)
+        self._pictures, self._lock = Pictures(showcase.index), Lock()
 
     def search(self, text: str, *weights: float) -> str:
         """Return results for a text; without one, images from everywhere."""
@@ -184,10 +184,11 @@ class Page:
 
     def _current(self) -> Pictures:
         """Return the images that all of an answer is made of."""
-        index, pictures = self.showcase.current(), self._pictures
-        if pictures.index is not index:
-            pictures = self._pictures = Pictures(index)
-        return pictures
+        self.showcase.current()
+        with self._lock:  # the newest index is read within, so that nobody goes back to the one before
+            if self._pictures.index is not self.showcase.index:
+                self._pictures = Pictures(self.showcase.index)
+            return self._pictures
 
     def _wishes(self, asked: Asked) -> list[Term]:
         """Return the terms that were asked; none if nothing was."""
