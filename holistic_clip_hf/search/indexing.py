@@ -35,7 +35,6 @@ from .store import (
     EXACT,
     FLOAT32,
     FUSED_ONLY,
-    MANIFEST,
     SEGMENTS,
     VECTOR,
     VECTORS,
@@ -44,12 +43,12 @@ from .store import (
     Manifest,
     Segment,
     describe_file,
+    find_index_manifest,
     folder_of,
     free_number,
     is_writable,
     lock,
     open_segment,
-    read_index_manifest,
     remove_unlisted,
     require_index_folder,
     require_layout,
@@ -468,7 +467,7 @@ def require_same_images(directory: Path, images: Images, items: Mapping[str, Ite
     Raises:
         ValueError: the images come from elsewhere, and few of those that were indexed are among them.
     """
-    before = read_index_manifest(directory) if (directory / MANIFEST).is_file() else None
+    before = find_index_manifest(directory)
     if before is None or dict(before.origin) == dict(images.origin):
         return
     if folder_of(before.origin) is None and named(before.origin) == Path(named(images.origin)).name:
@@ -500,14 +499,11 @@ class _Build:
     def __init__(self, writer: Writer, images: Images, lookup: str, precision: str, *, rebuild: bool) -> None:
         self.directory, self.layout, self.config = writer.directory, writer.layout, writer.model.config
         self.writer, self.images = writer, images
-        self.before = read_index_manifest(self.directory) if (self.directory / MANIFEST).is_file() else None
+        self.before = find_index_manifest(self.directory)
         if self.before is not None and not rebuild:
             require_layout(self.before, self.layout, self.directory)
         self.items, self.skipped = _list(images)
-        self.lookup = choose_lookup(lookup, len(self.items))
-        if precision == AUTO and self.before is not None and self.before.lookup == self.lookup:
-            precision = self.before.precision
-        self.precision = choose_precision(precision, self.lookup)
+        self.lookup, self.precision = choose_form(lookup, precision, len(self.items), self.before)
         self.parts: list[SegmentRows] = []
         self.left_out: list[LeftOut] = []
         self.todo: list[Item] = []
@@ -655,6 +651,18 @@ def named(origin: Mapping[str, str]) -> str:
     return origin["root"] if origin["kind"] == "folder" else origin["name"]
 
 
+def choose_form(lookup: str, precision: str, num_images: int, before: Manifest | None) -> tuple[str, str]:
+    """Turn `auto` into a look-up for so many images, and into the precision that an index has, if it is looked up so.
+
+    Raises:
+        ValueError: as `choose_lookup` and `choose_precision`.
+    """
+    lookup = choose_lookup(lookup, num_images)
+    if precision == AUTO and before is not None and before.lookup == lookup:
+        precision = before.precision
+    return lookup, choose_precision(precision, lookup)
+
+
 def choose_width(config: Any, dimensions: int | None, directory: Path | None = None) -> int:
     """Return how many dimensions of each vector are kept: as asked, as in the index at `directory` if any, or all.
 
@@ -665,8 +673,8 @@ def choose_width(config: Any, dimensions: int | None, directory: Path | None = N
     """
     whole = config.projection_dim
     if dimensions is None:
-        has_index = directory is not None and (directory / MANIFEST).is_file()
-        return min(read_index_manifest(directory).layout.width, whole) if directory and has_index else whole
+        before = None if directory is None else find_index_manifest(directory)
+        return whole if before is None else min(before.layout.width, whole)
     if not 1 <= dimensions <= whole:
         raise ValueError(f"`dimensions` is {dimensions}; expected 1 to {whole}, the width of the model's vectors.")
     trained = sorted({*getattr(config, "matryoshka_dims", ()), whole})  # a model of an earlier version has none
