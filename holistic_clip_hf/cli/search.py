@@ -204,6 +204,8 @@ class Find:
                 print(f"{'':10}and {len(fold.alike)} alike: {', '.join(each.image_id for each in fold.alike)}")
             if self.why:
                 print("\n".join(reasons(fold.hit)))
+        if example is not None and index.is_calibrated:
+            print("Queries with an example have no probabilities: the nearest are shown, whether any fits or not.")
         if self.picture:
             hits = [fold.hit for fold in folds]
             row = ResultRow("search", self.query or "like the example", range(len(hits)), ())

@@ -154,6 +154,8 @@ def _numbers(hits: Sequence[Hit], wishes: Sequence[Term]) -> str:
             " The percentage is the probability that the image fits the query, as fitted on a validation split. It "
             "depends on the number of images."
         )
+    if any(wish.image is not None for wish in wishes):
+        told += " Queries with an image have no probabilities: the nearest are shown, whether any fits or not."
     return f'<details class="hc-how"><summary>What the numbers mean</summary><p>{escape(told)}</p></details>'
 
 

@@ -281,6 +281,11 @@ class SearchIndex:
         return list(self.layout.perspectives) if self.layout.vectors == BRANCHES else []
 
     @property
+    def is_calibrated(self) -> bool:
+        """Truth of whether texts are answered with probabilities; examples never are."""
+        return bool(self._calibrated)
+
+    @property
     def columns(self) -> list[str]:
         """Columns to filter by."""
         return list(self.layout.columns)

@@ -150,7 +150,13 @@ def test_probabilities_and_nothing_found(
     assert nothing[0].startswith("Nothing found: the best of the images fits with a probability of 50.0%")
     assert "--nearest" in nothing[1] and len(nothing) == 2 and not (tmp_path / "found.png").exists()
     assert find("--nearest", least=0.6) == [nothing[0], *said]
+    like = ["find", "--like", str(next((tmp_path / "photos").rglob("*.png"))), "--index", str(index), "-k", "2"]
+    parse("search", like)()
+    *shown, told = capsys.readouterr().out.splitlines()
+    assert told.startswith("Queries with an example have no probabilities") and not any("%" in line for line in shown)
     (checkpoint / CALIBRATION_FILE).write_text("{")
+    parse("search", like)()
+    assert capsys.readouterr().out.splitlines() == shown
     parse("search", ["find", "short: red", "--index", str(index), "-k", "2"])()
     assert capsys.readouterr().out.splitlines() == [line.replace("  50.0%  ", "") for line in said]
     assert "Images are found without probabilities: " in caplog.text
