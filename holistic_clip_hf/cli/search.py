@@ -117,17 +117,19 @@ class Index:
     def forecast(self, config: Any, num_images: int) -> str:
         """Say what the index will take on disk, and in memory if queries read smaller vectors, and what these find."""
         from ..search import estimate_bytes
-        from ..search.neighbours import EXPECTED_RECALL, choose_lookup, choose_precision, estimate_lookup_bytes
+        from ..search.indexing import choose_form, choose_width
+        from ..search.neighbours import EXPECTED_RECALL, estimate_lookup_bytes
+        from ..search.store import find_index_manifest
 
-        about: dict[str, Any] = {"lookup": self.lookup, "precision": self.precision}
-        size = estimate_bytes(config, num_images, vectors=self.vectors, dimensions=self.dimensions, **about)
+        lookup, precision = choose_form(self.lookup, self.precision, num_images, find_index_manifest(self.index))
+        about: dict[str, Any] = {"lookup": lookup, "precision": precision}
+        width = self.dimensions or choose_width(config, None, None if self.rebuild else self.index)
+        size = estimate_bytes(config, num_images, vectors=self.vectors, dimensions=width, **about)
         num_kinds = config.num_branches if self.vectors == "branches" else 1
-        width = self.dimensions or config.projection_dim
         read = estimate_lookup_bytes(num_kinds, width, num_images, **about)
         told = f"{num_images:,} images: the index will take about {size / 1e6:,.1f} MB at {self.index}."
         if not read:
             return told
-        precision = choose_precision(self.precision, choose_lookup(self.lookup, num_images))
         return (
             f"{told} Queries keep {read / 1e6:,.1f} MB of it in memory, in {precision}, which proposed "
             f"{EXPECTED_RECALL[precision]:.1%} of the 10 nearest in the benchmark, by reading all."
@@ -202,6 +204,8 @@ class Find:
                 print(f"{'':10}and {len(fold.alike)} alike: {', '.join(each.image_id for each in fold.alike)}")
             if self.why:
                 print("\n".join(reasons(fold.hit)))
+        if example is not None and index.is_calibrated:
+            print("Queries with an example have no probabilities: the nearest are shown, whether any fits or not.")
         if self.picture:
             hits = [fold.hit for fold in folds]
             row = ResultRow("search", self.query or "like the example", range(len(hits)), ())

@@ -172,7 +172,8 @@ class Interface:
                 '{"fused": 1}. Correct it.'
             )
         (asked,) = _decoded([query])
-        return {"images": [self._told(hit) for hit in self.showcase.search(asked, weights, k=k)]}
+        images = [self._told(hit) for hit in self.showcase.search(asked, weights, k=k)]
+        return {"images": images, **({"notice": self.showcase.notice} if self.showcase.notice else {})}
 
     def _told(self, hit: Hit) -> dict[str, Any]:
         captions = self.showcase.captions.get(hit.image_id, ())

@@ -72,6 +72,7 @@ def results(
     wishes: Sequence[Term],
     num_images: int,
     alike: Mapping[str, Sequence[Hit]] | None = None,
+    notice: str = "",
 ) -> str:
     """Return a grid of images that were found, best first, each a button with what its branches added to its score.
 
@@ -82,6 +83,7 @@ def results(
         wishes: Terms of the query; none if nothing was asked.
         num_images: Number of images that could have been found.
         alike: Near-duplicates among them, by the id of the best, below which they unfold.
+        notice: Sentence to be read before the results.
     """
     hits = answer.hits
     cards = {
@@ -92,10 +94,11 @@ def results(
             told = f"<summary>and {len(behind):,} alike</summary>{''.join(cards.pop(hit.image_id) for hit in behind)}"
             cards[best] = f'<div class="hc-fold">{cards[best]}<details class="hc-alike">{told}</details></div>'
     is_taken_over = bool(wishes) and all(wish.perspective != FUSED for wish in wishes)
+    above = f'<p class="hc-said" role="status">{escape(notice)}</p>' if notice else ""
     said = f'<p class="hc-said">{escape(_sliders_said(wishes))}</p>' if _sliders_said(wishes) else ""
     nothing = _nothing_found(answer) if answer.found is False else ""
     return (
-        f'<div data-sliders="{"off" if is_taken_over else "on"}">{nothing}{said}{legend(branches)}'
+        f'<div data-sliders="{"off" if is_taken_over else "on"}">{above}{nothing}{said}{legend(branches)}'
         f"{_numbers(hits, wishes)}"
         f'<div class="hc-grid">{"".join(cards.values())}</div>{_more(len(hits), num_images)}</div>'
     )
@@ -151,6 +154,8 @@ def _numbers(hits: Sequence[Hit], wishes: Sequence[Term]) -> str:
             " The percentage is the probability that the image fits the query, as fitted on a validation split. It "
             "depends on the number of images."
         )
+    if any(wish.image is not None for wish in wishes):
+        told += " Queries with an image have no probabilities: the nearest are shown, whether any fits or not."
     return f'<details class="hc-how"><summary>What the numbers mean</summary><p>{escape(told)}</p></details>'
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gradio
 from PIL import Image
 
-from ..search import FUSED, Answer, Folder, Term
+from ..search import FUSED, Answer, Folder, Hit, SearchIndex, Term
 from . import markup
 from .editing import RefusedCaptionsError, digest_of, is_pairs, own_captions
 from .interface import json_routes
@@ -61,15 +61,46 @@ class Asked:
         return self.image if self.mode == IMAGE else None
 
 
+class Pictures:
+    """The images of an index as the page shows them; each file is read once, as long as it is remembered."""
+
+    def __init__(self, index: SearchIndex) -> None:
+        self.index = index
+        self._folder = Folder(index)
+        self._thumbnails: OrderedDict[str, str] = OrderedDict()
+        self._lock = Lock()
+
+    def thumbnail(self, image_id: str) -> str:
+        """Return the value of `src` of an image.
+
+        Raises:
+            KeyError, ValueError: as `SearchIndex.image`.
+        """
+        with self._lock:
+            if image_id in self._thumbnails:
+                self._thumbnails.move_to_end(image_id)
+                return self._thumbnails[image_id]
+        image = self.index.image(image_id)
+        self._folder.remember(image_id, image)
+        found = markup.picture(image, markup.THUMBNAIL)
+        with self._lock:
+            self._thumbnails[image_id] = found
+            if len(self._thumbnails) > MOST_THUMBNAILS:
+                self._thumbnails.popitem(last=False)
+        return found
+
+    def alike(self, hits: Sequence[Hit]) -> dict[str, Sequence[Hit]]:
+        """Return the near-duplicates among some results, by the id of the best."""
+        return {fold.hit.image_id: fold.alike for fold in self._folder.fold(hits)}
+
+
 class Page:
     """The page of a showcase; its methods are what happens on it, and return HTML."""
 
     def __init__(self, showcase: Showcase) -> None:
         self.showcase = showcase
         self.weighted = [FUSED, *showcase.index.perspectives]
-        self._folder = Folder(showcase.index)
-        self._thumbnails: OrderedDict[str, str] = OrderedDict()
-        self._lock = Lock()
+        self._pictures, self._lock = Pictures(showcase.index), Lock()
 
     def search(self, text: str, *weights: float) -> str:
         """Return results for a text; without one, images from everywhere."""
@@ -77,12 +108,13 @@ class Page:
 
     def results(self, asked: Asked, num_shown: int = 0) -> str:
         """Return the first images for a query, some more than there were."""
-        k = min(max(0, num_shown) + SHOWN, markup.MOST_SHOWN)
+        k, pictures = min(max(0, num_shown) + SHOWN, markup.MOST_SHOWN), self._current()
         try:
             wishes = self._wishes(asked)
             if not wishes:
-                return self._results(Answer(self.showcase.browse(k)), [])
-            return self._results(self.showcase.answer(wishes, self._sliders(asked), k=k), wishes)
+                return self._results(Answer(self.showcase.browse(k, pictures.index)), [], pictures)
+            answer = self.showcase.answer(wishes, self._sliders(asked), k=k, index=pictures.index)
+            return self._results(answer, wishes, pictures)
         except ValueError as error:
             return markup.problem(str(error))
 
@@ -103,8 +135,9 @@ class Page:
             asked: Query that it was found by.
             editor: HTML of the form for its captions. Default: the form with the captions as they are.
         """
+        index = self.showcase.current()
         try:
-            image = self.showcase.index.image(image_id)
+            image = index.image(image_id)
         except (KeyError, ValueError):
             logger.warning("An image that was asked for cannot be shown.", exc_info=True)
             return ""
@@ -112,7 +145,7 @@ class Page:
         try:
             wishes = self._wishes(asked)
             if wishes:
-                hit = next(iter(self.showcase.search(wishes, sliders, only=image_id)), None)
+                hit = next(iter(self.showcase.search(wishes, sliders, only=image_id, index=index)), None)
         except ValueError as error:
             wishes, told = [], markup.problem(str(error))
         try:
@@ -149,6 +182,14 @@ class Page:
         perspectives = self.showcase.caption_perspectives
         return markup.editor(image_id, own, perspectives, seen=digest_of(own), told=told)
 
+    def _current(self) -> Pictures:
+        """Return the images that all of an answer is made of."""
+        self.showcase.current()
+        with self._lock:  # the newest index is read within, so that nobody goes back to the one before
+            if self._pictures.index is not self.showcase.index:
+                self._pictures = Pictures(self.showcase.index)
+            return self._pictures
+
     def _wishes(self, asked: Asked) -> list[Term]:
         """Return the terms that were asked; none if nothing was."""
         if not asked.words and asked.example is None:
@@ -158,36 +199,24 @@ class Page:
     def _sliders(self, asked: Asked) -> dict[str, float]:
         return dict(zip(self.weighted, asked.weights, strict=True))
 
-    def _results(self, answer: Answer, wishes: Sequence[Term]) -> str:
+    def _results(self, answer: Answer, wishes: Sequence[Term], pictures: Pictures) -> str:
         shown, thumbnails = [], {}
         for hit in answer.hits:
             try:
-                thumbnails[hit.image_id] = self._thumbnail(hit.image_id)
+                thumbnails[hit.image_id] = pictures.thumbnail(hit.image_id)
             except (KeyError, ValueError):
                 logger.warning("%s is in the index and cannot be read.", hit.image_id, exc_info=True)
                 continue
             shown.append(hit)
-        num_images = len(self.showcase.index)
         return markup.results(
             replace(answer, hits=shown),
             thumbnails,
             self.showcase.branches,
             wishes=wishes,
-            num_images=num_images,
-            alike={fold.hit.image_id: fold.alike for fold in self._folder.fold(shown)},
+            num_images=len(pictures.index),
+            alike=pictures.alike(shown),
+            notice=self.showcase.notice,
         )
-
-    def _thumbnail(self, image_id: str) -> str:
-        with self._lock:
-            if image_id in self._thumbnails:
-                self._thumbnails.move_to_end(image_id)
-                return self._thumbnails[image_id]
-        found = markup.picture(self.showcase.index.image(image_id), markup.THUMBNAIL)
-        with self._lock:
-            self._thumbnails[image_id] = found
-            if len(self._thumbnails) > MOST_THUMBNAILS:
-                self._thumbnails.popitem(last=False)
-        return found
 
 
 def build(showcase: Showcase) -> gradio.Blocks:
@@ -195,7 +224,7 @@ def build(showcase: Showcase) -> gradio.Blocks:
     page = Page(showcase)
     blocks = gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS))
     with blocks:
-        gradio.HTML(_head(showcase), elem_classes="hc-title")
+        head = gradio.HTML(_head(showcase), elem_classes="hc-title")
         with gradio.Tabs():
             with gradio.Tab("By text"):
                 with gradio.Row(equal_height=True):
@@ -226,6 +255,7 @@ def build(showcase: Showcase) -> gradio.Blocks:
         _wire_examples(page, parts, examples)
         _wire_results(page, parts, panel)
         blocks.load(page.search, [text, *weights], results, api_visibility="private")
+        blocks.load(lambda: _head(showcase), None, head, api_visibility="private")
     return blocks
 
 

@@ -7,7 +7,7 @@ Axes: H branches, T texts, D projection width.
 import copy
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,18 @@ from ..evaluation.encoding import encode_texts, fuse, load_checkpoint
 from ..images.sources import Images
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..publishing.model_card import known_facts
-from ..search import FUSED, Answer, DatasetImages, FolderImages, Hit, Query, SearchIndex, Term, index_images
+from ..search import (
+    FUSED,
+    Answer,
+    DatasetImages,
+    FolderImages,
+    Hit,
+    LiveIndex,
+    Query,
+    SearchIndex,
+    Term,
+    index_images,
+)
 from ..search.encoding import embed_images
 from ..search.indexing import require_index_place
 from ..search.store import MANIFEST as INDEX_MANIFEST
@@ -45,6 +56,7 @@ INDEX_ENDING = ".index"
 SHOWN = 24  # images for a query, and for each wish for more
 NEAREST = 5  # captions for each branch
 Sliders = Mapping[str, float]  # weight by perspective, `FUSED` among them
+Reopen = Callable[[SearchIndex], tuple[SearchIndex, CaptionsById]]  # an index and captions, as they are now
 
 
 class Embedded(NamedTuple):
@@ -71,6 +83,8 @@ class Showcase:
         name: Name of the checkpoint, for people.
         edited: File in which corrected captions are saved; its captions count before `captions`. Default: captions
             cannot be corrected.
+        reopen: Function that opens the index again once it was replaced, with the captions of its images. Default:
+            the images and captions stay as they are.
     """
 
     def __init__(
@@ -82,8 +96,10 @@ class Showcase:
         captions: CaptionsById | None = None,
         name: str = "",
         edited: CaptionFile | None = None,
+        reopen: Reopen = lambda index: (index.reopened(), {}),
     ) -> None:
-        self.index, self.model, self.name, self.edited = index, model, name, edited
+        self._live, self._reopen = LiveIndex(index, self._reopened), reopen
+        self.model, self.name, self.edited = model, name, edited
         self.branches = list(model.config.perspectives)
         corrected = edited.read() if edited else {}
         self.captions: dict[str, Captions] = {
@@ -98,6 +114,31 @@ class Showcase:
         self.texts: list[str] = []
         self._text_embeds: Tensor | None = None
         self._embed_captions()
+
+    @property
+    def index(self) -> SearchIndex:
+        """Index as it was last taken up."""
+        return self._live.index
+
+    @property
+    def notice(self) -> str:
+        """Sentence on an index that has replaced this one and cannot be shown, or nothing."""
+        return self._live.notice
+
+    def current(self) -> SearchIndex:
+        """Return the index that all of a question is to be answered from: the one that its folder holds now."""
+        return self._live.current()
+
+    def _reopened(self, index: SearchIndex) -> SearchIndex:
+        found, captions = self._reopen(index)
+        with self._saving:
+            corrected = self.edited.read() if self.edited else {}
+            corrected = {image_id: pairs for image_id, pairs in corrected.items() if image_id in found}
+            # Those of images that are gone stay, for questions that are answered from the index before.
+            self.captions = {**self.captions, **captions, **corrected}
+            with self._lock:
+                self._embed_captions()
+        return found
 
     @property
     def caption_perspectives(self) -> list[str]:
@@ -120,7 +161,13 @@ class Showcase:
         return [Term(image=query)] if isinstance(query, Image.Image) else self.index.parse(query)
 
     def search(
-        self, query: Query | Image.Image, sliders: Sliders | None = None, *, k: int = SHOWN, only: str | None = None
+        self,
+        query: Query | Image.Image,
+        sliders: Sliders | None = None,
+        *,
+        k: int = SHOWN,
+        only: str | None = None,
+        index: SearchIndex | None = None,
     ) -> list[Hit]:
         """Return the best images for a text, an example, or both.
 
@@ -130,26 +177,36 @@ class Showcase:
                 that name no perspective. Default: `FUSED` alone.
             k: Number of images.
             only: an image id, to see what this one scores.
+            index: Index to answer from, if it is one answer of several. Default: `current()`.
 
         Raises:
             ValueError: an empty or malformed query; weights that are all zero where a term is left to them.
         """
+        index = self.current() if index is None else index
         if only is None:
-            return list(self.answer(query, sliders, k=k).hits)
-        return [self.index.explain(self._terms(query, sliders), only)] if only in self.index else []
+            return list(self.answer(query, sliders, k=k, index=index).hits)
+        return [index.explain(self._terms(query, sliders), only)] if only in index else []
 
-    def answer(self, query: Query | Image.Image, sliders: Sliders | None = None, *, k: int = SHOWN) -> Answer:
+    def answer(
+        self,
+        query: Query | Image.Image,
+        sliders: Sliders | None = None,
+        *,
+        k: int = SHOWN,
+        index: SearchIndex | None = None,
+    ) -> Answer:
         """Return what `search` does, and whether any of it seems to fit.
 
         Args:
             query: Query, as for `search`.
             sliders: Weights of the sliders, as for `search`.
             k: Number of images.
+            index: Index to answer from, as for `search`.
 
         Raises:
             ValueError: as `search`.
         """
-        return self.index.answer(self._terms(query, sliders), k=k)
+        return (self.current() if index is None else index).answer(self._terms(query, sliders), k=k)
 
     def _terms(self, query: Query | Image.Image, sliders: Sliders | None) -> list[Term]:
         """Return the terms of a query, those without a perspective once for each slider."""
@@ -173,9 +230,9 @@ class Showcase:
                 ]
         return terms
 
-    def browse(self, k: int = SHOWN) -> list[Hit]:
+    def browse(self, k: int = SHOWN, index: SearchIndex | None = None) -> list[Hit]:
         """Return images from everywhere, before anything is asked; of more, the first are the same."""
-        ids = self.index.image_ids
+        ids = (self.current() if index is None else index).image_ids
         step = max(1, -(-len(ids) // SHOWN))
         spread = [image_id for start in range(step) for image_id in ids[start::step]]
         return [Hit(image_id, 0.0, [], {}) for image_id in spread[:k]]
@@ -318,6 +375,7 @@ def open_showcase(
     """
     images = Path(images)
     source, captions = _open_images(images, follow_links)
+    layout = None
     directory = images.resolve().with_name(images.resolve().name + INDEX_ENDING) if index is None else Path(index)
     is_fixed = (directory / INDEX_MANIFEST).is_file() and not is_writable(directory)
     if not is_fixed:
@@ -327,12 +385,20 @@ def open_showcase(
     if is_fixed:
         logger.warning("%s may not be written. It is shown as it is, without new and changed images.", directory)
     else:
-        logger.info("%s", index_images(directory, source, model, processor, replace=replace, progress=True))
-    opened = SearchIndex(directory, model, processor, images=source, calibration=calibration_or_warning(checkpoint))
-    if captions is None:
-        captions = captions_of_names(opened)
-    name = known_facts(Path(checkpoint)).model_name
-    showcase = Showcase(opened, model, processor, captions=captions, name=name, edited=edited)
+        report = index_images(directory, source, model, processor, replace=replace, progress=True)
+        logger.info("%s", report)
+        layout = report.layout
+    calibration = calibration_or_warning(checkpoint)
+    opened = SearchIndex(directory, model, processor, images=source, calibration=calibration, known=layout)
+
+    def reopen(index: SearchIndex) -> tuple[SearchIndex, CaptionsById]:
+        source, captions = _open_images(images, follow_links)
+        found = index.reopened(source)
+        return found, captions_of_names(found) if captions is None else captions
+
+    about: dict[str, Any] = {"name": known_facts(Path(checkpoint)).model_name, "edited": edited, "reopen": reopen}
+    captions = captions_of_names(opened) if captions is None else captions
+    showcase = Showcase(opened, model, processor, captions=captions, **about)
     showcase.warm_up()
     return showcase
 

@@ -27,6 +27,7 @@ from ..checkpoint_files import CALIBRATION_FILE
 from ..field_types import require_types
 from ..storage import field_names, parse_json, require_keys, write_json
 from .encoding import DualEncoder, vectors_by_name
+from .fusion_fitting import INVERSE_REGULARISATION, MOST_IMAGES, MOST_STEPS, MOST_TEXTS
 from .probes import minimise
 from .ranking import bootstrap_interval
 from .records import FUSED, Detail, Provenance, Record, Recorder
@@ -37,13 +38,9 @@ logger = logging.getLogger(__name__)
 TASK = "answers"
 # Ten for each of four coefficients (Peduzzi et al., 1996, https://doi.org/10.1016/S0895-4356(96)00236-3).
 FEWEST_TEXTS = 40
-MOST_TEXTS = 512  # of a perspective
-MOST_IMAGES = 4_096
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the images, in galleries of which the dependence on size is learnt
 FEWEST_IMAGES = 10  # of such a gallery
 LEARNT = 50  # results of each gallery that are learnt from; all others have a probability near 0
-INVERSE_REGULARISATION = 1.0  # scikit-learn's own default for logistic regression
-MOST_STEPS = 200
 LOOKED_AT = 5  # results among which an answer counts as found, as in recall@5
 MOST_LOST = 0.1  # of the queries that find one, that may be told that there is nothing
 SHOWN = 10  # results whose probabilities are held against the truth
@@ -232,8 +229,7 @@ def _galleries_of(
     captions: Captions = {name: [owned[image] for image in images] for name, owned in corpus.captions.items()}
     for question in per_perspective(captions):
         texts = np.sort(generator.permutation(len(question.texts))[:MOST_TEXTS])
-        right = np.zeros((len(question.texts), len(images)), dtype=bool)
-        right[question.pairs[:, 1], question.pairs[:, 0]] = True
+        right = question.right.numpy()
         if not len(texts):
             continue
         embeds = corpus.embeds_of([question.texts[text] for text in texts])

@@ -193,8 +193,7 @@ def _questions(corpus: EmbeddedCorpus, seed: int) -> tuple[list[Tensor], list[Te
     generator = torch.Generator().manual_seed(seed)
     similarities, correct = [], []
     for question in per_perspective(corpus.captions):
-        right = torch.zeros(len(question.texts), len(question.images), dtype=torch.bool)
-        right[question.pairs[:, 1], question.pairs[:, 0]] = True
+        right = question.right
         drawn = torch.randperm(len(question.images), generator=generator)
         # Images that own a text come first, or a rare perspective might be drawn without any.
         owners_first = drawn[right.any(dim=0)[drawn].logical_not().long().argsort(stable=True)]

@@ -73,6 +73,13 @@ class TextSet(NamedTuple):
     num_images_out: int = 0
     num_texts_out: int = 0
 
+    @property
+    def right(self) -> Tensor:
+        """Truth of whether an image is right for a text: (T, N')."""
+        right = torch.zeros(len(self.texts), len(self.images), dtype=torch.bool)
+        right[self.pairs[:, 1], self.pairs[:, 0]] = True
+        return right
+
 
 def per_perspective(captions: Captions) -> list[TextSet]:
     questions = []

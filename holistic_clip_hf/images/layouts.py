@@ -51,7 +51,9 @@ LAYOUTS = (
 # Also `caption_0` ... `caption_4`, as many repackaged datasets have them.
 _NUMBERED = re.compile(r"(?:caption|comment|sentence|text)_?[0-9]{1,3}")
 _WORD = re.compile(r"[^\W\d_]{2}")
-_USUAL = ("path", "file_path", "image_path", "img_path", "img")  # of lists that people write themselves
+# Of lists that people write themselves; Kaggle's tables often have the names of files as ids.
+_USUAL = ("path", "file", "file_path", "image_path", "img_path", "img", "image_filename", "img_name", "image_id")
+_ENDING = "_file_name"  # of columns that imagefolder of `datasets` takes for files, whatever stands before
 IMAGE_COLUMNS = tuple(dict.fromkeys([*(layout.image for layout in LAYOUTS), *_USUAL]))
 SPLIT_COLUMN = "split"
 SPLIT_NAMES = {
@@ -131,7 +133,8 @@ def _is_text(value: Any) -> bool:
 def find_image_column(columns: Iterable[str]) -> str | None:
     """Return the column that is known to hold paths or addresses of images."""
     names = {name.casefold(): name for name in columns}
-    return next((names[name] for name in IMAGE_COLUMNS if name in names), None)
+    known = [*IMAGE_COLUMNS, *(name for name in names if name.endswith(_ENDING))]
+    return next((names[name] for name in known if name in names), None)
 
 
 def _answers(value: Any) -> Any:
@@ -238,7 +241,7 @@ def refuse_unknown(path: Path, columns: Iterable[str]) -> None:
         ValueError: always.
     """
     raise ValueError(
-        f"No column of {path} is known to name images; expected one of {', '.join(IMAGE_COLUMNS)}. It has "
+        f"No column of {path} is known to name images; expected one of {', '.join(IMAGE_COLUMNS)}, *{_ENDING}. It has "
         f"{', '.join(map(str, columns)) or 'no record'}, and begins with {first_line(path)!r}. Name the column of the "
         "images, with `--image-column`. If it holds the images themselves, use `holistic-clip corpus dataset`."
     )

@@ -24,6 +24,8 @@ RULES = 1  # to be raised when other images are to be alike
 _DRAFT = 8 * SIDE  # pixels of a side above which a JPEG is decoded at a part of its size
 _COSINES = 4  # for each axis and channel
 _LEAF = 256  # images
+_LEAVES_AT_ONCE = 64
+_WIDEST = 8  # cosines by which rows are left out before all are looked at
 _AT_ONCE = 4_096  # thumbnails
 _ROUND_OFF = 1.0  # of squares of differences, in float32
 
@@ -71,14 +73,26 @@ def find_groups(thumbnails: Thumbnails, *, progress: bool = False) -> list[np.nd
     cosines, firsts = _cosines_of(thumbnails, groups)
     leaves = _leaves(cosines, firsts)
     bounds = np.stack([np.stack([cosines[leaf].min(axis=0), cosines[leaf].max(axis=0)]) for leaf in leaves])
+    widest = np.argsort(cosines.var(axis=0))[-_WIDEST:]
+    wide = np.ascontiguousarray(cosines[:, widest])
     for number, leaf in enumerate(tqdm(leaves, desc="near-duplicates", disable=not progress)):
         for mirror in (np.ones(len(_MIRROR), np.float32), _MIRROR):
             points = cosines[leaf] * mirror
-            gaps = np.maximum(bounds[number:, 0] - points.max(axis=0), points.min(axis=0) - bounds[number:, 1])
-            near = np.flatnonzero((np.maximum(gaps, 0) ** 2).sum(axis=1) <= MOST_DIFFERENCE**2)
-            for other in near + number:
-                _join_alike(thumbnails, groups, leaf, leaves[other], points, cosines[leaves[other]])
+            box = points.min(axis=0), points.max(axis=0)
+            touching = np.flatnonzero(_are_near(box, bounds[number:, 0], bounds[number:, 1])) + number
+            for start in range(0, len(touching), _LEAVES_AT_ONCE):
+                others = np.concatenate([leaves[each] for each in touching[start : start + _LEAVES_AT_ONCE]])
+                # Most of them lie far from the box; to see that costs little beside comparing them with all in it.
+                others = others[_are_near((box[0][widest], box[1][widest]), wide[others], wide[others])]
+                others = others[_are_near(box, cosines[others], cosines[others])]
+                _join_alike(thumbnails, groups, leaf, others, points, cosines[others])
     return groups.found()
+
+
+def _are_near(box: tuple[np.ndarray, np.ndarray], lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
+    """Tell of other boxes, given by their corners (N, K), whether anything in them may be alike in this one: (N,)."""
+    gaps = np.maximum(np.maximum(lowest - box[1], box[0] - highest), 0)
+    return np.einsum("nk,nk->n", gaps, gaps) <= MOST_DIFFERENCE**2 + _ROUND_OFF
 
 
 MOST_DIFFERENCE = 6.0  # of all pixels, root mean square

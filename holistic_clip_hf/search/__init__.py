@@ -8,6 +8,7 @@ from .folding import Fold, Folder
 from .index import SearchIndex
 from .indexing import IndexReport, index_images
 from .judging import Answer
+from .live import LiveIndex
 from .neighbours import estimate_bytes
 from .query import Filter, Query, Term, parse_query
 from .scoring import Hit, TermScore
@@ -23,6 +24,7 @@ __all__ = [
     "FolderImages",
     "Hit",
     "IndexReport",
+    "LiveIndex",
     "TermScore",
     "Query",
     "SearchIndex",

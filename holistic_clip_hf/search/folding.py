@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
-from ..images.likeness import SIDE, are_alike
+from ..images.likeness import SIDE, are_alike, make_thumbnail
 from .index import SearchIndex
 from .scoring import Hit
 
@@ -61,6 +62,10 @@ class Folder:
             found.append((hit, []))
         return [Fold(hit, alike) for hit, alike in found]
 
+    def remember(self, image_id: str, image: Image.Image) -> None:
+        """Take the thumbnail of an image that has been read anyway, so that its file is not read again."""
+        self._keep(image_id, make_thumbnail(image))
+
     def _thumbnail(self, image_id: str) -> np.ndarray | None:
         with self._lock:
             if image_id in self._remembered:
@@ -70,8 +75,11 @@ class Folder:
             found: np.ndarray | None = self._index.thumbnail(image_id)
         except (KeyError, ValueError):
             found = None
+        self._keep(image_id, found)
+        return found
+
+    def _keep(self, image_id: str, thumbnail: np.ndarray | None) -> None:
         with self._lock:
-            self._remembered[image_id] = found
+            self._remembered[image_id] = thumbnail
             if len(self._remembered) > MOST_REMEMBERED:
                 self._remembered.popitem(last=False)
-        return found

@@ -89,6 +89,12 @@ class Asker:
         # A tokenizer of the fast kind refuses two threads at once, and a model has one mode for all.
         self._lock = threading.Lock()
 
+    def of_layout(self, layout: Layout) -> "Asker":
+        """Return an encoder for another index of the model; the two take turns, and remember the same texts."""
+        found = copy.copy(self)
+        found.layout = layout
+        return found
+
     @property
     def combine(self) -> str:
         """Way in which the products of a text with all branches become one number."""
@@ -192,6 +198,8 @@ class SearchIndex:
             `damaged`, and their images are not found.
         calibration: Calibration of the checkpoint, by which images have probabilities. What of it is that of another
             checkpoint or fusion is named in a warning, and left out.
+        known: Layout that `index_images` has just reported for this model and processor, whose weights then need not
+            be hashed again.
 
     Raises:
         ValueError: no index, a torn one, or one of another checkpoint.
@@ -213,15 +221,17 @@ class SearchIndex:
         images: Images | None = None,
         skip_damaged: bool = False,
         calibration: Calibration | None = None,
+        known: Layout | None = None,
     ) -> None:
         self.directory, self.damaged = Path(directory), list[str]()
+        self._options: dict[str, Any] = {"skip_damaged": skip_damaged, "calibration": calibration}
         if skip_damaged:
             self.manifest, self._datasets, self.damaged = open_sound(self.directory)
         else:
             self.manifest, self._datasets = open_whole(self.directory)
         self.layout = self.manifest.layout
         width = min(self.layout.width, model.config.projection_dim)
-        asked = make_layout(model, processor, self.layout.further, self.layout.vectors, width)
+        asked = make_layout(model, processor, self.layout.further, self.layout.vectors, width, known=known)
         require_layout(self.manifest, asked, self.directory)
         self._vectors = {
             name: [block for dataset in self._datasets for block in vectors_of(dataset, name)]
@@ -241,6 +251,22 @@ class SearchIndex:
             logger.warning("%s of the images of %s are not searched. %s", f"{missing:,}", self.directory, told)
         self._calibrated = self._sound(calibration)
 
+    def reopened(self, images: Images | None = None) -> "SearchIndex":
+        """Open what the folder holds now, for the same model; this one goes on answering as before.
+
+        Args:
+            images: Source of what was indexed. Default: the source of this index.
+
+        Raises:
+            ValueError, ImportError: as for `SearchIndex`.
+        """
+        model, processor, options = self._asker.model, self._asker.processor, self._options
+        found = SearchIndex(
+            self.directory, model, processor, images=images or self._images, known=self.layout, **options
+        )
+        found._asker = self._asker.of_layout(found.layout)
+        return found
+
     def __len__(self) -> int:
         """Return the number of images that can be found."""
         return int(self._alive.sum())
@@ -253,6 +279,11 @@ class SearchIndex:
     def perspectives(self) -> list[str]:
         """Perspectives that can be queried one by one; none where the index holds fused vectors only."""
         return list(self.layout.perspectives) if self.layout.vectors == BRANCHES else []
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Truth of whether texts are answered with probabilities; examples never are."""
+        return bool(self._calibrated)
 
     @property
     def columns(self) -> list[str]:

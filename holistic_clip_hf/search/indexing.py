@@ -2,25 +2,20 @@
 """Indexing of images: what is new or changed is encoded, what is gone no longer counts, a killed run goes on."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from datasets import Dataset, Features
-from PIL import Image
+from datasets import Features
 from tqdm.auto import tqdm
 
 from ..evaluation.encoding import DualEncoder
 from ..evaluation.fingerprints import fingerprint
-from ..images.decoding import READING, UnreadableImageError, open_image, read_image
+from ..images.decoding import READING, open_image
 from ..images.sources import Images, Item, Skipped
 from ..sharding import Shard, hold_shard
 from ..storage import require_apart, require_count, require_free_space, require_utf8
-from .encoding import embed_each
 from .neighbours import (
     AUTO,
     Neighbours,
@@ -30,257 +25,31 @@ from .neighbours import (
     estimate_bytes,
     measure_recall,
 )
+from .segments import SegmentRows, Writer, contents_of, find_loose, is_sound, stamps, take_up
 from .store import (
     BRANCHES,
     EXACT,
     FLOAT32,
     FUSED_ONLY,
-    MANIFEST,
-    SEGMENTS,
-    VECTOR,
     VECTORS,
     Layout,
     LeftOut,
     Manifest,
     Segment,
     describe_file,
+    find_index_manifest,
     folder_of,
     free_number,
     is_writable,
     lock,
     open_segment,
-    read_index_manifest,
     remove_unlisted,
     require_index_folder,
     require_layout,
-    require_whole,
     write_index_manifest,
-    write_segment,
 )
 
 logger = logging.getLogger(__name__)
-
-MOST_SMALL = 16  # segments not half full, before they are merged
-DECODERS = 4  # threads
-EncodedRow = tuple[Item, np.ndarray, Mapping[str, Any]]  # vectors (H, D), and the further columns
-
-
-class SegmentRows(NamedTuple):
-    """A segment's rows, and which of them count."""
-
-    path: Path
-    dataset: Dataset
-    alive: Sequence[int]
-
-
-def stamps(dataset: Dataset) -> list[tuple[str, str]]:
-    """Return image id and stamp of each row."""
-    table = dataset.select_columns(["image_id", "stamp"]).with_format("arrow")[:]
-    return list(zip(table["image_id"].to_pylist(), table["stamp"].to_pylist(), strict=True))
-
-
-def find_loose(directory: Path, before: Manifest | None) -> list[Path]:
-    """Find the segments that no manifest knows: what shares wrote, and a run that was killed."""
-    known = [directory / segment.file for segment in before.segments] if before else []
-    return sorted(set((directory / SEGMENTS).glob("*.arrow")) - set(known))
-
-
-def take_up(
-    directory: Path,
-    layout: Layout,
-    before: Manifest | None,
-    loose: Sequence[Path],
-    items: Mapping[str, Item],
-    images: Images,
-) -> tuple[list[SegmentRows], list[LeftOut]]:
-    """Take up what is present already of `items`, first of the index as it was, then of `loose` segments.
-
-    Where a row or a reason is there twice, the first counts. Reasons that may pass are not taken up.
-    """
-    sound = [directory / each.file for each in (before.segments if before else ()) if _is_sound(directory, each)]
-    taken: set[str] = set()
-    parts, left_out = [], list(before.left_out) if before else []
-    for path in [*sound, *loose]:
-        opened = open_segment(path, layout)
-        if opened is None:
-            continue
-        dataset, reasons = opened
-        alive = []
-        for row, (image_id, stamp) in enumerate(stamps(dataset)):
-            if image_id not in taken and image_id in items and images.recognises(items[image_id], stamp):
-                taken.add(image_id)
-                alive.append(row)
-        parts.append(SegmentRows(path, dataset, alive))
-        left_out += reasons
-    kept = {
-        each.image_id: each
-        for each in left_out
-        if not each.again and each.image_id in items and items[each.image_id].stamp == each.stamp
-    }
-    return parts, [each for image_id, each in kept.items() if image_id not in taken]
-
-
-def _is_sound(directory: Path, segment: Segment) -> bool:
-    try:
-        require_whole(directory, segment)
-    except ValueError as error:
-        logger.warning("%s", error)
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Writer of segments, by a model, into an index of one layout."""
-
-    directory: Path
-    layout: Layout
-    model: DualEncoder
-    processor: Any
-    rows_per_segment: int
-
-    def encoded(
-        self, images: Images, chunks: Mapping[int, Sequence[Item]], batch_size: int, progress: bool
-    ) -> Iterator[tuple[SegmentRows, list[LeftOut]]]:
-        """Yield segment by segment, by their numbers, each written before it is given, with what is left out of it.
-
-        An interrupted one is written as far as it was encoded, for the next run to take up.
-        """
-        total = sum(map(len, chunks.values()))
-        with tqdm(total=total, desc="images", disable=not progress) as bar, ThreadPoolExecutor(DECODERS) as pool:
-            for number, chunk in chunks.items():
-                rows: list[EncodedRow] = []
-                left_out: list[LeftOut] = []
-                try:
-                    for first in range(0, len(chunk), batch_size):
-                        batch = chunk[first : first + batch_size]
-                        loaded = list(pool.map(lambda item: self._load(images, item), batch))
-                        done, unread = self._encode([item for item, _ in loaded], [image for _, image in loaded])
-                        rows += [(item, vectors, images.columns(item.image_id)) for item, vectors in done]
-                        left_out += unread
-                        bar.update(len(batch))
-                except KeyboardInterrupt:
-                    if rows:
-                        self._written(make_table(self.layout, rows), left_out, number)
-                    raise
-                yield self._written(make_table(self.layout, rows), left_out, number), left_out
-
-    def chunks(self, todo: Sequence[Item], first: int) -> dict[int, Sequence[Item]]:
-        """Cut what is to be encoded into segments, by their numbers from `first` on."""
-        size = self.rows_per_segment
-        return {first + start // size: todo[start : start + size] for start in range(0, len(todo), size)}
-
-    def holds(self, number: int, chunk: Sequence[Item], images: Images) -> bool:
-        """Tell whether a segment of this number has these images, as they are now."""
-        path, items = self.directory / SEGMENTS / f"{number:08d}.arrow", {item.image_id: item for item in chunk}
-        opened = open_segment(path, self.layout) if path.is_file() else None
-        if opened is None:
-            return False
-        found = dict(stamps(opened[0]))
-        return {*found, *(each.image_id for each in opened[1])} == items.keys() and all(
-            images.recognises(items[image_id], stamp) for image_id, stamp in found.items()
-        )
-
-    def merged(self, parts: Sequence[SegmentRows]) -> list[SegmentRows]:
-        """Return the same rows in fewer segments, once too many are not half full; only vectors are copied."""
-        small = [part for part in parts if 2 * len(part.alive) < self.rows_per_segment]
-        if len(small) <= MOST_SMALL:
-            return list(parts)
-        table = pa.concat_tables(part.dataset.with_format("arrow")[:].take(part.alive) for part in small)
-        size = self.rows_per_segment
-        pieces = [table.slice(start, size) for start in range(0, table.num_rows, size)]
-        kept = [part for part in parts if not any(part is each for each in small)]
-        return kept + [self._written(piece, []) for piece in pieces]
-
-    def restamped(self, part: SegmentRows, items: Mapping[str, Item]) -> SegmentRows:
-        """Return the same rows under the present times of their files, so that their contents need not be read again;
-        only vectors are copied.
-        """
-        before = stamps(part.dataset)
-        now = [_with_time(stamp, items.get(image_id)) for image_id, stamp in before]
-        if all(now[row] == before[row][1] for row in part.alive):
-            return part
-        moved = _with_column(part.dataset.with_format("arrow")[:], "stamp", now)
-        return self._written(moved.take(part.alive), [])
-
-    def renamed(self, part: SegmentRows, rows: Sequence[tuple[Item, int]]) -> Iterator[SegmentRows]:
-        """Write rows once more under other names; only vectors are copied."""
-        size = self.rows_per_segment
-        for start in range(0, len(rows), size):
-            some = rows[start : start + size]
-            table = part.dataset.with_format("arrow")[:].take([row for _, row in some])
-            table = _with_column(table, "image_id", [item.image_id for item, _ in some])
-            yield self._written(_with_column(table, "stamp", [item.stamp for item, _ in some]), [])
-
-    def _load(self, images: Images, item: Item) -> tuple[Item, Image.Image | LeftOut]:
-        """Return an image, and its item with the stamp that the index is to keep."""
-        try:
-            contents = images.read(item.place)
-            # Made small at once, so that a batch of large photos is never held in full size.
-            image = self.processor.resized(read_image(contents))
-        except UnreadableImageError as error:
-            return item, LeftOut(item.image_id, item.stamp, str(error), again=False)
-        except OSError as error:
-            return item, LeftOut(item.image_id, item.stamp, f"{type(error).__name__}: {error}", again=True)
-        return item._replace(stamp=images.stamp(item, contents)), image
-
-    def _encode(
-        self, batch: Sequence[Item], loaded: Sequence[Image.Image | LeftOut]
-    ) -> tuple[list[tuple[Item, np.ndarray]], list[LeftOut]]:
-        readable = [(item, image) for item, image in zip(batch, loaded, strict=True) if not isinstance(image, LeftOut)]
-        left_out = [each for each in loaded if isinstance(each, LeftOut)]
-        done = []
-        if readable:
-            fused = self.layout.vectors == FUSED_ONLY
-            loaded_images = [image for _, image in readable]
-            found = embed_each(self.model, self.processor, loaded_images, fused=fused, width=self.layout.width)
-            for (item, _), vectors in zip(readable, found, strict=True):
-                if isinstance(vectors, str):
-                    left_out.append(LeftOut(item.image_id, item.stamp, vectors, again=False))
-                else:
-                    done.append((item, vectors))
-        return done, left_out
-
-    def _written(self, table: pa.Table, left_out: Sequence[LeftOut], number: int | None = None) -> SegmentRows:
-        number = free_number(self.directory) if number is None else number
-        path = write_segment(self.directory, number, self.layout, table, left_out)
-        opened = open_segment(path, self.layout)
-        assert opened is not None
-        return SegmentRows(path, opened[0], list(range(table.num_rows)))
-
-
-def _with_time(stamp: str, item: Item | None) -> str:
-    """Return a stamp of a file, its size and time and the hash of its contents, with the file's present time."""
-    facts, _, digest = stamp.rpartition(" ")
-    return stamp if item is None or not facts or item.stamp == stamp else f"{item.stamp} {digest}"
-
-
-def _contents_of(stamp: str) -> str:
-    """Return the hash of the contents, of stamps that have one."""
-    return stamp.rpartition(" ")[2] if stamp.count(" ") > 1 else stamp
-
-
-def _with_column(table: pa.Table, name: str, values: Sequence[str]) -> pa.Table:
-    """Return a table with other values in a column."""
-    place = table.column_names.index(name)
-    field = table.schema.field(place)
-    return table.set_column(place, field, pa.array(values, field.type))
-
-
-def make_table(layout: Layout, rows: Sequence[EncodedRow]) -> pa.Table:
-    """Return encoded rows as a segment holds them."""
-    schema = layout.features.arrow_schema
-    columns: dict[str, pa.Array] = {
-        "image_id": pa.array([item.image_id for item, _, _ in rows], pa.string()),
-        "stamp": pa.array([item.stamp for item, _, _ in rows], pa.string()),
-    }
-    for name in layout.columns:
-        columns[name] = pa.array([further[name] for _, _, further in rows], schema.field(name).type)
-    for place, name in enumerate(layout.vector_names):
-        flat = np.concatenate([vectors[place] for _, vectors, _ in rows]) if rows else np.zeros(0, np.float32)
-        columns[f"{VECTOR}{name}"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), layout.width)
-    return pa.table(columns, schema=schema)
-
 
 ROWS_PER_SEGMENT = 2_048
 
@@ -298,6 +67,7 @@ class IndexReport:
         lookup: Way in which vectors are looked up.
         precision: Form of the numbers that a look-up reads.
         recall: Share of the 10 nearest that it proposes, as measured on vectors of the index; `None` if it reads all.
+        layout: Layout of the index, by which `SearchIndex` opens it without hashing the weights again.
     """
 
     num_images: int
@@ -311,6 +81,7 @@ class IndexReport:
     lookup: str
     precision: str = FLOAT32
     recall: float | None = None
+    layout: Layout | None = None
 
     def __str__(self) -> str:
         told = "" if self.recall is None else f", {self.precision}, recall@10 {self.recall:.3f}"
@@ -375,14 +146,10 @@ def index_images(
     choose_precision(precision, choose_lookup(lookup, 0))
     require_count("batch_size", batch_size)
     require_count("rows_per_segment", rows_per_segment)
-    require_index_place(directory, images)
-    width = choose_width(model.config, dimensions, None if rebuild else directory)
-    layout = make_layout(model, processor, images.features, vectors, width)
+    layout = _layout_at(directory, images, model, processor, vectors, dimensions, rebuild=rebuild)
     writer = Writer(directory, layout, model, processor, rows_per_segment)
     with lock(directory):
-        build = _Build(writer, images, lookup, precision, rebuild=rebuild)
-        if not replace:
-            require_same_images(directory, images, build.items)
+        build = _Build(writer, images, lookup, precision, replace=replace, rebuild=rebuild)
         build.plan(find_loose(directory, build.before))
         build.encode(batch_size, progress)
         return build.commit()
@@ -422,16 +189,28 @@ def index_share(
     directory = Path(directory)
     require_count("batch_size", batch_size)
     require_count("rows_per_segment", rows_per_segment)
-    require_index_place(directory, images)
-    width = choose_width(model.config, dimensions, directory)
-    layout = make_layout(model, processor, images.features, vectors, width)
+    layout = _layout_at(directory, images, model, processor, vectors, dimensions)
     writer = Writer(directory, layout, model, processor, rows_per_segment)
     with hold_shard(directory, shard):
-        build = _Build(writer, images, EXACT, FLOAT32, rebuild=False)
-        if not replace:
-            require_same_images(directory, images, build.items)
+        build = _Build(writer, images, EXACT, FLOAT32, replace=replace)
         build.plan([])  # what others have written by now must not decide how the rest is cut
         return build.encode_share(shard, batch_size, progress)
+
+
+def _layout_at(
+    directory: Path,
+    images: Images,
+    model: DualEncoder,
+    processor: Any,
+    vectors: str,
+    dimensions: int | None,
+    *,
+    rebuild: bool = False,
+) -> Layout:
+    """Describe an index that is to be made, or brought up to date, in a place that may hold one of these images."""
+    require_index_place(directory, images)
+    width = choose_width(model.config, dimensions, None if rebuild else directory)
+    return make_layout(model, processor, images.features, vectors, width)
 
 
 def require_index_place(directory: Path, images: Images) -> None:
@@ -466,7 +245,7 @@ def require_same_images(directory: Path, images: Images, items: Mapping[str, Ite
     Raises:
         ValueError: the images come from elsewhere, and few of those that were indexed are among them.
     """
-    before = read_index_manifest(directory) if (directory / MANIFEST).is_file() else None
+    before = find_index_manifest(directory)
     if before is None or dict(before.origin) == dict(images.origin):
         return
     if folder_of(before.origin) is None and named(before.origin) == Path(named(images.origin)).name:
@@ -495,17 +274,25 @@ def _stamps_of(directory: Path, manifest: Manifest | None) -> dict[str, str]:
 class _Build:
     """One run of indexing, under the lock: what is present and what is missing, encoding it, and the manifest."""
 
-    def __init__(self, writer: Writer, images: Images, lookup: str, precision: str, *, rebuild: bool) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        images: Images,
+        lookup: str,
+        precision: str,
+        *,
+        replace: bool = False,
+        rebuild: bool = False,
+    ) -> None:
         self.directory, self.layout, self.config = writer.directory, writer.layout, writer.model.config
         self.writer, self.images = writer, images
-        self.before = read_index_manifest(self.directory) if (self.directory / MANIFEST).is_file() else None
+        self.before = find_index_manifest(self.directory)
         if self.before is not None and not rebuild:
             require_layout(self.before, self.layout, self.directory)
         self.items, self.skipped = _list(images)
-        self.lookup = choose_lookup(lookup, len(self.items))
-        if precision == AUTO and self.before is not None and self.before.lookup == self.lookup:
-            precision = self.before.precision
-        self.precision = choose_precision(precision, self.lookup)
+        if not replace:
+            require_same_images(self.directory, images, self.items)
+        self.lookup, self.precision = choose_form(lookup, precision, len(self.items), self.before)
         self.parts: list[SegmentRows] = []
         self.left_out: list[LeftOut] = []
         self.todo: list[Item] = []
@@ -567,14 +354,14 @@ class _Build:
         if self.before is None or self.before.reading != READING or not self.parts:
             return
         rows = [(part, row, stamp) for part in self.parts for row, (_, stamp) in enumerate(stamps(part.dataset))]
-        known = {_contents_of(stamp): (part, row) for part, row, stamp in rows}
+        known = {contents_of(stamp): (part, row) for part, row, stamp in rows}
         sizes = {stamp.split(" ")[0] for _, _, stamp in rows}
         moved: dict[Path, list[tuple[Item, int]]] = {}
         todo = []
         for item in tqdm(self.todo, desc="new files", disable=not progress):
             stamp = self._stamp(item) if item.stamp.split(" ")[0] in sizes else ""
             # Rows of early exports have no stamp, which says nothing of their contents.
-            found = known.get(_contents_of(stamp)) if stamp else None
+            found = known.get(contents_of(stamp)) if stamp else None
             if found is None:
                 todo.append(item)
             else:
@@ -634,7 +421,7 @@ class _Build:
             and (before.lookup, before.precision) == (self.lookup, self.precision)
             and [each.file for each in before.segments] == files
         )
-        if before and is_same and all(_is_sound(self.directory, each) for each in before.neighbours.values()):
+        if before and is_same and all(is_sound(self.directory, each) for each in before.neighbours.values()):
             return before.neighbours, before.recall
         about = (self.layout, self.writer.model, [part.dataset for part in self.parts])
         written = build_neighbours(self.directory, *about, self.lookup, self.precision)
@@ -653,6 +440,18 @@ def named(origin: Mapping[str, str]) -> str:
     return origin["root"] if origin["kind"] == "folder" else origin["name"]
 
 
+def choose_form(lookup: str, precision: str, num_images: int, before: Manifest | None) -> tuple[str, str]:
+    """Turn `auto` into a look-up for so many images, and into the precision that an index has, if it is looked up so.
+
+    Raises:
+        ValueError: as `choose_lookup` and `choose_precision`.
+    """
+    lookup = choose_lookup(lookup, num_images)
+    if precision == AUTO and before is not None and before.lookup == lookup:
+        precision = before.precision
+    return lookup, choose_precision(precision, lookup)
+
+
 def choose_width(config: Any, dimensions: int | None, directory: Path | None = None) -> int:
     """Return how many dimensions of each vector are kept: as asked, as in the index at `directory` if any, or all.
 
@@ -663,8 +462,8 @@ def choose_width(config: Any, dimensions: int | None, directory: Path | None = N
     """
     whole = config.projection_dim
     if dimensions is None:
-        has_index = directory is not None and (directory / MANIFEST).is_file()
-        return min(read_index_manifest(directory).layout.width, whole) if directory and has_index else whole
+        before = None if directory is None else find_index_manifest(directory)
+        return whole if before is None else min(before.layout.width, whole)
     if not 1 <= dimensions <= whole:
         raise ValueError(f"`dimensions` is {dimensions}; expected 1 to {whole}, the width of the model's vectors.")
     trained = sorted({*getattr(config, "matryoshka_dims", ()), whole})  # a model of an earlier version has none
@@ -679,7 +478,13 @@ def choose_width(config: Any, dimensions: int | None, directory: Path | None = N
 
 
 def make_layout(
-    model: DualEncoder, processor: Any, features: Features, vectors: str, width: int | None = None
+    model: DualEncoder,
+    processor: Any,
+    features: Features,
+    vectors: str,
+    width: int | None = None,
+    *,
+    known: Layout | None = None,
 ) -> Layout:
     """Describe what an index of this model has in common with others.
 
@@ -688,6 +493,7 @@ def make_layout(
         features: Columns to filter by.
         vectors: Kind of vectors.
         width: Dimensions of a vector. Default: all.
+        known: Layout of another index of this very model and processor, whose weights then need not be hashed again.
 
     Raises:
         ValueError: an unknown kind of vectors, or a fusion that has no vector of its own.
@@ -702,8 +508,12 @@ def make_layout(
         )
     if FUSED_ONLY in config.perspectives:
         raise ValueError(f"The model calls a branch {FUSED_ONLY!r}, which here means all of them. Rename the branch.")
+    if known is not None and known.vectors == vectors:
+        checkpoint = known.checkpoint
+    else:
+        checkpoint = fingerprint(model, processor, with_fusion=vectors == FUSED_ONLY)
     return Layout(
-        checkpoint=fingerprint(model, processor, with_fusion=vectors == FUSED_ONLY),
+        checkpoint=checkpoint,
         perspectives=list(config.perspectives),
         width=width or config.projection_dim,
         vectors=vectors,
@@ -753,8 +563,8 @@ def _without(part: SegmentRows, image_ids: Set[str]) -> SegmentRows:
 def _report(
     manifest: Manifest, old: Mapping[str, str], parts: Sequence[SegmentRows], others: Mapping[str, int]
 ) -> IndexReport:
-    new = {image_id: _contents_of(stamp) for part in parts for image_id, stamp in _ids(part).items()}
-    old = {image_id: _contents_of(stamp) for image_id, stamp in old.items()}
+    new = {image_id: contents_of(stamp) for part in parts for image_id, stamp in _ids(part).items()}
+    old = {image_id: contents_of(stamp) for image_id, stamp in old.items()}
     files = [*manifest.segments, *manifest.neighbours.values()]
     return IndexReport(
         num_images=len(new),
@@ -768,4 +578,5 @@ def _report(
         lookup=manifest.lookup,
         precision=manifest.precision,
         recall=manifest.recall,
+        layout=manifest.layout,
     )

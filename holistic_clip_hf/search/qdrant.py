@@ -20,7 +20,7 @@ from ..evaluation.encoding import DualEncoder
 from ..images.sources import Item
 from ..storage import import_extra, shown
 from .index import Asker, SearchIndex
-from .indexing import ROWS_PER_SEGMENT, EncodedRow, make_layout, make_table, stamps
+from .indexing import ROWS_PER_SEGMENT, make_layout
 from .neighbours import choose_precision, num_proposed
 from .query import Query, as_terms
 from .scoring import (
@@ -33,6 +33,7 @@ from .scoring import (
     usual,
     with_floors,
 )
+from .segments import EncodedRow, make_table, stamps
 from .store import (
     BINARY,
     BRANCHES,

@@ -181,6 +181,15 @@ def read_index_manifest(directory: str | Path) -> Manifest:
         ) from error
 
 
+def find_index_manifest(directory: str | Path) -> Manifest | None:
+    """Read what the index holds; `None` if there is no index.
+
+    Raises:
+        ValueError: a damaged one, or one of another format.
+    """
+    return read_index_manifest(directory) if (Path(directory) / MANIFEST).is_file() else None
+
+
 def require_layout(manifest: Manifest, layout: Layout, directory: Path) -> None:
     """Raise `ValueError` where an index is not what this checkpoint, these vectors, columns and width would make."""
     found = manifest.layout

@@ -1,6 +1,7 @@
 """The verb: from a folder to answers on the screen."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from PIL import Image
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.checkpoint_files import CALIBRATION_FILE
 from holistic_clip_hf.cli.main import parse
-from holistic_clip_hf.cli.search import parse_conditions
+from holistic_clip_hf.cli.search import Index, parse_conditions
 from holistic_clip_hf.evaluation.calibration import Calibration, ScoreCalibration, fusion_facts, save_calibration
 from holistic_clip_hf.evaluation.fingerprints import fingerprint
+from holistic_clip_hf.search import FolderImages, index_images
 from photo_index import NAMES, write_photos
 
 Run = Callable[..., list[str]]
@@ -57,6 +59,24 @@ def test_from_a_folder_to_answers(
     assert run("check", "--index", index) == [f"{index}: 1 files, all as they were written."]
     with pytest.raises(ValueError, match="no column 'artist'"):
         run("find", "a circle", "--index", index, "--where", "artist=noto")
+
+
+def test_the_forecast_is_that_of_the_index_that_exists(
+    make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, corpus: Dataset, tmp_path: Path
+) -> None:
+    """Three vectors of 8 or 16 numbers of four bytes, and 80 bytes of a row; of int8, four times a byte a number."""
+    photos, index = write_photos(corpus, tmp_path / "photos"), tmp_path / "index"
+    model = make_model(perspectives=NAMES, matryoshka_dims=[8])
+    verb = Index(str(photos), "model", index)
+    assert "about 272.0 MB" in verb.forecast(model.config, 1_000_000)
+    index_images(index, FolderImages(photos), model, processor, dimensions=8)
+    assert "about 176.0 MB" in verb.forecast(model.config, 1_000_000)
+    assert "about 272.0 MB" in replace(verb, dimensions=16).forecast(model.config, 1_000_000)
+    assert "about 272.0 MB" in replace(verb, rebuild=True).forecast(model.config, 1_000_000)
+    pytest.importorskip("faiss")
+    index_images(index, FolderImages(photos), model, processor, precision="int8")
+    said = verb.forecast(model.config, 1_000_000)
+    assert "about 208.0 MB" in said and "Queries keep 32.0 MB of it in memory, in int8" in said
 
 
 def test_smaller_vectors_another_model_and_a_collection(
@@ -130,7 +150,13 @@ def test_probabilities_and_nothing_found(
     assert nothing[0].startswith("Nothing found: the best of the images fits with a probability of 50.0%")
     assert "--nearest" in nothing[1] and len(nothing) == 2 and not (tmp_path / "found.png").exists()
     assert find("--nearest", least=0.6) == [nothing[0], *said]
+    like = ["find", "--like", str(next((tmp_path / "photos").rglob("*.png"))), "--index", str(index), "-k", "2"]
+    parse("search", like)()
+    *shown, told = capsys.readouterr().out.splitlines()
+    assert told.startswith("Queries with an example have no probabilities") and not any("%" in line for line in shown)
     (checkpoint / CALIBRATION_FILE).write_text("{")
+    parse("search", like)()
+    assert capsys.readouterr().out.splitlines() == shown
     parse("search", ["find", "short: red", "--index", str(index), "-k", "2"])()
     assert capsys.readouterr().out.splitlines() == [line.replace("  50.0%  ", "") for line in said]
     assert "Images are found without probabilities: " in caplog.text

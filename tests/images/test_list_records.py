@@ -73,7 +73,11 @@ def test_a_form_is_told_from_the_contents(folder: Path, form: str, encoding: str
     assert first_line(folder / "list")[:1] == FORMS[form].strip()[0]
 
 
-@pytest.mark.parametrize("head", ["Image,Caption", "FILE_NAME,Text", "path,caption_0", "Filename,Comment1"])
+HEADS = ["Image,Caption", "FILE_NAME,Text", "path,caption_0", "Filename,Comment1"]
+HEADS += ["file,caption", "Path,Caption", "img_name,title", "image_id,caption", "photo_file_name,text"]
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_names_of_columns_are_known_in_capitals_too(folder: Path, head: str) -> None:
     (folder / "list").write_text(f"{head}\na.png,x\n")
     assert captions_of(ListedImages(folder / "list")) == {"a.png": ["x"]}

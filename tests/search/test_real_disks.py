@@ -16,7 +16,7 @@ from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.cli.main import parse
 from holistic_clip_hf.images.sources import Item
 from holistic_clip_hf.search import FolderImages, SearchIndex
-from holistic_clip_hf.search.indexing import make_table
+from holistic_clip_hf.search.segments import make_table
 from holistic_clip_hf.search.store import read_index_manifest, write_segment
 from photo_index import NAMES, Indexing, counts, indexing, rows, write_photos
 
@@ -60,7 +60,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @pytest.fixture
 def encodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holistic_clip_hf.search.indexing.embed_each", None)
+    monkeypatch.setattr("holistic_clip_hf.search.segments.embed_each", None)
 
 
 def test_a_read_only_index_answers_and_is_not_written(

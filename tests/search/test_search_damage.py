@@ -81,7 +81,7 @@ def test_a_changed_look_up_is_refused_and_mended(
 FUZZ = """
 import json, random, struct, sys
 from pathlib import Path
-from holistic_clip_hf.search.indexing import stamps
+from holistic_clip_hf.search.segments import stamps
 from holistic_clip_hf.search.store import open_segment, read_index_manifest, vectors_of
 directory, path = Path(sys.argv[1]), Path(sys.argv[2])
 layout, draw = read_index_manifest(directory).layout, random.Random(int(sys.argv[3]))

@@ -15,7 +15,7 @@ from PIL import Image
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf import storage as atomic
 from holistic_clip_hf.search import FolderImages, SearchIndex, estimate_bytes
-from holistic_clip_hf.search import indexing as segments_module
+from holistic_clip_hf.search import segments as segments_module
 from holistic_clip_hf.search.store import read_index_manifest
 from photo_index import NAMES, Indexing, contents, counts, indexing, rows, write_photos
 
@@ -195,7 +195,7 @@ def test_files_that_were_copied_are_known_by_their_contents(
     assert rows(tmp_path / "index") == after
     clone = Path(shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-clone", copy_function=shutil.copyfile))
     with monkeypatch.context() as patched:
-        patched.setattr("holistic_clip_hf.search.indexing.embed_each", None)  # nor is anything encoded
+        patched.setattr("holistic_clip_hf.search.segments.embed_each", None)  # nor is anything encoded
         assert counts(bring(clone / "index", images=FolderImages(clone / "photos"))) == (8, 0, 0, 0, 8)
     target = photos / "red" / "red-square.png"
     content = bytearray(target.read_bytes())

@@ -19,7 +19,7 @@ from torch import nn
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.search import FUSED, DatasetImages, SearchIndex, estimate_bytes
 from holistic_clip_hf.search import index as index_module
-from holistic_clip_hf.search import indexing as indexing_module
+from holistic_clip_hf.search import segments as segments_module
 from holistic_clip_hf.search.neighbours import (
     EXPECTED_RECALL,
     Neighbours,
@@ -305,7 +305,7 @@ def test_what_one_model_could_not_encode_is_left_to_the_next(
     """A reason that one model gives for good says nothing of another model."""
     with monkeypatch.context() as patch:
         patch.setattr(
-            indexing_module,
+            segments_module,
             "embed_each",
             lambda model, processor, images, **about: (
                 ["not finite"] + [np.ones((3, 16), np.float32) for _ in images[1:]]
