@@ -235,7 +235,7 @@ def find_difference(rows: Sequence[dict[str, Any]], claim: Claim, asked: str, di
         ValueError: no replicate has both methods with these scores.
     """
     by = claim.by or trained_for(rows, claim.method)
-    found = difference(rows, claim.method, by, claim.against, direction, asked, claim.against_by)
+    found = difference(rows, claim.method, by, claim.against, direction, asked, against_by=claim.against_by)
     if not found.count:
         sides = f"{_side(claim.method, claim.by)} and {_side(claim.against, claim.against_by)}"
         raise ValueError(

@@ -21,7 +21,7 @@ LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as Pi
 
 
 class Change(NamedTuple):
-    """What is done to one image.
+    """Change that was drawn for one image.
 
     Args:
         window: Four shares that place the window.
@@ -94,7 +94,7 @@ class Augmentation:
             image = image.rotate(change.degrees, Image.Resampling.BICUBIC, fillcolor=image.getpixel((0, 0)))
         image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=self._box(image, change.window))
         if change.mix is not None:
-            image = image.convert("RGB", torch.cat([change.mix, torch.zeros(3, 1)], dim=1).flatten().tolist())
+            image = image.convert("RGB", tuple(torch.cat([change.mix, torch.zeros(3, 1)], dim=1).flatten().tolist()))
         return image
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
