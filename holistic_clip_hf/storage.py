@@ -5,6 +5,7 @@ import errno
 import hashlib
 import importlib
 import json
+import logging
 import math
 import os
 import re
@@ -173,6 +174,8 @@ def parse_json(text: str | bytes) -> Any:
     return json.loads(decoded, object_pairs_hook=once)
 
 
+logger = logging.getLogger(__name__)
+
 LOCK = ".lock"  # in the folder of an output
 # What a killed process had forked, such as the workers of a data loader, notices its end within seconds.
 _SECONDS_OF_ORPHANS = 20.0
@@ -226,6 +229,11 @@ def hold_lock(path: Path, *, wait: float = 0.0, keep: bool = True) -> Iterator[N
         lock.release()
 
 
+# What file systems without locks answer: NFS without its lock service, some FUSE and SMB mounts.
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
 def _acquired(lock: FileLock, path: Path, seconds: float) -> bool:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +243,32 @@ def _acquired(lock: FileLock, path: Path, seconds: float) -> bool:
             continue
         except Timeout:
             return False
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            return _outlived(path, seconds)
         return True
+
+
+def _outlived(path: Path, seconds: float) -> bool:
+    """Wait for the end of the process that wrote itself into a lock's file: all that there is without locks."""
+    _warn_of_no_locks(path)
+    last = time.monotonic() + seconds
+    while (holder := _read_holder(path)) and _is_alive(holder):
+        if time.monotonic() >= last:
+            return False
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return True
+
+
+@lru_cache
+def _warn_of_no_locks(path: Path) -> None:
+    logger.warning(
+        "The disk of %s knows no locks. Commands that write there are told apart by the file %s alone, so two that "
+        "begin in the same moment may disturb each other. Start one at a time.",
+        path.parent,
+        path.name,
+    )
 
 
 def _read_holder(path: Path) -> dict[str, Any]:

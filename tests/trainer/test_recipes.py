@@ -193,7 +193,10 @@ def test_towers_from_scratch_are_the_papers_unless_said() -> None:
         ({"model": {"vision_config": {"num_branches": 8}}}, "vision_config: unknown keys num_branches"),
         ({"tokenizer": {"max_length": 9}}, "either `vocab_size`, to train one, or `checkpoint`"),
         ({"tokenizer": {"max_length": 9, "vocab_size": 600, "checkpoint": "x"}}, "either `vocab_size`"),
-        ({"augmentation": {"size": 3}}, "augmentation: unknown keys size. Valid keys: colour_perspectives, ratio, recolouring, rotation, scale"),
+        (
+            {"augmentation": {"size": 3}},
+            "augmentation: unknown keys size. Valid keys: colour_perspectives, ratio, recolouring, rotation, scale",
+        ),
         ({"runs": {"one": {"perspectives": ["a"]}}}, "runs, one: missing keys slots"),
         ({"runs": {}}, "has no runs"),
     ],
