@@ -196,7 +196,7 @@ class ListedImages:
         records = (record for _, record in read_records(self.listing, self.form) if not isinstance(record, str))
         first = next(records, {})
         image_column = self.image_column or find_image_column(first)
-        if self.captions or image_column is None or recognise(first, image_column):
+        if self.captions or image_column is None or recognise(first, self.image_column):
             return {}
         return propose_captions(chain([first], records), image_column)
 
@@ -222,7 +222,9 @@ class ListedImages:
 
     def _reader(self, record: Record) -> "_RecordReader":
         """Decide by the first record which columns are read."""
-        layout = recognise(record, self.image_column) or recognise(record, find_image_column(record))
+        layout = recognise(record, self.image_column)
+        if layout is None and self.image_column is None and len(record) == _IMAGE_AND_CAPTION:
+            layout = recognise(record, find_image_column(record))
         captions = self.captions or (layout.captions if layout else {})
         image_column = self.image_column or (layout.image if layout and not self.captions else None)
         image_column = image_column or find_image_column(name for name in record if name not in captions)
@@ -338,6 +340,7 @@ def official_json_lines(
     return ListedImages(path, {"caption": list(perspectives)}, root=root, image_column="image", name=name)
 
 
+_IMAGE_AND_CAPTION = 2  # columns of a list that leave no doubt which of them is the caption
 _MOST_LISTS = 20  # files of a folder that are looked into for a list; more are texts of images
 _LIST_ENDINGS = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".jsonlines", ".parquet")
 
