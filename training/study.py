@@ -255,18 +255,18 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         "train_seconds": seconds_of_training(checkpoint),
     }
     numbers = _numbers(_all_records(model, encoded, provenance, with_fusions=has_fusions))
-    for score in study.scores:
-        if _set_score(model, score):
-            records = measure_retrieval(
-                model, encoded["test"], provenance=provenance, protocols=PROTOCOLS, with_branches=False
-            )
-            numbers[f"{FUSED}, {score}"] = next(iter(_numbers(records).values()))
     for width in study.widths:
         for way, corpus_of in WAYS_TO_SHORTEN.items():
             records = measure_retrieval(
                 model, corpus_of(encoded["test"], width), provenance=provenance, with_branches=False
             )
             numbers |= {f"{by}, {way} {width}": asked for by, asked in _numbers(records).items()}
+    for score in study.scores:
+        if _set_score(model, score):
+            records = measure_retrieval(
+                model, encoded["test"], provenance=provenance, protocols=PROTOCOLS, with_branches=False
+            )
+            numbers[f"{FUSED}, {score}"] = next(iter(_numbers(records).values()))
     return {**row, UNUSABLE: len(encoded["test"].left_out), "numbers": numbers}
 
 

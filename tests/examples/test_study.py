@@ -182,7 +182,7 @@ def require_scores(numbers: dict[str, Any], checkpoint: Path, rows: Dataset) -> 
 
 
 def test_shorter_vectors_are_measured_in_place_of_fusions(study_path: Path, corpus: Path, tmp_path: Path) -> None:
-    content = yaml.safe_load(study_path.read_text())
+    content = {**yaml.safe_load(study_path.read_text()), "scores": []}
     path = tmp_path / "widths.yaml"
     path.write_text(yaml.safe_dump({**content, "widths": [128, 2]}))
     with pytest.raises(ValueError, match="ours: `fusion` is 'routed', whose router reads whole vectors, beside `wid"):
