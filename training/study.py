@@ -7,11 +7,13 @@ Checkpoints stay in `--work-dir`: without `results.jsonl` a study only measures 
 """
 
 import argparse
+import hashlib
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from transformers import logging
 
 from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.configuration_holistic_clip import require_prefixes
-from holistic_clip_hf.corpus.build import find_corpus, read_manifest
+from holistic_clip_hf.corpus.build import find_corpus, load_corpus, read_manifest
 from holistic_clip_hf.evaluation.attributes import QueryRules
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
@@ -43,6 +45,7 @@ from holistic_clip_hf.trainer.recipes import (
     seconds_of_training,
     train_run,
 )
+from holistic_clip_hf.trainer.tower_states import hash_images
 from training.rivals import require_ways
 
 RESULTS = "results.jsonl"
@@ -177,9 +180,26 @@ def method_recipe(study: Study, name: str, replicate: int) -> Recipe:
     )
 
 
+@lru_cache
+def hash_corpus(corpus: Path) -> str:
+    """Hash all rows of a corpus. Its own fingerprint changes with the code that builds it, too."""
+    rows = load_corpus(corpus)
+    digest = hashlib.sha256(hash_images(rows).encode())
+    for row in rows.remove_columns("image"):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 def plan_of(study: Study, name: str, replicate: int, corpus: Path) -> str:
-    """Return a hash that changes with all that decides a run: its recipe and the corpus."""
-    return method_recipe(study, name, replicate).fingerprint(name, read_manifest(corpus)["fingerprint"])
+    """Return a hash that changes with all that decides a run: its recipe and what the corpus holds."""
+    return method_recipe(study, name, replicate).fingerprint(name, hash_corpus(corpus))
+
+
+def _is_of_plan(study: Study, row: Mapping[str, Any], corpus: Path) -> bool:
+    """Tell whether a run is of the plan. Earlier ones name the corpus by its fingerprint, the first no plan at all."""
+    name, replicate = row["model"], row["replicate"]
+    earlier = method_recipe(study, name, replicate).fingerprint(name, read_manifest(corpus)["fingerprint"])
+    return row.get("plan") in (None, earlier, plan_of(study, name, replicate, corpus))
 
 
 def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | None = None) -> None:
@@ -201,7 +221,7 @@ def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | No
                 f"{where}; expected methods {', '.join(study.methods)} and replicates below {len(study.held_out)}, as "
                 f"{study.path} says. Add it to the plan, or move the results away."
             )
-        if corpus is not None and row.get("plan") not in (None, plan_of(study, name, replicate, corpus)):
+        if corpus is not None and not _is_of_plan(study, row, corpus):
             raise ValueError(
                 f"{where} by another recipe or corpus; expected those of {study.path}. Put the plan back as it was, "
                 "or move the results away."

@@ -16,7 +16,14 @@ from datasets import Dataset, Value
 from filelock import FileLock
 from PIL import Image
 
-from holistic_clip_hf.corpus.build import EmptySplitError, build_corpus, corpus_features, open_split, write_caption
+from holistic_clip_hf.corpus.build import (
+    EmptySplitError,
+    build_corpus,
+    corpus_features,
+    load_corpus,
+    open_split,
+    write_caption,
+)
 from holistic_clip_hf.corpus.near_duplicates import NearDuplicates
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus
@@ -346,6 +353,22 @@ def test_results_of_another_plan_are_refused_by_name(study_path: Path, corpus: P
     ):
         with pytest.raises(ValueError, match=message):
             require_plan(study, [row], corpus)
+
+
+def test_a_corpus_built_anew_by_other_code_is_the_same_if_its_rows_are(
+    study_path: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Its fingerprint is another, by which records of before still name it."""
+    study, rows = load_study(study_path), load_corpus(corpus)
+    anew, other = tmp_path / "anew", tmp_path / "other"
+    for path, kept in ((anew, rows), (other, rows.select(range(len(rows) - 1)))):
+        build_corpus(path, {"all": lambda kept=kept: kept}, rows.features, fingerprint=path.name)
+    mine, before = {"model": "ours", "replicate": 1}, method_recipe(study, "ours", 1)
+    require_plan(study, [{**mine, "plan": plan_of(study, "ours", 1, corpus)}], anew)
+    require_plan(study, [{**mine, "plan": before.fingerprint("ours", "anew")}], anew)
+    for plan in (plan_of(study, "ours", 1, corpus), before.fingerprint("ours", "anew")):
+        with pytest.raises(ValueError, match="by another recipe or corpus"):
+            require_plan(study, [{**mine, "plan": plan}], other)
 
 
 def test_estimates_are_students() -> None:
