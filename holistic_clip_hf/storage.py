@@ -28,6 +28,8 @@ from filelock import FileLock, Timeout
 
 from .words import MOST_SHOWN, closest, shorten
 
+logger = logging.getLogger(__name__)
+
 # What a process that was killed while it wrote leaves behind: the name, the process, an ending that nobody else uses.
 PARTIAL = re.compile(r"\..+\.[0-9]+\.partial")
 _MOST_KEYS = 20  # that are all named when one of them is misspelt
@@ -122,6 +124,16 @@ def new_folder(output: Path, *, holds: str) -> Iterator[Path]:
         os.replace(folder, output)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 that appears at `path` complete or not at all.
+
+    Raises:
+        OSError: as writing does.
+    """
+    with write_atomically(path) as file:
+        file.write(text.encode())
+
+
 def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
     """Write `content` as JSON that appears at `path` complete or not at all, letters as they are.
 
@@ -173,8 +185,6 @@ def parse_json(text: str | bytes) -> Any:
 
     return json.loads(decoded, object_pairs_hook=once)
 
-
-logger = logging.getLogger(__name__)
 
 LOCK = ".lock"  # in the folder of an output
 # What a killed process had forked, such as the workers of a data loader, notices its end within seconds.

@@ -19,18 +19,13 @@ from holistic_clip_hf.evaluation.calibration import TASK
 from holistic_clip_hf.evaluation.records import FUSED, Record, load_records
 from holistic_clip_hf.trainer.recipes import Recipe, load_recipe, train_run
 from holistic_clip_hf.words import markdown_table
-from training.quickstart import with_seed
+from training.seeds import records_file, with_seed
 
 RECORDS = Path("training/studies/answers")
 METRICS = {"calibration_error": "error", "told_nothing": "told", "answers_lost": "lost"}
 
 
-def records_file(folder: Path, recipe: Recipe, seed: int) -> Path:
-    """Return the file of one seed's records, as a file holds each measurement once."""
-    return folder / ("results.json" if seed == recipe.seed else f"results_seed_{seed}.json")
-
-
-def records_of(path: Path, recipe: Recipe, runs: Iterable[str], gallery_size: int | None) -> list[Record]:
+def answers_of(path: Path, recipe: Recipe, runs: Iterable[str], gallery_size: int | None) -> list[Record]:
     """Return the records of runs of a recipe on galleries of this size."""
     dataset, names = corpus_name(find_corpus(recipe.corpus)), set(runs)
     return [
@@ -96,12 +91,12 @@ def main() -> None:
     found: list[Record] = []
     for seed in options.seeds:
         seeded, path = with_seed(recipe, seed), records_file(options.records, recipe, seed)
-        done = {record.model for record in records_of(path, recipe, runs, size)}
+        done = {record.model for record in answers_of(path, recipe, runs, size)}
         for run in runs:
             if run not in done:
                 print(f"== {run}, seed {seed}", flush=True)
                 measure(seeded, run, options.output_dir / seeded.name, size, path)
-        found += records_of(path, recipe, runs, size)
+        found += answers_of(path, recipe, runs, size)
     print(answers_table(found, recipe.slots))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from holistic_clip_hf.drawing import COLOURS, INK, new_figure
 from holistic_clip_hf.evaluation.attributes import FORMS, ONE
-from holistic_clip_hf.storage import write_atomically
+from holistic_clip_hf.storage import write_atomically, write_text
 from holistic_clip_hf.words import markdown_table
 from training.attribute_study import ATTRIBUTES, QUERIES
 from training.bootstrap import ALL, Entry, Found
@@ -240,8 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     study = load_study(options.study)
     found, folder = load_found(study), study.results.parent
-    with write_atomically(folder / PAGE) as file:
-        file.write(study_page(study, found, load_results(study.results)).encode())
+    write_text(folder / PAGE, study_page(study, found, load_results(study.results)))
     with write_atomically(folder / PICTURE) as file:
         attribute_picture(study, found).savefig(file, format="png", dpi=110)
     print(folder / PAGE)

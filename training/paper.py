@@ -20,14 +20,14 @@ from holistic_clip_hf.cli.main import end_in_a_sentence
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import FUSED, Record, load_records, save_records
 from holistic_clip_hf.field_types import require_types
-from holistic_clip_hf.storage import field_names, read_yaml, require_keys, shown, write_atomically
+from holistic_clip_hf.storage import field_names, read_yaml, require_keys, shown, write_text
 from holistic_clip_hf.words import markdown_table
-from training.downstream.clipcap import RATIO, RESULTS, ClipCapRecipe, load_clipcap_recipe, run_recipe, with_seed
+from training.downstream.clipcap import RATIO, ClipCapRecipe, load_clipcap_recipe, run_recipe
 from training.downstream.runs import read_part
+from training.seeds import records_file, with_seed
 from training.study import Study, finish_runs, load_results, load_study, missing_runs, require_plan
-from training.study_tables import QUESTIONS, Estimate, difference, signed, trained_for
+from training.study_tables import PAGE, QUESTIONS, Estimate, difference, signed, trained_for
 
-PAGE = "README.md"
 HOLDS, OPPOSITE, NOT_TOLD = "holds", "opposite", "not told apart"
 VERDICTS = (HOLDS, OPPOSITE, NOT_TOLD)
 
@@ -160,8 +160,7 @@ def _require_names(path: Path, claims: Sequence[Claim], methods: Sequence[str], 
 
 def records_path(claims: Claims, seed: int) -> Path:
     """Return the file of the captioners' records of a seed."""
-    own = seed == claims.captioners.training["seed"]
-    return claims.path.parent / claims.captioners.name / (RESULTS if own else f"results_seed_{seed}.json")
+    return records_file(claims.path.parent / claims.captioners.name, claims.captioners, seed)
 
 
 def finish(claims: Claims, output_dir: Path) -> None:
@@ -372,8 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         records = [load_records(records_path(claims, seed)) for seed in claims.seeds]
         page = claims.studies[-1].results.with_name(PAGE)
         page.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(page) as file:
-            file.write(paper_page(claims, load_rows(claims), records).encode())
+        write_text(page, paper_page(claims, load_rows(claims), records))
     print(page)
 
 

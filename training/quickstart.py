@@ -8,7 +8,6 @@ import argparse
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from holistic_clip_hf.visualization.result_grid import draw_results
 from training.drawing import build_on_all_cores
 from training.emoji.captions import PERSPECTIVES
 from training.emoji.splits import TEST_ARTIST
+from training.seeds import with_seed
 
 CARD = "README.md"
 RESULTS = "results.json"
@@ -67,13 +67,6 @@ Load it:
     model = AutoModel.from_pretrained("{checkpoint}")
     processor = AutoProcessor.from_pretrained("{checkpoint}")
 """
-
-
-def with_seed(recipe: Recipe, seed: int | None) -> Recipe:
-    """Return a recipe with another seed, under a name that says it; unchanged if the seed is None or its own."""
-    if seed in (None, recipe.seed):
-        return recipe
-    return replace(recipe, name=f"{recipe.name}_seed_{seed}", training={**recipe.training, "seed": seed})
 
 
 def describe_corpus(corpus: Path) -> None:
@@ -173,8 +166,15 @@ def recipe_facts(recipe: Recipe, run: str) -> dict[str, Any]:
     told = {"recipe": f"{recipe.name}, run {run}", **changed_arguments(args)}
     told |= {f"tokenizer {name}": value for name, value in recipe.tokenizer.items()}
     for name, value in (recipe.augmentation or {}).items():
-        told[f"augmentation {name}"] = " to ".join(map(str, value)) if isinstance(value, list) else value
+        told[f"augmentation {name}"] = _told(value)
     return told
+
+
+def _told(value: Any) -> Any:
+    """Return limits as `0.65 to 1.0`, names as a list, and anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    return ", ".join(value) if all(isinstance(each, str) for each in value) else " to ".join(map(str, value))
 
 
 def hours_of_training(checkpoint: Path) -> float | None:

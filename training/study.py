@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -195,13 +195,6 @@ def plan_of(study: Study, name: str, replicate: int, corpus: Path) -> str:
     return method_recipe(study, name, replicate).fingerprint(name, hash_corpus(corpus))
 
 
-def _is_of_plan(study: Study, row: Mapping[str, Any], corpus: Path) -> bool:
-    """Tell whether a run is of the plan. Earlier ones name the corpus by its fingerprint, the first no plan at all."""
-    name, replicate = row["model"], row["replicate"]
-    earlier = method_recipe(study, name, replicate).fingerprint(name, read_manifest(corpus)["fingerprint"])
-    return row.get("plan") in (None, earlier, plan_of(study, name, replicate, corpus))
-
-
 def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | None = None) -> None:
     """Refuse results that another plan has made, before anything is added to them or told of them.
 
@@ -213,6 +206,8 @@ def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | No
     Raises:
         ValueError: a method or a replicate that the study does not have, or a run by another recipe.
     """
+    # Earlier runs name the corpus by its fingerprint, the first no plan at all.
+    hashes = [] if corpus is None else [hash_corpus(corpus), read_manifest(corpus)["fingerprint"]]
     for row in rows:
         name, replicate = row["model"], row["replicate"]
         where = f"{study.results} has replicate {replicate} of {name!r}"
@@ -221,7 +216,8 @@ def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | No
                 f"{where}; expected methods {', '.join(study.methods)} and replicates below {len(study.held_out)}, as "
                 f"{study.path} says. Add it to the plan, or move the results away."
             )
-        if corpus is not None and not _is_of_plan(study, row, corpus):
+        recipe = method_recipe(study, name, replicate)
+        if hashes and row.get("plan") not in (None, *(recipe.fingerprint(name, each) for each in hashes)):
             raise ValueError(
                 f"{where} by another recipe or corpus; expected those of {study.path}. Put the plan back as it was, "
                 "or move the results away."

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME, FUSED, UNUSABLE
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS
-from holistic_clip_hf.storage import write_atomically
+from holistic_clip_hf.storage import write_text
 from holistic_clip_hf.words import markdown_table
 from training.study import FIRST, RESULTS, WAYS_TO_SHORTEN, Study, load_results, load_study, require_plan
 
@@ -241,8 +241,7 @@ def main() -> None:
                 f"{study.path} has no `title`; expected the heading of its page. Add it, unless the page is "
                 "written by hand."
             )
-        with write_atomically(study.results.with_name(PAGE)) as file:
-            file.write(study_page(study, rows, options.against).encode())
+        write_text(study.results.with_name(PAGE), study_page(study, rows, options.against))
         print(study.results.with_name(PAGE))
         return
     if study.widths:

@@ -41,6 +41,7 @@ from ..storage import (
     shown,
     write_atomically,
     write_json,
+    write_text,
 )
 
 CAPTION_FIELDS = ("perspective", "text", "source")
@@ -668,8 +669,7 @@ def _finish(
             f"are {told or 'none, there was nothing to build'}. Correct the source."
         )
     if card is not None:
-        with write_atomically(directory / CARD) as file:
-            file.write(card(manifest).encode())
+        write_text(directory / CARD, card(manifest))
     write_json(directory / MANIFEST, manifest, indent=1)
     kept = {directory / record["file"] for record in records.values()}
     for path in {*(directory / "data").iterdir(), *directory.glob(".*.partial")} - kept:

@@ -2,9 +2,9 @@
 """The page, built of gradio: what it shows, and what happens when a visitor asks."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import gradio
 from PIL import Image
 
 from ..search import FUSED, Answer, Folder, Hit, SearchIndex, Term
+from ..search.last_used import LastUsed
 from . import markup
 from .editing import RefusedCaptionsError, digest_of, is_pairs, own_captions
 from .interface import json_routes
@@ -67,8 +68,7 @@ class Pictures:
     def __init__(self, index: SearchIndex) -> None:
         self.index = index
         self._folder = Folder(index)
-        self._thumbnails: OrderedDict[str, str] = OrderedDict()
-        self._lock = Lock()
+        self._thumbnails = LastUsed[str](MOST_THUMBNAILS)
 
     def thumbnail(self, image_id: str) -> str:
         """Return the value of `src` of an image.
@@ -76,18 +76,12 @@ class Pictures:
         Raises:
             KeyError, ValueError: as `SearchIndex.image`.
         """
-        with self._lock:
-            if image_id in self._thumbnails:
-                self._thumbnails.move_to_end(image_id)
-                return self._thumbnails[image_id]
+        return self._thumbnails.of(image_id, partial(self._draw, image_id))
+
+    def _draw(self, image_id: str) -> str:
         image = self.index.image(image_id)
         self._folder.remember(image_id, image)
-        found = markup.picture(image, markup.THUMBNAIL)
-        with self._lock:
-            self._thumbnails[image_id] = found
-            if len(self._thumbnails) > MOST_THUMBNAILS:
-                self._thumbnails.popitem(last=False)
-        return found
+        return markup.picture(image, markup.THUMBNAIL)
 
     def alike(self, hits: Sequence[Hit]) -> dict[str, Sequence[Hit]]:
         """Return the near-duplicates among some results, by the id of the best."""

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml
 
 from ..evaluation.records import Detail, Record, describe
-from ..storage import write_atomically
+from ..storage import write_text
 
 FOLDER = constants.EVAL_RESULTS_FOLDER
 RECORDS_FILE = "results.json"
@@ -75,8 +75,7 @@ def write_eval_results(folder: Path, found: Mapping[str, Sequence[EvalResultEntr
     for name, entries in found.items():
         path = folder / FOLDER / name
         path.parent.mkdir(exist_ok=True)
-        with write_atomically(path) as file:
-            file.write(yaml.safe_dump(eval_result_entries_to_yaml(list(entries)), sort_keys=False).encode())
+        write_text(path, yaml.safe_dump(eval_result_entries_to_yaml(list(entries)), sort_keys=False))
 
 
 def _record_of(own: Sequence[Record], listed: ListedResult) -> Record:

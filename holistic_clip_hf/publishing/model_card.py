@@ -37,7 +37,16 @@ from ..evaluation.records import (
 )
 from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
 from ..field_types import require_types
-from ..storage import field_names, hold_lock, lock_beside, parse_json, require_keys, write_atomically, write_json
+from ..storage import (
+    field_names,
+    hold_lock,
+    lock_beside,
+    parse_json,
+    require_keys,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from ..words import markdown_table
 from .eval_results import RECORDS_FILE, ListedResult, eval_results, write_eval_results
 
@@ -456,8 +465,7 @@ def write_model_card(folder: str | Path) -> Path:
                 picture.save(file, "PNG")
         save_facts(folder / FACTS_FILE, facts)
         write_eval_results(folder, listed)
-        with write_atomically(card) as file:
-            file.write(text.encode())
+        write_text(card, text)
     return card
 
 

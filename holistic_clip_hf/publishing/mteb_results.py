@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from ..evaluation.adapters import load_mteb_encoder, mteb_encoder
 from ..evaluation.encoding import load_checkpoint
-from ..storage import import_extra, write_atomically
+from ..storage import import_extra, write_text
 from .model_card import CardFacts, known_facts
 
 MODELS_FILE = "holistic_clip_models.py"
@@ -67,8 +67,7 @@ def write_mteb_results(
         name="".join(each if each.isalnum() else "_" for each in name.partition("/")[2]),
         meta=meta.to_python(),
     )
-    with write_atomically(Path(output) / MODELS_FILE) as file:
-        file.write(text.encode())
+    write_text(Path(output) / MODELS_FILE, text)
     return cache.get_task_result_path("task", meta).parent
 
 

@@ -182,7 +182,7 @@ def read_index_manifest(directory: str | Path) -> Manifest:
 
 
 def find_index_manifest(directory: str | Path) -> Manifest | None:
-    """Read what the index holds; `None` if there is no index.
+    """Read what the index of a folder holds, if there is one.
 
     Raises:
         ValueError: a damaged one, or one of another format.

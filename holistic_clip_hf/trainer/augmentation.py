@@ -17,6 +17,7 @@ from ..processing_holistic_clip import on_background
 # Spread of the numbers by which channels are mixed, and share of the recoloured images that are made grey. Tried on
 # drawings: training/LOG.md.
 COLOUR_SPREAD, GREY = 0.3, 0.3
+_ALWAYS_TOLD = ("size", "scale", "ratio")  # in the name of cached states, since before there were others
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as Pillow's
 
 
@@ -27,11 +28,13 @@ class Change(NamedTuple):
         window: Four shares that place the window.
         degrees: Turn, counterclockwise.
         mix: Red, green and blue (3, 3), as sums of the image's; None leaves colours as they are.
+        hidden: Perspectives whose captions are no longer true of it.
     """
 
     window: list[float]
     degrees: float = 0.0
     mix: torch.Tensor | None = None
+    hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,20 +75,22 @@ class Augmentation:
 
     def __repr__(self) -> str:
         """Return what was asked for. It names cached states, so that a field that came later is told only if set."""
-        told = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        later = {field.name: field.default for field in fields(self)[3:]}
-        values = ", ".join(f"{name}={value!r}" for name, value in told if later.get(name, ...) != value)
-        return f"{type(self).__name__}({values})"
+        told = [
+            f"{field.name}={value!r}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default or field.name in _ALWAYS_TOLD
+        ]
+        return f"{type(self).__name__}({', '.join(told)})"
 
     def draw(self, generator: torch.Generator) -> Change:
         """Draw what is done to an image. What is not asked for draws nothing."""
-        window, degrees, mix = torch.rand(4, generator=generator).tolist(), 0.0, None
+        window, degrees = torch.rand(4, generator=generator).tolist(), 0.0
         if self.rotation != (0.0, 0.0):
             least, most = self.rotation
             degrees = least + (most - least) * torch.rand((), generator=generator).item()
         if self.recolouring and torch.rand((), generator=generator).item() < self.recolouring:
-            mix = draw_mix(generator)
-        return Change(window, degrees, mix)
+            return Change(window, degrees, draw_mix(generator), self.colour_perspectives)
+        return Change(window, degrees)
 
     def apply(self, image: Image.Image, change: Change) -> Image.Image:
         """Return the changed image, in RGB: palettes and single bits cannot be interpolated."""
@@ -100,10 +105,6 @@ class Augmentation:
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
         """Return the image, changed as `generator` draws."""
         return self.apply(image, self.draw(generator))
-
-    def hides(self, perspective: str, change: Change) -> bool:
-        """Tell whether captions of a perspective are untrue of a changed image."""
-        return change.mix is not None and perspective in self.colour_perspectives
 
     def _box(self, image: Image.Image, window: list[float]) -> tuple[float, float, float, float]:
         """Return left, top, right and bottom of a window, in pixels of the image."""

@@ -170,8 +170,8 @@ class HolisticCLIPCollator:
             left_out[name] = image
             return None, []
         captions = usable_captions(name, row.get("captions"), left_out)
-        if self.augmentation is not None and change is not None:
-            captions = [each for each in captions if not self.augmentation.hides(each.perspective, change)]
+        if change is not None:
+            captions = [each for each in captions if each.perspective not in change.hidden]
         return image, self._draw_captions(captions, generator)
 
     def _draw_change(self, row: Row, generator: torch.Generator) -> Change | None:
@@ -239,9 +239,10 @@ class HolisticCLIPCollator:
                 f"{f' Left out are {reasons}.' if reasons else ''}"
             )
 
-    def _generator(self, row: Row, view: int | None = None) -> torch.Generator:
-        """Return the source of what is random about a row in this epoch, or in that of a view."""
-        epoch = row[PLACE].number if PLACE in row else self.epoch if view is None else view
+    def _generator(self, row: Row, epoch: int | None = None) -> torch.Generator:
+        """Return the source of what is random about a row in an epoch, by default in this one."""
+        if epoch is None:
+            epoch = row[PLACE].number if PLACE in row else self.epoch
         what = f"{self.seed} {epoch} {row['image_id']}".encode()
         seed = int.from_bytes(hashlib.blake2b(what, digest_size=8).digest(), "big") >> 1
         return torch.Generator().manual_seed(seed)

@@ -24,7 +24,7 @@ from ..images.decoding import NOT_READ
 from ..images.sources import Skipped
 from ..initialization import load_image_processor
 from ..processing_holistic_clip import clean_caption
-from ..storage import require_free_space, write_atomically
+from ..storage import require_free_space, write_text
 from .recipes import load_tokenizer, size_seen
 
 EXPECTED_BASE = (
@@ -354,5 +354,4 @@ def make_recipe(
 def write_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
     """Write a recipe that `holistic-clip train --recipe` takes, too."""
     text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-    with write_atomically(path) as file:
-        file.write(RECIPE_HEAD.encode() + text.encode())
+    write_text(path, RECIPE_HEAD + text)

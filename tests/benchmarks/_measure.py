@@ -42,7 +42,7 @@ def interleaved(
     return seconds
 
 
-def quotients_of(seconds: dict[str, list[float]], name: str, peer: str) -> tuple[float, float]:
+def median_and_spread(seconds: dict[str, list[float]], name: str, peer: str) -> tuple[float, float]:
     """Median over rounds of the quotient within a round, and the spread of all, as a share of the median."""
     quotients = [ours / theirs for ours, theirs in zip(seconds[name], seconds[peer], strict=True)]
     median = statistics.median(quotients)
@@ -51,7 +51,7 @@ def quotients_of(seconds: dict[str, list[float]], name: str, peer: str) -> tuple
 
 def ratio(seconds: dict[str, list[float]], name: str, peer: str) -> float:
     """Median over rounds of the quotient within a round, whose spread `write_record` looks at."""
-    median, spread = quotients_of(seconds, name, peer)
+    median, spread = median_and_spread(seconds, name, peer)
     key, number = f"{name} / {peer}", 1
     while (label := key if number == 1 else f"{key}, {number}") in _spreads:
         number += 1

@@ -11,7 +11,22 @@ HEAD = "| what | beside | measured | aim |\n|---|---|---:|---:|"
 GIGABYTE, TIMES = "{:.2f} GB", "{:.2f} ×"
 # What, beside what, record, the way to its number, form, aim.
 ROWS: list[tuple[str, str, str, list[str], str, str]] = [
-    ("images, 6 class tokens", "`CLIPModel`", "tower", ["images", "cls H=6", "ratio"], TIMES, "0.92 ×"),
+    (
+        "images, 6 class tokens",
+        "`CLIPModel`",
+        "encoding",
+        ["cases", "float32, 8", "cls H=6", "ratio to CLIPModel"],
+        TIMES,
+        "0.92 ×",
+    ),
+    (
+        "images, 6 class tokens",
+        "open_clip",
+        "encoding",
+        ["cases", "float32, 8", "cls H=6", "ratio to open_clip"],
+        TIMES,
+        "0.92 ×",
+    ),
     (
         "images, 6 class tokens with own MLPs",
         "`CLIPModel`",
@@ -148,7 +163,7 @@ def encoding_table(records: Path) -> list[str]:
     for case, found in cases.items():
         ratios = " | ".join(TIMES.format(found[peer]) if peer in found else "" for peer in peers)
         lines.append(f"| {case} | {ratios} | {int(case.split(', ')[1]) / found['seconds']:.2f} |")
-    return ["", *lines, "", f"Measured by [encoding]({link('encoding')}) at `{record['commit']}`. The aim was 0.92 ×."]
+    return ["", *lines, "", "The aim was 0.92 × of both."]
 
 
 def link(name: str) -> str:

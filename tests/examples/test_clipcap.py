@@ -20,8 +20,9 @@ from holistic_clip_hf.evaluation.encoding import encode_images
 from holistic_clip_hf.evaluation.records import load_records
 from training.downstream import clipcap
 from training.downstream.caption_scores import require_scorers, score_captions
-from training.downstream.clipcap import ClipCapRecipe, load_clipcap_recipe, make_tiny, run_recipe, with_seed
+from training.downstream.clipcap import ClipCapRecipe, load_clipcap_recipe, make_tiny, run_recipe
 from training.downstream.clipcap_model import UNTRAINED, ClipCapConfig, ClipCapModel
+from training.seeds import with_seed
 
 FOLDER = Path(__file__).parents[2] / "training" / "downstream"
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="COCO's tokenizer is a Java program")

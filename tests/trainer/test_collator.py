@@ -52,7 +52,7 @@ def test_exact_tensors(processor: HolisticCLIPProcessor, rows: list[dict[str, An
 def test_a_recoloured_image_has_no_captions_about_colour(
     processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]
 ) -> None:
-    """Red is no longer red, and says no more that it is."""
+    """What is drawn red is shown in another colour, and no caption calls it red."""
     augmentation = Augmentation(size=32, recolouring=0.5, colour_perspectives=("style",))
     collator = HolisticCLIPCollator(processor, ["short", "style"], augmentation=augmentation)
     plain = HolisticCLIPCollator(processor, ["short", "style"], augmentation=Augmentation(size=32))

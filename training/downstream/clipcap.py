@@ -50,6 +50,7 @@ from training.downstream.runs import (
     train_once,
     weights_digest,
 )
+from training.seeds import with_seed
 
 TASK = "captioning"
 BRANCHES = "branches"
@@ -120,13 +121,6 @@ def load_clipcap_recipe(path: Path) -> ClipCapRecipe:
         require_run_name(name, f"{path}: `runs`")
     runs = {name: read_part(f"{path}, runs, {name}", run, Source) for name, run in recipe.runs.items()}
     return replace(recipe, runs=runs)
-
-
-def with_seed(recipe: ClipCapRecipe, seed: int) -> ClipCapRecipe:
-    """Return a recipe with another seed, under a name that says it; unchanged if the seed is its own."""
-    if seed == recipe.training["seed"]:
-        return recipe
-    return replace(recipe, name=f"{recipe.name}_seed_{seed}", training={**recipe.training, "seed": seed})
 
 
 class Vectors(NamedTuple):
