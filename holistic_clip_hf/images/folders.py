@@ -19,6 +19,7 @@ from .decoding import CONVERT
 from .files import MOST_BYTES, NamedFiles, fault_of, is_address, read_file, require_folder, walk
 from .layouts import (
     SPLIT_NAMES,
+    Layout,
     caption_values,
     find_image_column,
     name_columns,
@@ -222,9 +223,7 @@ class ListedImages:
 
     def _reader(self, record: Record) -> "_RecordReader":
         """Decide by the first record which columns are read."""
-        layout = recognise(record, self.image_column)
-        if layout is None and self.image_column is None and len(record) == _IMAGE_AND_CAPTION:
-            layout = recognise(record, find_image_column(record))
+        layout = _layout_of(record, self.image_column)
         captions = self.captions or (layout.captions if layout else {})
         image_column = self.image_column or (layout.image if layout and not self.captions else None)
         image_column = image_column or find_image_column(name for name in record if name not in captions)
@@ -340,7 +339,14 @@ def official_json_lines(
     return ListedImages(path, {"caption": list(perspectives)}, root=root, image_column="image", name=name)
 
 
-_IMAGE_AND_CAPTION = 2  # columns of a list that leave no doubt which of them is the caption
+def _layout_of(record: Record, image_column: str | None = None) -> Layout | None:
+    """Return the layout of a list by its first record; two columns alone leave no doubt which is the caption."""
+    layout = recognise(record, image_column)
+    if layout is None and image_column is None and len(record) == 2:
+        layout = recognise(record, find_image_column(record))
+    return layout
+
+
 _MOST_LISTS = 20  # files of a folder that are looked into for a list; more are texts of images
 _LIST_ENDINGS = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".jsonlines", ".parquet")
 
@@ -372,7 +378,7 @@ def _is_of_known_layout(path: Path) -> bool:
         record = next((each for _, each in read_records(path) if not isinstance(each, str)), {})
     except ValueError:  # notes of somebody; a list by that name is opened by its name
         return False
-    layout = recognise(record)
+    layout = _layout_of(record)
     return layout is not None and not is_address(str(record[layout.image]))
 
 

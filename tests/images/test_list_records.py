@@ -277,6 +277,12 @@ def test_an_unknown_split_is_refused(folder: Path) -> None:
         list(ListedImages(folder / "list").items())
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_a_list_beside_the_images_is_found_by_whatever_it_is_read_by(folder: Path, head: str) -> None:
+    (folder / "mine.csv").write_text(f"{head}\na.png,x\n")
+    assert find_lists(folder) == [folder / "mine.csv"]
+
+
 def test_lists_are_found_in_a_folder(tmp_path: Path) -> None:
     def found() -> list[str]:
         return [each.relative_to(tmp_path).as_posix() for each in find_lists(tmp_path)]
