@@ -135,7 +135,8 @@ def render_card(
         f"# {facts.title}",
         facts.description,
         f"{manifest['rows']:,} images with {sum(manifest['perspectives'].values()):,} captions from "
-        f"{len(manifest['perspectives'])} perspectives. A row has `image_id`, `image`, `captions`, a list of "
+        f"{len(manifest['perspectives'])} perspective{'s' * (len(manifest['perspectives']) > 1)}. A row has "
+        "`image_id`, `image`, `captions`, a list of "
         "`perspective`, `text` and `source`, and `split`.",
         '```python\nfrom datasets import load_dataset\n\ncorpus = load_dataset("<this repository or folder>")\n```',
         "## Perspectives",

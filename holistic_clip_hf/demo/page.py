@@ -379,9 +379,9 @@ def _slider(name: str) -> gradio.Slider:
 
 
 def _head(showcase: Showcase) -> str:
-    told = (
-        f"{len(showcase.index):,} images, seen by {showcase.name} from {len(showcase.branches)} perspectives at once"
-    )
+    num_branches = len(showcase.branches)
+    seen = "one perspective" if num_branches == 1 else f"{num_branches} perspectives at once"
+    told = f"{len(showcase.current()):,} images, seen by {showcase.name} from {seen}"
     return f"<h1>{TITLE}</h1><p>{markup.escape(told)}</p>"
 
 
