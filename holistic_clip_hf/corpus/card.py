@@ -200,7 +200,7 @@ def _near_duplicates(alike: NearDuplicates | None) -> str:
         return "No two images are one picture in another size, compressed anew or mirrored."
     told = (
         f"{len(alike.image_ids):,} images are one picture with others, in another size, compressed anew or mirrored: "
-        f"{len(alike.groups):,} groups, each listed in `{NEAR_DUPLICATES}`."
+        f"{len(alike.groups):,} groups of up to {max(map(len, alike.groups)):,}, each listed in `{NEAR_DUPLICATES}`."
     )
     leaks = alike.leaks()
     if not leaks:

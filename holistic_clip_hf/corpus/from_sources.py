@@ -366,6 +366,13 @@ class _Alike:
                     "`--near-duplicates group` (`near_duplicates='group'` in Python) puts them into one split.",
                     *(f"{count:,} images", split, other, self._directory / NEAR_DUPLICATES),
                 )
+        for split, count in found.largest().items():
+            if 2 * count > (rows := manifest["columns"][SPLIT_COLUMN][split]):
+                logger.warning(
+                    "%s of the %s images of %s are one chain of near-duplicates, listed in %s. Look at some of them: "
+                    "what is measured or learned there is hardly more than one picture.",
+                    *(f"{count:,}", f"{rows:,}", split, self._directory / NEAR_DUPLICATES),
+                )
         return found
 
 

@@ -55,6 +55,17 @@ class NearDuplicates:
         given = set(image_ids)
         return {each for group in self.groups if not given.isdisjoint(group) for each in group} - given
 
+    def largest(self) -> dict[str, int]:
+        """Return the number of images that the largest group has on each side.
+
+        Likeness is handed on from picture to picture, so that a chain of small changes can make one group of most of
+        a corpus.
+        """
+        counts: Counter[str] = Counter()
+        for group in self.groups:
+            counts |= Counter(self.sides[image_id] for image_id in group)  # the larger of both counts
+        return dict(sorted(counts.items()))
+
     def leaks(self) -> dict[tuple[str, str], int]:
         """Count by two sides the images of the first that have a near-duplicate on the second."""
         counts: Counter[tuple[str, str]] = Counter()

@@ -92,7 +92,7 @@ def test_they_are_counted_listed_and_told(tmp_path: Path, caplog: pytest.LogCapt
     }
     assert min(leaks.values()) > 1
     card = (tmp_path / "corpus" / "README.md").read_text()
-    assert "60 images are one picture with others" in card and "30 groups" in card
+    assert "60 images are one picture with others" in card and "30 groups of up to 2, each" in card
     for (here, there), count in leaks.items():
         assert f"| {here} | {there} | {count} |" in card
         told = f"{count} images of {here} are near-duplicates of images of {there}, listed in"
@@ -113,6 +113,25 @@ def test_grouped_they_share_a_split_and_others_stay(tmp_path: Path, caplog: pyte
     assert "No group lies in two splits." in (tmp_path / "grouped" / "README.md").read_text()
     for name, record in read_manifest(tmp_path / "grouped")["shards"].items():
         assert record["rows"] <= 7 and set(record["columns"]["split"]) <= {name.split("-")[0]}
+
+
+class MostlyOnePicture(Pictures):
+    """The same source, but that most of its images are its first picture."""
+
+    def read(self, place: str) -> bytes:
+        kind, number = place.split("-")
+        return variant(max(int(number) - 20, 0), kind)
+
+
+def test_a_split_that_is_mostly_one_picture_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    splits = construct(tmp_path, MostlyOnePicture(), near_duplicates="group")
+    alike = {splits[f"{kind}-{number}"] for kind in ("whole", "copy") for number in range(21)}
+    assert len(alike) == 1, "42 of 60 share a split"
+    (split,) = alike
+    rows = sum(found == split for found in splits.values())
+    assert f"42 of the {rows} images of {split} are one chain of near-duplicates" in caplog.text
+    assert caplog.text.count("one chain") == 1
+    assert "10 groups of up to 42, each" in (tmp_path / "README.md").read_text()
 
 
 def test_splits_that_a_source_gives_stay(tmp_path: Path) -> None:
