@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .storage import LOCK, hold_lock, stable_number
+from .locks import LOCK, hold_lock
+from .storage import stable_number
 
 SHARD_LOCK = re.compile(r"\.[0-9]+-of-[0-9]+\.lock")  # in the folder of an output that several processes write
 

@@ -19,8 +19,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..locks import InUseError, hold_lock
 from ..sharding import ALL, Shard
-from ..storage import InUseError, hold_lock, parse_json, require_own_folder, write_atomically
+from ..storage import parse_json, require_own_folder, write_atomically
 
 
 class Key(NamedTuple):

@@ -99,7 +99,7 @@ class Command:
         from datasets import disable_progress_bars
         from transformers import logging
 
-        from ..storage import LOCK, hold_lock
+        from ..locks import LOCK, hold_lock
         from ..trainer.finetuning import RUN, read_base, require_length, require_probes
         from ..trainer.recipes import require_own_run
 

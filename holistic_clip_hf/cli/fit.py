@@ -66,7 +66,7 @@ class Command:
                 things, or a checkpoint that is not to be replaced.
             InUseError: another command writes there.
         """
-        from ..storage import LOCK, hold_lock
+        from ..locks import LOCK, hold_lock
 
         output = self._output()
         self._require_free(output)

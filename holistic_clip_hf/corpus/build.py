@@ -27,9 +27,9 @@ from datasets.table import embed_table_storage
 from ..field_types import fits
 from ..images.files import read_named
 from ..images.sources import SPLITS, Skipped
+from ..locks import LOCK
 from ..sharding import SHARD_LOCK, Shard, hold_shard, hold_whole
 from ..storage import (
-    LOCK,
     PARTIAL,
     cache_root,
     changed_files,

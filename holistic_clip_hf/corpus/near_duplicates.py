@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from ..images.decoding import UnreadableImageError, map_ahead
 from ..images.files import read_image_column
 from ..images.likeness import RULES, SIDE, find_groups, read_thumbnail
-from ..storage import LOCK, hold_lock, parse_json, write_atomically, write_json
+from ..locks import LOCK, hold_lock
+from ..storage import parse_json, write_atomically, write_json
 from .build import NEAR_DUPLICATES, THUMBNAILS, digest_of, load_corpus, read_manifest
 
 _AT_ONCE = 10_000  # thumbnails of a file: what a killed run can lose

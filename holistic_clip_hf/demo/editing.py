@@ -16,7 +16,8 @@ from typing import Any
 from unicodedata import category
 
 from ..images.files import read_file
-from ..storage import InUseError, hold_lock, lock_beside, parse_json, require_place, write_atomically
+from ..locks import InUseError, hold_lock, lock_beside
+from ..storage import parse_json, require_place, write_atomically
 from .captions import FILE_NAME, Captions, CaptionsById
 
 ENDING = ".jsonl"

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ..images.decoding import READING
 from ..images.files import image_content
+from ..locks import LOCK, hold_lock
 from ..sharding import ALL, SHARD_LOCK, Shard
-from ..storage import LOCK, PARTIAL, hold_lock, parse_json, require_own_folder, write_atomically
+from ..storage import PARTIAL, parse_json, require_own_folder, write_atomically
 
 # A kill costs what was encoded since the last file.
 SECONDS_PER_FILE = 60.0

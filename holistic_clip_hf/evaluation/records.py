@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..storage import field_names, hold_lock, lock_beside, parse_json, require_keys, write_json
+from ..locks import hold_lock, lock_beside
+from ..storage import field_names, parse_json, require_keys, write_json
 
 Detail = str | int | float | bool
 # Values of details that those who write records and those who read them must spell alike.

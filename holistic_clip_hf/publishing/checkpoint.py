@@ -28,9 +28,9 @@ from ..checkpoint_files import (
 from ..configuration_holistic_clip import MODEL_TYPES
 from ..evaluation.calibration import read_calibration, save_calibration
 from ..evaluation.records import Record, load_records, records_of, shareable_command
+from ..locks import LOCK
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
-    LOCK,
     PARTIAL,
     parse_json,
     raise_if_disk_full,

@@ -37,16 +37,8 @@ from ..evaluation.records import (
 )
 from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
 from ..field_types import require_types
-from ..storage import (
-    field_names,
-    hold_lock,
-    lock_beside,
-    parse_json,
-    require_keys,
-    write_atomically,
-    write_json,
-    write_text,
-)
+from ..locks import hold_lock, lock_beside
+from ..storage import field_names, parse_json, require_keys, write_atomically, write_json, write_text
 from ..words import markdown_table
 from .eval_results import RECORDS_FILE, ListedResult, eval_results, write_eval_results
 

@@ -25,10 +25,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
+from ..locks import InUseError
 from ..sharding import SHARD_LOCK, hold_whole
 from ..storage import (
     PARTIAL,
-    InUseError,
     changed_files,
     checksum,
     parse_json,

@@ -31,9 +31,10 @@ from ..evaluation.encoding import Pixels, evaluation_mode
 from ..evaluation.fingerprints import hash_weights, image_facts
 from ..images.decoding import READING
 from ..images.tables import undecoded
+from ..locks import LOCK, hold_lock
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..stopping import DeafWorker, Stopped, StopRequest
-from ..storage import LOCK, hold_lock, require_free_space, require_own_folder
+from ..storage import require_free_space, require_own_folder
 from .arguments import HolisticCLIPTrainingArguments
 from .augmentation import Change
 from .collator import HolisticCLIPCollator, Row

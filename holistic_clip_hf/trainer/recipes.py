@@ -44,10 +44,10 @@ from ..corpus.near_duplicates import find_near_duplicates
 from ..field_types import require_types
 from ..images.left_out import usable_captions
 from ..initialization import from_checkpoint, from_holistic_clip, load_image_processor
+from ..locks import LOCK
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
-    LOCK,
     PARTIAL,
     field_names,
     read_yaml,

@@ -19,8 +19,9 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from ..locks import LOCK, InUseError, hold_lock
 from ..stopping import Stopped, StopRequest
-from ..storage import LOCK, InUseError, hold_lock, parse_json, write_json
+from ..storage import parse_json, write_json
 from .distributed import gather_objects, rank, sum_over_ranks, world_size
 
 logger = logging.getLogger(__name__)

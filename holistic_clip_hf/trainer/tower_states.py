@@ -32,15 +32,8 @@ from torch import Tensor
 
 from ..images.files import image_content
 from ..images.tables import undecoded
-from ..storage import (
-    LOCK,
-    PARTIAL,
-    field_names,
-    parse_json,
-    raise_if_disk_full,
-    require_keys,
-    write_json,
-)
+from ..locks import LOCK
+from ..storage import PARTIAL, field_names, parse_json, raise_if_disk_full, require_keys, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from holistic_clip_hf.corpus.build import load_corpus
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.records import load_records
 from holistic_clip_hf.initialization import from_holistic_clip
-from holistic_clip_hf.storage import hold_lock
+from holistic_clip_hf.locks import hold_lock
 from holistic_clip_hf.trainer.callbacks import OneLinePrinter
 from holistic_clip_hf.trainer.finetuning import choose_settings, order_of_branches, read_base
 from holistic_clip_hf.trainer.recipes import load_recipe, make_tokenizer

@@ -12,8 +12,8 @@ from holistic_clip_hf.corpus.build import load_corpus, read_manifest, require_co
 from holistic_clip_hf.corpus.from_sources import build_from_sources, build_share
 from holistic_clip_hf.corpus.plan import BuildSettings
 from holistic_clip_hf.images.sources import Item, Skipped
+from holistic_clip_hf.locks import InUseError
 from holistic_clip_hf.sharding import Shard, hold_shard, hold_whole
-from holistic_clip_hf.storage import InUseError
 
 SETTINGS = BuildSettings(validation=0.2, test=0.2, rows_per_shard=4)
 IMAGES, SHARES = 50, 3

@@ -17,8 +17,8 @@ from holistic_clip_hf.evaluation.encoded_folder import EncodedFolder
 from holistic_clip_hf.evaluation.encoding import encode_images, encode_share
 from holistic_clip_hf.evaluation.fingerprints import fingerprint
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, embed_corpus, texts_to_encode
+from holistic_clip_hf.locks import InUseError
 from holistic_clip_hf.sharding import ALL, Shard
-from holistic_clip_hf.storage import InUseError
 
 NAMES = ["short", "colour", "shape"]
 SHARES, BATCH = 3, 2

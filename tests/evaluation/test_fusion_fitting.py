@@ -28,8 +28,8 @@ from holistic_clip_hf.evaluation.fusion_fitting import (
 )
 from holistic_clip_hf.evaluation.records import capture_provenance
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, measure_retrieval
+from holistic_clip_hf.locks import InUseError, hold_lock
 from holistic_clip_hf.publishing.checkpoint import require_checkpoint_folder
-from holistic_clip_hf.storage import InUseError, hold_lock
 
 MakeModel = Callable[..., HolisticCLIPModel]
 NAMES = ["short", "style", "nouns"]

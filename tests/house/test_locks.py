@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from holistic_clip_hf.storage import LOCK, InUseError, hold_lock
+from holistic_clip_hf.locks import LOCK, InUseError, hold_lock
 
 
 @pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP])

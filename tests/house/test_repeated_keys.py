@@ -29,7 +29,7 @@ OWN_OR_SPOKEN = {
         "publishing/checkpoint.py",
         "evaluation/fingerprints.py",
     ),
-    *("storage.py", "trainer/callbacks.py", "trainer/recipes.py", "corpus/build.py", "search/store.py"),
+    *("locks.py", "storage.py", "trainer/callbacks.py", "trainer/recipes.py", "corpus/build.py", "search/store.py"),
     *("evaluation/fingerprints.py", "images/records.py", "trainer/resuming.py"),
 }
 

@@ -15,6 +15,7 @@ from test_model_card import CONFIG, FACTS, records
 from conftest import CORPUS_SLOTS
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.evaluation.records import save_records
+from holistic_clip_hf.locks import hold_lock
 from holistic_clip_hf.publishing.inventory import require_safe_folder
 from holistic_clip_hf.publishing.model_card import (
     CardFacts,
@@ -25,7 +26,6 @@ from holistic_clip_hf.publishing.model_card import (
     save_facts,
     write_model_card,
 )
-from holistic_clip_hf.storage import hold_lock
 from holistic_clip_hf.trainer import HolisticCLIPTrainingArguments
 
 CARDS = sorted((Path(__file__).parents[2] / "model_cards").glob("*/README.md"))

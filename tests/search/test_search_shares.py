@@ -10,11 +10,11 @@ from datasets import Dataset
 from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
+from holistic_clip_hf.locks import InUseError
 from holistic_clip_hf.search import FolderImages, SearchIndex
 from holistic_clip_hf.search.indexing import index_share
 from holistic_clip_hf.search.store import read_index_manifest
 from holistic_clip_hf.sharding import Shard, hold_shard
-from holistic_clip_hf.storage import InUseError
 from photo_index import NAMES, Indexing, contents, indexing, write_photos
 
 SHARES, ROWS = 3, 2

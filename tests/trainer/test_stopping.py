@@ -21,8 +21,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
+from holistic_clip_hf.locks import InUseError, hold_lock
 from holistic_clip_hf.stopping import Stopped
-from holistic_clip_hf.storage import InUseError, hold_lock
 from holistic_clip_hf.trainer import HolisticCLIPTrainer
 from holistic_clip_hf.trainer.resuming import WHOLE_NAME, find_lack, last_whole_checkpoint
 
@@ -287,7 +287,7 @@ def test_older_checkpoints_go_when_the_new_one_is_complete(
 HOLDER = """
 import sys, time
 from pathlib import Path
-from holistic_clip_hf.storage import hold_lock
+from holistic_clip_hf.locks import hold_lock
 with hold_lock(Path(sys.argv[1]) / ".lock"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
