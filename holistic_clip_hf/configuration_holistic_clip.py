@@ -9,17 +9,11 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
-from functools import wraps
 from os import PathLike
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, cast
 
-from huggingface_hub.dataclasses import (
-    StrictDataclassClassValidationError,
-    StrictDataclassFieldValidationError,
-    strict,
-)
+from huggingface_hub.dataclasses import strict
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -31,137 +25,31 @@ from transformers import (
     SiglipTextConfig,
     SiglipVisionConfig,
 )
-from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
-Config = TypeVar("Config", bound=PreTrainedConfig)
+from .options_holistic_clip import (
+    BRANCH_ISOLATIONS,
+    BRANCH_TYPES,
+    FUSIONS,
+    LOSS_CHOICES,
+    LOSS_OPTIONS,
+    PATCH_STEMS,
+    TEXT_POOLINGS,
+    as_value_error,
+    refusing_plainly,
+    require_choice,
+    require_numbers,
+    require_prefixes,
+    require_tower,
+)
 
 # The order in which the paper's released code merges its captions (PAPER: one web text, five generated ones).
 PAPER_PERSPECTIVES = ("web", "detail", "nouns", "background", "main_object", "style")
 
 MODEL_TYPES = ("holistic_clip", "holistic_siglip")
-BRANCH_TYPES = ("cls", "mlp", "probe")
-BRANCH_ISOLATIONS = ("isolated", "strict", "anchored", "open", "official")
-PATCH_STEMS = ("linear", "convolutional")
-MATCHINGS = ("aligned", "free", "balanced")
-TEXT_POOLINGS = ("mean", "cls", "eos", "last")
 # Text towers that say themselves where a text is read, by the type of their configuration.
 POOLED_TEXT_TOWERS = (CLIPTextConfig.model_type, "metaclip_2_text_model", SiglipTextConfig.model_type)
 END_READING_TEXT_TOWERS = POOLED_TEXT_TOWERS[:2]
-OBJECTIVES = ("softmax", "sigmoid")
-FUSIONS = ("centroid", "mean", "weighted", "routed", "max", "softmax")
-DIVERSITIES = ("pairwise", "official")
-LOSS_OPTIONS = (
-    *("objective", "matching", "duplicate_captions", "fused_weight"),
-    *("diversity", "diversity_weight", "diversity_threshold", "fusion", "branch_weights", "matryoshka_dims"),
-)
-DUPLICATE_CAPTIONS = ("positive", "ignore", "negative")
-
-
-LOSS_CHOICES = {
-    "fusion": FUSIONS,
-    "objective": OBJECTIVES,
-    "matching": MATCHINGS,
-    "diversity": DIVERSITIES,
-    "duplicate_captions": DUPLICATE_CAPTIONS,
-}
-
-
-def require_choice(name: str, value: Any, valid: tuple[str, ...]) -> None:
-    """Raise `ValueError` unless an option has one of its valid values."""
-    if value not in valid:
-        raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, valid))}.")
-
-
-class _Kind(NamedTuple):
-    """A kind of number: its test, and the words for it."""
-
-    holds: Callable[[Any], bool]
-    words: str
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_COUNT = _Kind(lambda value: isinstance(value, int) and _is_number(value) and value >= 1, "a whole number, 1 or more")
-_SHARE = _Kind(lambda value: _is_number(value) and 0 <= value < 1, "at least 0 and below 1")
-_WEIGHT = _Kind(lambda value: _is_number(value) and value >= 0, "0 (off) or more, and finite")
-_SPREAD = _Kind(lambda value: _is_number(value) and value >= 0, "0 or more, and finite")
-_NUMBER = _Kind(_is_number, "a finite number")
-# exp(88.7) is the largest number of float32.
-_LOGARITHM = _Kind(lambda value: _is_number(value) and -88 <= value <= 88, "a logarithm from -88 to 88")
-_KINDS: dict[str, _Kind] = {
-    **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _COUNT),
-    **dict.fromkeys(("vocab_size", "max_position_embeddings", "num_channels", "image_size", "patch_size"), _COUNT),
-    **dict.fromkeys(("projection_dim", "num_branches"), _COUNT),
-    **dict.fromkeys(("attention_dropout", "patch_dropout"), _SHARE),
-    **dict.fromkeys(("layer_norm_eps", "initializer_range", "initializer_factor"), _SPREAD),
-    **dict.fromkeys(("fused_weight", "diversity_weight"), _WEIGHT),
-    **dict.fromkeys(("diversity_threshold", "logit_bias_init_value"), _NUMBER),
-    "logit_scale_init_value": _LOGARITHM,
-}
-
-
-def require_numbers(values: Mapping[str, Any], where: str = "") -> None:
-    """Raise `ValueError` for NaN, infinity and sizes that no model can have; `where` is put before the names."""
-    for name, value in values.items():
-        kind = _KINDS.get(name)
-        if kind is not None and not kind.holds(value):
-            raise ValueError(f"`{where}{name}` is {value!r}; expected {kind.words}.")
-
-
-def require_prefixes(widths: Any, whole: int | None = None) -> None:
-    """Raise `ValueError` unless `matryoshka_dims` are distinct numbers of leading dimensions, of `whole` if known."""
-    given: Any = widths if isinstance(widths, list | tuple) else [None]
-    most = math.inf if whole is None else whole
-    if len(set(given)) < len(given) or not all(_COUNT.holds(width) and width <= most for width in given):
-        told = "1 or more" if whole is None else f"1 to {whole}, the width of the vectors"
-        raise ValueError(
-            f"`matryoshka_dims` is {widths!r}; expected whole numbers, {told}, each once. Leave it out to train whole "
-            f"vectors alone."
-        )
-
-
-def _require_tower(kind: type[CLIPTextConfig | CLIPVisionConfig], given: Mapping[str, Any], where: str = "") -> None:
-    """Raise `ValueError` for fields of a tower that contradict each other; absent ones are the default."""
-    require_numbers(given, where)
-    width = given.get("hidden_size", kind.hidden_size)
-    heads = given.get("num_attention_heads", kind.num_attention_heads)
-    if width % heads:
-        raise ValueError(
-            f"`{where}num_attention_heads` is {heads}; expected a divisor of `hidden_size`, which is {width}."
-        )
-    activation = given.get("hidden_act", kind.hidden_act)
-    if activation not in ACT2FN:
-        raise ValueError(
-            f"`{where}hidden_act` is {activation!r}; expected the name of an activation, such as 'gelu' or "
-            f"'quick_gelu'."
-        )
-
-
-@contextmanager
-def _as_value_error(name: str) -> Iterator[None]:
-    """Make a field of another type than declared a ValueError, like all else that is refused, and name the class."""
-    try:
-        yield
-    except (StrictDataclassClassValidationError, StrictDataclassFieldValidationError) as error:
-        reason = str(error.__cause__).rstrip(".")
-        raise ValueError(f"{name}: {reason}. Correct the value.") from error
-
-
-def refusing_plainly(kind: type[Config]) -> type[Config]:
-    """Construct a class with `_as_value_error`."""
-    construct = kind.__init__
-
-    @wraps(construct)
-    def construct_or_refuse(self: Config, *args: Any, **kwargs: Any) -> None:
-        with _as_value_error(kind.__name__):
-            construct(self, *args, **kwargs)
-
-    kind.__init__ = construct_or_refuse
-    return kind
-
 
 # Nothing is missing in their checkpoints that our vision tower would need, but they were trained to something else.
 _OTHER_ARCHITECTURES = ("CLIPForImageClassification",)
@@ -307,7 +195,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
         """Refuse the configuration of another architecture than this tower or CLIP's, and keywords that do not fit."""
         require_own_attention(config_dict)
         _require_family(config_dict, *cls.families)
-        with _as_value_error(cls.__name__):
+        with as_value_error(cls.__name__):
             return _require_valid(super().from_dict(config_dict, **kwargs))
 
     @property
@@ -317,7 +205,7 @@ class HolisticCLIPVisionConfig(CLIPVisionConfig):
 
     def require_valid(self) -> None:
         """Raise `ValueError` for fields that contradict each other, also if they were set one by one."""
-        _require_tower(type(self), vars(self))
+        require_tower(type(self), vars(self))
         self.validate_branches()
         self.validate_patches()
 
@@ -392,7 +280,7 @@ def _as_config(name: str, value: Any) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         found = deepcopy(value)
     elif isinstance(value, Mapping) and value.get("model_type") in CONFIG_MAPPING:
-        with _as_value_error(name):
+        with as_value_error(name):
             found = CONFIG_MAPPING[value["model_type"]](**{k: v for k, v in value.items() if k != "model_type"})
     else:
         kind = value.get("model_type") if isinstance(value, Mapping) else value
@@ -685,8 +573,8 @@ class HolisticCLIPConfig(PreTrainedConfig):
             if not isinstance(found, dict) or not isinstance(given, dict):
                 continue
             if found.get("model_type") in (None, *_clip_types(kind)):
-                _require_tower(kind, {**found, **given}, f"{name}.")
-        with _as_value_error(cls.__name__):
+                require_tower(kind, {**found, **given}, f"{name}.")
+        with as_value_error(cls.__name__):
             return _require_valid(super().from_dict(config_dict, **kwargs))
 
     def _merge_old_names(self, kwargs: dict[str, Any]) -> None:
@@ -710,7 +598,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         if kind in CONFIG_MAPPING and kind not in _clip_types(HolisticCLIPVisionConfig):
             return HolisticBackboneVisionConfig(**self._with_branches({"backbone_config": given}))
         vision = self._complete(given if isinstance(given, dict) else given.to_dict())
-        _require_tower(HolisticCLIPVisionConfig, vision, "vision_config.")
+        require_tower(HolisticCLIPVisionConfig, vision, "vision_config.")
         return vision
 
     def _with_branches(self, vision: dict[str, Any]) -> dict[str, Any]:
@@ -723,7 +611,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
             if given.get("model_type") in CONFIG_MAPPING and given["model_type"] not in _clip_types(CLIPTextConfig):
                 return _as_config("text_config", given)
             # CLIP's own checks would divide by zero heads.
-            _require_tower(CLIPTextConfig, given, "text_config.")
+            require_tower(CLIPTextConfig, given, "text_config.")
         return given
 
     def _complete(self, vision: dict[str, Any]) -> dict[str, Any]:
@@ -778,7 +666,7 @@ class HolisticCLIPConfig(PreTrainedConfig):
         """Take part in the `@strict` validation."""
         text = cast(Any, self.text_config)
         if text.model_type == CLIPTextConfig.model_type:
-            _require_tower(CLIPTextConfig, vars(text), "text_config.")
+            require_tower(CLIPTextConfig, vars(text), "text_config.")
         self._validate_pooling(text.model_type)
         if text.model_type == SiglipTextConfig.model_type and not isinstance(text.pad_token_id, int):
             raise ValueError(

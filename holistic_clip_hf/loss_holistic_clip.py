@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .configuration_holistic_clip import (
+from .options_holistic_clip import (
     DIVERSITIES,
     LOSS_CHOICES,
     MATCHINGS,

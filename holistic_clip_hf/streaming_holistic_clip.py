@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .configuration_holistic_clip import OBJECTIVES, require_choice
+from .options_holistic_clip import OBJECTIVES, require_choice
 
 # 64 MB of float32. tests/benchmarks/loss.py compares sizes.
 LOGITS_IN_MEMORY = 2**24

@@ -41,10 +41,10 @@ from .configuration_holistic_clip import (
     HolisticCLIPConfig,
     HolisticCLIPVisionConfig,
     HolisticSiglipConfig,
-    refusing_plainly,
     require_own_attention,
 )
 from .loss_holistic_clip import branch_mean
+from .options_holistic_clip import refusing_plainly
 from .text_holistic_clip import make_text_tower
 from .vision_holistic_clip import HolisticCLIPPreTrainedModel, HolisticCLIPVisionOutput, with_asked_for
 

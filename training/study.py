@@ -25,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
 
 from holistic_clip_hf import HolisticCLIPModel
-from holistic_clip_hf.configuration_holistic_clip import require_prefixes
 from holistic_clip_hf.corpus.build import find_corpus, load_corpus, read_manifest
 from holistic_clip_hf.evaluation.attributes import QueryRules
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
@@ -33,6 +32,7 @@ from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, UNUSABLE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
 from holistic_clip_hf.loss_holistic_clip import prefix_of
+from holistic_clip_hf.options_holistic_clip import require_prefixes
 from holistic_clip_hf.storage import field_names, read_yaml, require_keys, shown
 from holistic_clip_hf.trainer.recipes import (
     Recipe,

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..configuration_holistic_clip import FUSIONS
 from ..modeling_holistic_clip import BranchRouter, HolisticCLIPModel
+from ..options_holistic_clip import FUSIONS
 from .probes import fit_logistic_regression, minimise
 from .ranking import TEXT_TO_IMAGE
 from .records import PER_PERSPECTIVE

@@ -22,19 +22,20 @@ ROOT = Path(__file__).resolve().parents[2]
 # The travelling files, each with the siblings it may import.
 SIBLINGS = {
     "backbone_holistic_clip": {"configuration_holistic_clip", "vision_holistic_clip"},
-    "configuration_holistic_clip": set(),
-    "loss_holistic_clip": {"configuration_holistic_clip", "streaming_holistic_clip"},
+    "configuration_holistic_clip": {"options_holistic_clip"},
+    "loss_holistic_clip": {"options_holistic_clip", "streaming_holistic_clip"},
     "modeling_holistic_clip": {
         *("backbone_holistic_clip", "configuration_holistic_clip", "loss_holistic_clip"),
         *("text_holistic_clip", "vision_holistic_clip"),
     },
     "multivector_holistic_clip": set(),
+    "options_holistic_clip": set(),
     "processing_holistic_clip": set(),
-    "streaming_holistic_clip": {"configuration_holistic_clip"},
+    "streaming_holistic_clip": {"options_holistic_clip"},
     "text_holistic_clip": {"backbone_holistic_clip", "configuration_holistic_clip"},
     "towers_holistic_clip": {
         *("backbone_holistic_clip", "configuration_holistic_clip", "loss_holistic_clip"),
-        *("text_holistic_clip", "vision_holistic_clip"),
+        *("options_holistic_clip", "text_holistic_clip", "vision_holistic_clip"),
     },
     "vision_holistic_clip": {"configuration_holistic_clip"},
 }

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from holistic_clip_hf import HolisticCLIPModel
-from holistic_clip_hf.configuration_holistic_clip import BRANCH_ISOLATIONS
+from holistic_clip_hf.options_holistic_clip import BRANCH_ISOLATIONS
 
 MakeModel = Callable[..., HolisticCLIPModel]
 MakeTokens = Callable[..., tuple[Tensor, Tensor]]
