@@ -26,14 +26,12 @@ from ..configuration_holistic_clip import settings_of
 from ..storage import parse_json
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
-TRAVELLING_FILES = tuple(
-    f"{part}_holistic_clip.py"
-    for part in ("backbone", "configuration", "loss", "modeling", "processing", "text", "vision")
-)
+_PARTS = ("backbone", "configuration", "loss", "modeling", "options", "processing", "streaming", "text", "vision")
+TRAVELLING_FILES = tuple(f"{part}_holistic_clip.py" for part in _PARTS)
 # The code of single towers in other programs, which travels with those and not with a checkpoint of both towers.
 TOWERS_FILE = "towers_holistic_clip.py"
 # Files that 0.1.0 carried beside these; checkpoints that were published with them stay as they are.
-FORMER_FILES = tuple(f"{part}_holistic_clip.py" for part in ("fusion", "layers", "matching", "packing", "streaming"))
+FORMER_FILES = tuple(f"{part}_holistic_clip.py" for part in ("fusion", "layers", "matching", "packing"))
 ALLOWED_FILES = {
     **dict.fromkeys(map(re.escape, TRAVELLING_FILES + FORMER_FILES), "code of the model and its processor"),
     re.escape(TOWERS_FILE): "code of a single tower",

@@ -151,7 +151,8 @@ def test_everything_the_model_needs_travels_with_it():
 
 def test_everything_a_single_tower_needs_travels_with_it():
     carried = {Path(path).stem for path in get_relative_import_files(ROOT / PACKAGE / "towers_holistic_clip.py")}
-    assert carried == {f"{part}_holistic_clip" for part in ("backbone", "configuration", "loss", "text", "vision")}
+    parts = ("backbone", "configuration", "loss", "options", "streaming", "text", "vision")
+    assert carried == {f"{part}_holistic_clip" for part in parts}
 
 
 CLEAN = {
