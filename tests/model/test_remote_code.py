@@ -11,7 +11,7 @@ from PIL import Image
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 
-PARTS = ("backbone", "configuration", "loss", "modeling", "processing", "text", "vision")
+PARTS = ("backbone", "configuration", "loss", "modeling", "options", "processing", "streaming", "text", "vision")
 TRAVELLING = {f"{part}_holistic_clip.py" for part in PARTS}
 STAGED = TRAVELLING | {"config.json", "model.safetensors", "processor_config.json"}
 STAGED |= {"tokenizer.json", "tokenizer_config.json"}
