@@ -1,12 +1,16 @@
 """What the benchmarks share: cases timed in turn, peak memory in a fresh process each, and the record of a run.
 
-A record is written only if its ratios can be trusted: if the quotients of one ratio, one for each round, lie further
-apart than `MOST_SPREAD` of their median, the machine was busy with something else, and the record stays as it was.
+A record is written only if its ratios can be trusted. A ratio is the median of quotients, one for each round, and its
+uncertainty is half the width of the median's 95 % interval, 1.57 times the interquartile range over the square root of
+the number of rounds (McGill, Tukey, Larsen 1978, https://doi.org/10.1080/00031305.1978.10479236). If it is more than
+`MOST_UNCERTAIN` of the median, the machine was busy with something else, and the record stays as it was. Records of
+before have `spreads` instead, from the smallest to the largest quotient, which grow with rounds.
 """
 
 import argparse
 import importlib
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -21,8 +25,8 @@ import transformers
 
 RESULTS = Path(__file__).parent / "results"
 MEBIBYTE = 2**20
-MOST_SPREAD = 0.25  # between the smallest and the largest quotient of a ratio, as a share of their median
-_spreads: dict[str, float] = {}  # of the ratios of this run
+MOST_UNCERTAIN = 0.1  # share of the median: as strict as the former 25 % from end to end are on average in 5 rounds
+_uncertainties: dict[str, float] = {}  # of the ratios of this run
 _absent: list[str] = []  # peers that are not installed
 
 
@@ -42,20 +46,23 @@ def interleaved(
     return seconds
 
 
-def median_and_spread(seconds: dict[str, list[float]], name: str, peer: str) -> tuple[float, float]:
-    """Median over rounds of the quotient within a round, and the spread of all, as a share of the median."""
+def median_and_uncertainty(seconds: dict[str, list[float]], name: str, peer: str) -> tuple[float, float]:
+    """Median over rounds of the quotient within a round, and its uncertainty, as a share of the median."""
     quotients = [ours / theirs for ours, theirs in zip(seconds[name], seconds[peer], strict=True)]
     median = statistics.median(quotients)
-    return median, (max(quotients) - min(quotients)) / median
+    if len(quotients) == 1:
+        return median, 0.0
+    first, _, third = statistics.quantiles(quotients, method="inclusive")
+    return median, 1.57 * (third - first) / math.sqrt(len(quotients)) / median
 
 
 def ratio(seconds: dict[str, list[float]], name: str, peer: str) -> float:
-    """Median over rounds of the quotient within a round, whose spread `write_record` looks at."""
-    median, spread = median_and_spread(seconds, name, peer)
+    """Median over rounds of the quotient within a round, whose uncertainty `write_record` looks at."""
+    median, uncertainty = median_and_uncertainty(seconds, name, peer)
     key, number = f"{name} / {peer}", 1
-    while (label := key if number == 1 else f"{key}, {number}") in _spreads:
+    while (label := key if number == 1 else f"{key}, {number}") in _uncertainties:
         number += 1
-    _spreads[label] = round(spread, 3)
+    _uncertainties[label] = round(uncertainty, 3)
     return median
 
 
@@ -104,13 +111,13 @@ def write_record(name: str, results: dict[str, Any]) -> None:
     """`results/NAME.json`: the numbers, and what is needed to repeat them.
 
     Raises:
-        SystemExit: a ratio whose spread is too wide; the file stays as it was.
+        SystemExit: a ratio that is too uncertain; the file stays as it was.
     """
-    if wide := {label: spread for label, spread in _spreads.items() if spread > MOST_SPREAD}:
-        told = ", ".join(f"{label} by {spread:.0%}" for label, spread in wide.items())
+    if wide := {label: share for label, share in _uncertainties.items() if share > MOST_UNCERTAIN}:
+        told = ", ".join(f"{label} (± {share:.0%})" for label, share in wide.items())
         sys.exit(
-            f"Not written: results/{name}.json. Rounds differ in {told} of the median, more than {MOST_SPREAD:.0%}. "
-            "The machine is busy; run it again when it is not, or with more --rounds."
+            f"Not written: results/{name}.json. Medians are uncertain by more than {MOST_UNCERTAIN:.0%}: {told}. The "
+            "machine is busy; run it again when it is not, or with more --rounds."
         )
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     record = {
@@ -122,7 +129,7 @@ def write_record(name: str, results: dict[str, Any]) -> None:
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "seed": 0,
-        **({"spreads": _spreads} if _spreads else {}),
+        **({"uncertainties": _uncertainties} if _uncertainties else {}),
         **({"peers_left_out": _absent} if _absent else {}),
         **results,
     }

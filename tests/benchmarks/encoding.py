@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from _measure import MOST_SPREAD, arguments, find_peer, interleaved, median_and_spread, ratio, write_record
+from _measure import MOST_UNCERTAIN, arguments, find_peer, interleaved, median_and_uncertainty, ratio, write_record
 from torch import Tensor
 from tower import PEER, build
 
@@ -45,7 +45,7 @@ def measure(encoders: dict[str, Encoder], images: Tensor, rounds: int) -> dict[s
     cases = {name: partial(encode, each, images, calls) for name, each in encoders.items()}
     for _ in range(TRIES):
         seconds = interleaved(cases, rounds)
-        if all(median_and_spread(seconds, OURS, peer)[1] <= MOST_SPREAD for peer in peers):
+        if all(median_and_uncertainty(seconds, OURS, peer)[1] <= MOST_UNCERTAIN for peer in peers):
             break
     rows = {name: {"seconds": statistics.median(found) / calls} for name, found in seconds.items()}
     rows[OURS] |= {f"ratio to {peer}": ratio(seconds, OURS, peer) for peer in peers}

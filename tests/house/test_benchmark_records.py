@@ -33,7 +33,16 @@ def test_a_ratio_is_the_median_of_quotients_within_rounds(measure: ModuleType) -
     assert measure.ratio(seconds, "ours", "peer") == pytest.approx(2.0)
     measure.write_record("made_up", {"value": 1})
     found = json.loads((measure.RESULTS / "made_up.json").read_text())
-    assert found["value"] == 1 and found["spreads"] == {"ours / peer": pytest.approx(0.2)}
+    assert found["value"] == 1 and found["uncertainties"] == {
+        "ours / peer": pytest.approx(1.57 * 0.2 / 3**0.5 / 2, abs=5e-4)
+    }
+
+
+def test_more_rounds_make_a_ratio_more_certain(measure: ModuleType) -> None:
+    noise = [0.9, 1.0, 1.1, 1.0]
+    few, many = ({"ours": noise * times, "peer": [1.0] * 4 * times} for times in (1, 16))
+    assert measure.median_and_uncertainty(few, "ours", "peer") == (1.0, pytest.approx(1.57 * 0.05 / 2))
+    assert measure.median_and_uncertainty(many, "ours", "peer")[1] < 0.3 * 1.57 * 0.05
 
 
 def test_a_record_of_a_busy_machine_is_not_written(measure: ModuleType) -> None:
@@ -41,7 +50,8 @@ def test_a_record_of_a_busy_machine_is_not_written(measure: ModuleType) -> None:
     measure.write_record("made_up", {"value": 1})
     measure.ratio({"ours": [1.0, 1.2, 0.9], "peer": [1.0, 1.0, 1.0]}, "ours", "peer")
     with pytest.raises(
-        SystemExit, match=r"Not written: .*made_up.json. Rounds differ in ours / peer, 2 by 30% of the"
+        SystemExit,
+        match=r"Not written: .*made_up.json. Medians are uncertain by more than 10%: ours / peer, 2 \(± 14%\)",
     ):
         measure.write_record("made_up", {"value": 2})
     assert json.loads((measure.RESULTS / "made_up.json").read_text())["value"] == 1
