@@ -235,10 +235,9 @@ class HolisticCLIPProcessor(ProcessorMixin):
             text: Caption, or a query that one perspective is asked with.
             perspective: Name of the perspective. A text of another one, or of none, stays as it is.
 
-        >>> HolisticCLIPProcessor(
-        ...     caption_form="{perspective}: {text}", caption_perspectives=["palette"]
-        ... ).write_caption("yellow", "palette")
-        'palette: yellow'
+        >>> processor.caption_form, processor.caption_perspectives = "{perspective}: {text}", ["palette"]
+        >>> processor.write_caption("yellow", "palette"), processor.write_caption("yellow", "short")
+        ('palette: yellow', 'yellow')
         """
         if self.caption_form is None or perspective not in self.caption_perspectives:
             return text

@@ -275,7 +275,7 @@ def _as_base_asks(processor: "HolisticCLIPProcessor", base: "Base") -> "Holistic
     from ..initialization import saved_caption_form
 
     asking = copy.copy(processor)
-    asking.caption_form, asking.caption_perspectives = saved_caption_form(base.name)
+    asking.caption_form, asking.caption_perspectives = saved_caption_form(base.name) if base.branches else (None, [])
     return asking
 
 

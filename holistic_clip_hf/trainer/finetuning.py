@@ -123,8 +123,9 @@ def read_base(name: str) -> Base:
     with _refusing(name):
         seen = size_seen(load_image_processor(name))
         tokenizer = load_tokenizer(name)
-        form, _ = saved_caption_form(name)
-    vision, is_ours = cast(Any, config.vision_config), isinstance(config, HolisticCLIPConfig)
+        is_ours = isinstance(config, HolisticCLIPConfig)
+        form = saved_caption_form(name)[0] if is_ours else None
+    vision = cast(Any, config.vision_config)
     positions = cast(Any, config.text_config).max_position_embeddings
     return Base(
         name=name,
