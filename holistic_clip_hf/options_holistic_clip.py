@@ -1,8 +1,10 @@
 # Copyright 2026 The holistic-clip-hf authors. Licensed under the Apache License, Version 2.0.
-"""Options of models and losses: their valid names and numbers, and how others are refused."""
+"""Options of models, losses and captions: their valid names and numbers, and how others are refused."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
@@ -107,6 +109,41 @@ def require_tower(kind: type[CLIPTextConfig | CLIPVisionConfig], given: Mapping[
         raise ValueError(
             f"`{where}hidden_act` is {activation!r}; expected the name of an activation, such as 'gelu' or "
             f"'quick_gelu'."
+        )
+
+
+_PLACEHOLDER = re.compile(r"\{(text|perspective)\}")
+
+
+def write_caption(form: str, perspective: str, text: str) -> str:
+    """Return a caption in a form, in which `{text}` and `{perspective}` stand for what they name.
+
+    >>> write_caption("{perspective}: {text}", "palette", "all red")
+    'palette: all red'
+    """
+    # One pass, so that braces of a caption stay as they are.
+    given = {"text": text, "perspective": perspective}
+    return _PLACEHOLDER.sub(lambda found: given[found[1]], form)
+
+
+def require_caption_form(where: str, form: Any) -> None:
+    """Raise `ValueError` for a form that would lose the caption; `where` is what has it."""
+    if form is not None and (not isinstance(form, str) or "{text}" not in form):
+        raise ValueError(
+            f"{where}: `caption_form` is {reprlib.repr(form)}; expected a form with {{text}}, such as "
+            '"{perspective}: {text}". Write where the caption goes.'
+        )
+
+
+def require_form_of(where: str, form: str | None, perspectives: Sequence[str]) -> None:
+    """Raise `ValueError` for a form that loses the caption, or that comes without the perspectives that it is for."""
+    require_caption_form(where, form)
+    are_names = not isinstance(perspectives, str) and all(isinstance(name, str) for name in perspectives)
+    if not are_names or (form is None) != (not perspectives):
+        raise ValueError(
+            f"{where}: `caption_form` is {reprlib.repr(form)} and `caption_perspectives` is "
+            f"{reprlib.repr(perspectives)}; expected a form and the names of the perspectives whose captions it "
+            "writes, or neither. Add what is missing."
         )
 
 

@@ -6,6 +6,7 @@
 - Transparent images are composed on a background; dropping the alpha channel would show what was painted beneath.
 - A special token written out inside a caption stays plain text.
 - The same text has the same caption id in every process and every batch.
+- A caption whose perspective is known is written in the form that the model was trained with.
 - What is cut is counted and said once; what cannot be read (no text, NaN pixels) is refused by its position.
 """
 
@@ -41,6 +42,8 @@ from transformers.image_utils import (
     make_flat_list_of_images,
 )
 from transformers.tokenization_utils_base import LARGE_INTEGER
+
+from .options_holistic_clip import require_form_of, write_caption
 
 try:
     import ftfy
@@ -143,6 +146,13 @@ class HolisticCLIPProcessor(ProcessorMixin):
         image_processor: CLIP's.
         tokenizer: CLIP's.
         background: RGB, 0 to 255, on which transparent images are composed; white, like the page an image stands on.
+        caption_form: Form that the model's captions had in training, such as `"{perspective}: {text}"`. Default: none,
+            captions are as they are.
+        caption_perspectives: Names of the perspectives that had captions in this form.
+
+    Raises:
+        ValueError: a background that is not a colour, a slow tokenizer, a form without `{text}`, or one without
+            perspectives.
 
     Attributes:
         num_truncated: how many texts were cut at the tokenizer's `model_max_length` so far, in this process; a caption
@@ -166,6 +176,8 @@ class HolisticCLIPProcessor(ProcessorMixin):
         image_processor: Any = None,
         tokenizer: Any = None,
         background: Sequence[int] = WHITE,
+        caption_form: str | None = None,
+        caption_perspectives: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         if len(background) != 3 or not all(channel in range(256) for channel in background):
@@ -175,7 +187,9 @@ class HolisticCLIPProcessor(ProcessorMixin):
                 f"`tokenizer` is a {type(tokenizer).__name__}, of the slow kind; expected one of the library "
                 "`tokenizers`. Load it from a checkpoint that has a tokenizer.json, or convert it."
             )
+        require_form_of(type(self).__name__, caption_form, caption_perspectives)
         self.background = [int(channel) for channel in background]
+        self.caption_form, self.caption_perspectives = caption_form, list(caption_perspectives)
         self.num_truncated = 0
         self.tells_of_cuts = True
         super().__init__(image_processor, tokenizer, **kwargs)
@@ -206,6 +220,29 @@ class HolisticCLIPProcessor(ProcessorMixin):
                 processor.limit_texts(tower.get("max_position_embeddings", CLIP_POSITIONS))
         return found
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is saved, as inherited; without a caption form, what earlier versions saved."""
+        found = super().to_dict()
+        if self.caption_form is None:
+            for name in ("caption_form", "caption_perspectives"):
+                found.pop(name, None)
+        return found
+
+    def write_caption(self, text: str, perspective: str | None) -> str:
+        """Return a caption of a perspective as the model learned to read it.
+
+        Args:
+            text: Caption, or a query that one perspective is asked with.
+            perspective: Name of the perspective. A text of another one, or of none, stays as it is.
+
+        >>> processor.caption_form, processor.caption_perspectives = "{perspective}: {text}", ["palette"]
+        >>> processor.write_caption("yellow", "palette"), processor.write_caption("yellow", "short")
+        ('palette: yellow', 'yellow')
+        """
+        if self.caption_form is None or perspective not in self.caption_perspectives:
+            return text
+        return write_caption(self.caption_form, perspective, text)
+
     def limit_texts(self, num_positions: int) -> None:
         """Cut texts at the positions of a text tower, if the tokenizer does not cut them before."""
         self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, num_positions)
@@ -232,20 +269,31 @@ class HolisticCLIPProcessor(ProcessorMixin):
             data.update(self.image_processor(images, **options["images_kwargs"]))
         return BatchFeature(data, tensor_type=options["text_kwargs"].get("return_tensors"))
 
-    def nested_captions(self, captions: Sequence[Sequence[str | None]]) -> dict[str, Tensor]:
+    def nested_captions(
+        self, captions: Sequence[Sequence[str | None]], perspectives: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         """Tokenise up to M captions for each of N images; `None` stands for a missing one.
 
         A slot is known by its place alone: a row that is shorter than the longest misses its *last* slots. Where one
         before them is missing, `None` has to hold its place.
+
+        Args:
+            captions: Captions of each image.
+            perspectives: Names of the M slots, by which captions are written (`write_caption`). Default: captions are
+                read as they are.
 
         Returns:
             `input_ids` and `attention_mask` (N, M, L) with L the longest caption, `caption_mask` (N, M) bool, and
             `caption_ids` (N, M) int64, equal exactly where two captions have the same tokens (`caption_id`).
 
         Raises:
-            ValueError: no caption at all; a row that is not a list of strings and None; an empty caption.
+            ValueError: no caption at all; a row that is not a list of strings and None, or is longer than
+                `perspectives`; an empty caption.
         """
         present = _checked_captions(captions)
+        if perspectives is not None:
+            _require_names(captions, perspectives)
+            present = {place: self._written(text, perspectives[place[1]]) for place, text in present.items()}
         unique = list(dict.fromkeys(present.values()))
         encoded = self._tokenize(unique, **self.text_kwargs)
         # The tokenizer's own `return_tensors` is slower than `torch.tensor`.
@@ -270,6 +318,11 @@ class HolisticCLIPProcessor(ProcessorMixin):
             "caption_mask": caption_mask,
             "caption_ids": caption_ids,
         }
+
+    def _written(self, text: str, perspective: str) -> str:
+        """Write a clean caption; the form is cleaned with it, as that of a text is that was written before."""
+        written = self.write_caption(text, perspective)
+        return text if written == text else clean_caption(written)
 
     def _tokenize(self, texts: str | list[str], **options: Any) -> BatchEncoding:
         encoded = self.tokenizer(_lowered(texts), **options)
@@ -656,6 +709,15 @@ def _checked_captions(captions: Any) -> dict[tuple[int, int], str]:
         what = f"Captions are empty at (image, slot) {reprlib.repr(empty)}" if empty else "No image has a caption"
         raise ValueError(f"{what}. Put None where a caption is missing, and at least one caption in all.")
     return present
+
+
+def _require_names(captions: Sequence[Sequence[str | None]], perspectives: Sequence[str]) -> None:
+    longest = max(len(row) for row in captions)
+    if isinstance(perspectives, str) or longest > len(perspectives):
+        raise ValueError(
+            f"`perspectives` is {reprlib.repr(perspectives)} and an image has {longest} captions; expected a name for "
+            "each. Give the names of all slots, or leave them out."
+        )
 
 
 def _checked_array(image: Any, position: int, data_format: str | None) -> Any:

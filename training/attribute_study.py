@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import logging
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
-from holistic_clip_hf.corpus.build import find_corpus, write_caption
+from holistic_clip_hf.corpus.build import find_corpus
 from holistic_clip_hf.evaluation.attributes import (
     FORMS,
     ONE,
@@ -35,7 +35,7 @@ from holistic_clip_hf.evaluation.attributes import (
     measure_query,
     score_queries,
 )
-from holistic_clip_hf.evaluation.encoding import encode_images, encode_texts, evaluation_mode, fuse, load_checkpoint
+from holistic_clip_hf.evaluation.encoding import encode_images, encode_texts, evaluation_mode, fuse
 from holistic_clip_hf.evaluation.fusion_fitting import fit_fusion
 from holistic_clip_hf.evaluation.ranking import top_candidates
 from holistic_clip_hf.evaluation.records import capture_provenance
@@ -55,6 +55,7 @@ from training.study import (
     append_result,
     load_results,
     load_study,
+    load_trained,
     method_recipe,
     plan_of,
     require_plan,
@@ -96,12 +97,12 @@ class Ground:
             )
         self.recipe = method_recipe(study, name, replicate)
         self.study, self.corpus = study, corpus
-        self.model, self.processor = load_checkpoint(checkpoint)
+        self.model, self.processor = load_trained(checkpoint, self.recipe)
         self._vectors: dict[str, Tensor] = {}
 
     def seen(self, split: str) -> Seen:
         """Encode the images of a split, and read their captions in the corpus's own form."""
-        rows = recipe_split(replace(self.recipe, caption_form=None), self.corpus, split)
+        rows = recipe_split(self.recipe, self.corpus, split)
         branches = encode_images(self.model, self.processor, rows, batch_size=BATCH_SIZE).branch_embeds
         if len(branches) < len(rows):
             raise ValueError(f"{len(rows) - len(branches)} images of {split} cannot be read; expected whole ones.")
@@ -136,7 +137,7 @@ class Ground:
         return self._vectors[self._written(wish)]
 
     def _written(self, wish: Wish) -> str:
-        return write_caption(self.recipe.caption_form or "{text}", FACETS[wish.facet], wish.text)
+        return self.processor.write_caption(wish.text, FACETS[wish.facet])
 
 
 def encode_patches(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, rows: Dataset) -> Tensor:
@@ -325,8 +326,7 @@ def write_queries(study: Study, corpus: Path) -> None:
     """Write what is asked of each replicate, and how many images are right, beside the results."""
     told = {}
     for replicate, left_out in enumerate(study.held_out):
-        recipe = replace(method_recipe(study, next(iter(study.methods)), replicate), caption_form=None)
-        rows = recipe_split(recipe, corpus, "test")
+        rows = recipe_split(method_recipe(study, next(iter(study.methods)), replicate), corpus, "test")
         traits = drawing_traits(captions_by_perspective(rows, study.perspectives))
         queries = attribute_queries(traits, study.queries)
         told[left_out] = [

@@ -59,8 +59,9 @@ def colours_of(palette: str) -> set[str]:
 
 def cases_of(corpus: EmbeddedCorpus) -> Iterator[Case]:
     """Yield every query that enough drawings answer, with the colour and without."""
-    categories = np.array([owned[0] for owned in corpus.captions[CATEGORY]])
-    palettes = [colours_of(owned[0]) for owned in corpus.captions[PALETTE]]
+    captions = corpus.plain_captions
+    categories = np.array([owned[0] for owned in captions[CATEGORY]])
+    palettes = [colours_of(owned[0]) for owned in captions[PALETTE]]
     for category in sorted(set(categories)):
         for colour in sorted(set().union(*palettes)):
             is_of, has = categories == category, np.array([colour in palette for palette in palettes])
@@ -165,7 +166,11 @@ def main() -> None:
     dataset = open_split(directory, options.split, split_column=SPLIT_COLUMN)
     corpus = embed_corpus(model, processor, dataset, perspectives=[CATEGORY, PALETTE])
     cases = list(cases_of(corpus))
-    asked = [text for case in cases for text in (case.category, f"mostly {case.colour}")]
+    asked = [
+        processor.write_caption(text, perspective)
+        for case in cases
+        for text, perspective in ((case.category, CATEGORY), (f"mostly {case.colour}", PALETTE))
+    ]
     texts = encode_texts(model, processor, asked, batch_size=64).unflatten(0, (-1, 2))
     fused = F.normalize(corpus.branch_embeds.mean(dim=1), dim=-1)
     images = {FUSED: (fused, fused)}

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
 
-from holistic_clip_hf import HolisticCLIPModel
+from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.corpus.build import find_corpus, load_corpus, read_manifest
 from holistic_clip_hf.evaluation.attributes import QueryRules
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
@@ -32,7 +32,7 @@ from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, UNUSABLE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
 from holistic_clip_hf.loss_holistic_clip import prefix_of
-from holistic_clip_hf.options_holistic_clip import require_prefixes
+from holistic_clip_hf.options_holistic_clip import require_caption_form, require_prefixes
 from holistic_clip_hf.storage import field_names, read_yaml, require_keys, shown
 from holistic_clip_hf.trainer.recipes import (
     Recipe,
@@ -40,7 +40,6 @@ from holistic_clip_hf.trainer.recipes import (
     load_recipe,
     make_trainer,
     recipe_split,
-    require_caption_form,
     require_run_name,
     seconds_of_training,
     train_run,
@@ -247,7 +246,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         ratio = multiplications(theirs, other, corpus, work / "unused") / operations
         recipe = _stretch(recipe, ratio)
     train_run(recipe, name, corpus, checkpoint)
-    model, processor = load_checkpoint(checkpoint)
+    model, processor = load_trained(checkpoint, recipe)
     has_fusions = model.config.num_branches > 1 and not study.widths
     encoded = {
         split: embed_corpus(
@@ -284,6 +283,14 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
             )
             numbers[f"{FUSED}, {score}"] = next(iter(_numbers(records).values()))
     return {**row, UNUSABLE: len(encoded["test"].left_out), "numbers": numbers}
+
+
+def load_trained(checkpoint: Path, recipe: Recipe) -> tuple[HolisticCLIPModel, HolisticCLIPProcessor]:
+    """Load the checkpoint of a run, with the form of captions that its recipe says: earlier runs did not save it."""
+    model, processor = load_checkpoint(checkpoint)
+    if recipe.caption_form is not None:
+        processor.caption_form, processor.caption_perspectives = recipe.caption_form, recipe.slots
+    return model, processor
 
 
 def _set_score(model: HolisticCLIPModel, score: str) -> bool:

@@ -527,7 +527,13 @@ class Evaluation:
         name, splits = self._classified
         templates, names = load_templates(self.options.labels.templates), splits[self.options.split].class_names
         classes = encode_classes(
-            self.model, self.processor, names, templates, batch_size=self.options.batch_size, progress=True
+            self.model,
+            self.processor,
+            names,
+            templates,
+            perspective=self.options.labels.classes,
+            batch_size=self.options.batch_size,
+            progress=True,
         )
         return measure_classification(
             self.model,

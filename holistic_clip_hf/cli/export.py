@@ -74,6 +74,11 @@ class Command:
         model, processor = load_checkpoint(self.model)
         write = self._stock if self.layout in STOCK else self._browser if self.layout in BROWSER else self._graphs
         write(model, processor)
+        if processor.caption_form and self.layout not in BROWSER:
+            print(
+                "The processor that was exported writes no captions. Write a text that asks one of "
+                f"{', '.join(processor.caption_perspectives)} as {processor.caption_form!r}."
+            )
 
     def _stock(self, model: "HolisticCLIPModel", processor: "HolisticCLIPProcessor") -> None:
         from ..exporting import export_stock

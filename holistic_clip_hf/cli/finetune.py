@@ -11,6 +11,7 @@ Each is as the single verbs make it, and what is finished is not made again: an 
 given again. For photos without captions, `holistic-clip caption` writes them.
 """
 
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ..evaluation.records import Record
     from ..images.sources import Source
     from ..modeling_holistic_clip import HolisticCLIPModel
+    from ..processing_holistic_clip import HolisticCLIPProcessor
     from ..trainer.finetuning import Base, Choice
 
 VALIDATION, TEST = 0.1, 0.2  # shares; of a few hundred photos less would say nothing
@@ -209,7 +211,7 @@ class Command:
         starting = _load_base(base)
         if self.settings.max_length and self.settings.max_length > base.max_length:
             stretch_text_positions(starting, self.settings.max_length)  # as training began
-        before = embed_alike(starting, processor, rows, embedded)
+        before = embed_alike(starting, _as_base_asks(processor, base), rows, embedded)
         records += measure_retrieval(starting, before, provenance=replace(run, model=BASE), ks=KS, with_branches=False)
         gained = measure_gain((starting, before), (model, embedded), provenance=run, k=GAIN_K)
         records += gained
@@ -254,6 +256,8 @@ def _tell(base: "Base", branches: list[str], choices: "list[Choice]") -> None:
     kept = [name for name in branches if name in base.branches]
     said = "; all are the base's" if kept == branches else f"; of the base: {', '.join(kept)}" if kept else ""
     print(f"branches {', '.join(branches)}{said}")
+    if base.caption_form:
+        print(f"captions keep the form of the base, {base.caption_form!r}")
     for choice in choices:
         print(choice)
 
@@ -264,6 +268,15 @@ def _load_base(base: "Base") -> "HolisticCLIPModel":
     from ..initialization import from_checkpoint
 
     return load_checkpoint(base.name)[0] if base.branches else from_checkpoint(base.name, perspectives=["all"])
+
+
+def _as_base_asks(processor: "HolisticCLIPProcessor", base: "Base") -> "HolisticCLIPProcessor":
+    """Return the processor of the result with the base's own form of captions."""
+    from ..initialization import saved_caption_form
+
+    asking = copy.copy(processor)
+    asking.caption_form, asking.caption_perspectives = saved_caption_form(base.name) if base.branches else (None, [])
+    return asking
 
 
 def _against_base(gained: "list[Record]", name: str, num_rows: int) -> str:

@@ -181,20 +181,16 @@ def open_split(
     *,
     split_column: str | None = None,
     held_out: Mapping[str, str] | None = None,
-    caption_form: str | None = None,
 ) -> Dataset:
     """Return the rows of a corpus whose `split_column` says `split`.
 
     With `held_out`, a column and the value of it that is never trained on, the rows of that value are the test split
-    instead; what the corpus itself would test on is trained on. With `caption_form`, captions are written as
-    `write_caption` does.
+    instead; what the corpus itself would test on is trained on.
 
     Raises:
         ValueError: no such column, or no such rows.
     """
     corpus = load_corpus(directory)
-    if caption_form is not None:
-        corpus = _with_caption_form(corpus, caption_form)
     split_column = split_column or _split_column(directory)
     texts = [name for name, feature in corpus.features.items() if feature in (Value("string"), Value("large_string"))]
     for column in (split_column, *(held_out or {})):
@@ -222,35 +218,6 @@ def open_split(
             f"`--split`, or build the corpus with a larger share, such as `--{split} 0.2`."
         )
     return corpus.select(rows)
-
-
-def write_caption(form: str, perspective: str, text: str) -> str:
-    """Return a caption in a form, in which `{text}` and `{perspective}` stand for what they name.
-
-    >>> write_caption("{perspective}: {text}", "palette", "all red")
-    'palette: all red'
-    """
-    # One pass, so that braces of a caption stay as they are.
-    given = {"text": text, "perspective": perspective}
-    return _PLACEHOLDER.sub(lambda found: given[found[1]], form)
-
-
-_PLACEHOLDER = re.compile(r"\{(text|perspective)\}")
-
-
-def _with_caption_form(corpus: Dataset, form: str) -> Dataset:
-    """Write the captions anew; one that lacks perspective or text stays as it is. Images are not copied."""
-    written = [
-        [
-            {**each, "text": write_caption(form, each["perspective"], each["text"])}
-            if isinstance(each["perspective"], str) and isinstance(each["text"], str)
-            else each
-            for each in captions or ()
-        ]
-        for captions in corpus.select_columns("captions")["captions"]
-    ]
-    feature = corpus.features["captions"]
-    return corpus.remove_columns("captions").add_column("captions", written, feature=feature)
 
 
 logger = logging.getLogger(__name__)

@@ -32,6 +32,7 @@ _VECTORS, _FINGERPRINT, _TEXTS = "vectors", "fingerprint", "texts"
 Captions = Sequence[tuple[str, str]]  # perspective and text of each
 CaptionsById = Mapping[str, Captions]
 EmbedTexts = Callable[[Sequence[str]], Tensor]  # T texts to (T, D)
+WriteCaption = Callable[[str, str], str]  # text and perspective
 
 
 def captions_of_names(index: SearchIndex) -> CaptionsById:
@@ -51,13 +52,21 @@ def captions_of_corpus(corpus: Any) -> CaptionsById:
     return found
 
 
-def chosen_texts(captions: CaptionsById) -> list[str]:
-    """Return all different texts or, of too many, some from everywhere, the same ones whatever becomes of others."""
-    texts = list(dict.fromkeys(text for pairs in captions.values() for _, text in pairs))
+def chosen_texts(captions: CaptionsById, write: WriteCaption = lambda text, perspective: text) -> dict[str, str]:
+    """Return all different texts or, of too many, some from everywhere, the same ones whatever becomes of others.
+
+    Args:
+        captions: Captions of each image.
+        write: Function of a text and its perspective, which returns it as the model is to read it. Default: as it is.
+
+    Returns:
+        Each text as the model is to read it, and as people wrote it.
+    """
+    texts = {write(text, perspective): text for pairs in captions.values() for perspective, text in pairs}
     if len(texts) <= MOST_CAPTIONS:
         return texts
     chosen = set(heapq.nsmallest(MOST_CAPTIONS, texts, key=stable_number))
-    return [text for text in texts if text in chosen]
+    return {written: text for written, text in texts.items() if written in chosen}
 
 
 def example_queries(captions: CaptionsById, perspectives: Sequence[str]) -> list[str]:

@@ -6,13 +6,14 @@ Axes: H branches, M captions of an image, P patches, D projection width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.encoding import encode_texts, evaluation_mode, whole_image
+from ..evaluation.encoding import encode_texts, evaluation_mode, whole_image, written_caption
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..search import FUSED, Term
 from ..search.encoding import embed_images
@@ -57,15 +58,27 @@ class LabelledMap:
 
 @dataclass(frozen=True)
 class AskedTerm:
-    """One term of a query, and by how much each branch that it asks counts; below zero, against."""
+    """One term of a query, and by how much each branch that it asks counts; below zero, against.
+
+    Args:
+        term: the term.
+        weights: Weight of each branch.
+        by_name: True if branches that the term does not name are asked by sliders of their own alone, which is asking
+            them by name. A text of such a term is written as that of a term with a perspective.
+    """
 
     term: Term
     weights: Mapping[str, float]
+    by_name: bool = False
 
     @property
     def is_wanted(self) -> bool:
         """Tell whether the term counts for an image, and not against it."""
         return self.term.weight > 0
+
+    def perspective_of(self, branch: str) -> str:
+        """Return the perspective that a branch is asked from, by which a text is written."""
+        return branch if self.by_name and self.term.perspective == FUSED else self.term.perspective
 
 
 @dataclass(frozen=True)
@@ -145,12 +158,12 @@ class Explainer:
         Raises:
             ValueError: as the processor, of the image.
         """
-        words = [
-            (word, each.is_wanted)
+        # By what is read: a word of two terms has one map, unless they ask it of two perspectives.
+        words = {
+            (self._write(word, each.term.perspective), each.is_wanted): word
             for each in asked
             for word in (words_of(each.term.text) if each.term.text is not None else ())
-        ]
-        words = list(dict.fromkeys(words))
+        }
         with evaluation_mode(self.model):
             pixels = whole_image(self.model, self.processor(images=[image], return_tensors="pt"))
             pixels = pixels.to(self.model.device)
@@ -159,7 +172,7 @@ class Explainer:
                 attention=self._attention(pixels),
                 terms=self._terms(pixels, asked[:MOST_TERMS]),
                 num_terms=len(asked),
-                words=self._words(pixels, words[:MOST_WORDS]),
+                words=self._words(pixels, dict(islice(words.items(), MOST_WORDS))),
                 num_words=len(words),
                 matching=self._matching(pixels, captions) if captions else None,
             )
@@ -178,7 +191,7 @@ class Explainer:
     def _terms(self, pixels: Tensor, asked: Sequence[AskedTerm]) -> list[TermMaps]:
         if not asked:
             return []
-        vectors = torch.stack([self._term_vectors(each.term) for each in asked])  # (terms, H, D)
+        vectors = torch.stack([self._term_vectors(each) for each in asked])  # (terms, H, D)
         images = self.model.get_image_features(pixels).branch_embeds[0]
         similarity = torch.einsum("hd,thd->th", images, vectors.to(images))
         found = []
@@ -194,33 +207,41 @@ class Explainer:
         blank = _even(values) if values.max() > 0 else "Blank: no patch raises this branch's agreement."
         return LabelledMap(name, f"agrees {scores[branch]:+.2f}", values, is_wanted, blank)
 
-    def _term_vectors(self, term: Term) -> Tensor:
-        """Return what each branch is held against, the one vector of a text or those of an example: (H, D)."""
+    def _term_vectors(self, asked: AskedTerm) -> Tensor:
+        """Return what each branch is held against, a text in the form of its perspective or an example: (H, D)."""
+        term = asked.term
         if term.image is not None:
             return torch.from_numpy(embed_images(self.model, self.processor, [term.image], fused=False)[0])
         assert term.text is not None
-        return self._embed([term.text]).expand(len(self.branches), -1)
+        return self._embed([self._write(term.text, asked.perspective_of(branch)) for branch in self.branches])
 
     def _relevance(self, pixels: Tensor, asked: AskedTerm, vectors: Tensor) -> Tensor:
         """Return (H, P) of the branches, each against its own vector of (H, D)."""
-        if asked.term.image is None:
+        if asked.term.image is None and torch.equal(vectors, vectors[:1].expand_as(vectors)):
             return branch_relevance(self.model, pixels, vectors[:1].to(pixels.device))[0, :, 0]
         return torch.diagonal(branch_relevance(self.model, pixels, vectors.to(pixels.device))[0]).T
 
-    def _words(self, pixels: Tensor, words: Sequence[tuple[str, bool]]) -> list[LabelledMap]:
+    def _words(self, pixels: Tensor, words: Mapping[tuple[str, bool], str]) -> list[LabelledMap]:
+        """Return a map of each word; `words` has them by the text that is read, and whether they are wanted."""
         if not words:
             return []
         patches = self.model.get_patch_features(pixels).patch_embeds
-        maps = patch_agreement(patches, self._embed([word for word, _ in words]).to(pixels.device))[0]
+        maps = patch_agreement(patches, self._embed([text for text, _ in words]).to(pixels.device))[0]
         notes = [f"best {value:+.2f}" for value in maps.amax(dim=-1).tolist()]
         return [
             LabelledMap(word, note, values, is_wanted, _even(values))
-            for (word, is_wanted), note, values in zip(words, notes, self._grids(pixels, maps), strict=True)
+            for ((_, is_wanted), word), note, values in zip(
+                words.items(), notes, self._grids(pixels, maps), strict=True
+            )
         ]
 
     def _matching(self, pixels: Tensor, captions: Sequence[tuple[str, str]]) -> Matching:
         vectors = self.model.get_image_features(pixels).branch_embeds[0].float().cpu()
-        return Matching(self.branches, captions, part_matching(vectors, self._embed([text for _, text in captions])))
+        texts = [self._write(text, perspective) for perspective, text in captions]
+        return Matching(self.branches, captions, part_matching(vectors, self._embed(texts)))
+
+    def _write(self, text: str, perspective: str) -> str:
+        return written_caption(self.processor, text, perspective)
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         return encode_texts(self.model, self.processor, texts, batch_size=32)

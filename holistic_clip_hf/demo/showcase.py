@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as replaced
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..corpus.build import MANIFEST, load_corpus
 from ..evaluation.calibration import calibration_or_warning
-from ..evaluation.encoding import encode_texts, fuse, load_checkpoint
+from ..evaluation.encoding import encode_texts, fuse, load_checkpoint, written_caption
 from ..images.sources import Images
 from ..modeling_holistic_clip import HolisticCLIPModel
 from ..publishing.model_card import known_facts
@@ -254,6 +255,8 @@ class Showcase:
     def embed(self, given: Iterable[str | Image.Image], branch: str = FUSED) -> Embedded:
         """Embed texts and images, so that a dot product of two is the score that the model gives them.
 
+        A text for a branch is written in the form of its perspective.
+
         Args:
             given: Texts and images, of which one image is held at a time if they come one by one.
             branch: Branch whose vectors images get. Texts have one for all branches. Default: the fused vector.
@@ -272,7 +275,7 @@ class Showcase:
             for each in given:
                 is_text.append(isinstance(each, str))
                 if isinstance(each, str):
-                    texts.append(each)
+                    texts.append(written_caption(self._processor, each, branch))
                 else:
                     images.append(torch.from_numpy(embed_images(self.model, self._processor, [each], fused=False)))
             before = self._processor.num_truncated
@@ -309,7 +312,8 @@ class Showcase:
         """
         wishes = [] if isinstance(query, str) and not query.strip() else self.wishes(query)
         weights = sliders or {FUSED: 1.0}
-        asked = [AskedTerm(wish, weights_by_branch(wish, weights, self.branches)) for wish in wishes]
+        by_name = not weights.get(FUSED)
+        asked = [AskedTerm(wish, weights_by_branch(wish, weights, self.branches), by_name) for wish in wishes]
         captions = self.captions.get(image_id, ()) if image_id is not None else ()
         with self._lock:
             return self._explainer.inspect(image, asked, list(captions))
@@ -338,11 +342,12 @@ class Showcase:
 
     def _embed_captions(self) -> None:
         """Embed the captions as they are now; only new texts are encoded."""
-        self.texts = chosen_texts(self.captions)
+        chosen = chosen_texts(self.captions, partial(written_caption, self._processor))
+        self.texts = list(chosen.values())
         self._text_embeds = None
         if self.texts:
             fingerprint = self.index.layout.checkpoint
-            self._text_embeds = embed_kept(self.index.directory, fingerprint, self.texts, self._encode)
+            self._text_embeds = embed_kept(self.index.directory, fingerprint, list(chosen), self._encode)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         return encode_texts(self.model, self._processor, texts, batch_size=64, progress=len(texts) > SHOWN)

@@ -5,6 +5,7 @@ Both would compare by cosine by themselves, which divides a fused vector by its 
 so ranks differently from the model. Here both compare by dot product, of which only linear fusions are capable.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import torch
 from torch import Tensor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from ..initialization import saved_caption_form
 from ..modeling_holistic_clip import HolisticCLIPModel
+from ..options_holistic_clip import write_caption
 from ..storage import import_extra
 from .encoding import Processor, evaluation_mode, load_checkpoint, on_device
+
+_OF_THE_HUB = ("revision", "token")
 
 
 def load_mteb_encoder(model_name: str, revision: str | None = None, device: str | None = None) -> Any:
@@ -92,14 +97,15 @@ def mteb_encoder(
 def sentence_transformer(checkpoint: str, **options: Any) -> Any:
     """Return a `SentenceTransformer` of a checkpoint, texts and images alike, that compares as the model does.
 
-    `options` are its own (`device`, `revision`, `trust_remote_code` ...).
+    `options` are its own (`device`, `revision`, `trust_remote_code` ...). A form of captions that is a prefix, such as
+    `"{perspective}: {text}"`, becomes a prompt for each perspective: `encode("yellow", prompt_name="palette")`.
 
     Raises:
         ImportError: sentence-transformers is not installed.
         ValueError: the model's fusion is not a dot product of two vectors.
     """
     encoder = import_extra("sentence_transformers", "peers").SentenceTransformer(
-        checkpoint, similarity_fn_name="dot", **options
+        checkpoint, similarity_fn_name="dot", **_prompts_of(checkpoint, options), **options
     )
     _require_linear(encoder[0].model)
     return encoder
@@ -109,7 +115,7 @@ def multi_vector_encoder(checkpoint: str, **options: Any) -> Any:
     """Return a `MultiVectorEncoder` of a checkpoint, in which an image has one vector for each branch.
 
     A text has one vector, so that MaxSim is the similarity of the branch that agrees most: the score of
-    `fusion="max"`, whatever the checkpoint's own fusion is.
+    `fusion="max"`, whatever the checkpoint's own fusion is. Prompts are those of `sentence_transformer`.
 
     Args:
         checkpoint: Folder of a checkpoint, or its name on the Hub.
@@ -125,14 +131,28 @@ def multi_vector_encoder(checkpoint: str, **options: Any) -> Any:
     last = get_class_from_dynamic_module("multivector_holistic_clip.BranchVectors", Path(__file__).parent.parent)
     texts = {"method": "get_text_features", "method_output_name": "text_embeds"}
     images = {"method": "get_image_features", "method_output_name": "branch_embeds"}
-    loading = {name: options[name] for name in ("revision", "token", "trust_remote_code") if name in options}
+    loading = {name: options[name] for name in (*_OF_THE_HUB, "trust_remote_code") if name in options}
     towers = Transformer(
         checkpoint,
         modality_config={"text": texts, "image": images},
         module_output_name="token_embeddings",
         **{f"{part}_kwargs": dict(loading) for part in ("model", "processor", "config")},
     )
-    return library.MultiVectorEncoder(modules=[towers, last()], **options)
+    return library.MultiVectorEncoder(modules=[towers, last()], **_prompts_of(checkpoint, options), **options)
+
+
+def _prompts_of(checkpoint: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword that gives an encoder the prefix of each perspective's captions, if their form is a prefix.
+
+    Args:
+        checkpoint: Folder of a checkpoint, or its name on the Hub.
+        options: Keywords of the encoder, among which prompts of one's own stay.
+    """
+    hub = {name: options[name] for name in _OF_THE_HUB if name in options}
+    form, perspectives = saved_caption_form(checkpoint, **hub)
+    if form is None or form.count("{text}") != 1 or not form.endswith("{text}") or "prompts" in options:
+        return {}
+    return {"prompts": {name: write_caption(form, name, "") for name in perspectives}}
 
 
 def _require_linear(model: Any) -> None:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..images.left_out import row_names
 from ..processing_holistic_clip import clean_caption, is_blank
 from ..storage import read_yaml
-from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name
+from .encoding import DualEncoder, Processor, encode_images, encode_texts, vectors_by_name, written_caption
 from .ranking import bootstrap_interval, mean_per_class, recall_at, retrieval_ranks
 from .records import Detail, Provenance, Record, Recorder
 
@@ -73,12 +73,23 @@ def encode_classes(
     class_names: Sequence[str],
     templates: Templates,
     *,
+    perspective: str | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Tensor:
-    """Encode each name: (C, D) of unit length. Raises `ValueError` for a class without a name."""
+    """Encode each name: (C, D) of unit length. Raises `ValueError` for a class without a name.
+
+    Args:
+        model: the model.
+        processor: Processor of the model.
+        class_names: C names.
+        templates: Texts that names are put into.
+        perspective: Perspective whose captions the names are, in whose form the texts are written. Default: none.
+        batch_size: Number of texts that are encoded together.
+        progress: Show a bar of progress.
+    """
     names = checked_names(class_names)
-    texts = [text for name in names for text in templates.of(name)]
+    texts = [written_caption(processor, text, perspective) for name in names for text in templates.of(name)]
     embeds = encode_texts(model, processor, texts, batch_size=batch_size, progress=progress)
     return F.normalize(embeds.unflatten(0, (len(names), len(templates.texts))).mean(dim=1), dim=-1)
 

@@ -261,6 +261,18 @@ def encode_texts(
     return embeds
 
 
+def written_caption(processor: Processor, text: str, perspective: str | None) -> str:
+    """Return a text in the form that a model learned captions of a perspective in, as `encode_texts` is to get it.
+
+    Args:
+        processor: Processor of the model. One that is not of this package, such as CLIP's, has no form.
+        text: Text, as somebody wrote it.
+        perspective: Name of the perspective that it asks. A text of another one, or of none, stays as it is.
+    """
+    write = getattr(processor, "write_caption", None)
+    return text if write is None else write(text, perspective)
+
+
 def _batches_of(texts: Sequence[str], batch_size: int) -> list[list[str]]:
     """Return the distinct texts, of which neighbours in length share a batch, so that little is padded."""
     distinct = sorted(set(texts), key=lambda text: (len(text), text))

@@ -47,6 +47,8 @@ def fingerprint(model: DualEncoder, processor: Any, *, with_fusion: bool) -> str
         facts |= {name: config[name] for name in ("fusion", "branch_weights")}
     tokenizer = processor.tokenizer
     facts["processor"] = {**image_facts(processor), "tokenizer": _tokenizer_facts(tokenizer)}
+    if processor.caption_form is not None:
+        facts["processor"]["captions"] = [processor.caption_form, *processor.caption_perspectives]
     weights = model.state_dict()  # type: ignore[attr-defined]
     return hash_weights(facts, {name: each for name, each in weights.items() if not name.startswith(_OF_SCORES)})
 

@@ -38,7 +38,7 @@ def measure_gain(
     Raises:
         ValueError: the two saw different texts.
     """
-    if base[1].captions != tuned[1].captions:
+    if base[1].plain_captions != tuned[1].plain_captions:
         raise ValueError("The two models read different texts. Encode the corpus with one processor for both.")
     if len(base[1].branch_embeds) != len(tuned[1].branch_embeds):
         raise ValueError("The two models saw different images. Encode the corpus with one processor for both.")

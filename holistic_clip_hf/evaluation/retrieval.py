@@ -29,6 +29,7 @@ from .encoding import (
     first_read_alike,
     fuse,
     vectors_by_name,
+    written_caption,
 )
 from .ranking import (
     PAPER_KS,
@@ -223,15 +224,23 @@ class EmbeddedCorpus:
 
     Args:
         branch_embeds: (N, H, D), unit length.
-        captions: Texts of the N images by perspective. Of texts with the same tokens, the first stands for all.
+        captions: Texts of the N images by perspective, in the form that the model learned them in. Of texts with the
+            same tokens, the first stands for all.
         text_embeds: (D,) of each text, unit length.
         left_out: Reasons by name of the images and captions of the corpus that cannot be used, and are not here.
+        plain: Text of the corpus behind each that the form changed, by perspective and text.
     """
 
     branch_embeds: Tensor
     captions: Captions
     text_embeds: Mapping[str, Tensor]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    plain: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def plain_captions(self) -> Captions:
+        """Texts by perspective as the corpus has them, by which two models are asked the same."""
+        return _each_text(self.captions, lambda name, text: self.plain.get((name, text), text))
 
     def embeds_of(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of texts, (T, D)."""
@@ -256,13 +265,14 @@ def embed_corpus(
 ) -> EmbeddedCorpus:
     """Encode the images of a corpus and its captions of these perspectives; `batch_size` changes speed, not results.
 
-    Images that do not decode are left out with their captions, and captions that are blank or not strings. Each is
-    named in a warning. Without images (a router is fitted to captions alone) there are no rows in `branch_embeds`.
-    Batches that `encoded` has are not encoded again. Raises `ValueError` where the corpus has no caption of a
-    perspective.
+    Captions are written in the form that the processor says. Images that do not decode are left out with their
+    captions, and captions that are blank or not strings. Each is named in a warning. Without images (a router is
+    fitted to captions alone) there are no rows in `branch_embeds`. Batches that `encoded` has are not encoded again.
+    Raises `ValueError` where the corpus has no caption of a perspective.
     """
     log = LeftOutLog()
-    captions: Captions = captions_by_perspective(dataset, perspectives, log)
+    plain = captions_by_perspective(dataset, perspectives, log)
+    written = captions = _written(processor, plain)
     images = torch.empty(0, len(model.config.perspectives), model.config.projection_dim)
     left_out = dict(log.reasons)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "encoded": encoded}
@@ -276,23 +286,44 @@ def embed_corpus(
     first = first_read_alike(processor, _texts_of(captions), batch_size=batch_size)
     texts = list(dict.fromkeys(first.values()))
     vectors = dict(zip(texts, encode_texts(model, processor, texts, **options), strict=True))
-    captions = {
-        name: [[first[text] for text in each] for each in owned]
-        for name, owned in (read if with_images else captions).items()
-    }
-    return EmbeddedCorpus(images, captions, vectors, left_out)
+    captions = _each_text(read if with_images else captions, lambda _, text: first[text])
+    return EmbeddedCorpus(images, captions, vectors, left_out, _plain_texts(plain, written, first))
+
+
+def _each_text(captions: Captions, change: Callable[[str, str], str]) -> Captions:
+    """Return captions with each text changed by a function of its perspective and itself."""
+    return {name: [[change(name, text) for text in each] for each in owned] for name, owned in captions.items()}
+
+
+def _written(processor: Processor, captions: Captions) -> Captions:
+    """Write captions in the form of a processor."""
+    return _each_text(captions, lambda name, text: written_caption(processor, text, name))
+
+
+def _plain_texts(plain: Captions, written: Captions, first: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """Return the first plain text behind each that stands for a written one, by perspective."""
+    found: dict[tuple[str, str], str] = {}
+    for name, owned in plain.items():
+        for old, new in zip(_flat(owned), _flat(written[name]), strict=True):
+            if new != old:
+                found.setdefault((name, first[new]), old)
+    return found
 
 
 def texts_to_encode(
     processor: Processor, dataset: Dataset, *, perspectives: Sequence[str], batch_size: int = 64
 ) -> list[str]:
     """Return the texts that `embed_corpus` encodes: of those with the same tokens, the first."""
-    texts = _texts_of(captions_by_perspective(dataset, perspectives))
+    texts = _texts_of(_written(processor, captions_by_perspective(dataset, perspectives)))
     return list(dict.fromkeys(first_read_alike(processor, texts, batch_size=batch_size).values()))
 
 
 def _texts_of(captions: Captions) -> list[str]:
-    return list(dict.fromkeys(text for owned in captions.values() for each in owned for text in each))
+    return list(dict.fromkeys(text for owned in captions.values() for text in _flat(owned)))
+
+
+def _flat(owned: Sequence[Sequence[str]]) -> Iterator[str]:
+    return (text for texts in owned for text in texts)
 
 
 def embed_alike(
@@ -300,7 +331,8 @@ def embed_alike(
 ) -> EmbeddedCorpus:
     """Encode by another model what `embed_corpus` encoded: the same images, and the very same texts.
 
-    Its own processor may read fewer tokens; a text is then cut, and still the same question.
+    Its own processor may read fewer tokens; a text is then cut, and still the same question. A text is written in the
+    form that this processor says, whatever the first model's is.
 
     Args:
         model: the other model.
@@ -310,10 +342,12 @@ def embed_alike(
         batch_size: Number of images or texts that are encoded together.
     """
     encoded = encode_images(model, processor, dataset, batch_size=batch_size)
-    texts = list(corpus.text_embeds)
+    captions = _written(processor, corpus.plain_captions)
+    texts = _texts_of(captions)
     vectors = encode_texts(model, processor, texts, batch_size=batch_size)
     text_embeds = dict(zip(texts, vectors, strict=True))
-    return EmbeddedCorpus(encoded.branch_embeds, corpus.captions, text_embeds, corpus.left_out)
+    plain = _plain_texts(corpus.plain_captions, captions, {text: text for text in texts})
+    return EmbeddedCorpus(encoded.branch_embeds, captions, text_embeds, corpus.left_out, plain)
 
 
 def evaluate_retrieval(

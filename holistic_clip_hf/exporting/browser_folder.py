@@ -237,7 +237,13 @@ def _text_facts(model: HolisticCLIPModel, processor: HolisticCLIPProcessor, int8
         "num_end": num_end,
         "special": tokenizer.all_special_tokens,
         "letters": {chr(letter): plain for letter, plain in PLAIN_LETTERS.items()},
+        **({"captions": _caption_facts(processor)} if processor.caption_form else {}),
     }
+
+
+def _caption_facts(processor: HolisticCLIPProcessor) -> dict[str, Any]:
+    """Return how the page writes a text that one perspective is asked with."""
+    return {"form": processor.caption_form, "perspectives": processor.caption_perspectives}
 
 
 __all__ = ["PageExport", "export_page"]

@@ -39,7 +39,7 @@ def export_stock(
     Args:
         model: the model.
         processor: Processor of the model. What it does beyond the stock one stays behind: upright and transparent
-            images, more than 8 bits, repaired texts.
+            images, more than 8 bits, repaired texts, the form of captions.
         output: Folder to write, new or empty.
         layout: `"clip"` or `"siglip"`.
         branch: Name of the branch; left out, the only one.

@@ -11,7 +11,7 @@ from .clip import from_clip
 from .holistic_clip import from_holistic_clip
 from .open_clip import from_official, from_open_clip
 from .positions import stretch_positions, stretch_text_positions
-from .processors import load_image_processor, make_processor
+from .processors import load_image_processor, make_processor, saved_caption_form
 from .siglip import from_siglip
 from .tips import from_tips
 
@@ -26,6 +26,7 @@ __all__ = [
     "from_tips",
     "load_image_processor",
     "make_processor",
+    "saved_caption_form",
     "stretch_positions",
     "stretch_text_positions",
 ]

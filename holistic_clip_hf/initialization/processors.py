@@ -35,6 +35,20 @@ def make_processor(
     return HolisticCLIPProcessor(image_processor, tokenizer)
 
 
+def saved_caption_form(source: str | PathLike, **options: Any) -> tuple[str | None, list[str]]:
+    """Read from a checkpoint the form that its captions had in training, and the perspectives that had it.
+
+    Args:
+        source: Folder or name on the Hub of a checkpoint.
+        options: Keywords of the Hub's client, such as `revision`.
+
+    Returns:
+        No form and no perspectives if captions were as they are, or of a checkpoint of other people.
+    """
+    fields, _ = HolisticCLIPProcessor.get_processor_dict(source, **options)
+    return fields.get("caption_form"), list(fields.get("caption_perspectives", []))
+
+
 def load_image_processor(source: str | PathLike) -> Any:
     """Load the image processor of a checkpoint, of the kind that needs no torchvision."""
     return AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)

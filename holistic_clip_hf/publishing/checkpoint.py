@@ -132,12 +132,15 @@ def stage(
         require_all_weights(checkpoint, report["missing_keys"], "checkpoint")
         with write_checkpoint(folder) as partial:
             model.save_pretrained(partial, max_shard_size=max_shard_size)
-            HolisticCLIPProcessor.from_pretrained(checkpoint).save_pretrained(partial)
+            processor = HolisticCLIPProcessor.from_pretrained(checkpoint)
+            processor.save_pretrained(partial)
         if (checkpoint / CALIBRATION_FILE).is_file():
             save_calibration(folder / CALIBRATION_FILE, read_calibration(checkpoint / CALIBRATION_FILE))
         records = _copy_records(checkpoint, folder)
         save_facts(folder / FACTS_FILE, facts)
-        (folder / CARD).write_text(render_model_card(model.config, records, facts), encoding="utf-8")
+        form, written = processor.caption_form, processor.caption_perspectives
+        card = render_model_card(model.config, records, facts, caption_form=form, caption_perspectives=written)
+        (folder / CARD).write_text(card, encoding="utf-8")
         own = records_of(records, facts.model_name)
         write_eval_results(folder, eval_results(own, facts.listed_results, facts.repo_id))
         for picture in facts.pictures.values():

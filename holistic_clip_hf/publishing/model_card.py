@@ -37,6 +37,7 @@ from ..evaluation.records import (
 )
 from ..evaluation.retrieval import CAPTION_SETS, note_of_few_images
 from ..field_types import require_types
+from ..initialization import saved_caption_form
 from ..locks import hold_lock, lock_beside
 from ..storage import field_names, parse_json, require_keys, write_atomically, write_json, write_text
 from ..words import markdown_table
@@ -396,12 +397,15 @@ def render_model_card(
     records: Sequence[Record],
     facts: CardFacts,
     *,
+    caption_form: str | None = None,
+    caption_perspectives: Sequence[str] = (),
     template_path: Path = TEMPLATE_PATH,
 ) -> str:
     """Return the whole README.md of a checkpoint, front matter included.
 
-    `records` may hold other models too: they are compared with this one, on the same data. Raises `ValueError` where
-    there are records but none of `facts.model_name`, or models were compared on different data.
+    `records` may hold other models too: they are compared with this one, on the same data. `caption_form` and
+    `caption_perspectives` are those of the processor. Raises `ValueError` where there are records but none of
+    `facts.model_name`, or models were compared on different data.
 
     >>> facts = CardFacts(repo_id="someone/holistic-clip-emoji", model_name="emoji", license="apache-2.0")
     >>> Path("README.md").write_text(render_model_card(config, load_records("results.json"), facts))
@@ -420,6 +424,8 @@ def render_model_card(
         architecture=_architecture(config),
         settings=_settings(config),
         text_length=_text_length(config),
+        caption_form=caption_form,
+        caption_perspectives=caption_perspectives,
         sections=result_sections(records, facts.model_name, names),
         runs=_runs(own),
     )
@@ -449,7 +455,8 @@ def write_model_card(folder: str | Path) -> Path:
         own = records_of(records, facts.model_name)
         drawn = _draw_branches(own, config)
         facts = replace(facts, pictures={**facts.pictures, **{text: name for text, (name, _) in drawn.items()}})
-        text = render_model_card(config, records, facts)
+        form, written = saved_caption_form(folder)
+        text = render_model_card(config, records, facts, caption_form=form, caption_perspectives=written)
         listed = eval_results(own, facts.listed_results, facts.repo_id)
         # Nothing is written before all of it is known to be right.
         for name, picture in drawn.values():

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..evaluation.calibration import Calibration, ScoreCalibration, Usual
-from ..evaluation.encoding import DualEncoder, encode_texts
+from ..evaluation.encoding import DualEncoder, encode_texts, written_caption
 from ..evaluation.fingerprints import fingerprint
 from ..evaluation.records import FUSED
 from ..images.decoding import UnreadableImageError, read_image
@@ -101,7 +101,7 @@ class Asker:
         return {"centroid": CENTROID, "max": MAX, "softmax": SOFTMAX}.get(self.fusion.config.fusion, SUM)
 
     def ask(self, terms: Sequence[Term]) -> list[EmbeddedTerm]:
-        """Return each term as vectors, in the space of the index.
+        """Return each term as vectors, in the space of the index; a text in the form of the perspective that it asks.
 
         Raises:
             ValueError: a term by perspective where the index has fused vectors only; an image that the processor
@@ -115,9 +115,14 @@ class Asker:
                         f"without a perspective, or index with vectors='branches'."
                     )
         with self._lock:
-            texts = self._encode(list(dict.fromkeys(term.text for term in terms if term.text is not None)))
+            written = [
+                None if term.text is None else written_caption(self.processor, term.text, term.perspective)
+                for term in terms
+            ]
+            vectors = self._encode([text for text in dict.fromkeys(written) if text is not None])
             questions = [
-                self._of_image(term) if term.text is None else self._of_text(term, texts[term.text]) for term in terms
+                self._of_image(term) if text is None else self._of_text(term, vectors[text])
+                for term, text in zip(terms, written, strict=True)
             ]
         require_finite_terms(questions)
         return questions

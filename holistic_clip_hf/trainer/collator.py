@@ -68,7 +68,7 @@ class HolisticCLIPCollator:
     are masked, and its pixels are a copy of the first readable image. Nothing of it is in the loss.
 
     Args:
-        processor: Processor of the model.
+        processor: Processor of the model. Captions are written in its form, if it has one, after sentences are drawn.
         slots: names of perspectives, in the order of the caption slots.
         augmentation: random changes to images while training.
         captions_per_image: while training, so many of an image's captions are drawn in each epoch. Default: all.
@@ -154,7 +154,11 @@ class HolisticCLIPCollator:
         stand_in = readable[0] if readable else self._pixels_of_nothing(present[0])
         return {
             **stack_pixels([stand_in if pixels is None else pixels for pixels in images]),
-            **(self.processor.nested_captions(captions) if has_captions else self._no_captions(len(present))),
+            **(
+                self.processor.nested_captions(captions, self.slots)
+                if has_captions
+                else self._no_captions(len(present))
+            ),
             "image_ids": [row["image_id"] for row in present],
             "image_mask": torch.tensor([pixels is not None for pixels in images]),
             "left_out": left_out,

@@ -22,7 +22,8 @@ from ..checkpoint_files import require_loadable
 from ..configuration_holistic_clip import HolisticCLIPConfig, require_own_attention
 from ..images.decoding import NOT_READ
 from ..images.sources import Skipped
-from ..initialization import load_image_processor
+from ..initialization import load_image_processor, saved_caption_form
+from ..options_holistic_clip import write_caption
 from ..processing_holistic_clip import clean_caption
 from ..storage import require_free_space, write_text
 from .recipes import load_tokenizer, size_seen
@@ -79,6 +80,7 @@ class Base:
         layers: Layers of the vision tower.
         image_size: Side of the square that it sees.
         max_length: Tokens of a text.
+        caption_form: Form that its captions had in training, which they keep. Default: none.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Base:
     layers: int
     image_size: int
     max_length: int
+    caption_form: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ def read_base(name: str) -> Base:
     with _refusing(name):
         seen = size_seen(load_image_processor(name))
         tokenizer = load_tokenizer(name)
-    vision, is_ours = cast(Any, config.vision_config), isinstance(config, HolisticCLIPConfig)
+        is_ours = isinstance(config, HolisticCLIPConfig)
+        form = saved_caption_form(name)[0] if is_ours else None
+    vision = cast(Any, config.vision_config)
     positions = cast(Any, config.text_config).max_position_embeddings
     return Base(
         name=name,
@@ -130,6 +135,7 @@ def read_base(name: str) -> Base:
         layers=vision.num_hidden_layers,
         image_size=seen["height"],
         max_length=min(tokenizer.model_max_length, positions),
+        caption_form=form,
     )
 
 
@@ -246,9 +252,16 @@ def caption_lengths(base: Base, captions: Iterable[Sequence[Mapping[str, str]]])
 
     Args:
         base: Checkpoint that is fine-tuned.
-        captions: Captions of each training image, with their `text`.
+        captions: Captions of each training image, with their `perspective` and `text`.
     """
-    texts = list({clean_caption(caption["text"]) for of_image in captions for caption in of_image})
+    form = base.caption_form or "{text}"
+    texts = list(
+        {
+            clean_caption(write_caption(form, caption["perspective"], caption["text"]))
+            for of_image in captions
+            for caption in of_image
+        }
+    )
     tokenizer = load_tokenizer(base.name)
     return [len(tokens) for tokens in tokenizer(texts, verbose=False)["input_ids"]] if texts else []
 
@@ -329,6 +342,7 @@ def make_recipe(
         "start_from": base.name,
         "tokenizer": {"checkpoint": base.name, "max_length": chosen["tokens of a caption"]},
         "model": model,
+        **({"caption_form": base.caption_form} if base.caption_form else {}),
         "training": {
             "seed": seed,
             **({"freeze_tower": True} if TOWER in chosen else {}),

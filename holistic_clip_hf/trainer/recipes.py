@@ -43,9 +43,10 @@ from ..corpus.build import EmptySplitError, open_split, read_manifest
 from ..corpus.near_duplicates import find_near_duplicates
 from ..field_types import require_types
 from ..images.left_out import usable_captions
-from ..initialization import from_checkpoint, from_holistic_clip, load_image_processor
+from ..initialization import from_checkpoint, from_holistic_clip, load_image_processor, saved_caption_form
 from ..locks import LOCK
 from ..modeling_holistic_clip import HolisticCLIPModel
+from ..options_holistic_clip import require_caption_form, write_caption
 from ..processing_holistic_clip import HolisticCLIPProcessor
 from ..storage import (
     PARTIAL,
@@ -111,7 +112,8 @@ class Recipe:
             split column calls test. Left out: the split column decides.
         perturbation: Noise on copies of CLIP's branch, as `from_clip` takes it. Left out: none.
         caption_form: Form of all captions, with `{text}` and, where wanted, `{perspective}`: `"{perspective}: {text}"`
-            lets a text say what it asks for. Who asks the model later writes its texts so, too. Left out: the text.
+            lets a text say what it asks for. It is saved with the processor, which writes texts so wherever their
+            perspective is known. Left out: the text.
         drop_near_duplicates: Leave out of training and validation the images that are near-duplicates of one that is
             tested. Left out: they stay.
     """
@@ -215,15 +217,6 @@ def require_run_name(name: Any, where: str) -> None:
         )
 
 
-def require_caption_form(where: str, form: str | None) -> None:
-    """Raise `ValueError` for a form that would lose the caption; `where` is what has it."""
-    if form is not None and "{text}" not in form:
-        raise ValueError(
-            f"{where}: `caption_form` is {shown(form)}; expected a form with {{text}}, such as "
-            '"{perspective}: {text}". Write where the caption goes.'
-        )
-
-
 def _check_training(path: Path, training: Any) -> None:
     arguments = field_names(HolisticCLIPTrainingArguments) - SAID_BY_TRAIN
     fields_of_model = field_names(HolisticCLIPConfig) - SAID_ELSEWHERE
@@ -270,9 +263,14 @@ def _check_tokenizer(path: Path, tokenizer: Any) -> None:
     require_types(f"{path}, tokenizer", tokenizer, {"vocab_size": int, "checkpoint": str, "max_length": int})
 
 
-def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
-    """Make the processor: CLIP's image processor at the recipe's size, or the checkpoint's, and a tokenizer that is
-    trained on the corpus or taken.
+def make_processor(recipe: Recipe, corpus: Dataset, run: str | None = None) -> HolisticCLIPProcessor:
+    """Make the processor: CLIP's image processor at the recipe's size, or the checkpoint's, a tokenizer that is
+    trained on the corpus or taken, and the recipe's form of captions.
+
+    Args:
+        recipe: Recipe.
+        corpus: Rows to train a tokenizer on.
+        run: Name of the run, whose slots have captions in the form. Default: all runs.
 
     Raises:
         ValueError: the checkpoint's images are of another size than the recipe's.
@@ -289,7 +287,26 @@ def make_processor(recipe: Recipe, corpus: Dataset) -> HolisticCLIPProcessor:
                 f"{recipe.start_from} sees images of {seen}; `image_size` of recipe "
                 f"{recipe.name!r} is {size}. Set it to the checkpoint's."
             )
-    return HolisticCLIPProcessor(image_processor, make_tokenizer(recipe, corpus))
+    slots = recipe.slots if run is None else recipe.runs[run].slots
+    return HolisticCLIPProcessor(
+        image_processor,
+        make_tokenizer(recipe, corpus),
+        caption_form=recipe.caption_form,
+        caption_perspectives=slots if recipe.caption_form else (),
+    )
+
+
+def _warn_of_other_form(recipe: Recipe) -> None:
+    """Say that a checkpoint of this package is trained on with another form of captions than its own."""
+    start = cast(str, recipe.start_from)
+    before = saved_caption_form(start)[0]
+    if before != recipe.caption_form:
+        was, becomes = (repr(form or "{text}") for form in (before, recipe.caption_form))
+        logger.warning(
+            "Captions of %s had the form %s, and recipe %r trains it on with the form %s: set `caption_form` to the "
+            "first to keep what it learned.",
+            *(start, was, recipe.name, becomes),
+        )
 
 
 def size_seen(image_processor: Any) -> dict[str, int]:
@@ -311,7 +328,7 @@ def make_tokenizer(recipe: Recipe, corpus: Dataset) -> CLIPTokenizer:
     length.
     """
     if "checkpoint" not in recipe.tokenizer:
-        return train_tokenizer(caption_texts(corpus), **recipe.tokenizer)
+        return train_tokenizer(caption_texts(corpus, recipe.caption_form), **recipe.tokenizer)
     max_length = recipe.tokenizer["max_length"]
     return load_tokenizer(recipe.tokenizer["checkpoint"], model_max_length=max_length)
 
@@ -351,11 +368,16 @@ def _learn_merges(texts: Iterable[str], single: list[str], vocab_size: int) -> l
     return [(first, second) for first, second in json.loads(bare.to_str())["model"]["merges"]]
 
 
-def caption_texts(corpus: Dataset) -> Iterator[str]:
-    """Yield all captions of a corpus that can be read, without decoding its images; training names the others."""
+def caption_texts(corpus: Dataset, form: str | None = None) -> Iterator[str]:
+    """Yield all captions of a corpus that can be read, without decoding its images; training names the others.
+
+    Args:
+        corpus: Rows.
+        form: Form to write captions in. Default: captions as they are.
+    """
     for captions in corpus.select_columns("captions")["captions"]:
-        for caption in usable_captions("", captions, {}):
-            yield caption.text
+        for perspective, text in usable_captions("", captions, {}):
+            yield text if form is None else write_caption(form, perspective, text)
 
 
 def make_model(recipe: Recipe, run: str, tokenizer: CLIPTokenizer) -> HolisticCLIPModel:
@@ -394,6 +416,7 @@ def _started(recipe: Recipe, fields: dict[str, Any]) -> HolisticCLIPModel:
             f"Recipe {recipe.name!r} starts from {start}, a checkpoint of this package, and has a `perturbation`; "
             "expected none, since it parts the copies of a CLIP. Leave it out."
         )
+    _warn_of_other_form(recipe)
     linears = recipe.model.get("vision_config", {})
     if recipe.model.keys() - {"vision_config", *OF_THE_LOSS} or linears not in ({}, OWN_LINEARS):
         raise ValueError(
@@ -528,7 +551,7 @@ def make_trainer(recipe: Recipe, run: str, corpus: Path, states: Path) -> Holist
     )
     require_enough_rows(train, args)  # before weights are loaded
     set_seed(recipe.seed)
-    processor = make_processor(recipe, train)
+    processor = make_processor(recipe, train, run)
     augmentation = recipe.augmentation
     return HolisticCLIPTrainer(
         model=make_model(recipe, run, processor.tokenizer),
@@ -555,9 +578,8 @@ def _tuples(augmentation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_split(recipe: Recipe, corpus: Path, split: str) -> Dataset:
-    """Return the rows of a corpus that the recipe takes for train, validation or test."""
-    column, held_out, form = recipe.split_column, recipe.held_out, recipe.caption_form
-    open_ours = partial(open_split, corpus, split_column=column, held_out=held_out, caption_form=form)
+    """Return the rows of a corpus that the recipe takes for train, validation or test, captions as they are."""
+    open_ours = partial(open_split, corpus, split_column=recipe.split_column, held_out=recipe.held_out)
     rows = open_ours(split)
     if not recipe.drop_near_duplicates or split == "test":
         return rows

@@ -14,7 +14,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ..drawing import Surface, line_height, lines_of, save_picture
-from ..evaluation.encoding import FusedVectors, encode_images, encode_texts, fuse
+from ..evaluation.encoding import FusedVectors, encode_images, encode_texts, fuse, written_caption
 from ..evaluation.ranking import caption_pairs, dot, swapped, top_candidates
 from ..evaluation.records import FUSED
 from ..evaluation.retrieval import captions_by_perspective
@@ -197,7 +197,9 @@ def draw_results(
         texts, pairs = caption_pairs(captions)
         index = picker.randrange(len(texts))
         correct = set(pairs[pairs[:, 1] == index, 0].tolist())
-        query = encode_texts(model, processor, [texts[index]], batch_size=batch_size)
+        query = encode_texts(
+            model, processor, [written_caption(processor, texts[index], perspective)], batch_size=batch_size
+        )
         asked = {FUSED: fuse(model, branches, query)}
         if perspective in by_branch:
             asked[perspective] = FusedVectors(by_branch[perspective], query, dot)

@@ -19,12 +19,13 @@ from transformers import BertConfig, CLIPConfig, CLIPModel, SiglipConfig, Siglip
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor, HolisticSiglipModel
 from holistic_clip_hf.cli.main import main
 from holistic_clip_hf.corpus.build import load_corpus
+from holistic_clip_hf.evaluation import retrieval
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.records import load_records
 from holistic_clip_hf.initialization import from_holistic_clip
 from holistic_clip_hf.locks import hold_lock
 from holistic_clip_hf.trainer.callbacks import OneLinePrinter
-from holistic_clip_hf.trainer.finetuning import choose_settings, order_of_branches, read_base
+from holistic_clip_hf.trainer.finetuning import caption_lengths, choose_settings, order_of_branches, read_base
 from holistic_clip_hf.trainer.recipes import load_recipe, make_tokenizer
 from holistic_clip_hf.trainer.recipes import make_model as build_model
 
@@ -209,6 +210,50 @@ def test_a_checkpoint_of_ours_keeps_its_branches_by_name(
     assert order_of_branches(read_base(str(tmp_path / "base")), ["palette", "short"]) == ["short", "palette"]
     finetune(photos, tmp_path / "base", tmp_path / "finer", *COLUMNS, "--epochs", "1", "--batch-size", "8")
     assert HolisticCLIPModel.from_pretrained(tmp_path / "finer" / "model").config.perspectives == ["short", "palette"]
+
+
+def test_captions_keep_the_form_of_the_base_and_each_is_asked_in_its_own(
+    photos: Path,
+    make_model: Callable[..., HolisticCLIPModel],
+    processor: HolisticCLIPProcessor,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The base's form is for its own perspectives, the result's for those that it was trained on."""
+    base = make_model(perspectives=["short", "style"], vision={"branch_type": "probe", "num_branches": 2})
+    parts = processor.image_processor, processor.tokenizer
+    form: dict[str, Any] = {"caption_form": "{perspective}: {text}", "caption_perspectives": ["short", "style"]}
+    for part in (base, HolisticCLIPProcessor(*parts, **form)):
+        part.save_pretrained(tmp_path / "base")
+    seen: list[Any] = []
+    asked = retrieval.embed_alike
+    monkeypatch.setattr(retrieval, "embed_alike", lambda *given: seen.append(asked(*given)) or seen[-1])
+    finetune(photos, tmp_path / "base", tmp_path / "mine", *COLUMNS, "--epochs", "1", "--batch-size", "8")
+    assert "captions keep the form of the base, '{perspective}: {text}'" in capsys.readouterr().out
+    assert load_recipe(tmp_path / "mine" / "recipe.yaml").caption_form == "{perspective}: {text}"
+    saved = HolisticCLIPProcessor.from_pretrained(tmp_path / "mine" / "model")
+    assert (saved.caption_form, saved.caption_perspectives) == ("{perspective}: {text}", ["short", "palette"])
+    texts = {name: {text for each in owned for text in each} for name, owned in seen[0].captions.items()}
+    assert all(text.startswith("short: a ") for text in texts["short"])
+    assert all(text.startswith("all ") for text in texts["palette"])
+    asked_of_mine = {text for each in seen[0].plain_captions["short"] for text in each}
+    assert {f"short: {text}" for text in asked_of_mine} == texts["short"]
+
+
+def test_the_tokens_of_a_caption_are_counted_with_its_form(
+    make_model: Callable[..., HolisticCLIPModel], processor: HolisticCLIPProcessor, tmp_path: Path
+) -> None:
+    captions = [[{"perspective": "short", "text": "a red square"}]]
+    model = make_model(perspectives=["short"], vision={"num_branches": 1})
+    parts = processor.image_processor, processor.tokenizer
+    form: dict[str, Any] = {"caption_form": "{perspective}: {text}", "caption_perspectives": ["short"]}
+    for name, each in (("plain", processor), ("formed", HolisticCLIPProcessor(*parts, **form))):
+        for part in (model, each):
+            part.save_pretrained(tmp_path / name)
+    counted = [caption_lengths(read_base(str(tmp_path / name)), captions)[0] for name in ("plain", "formed")]
+    tokens = [len(processor.tokenizer(text)["input_ids"]) for text in ("a red square", "short: a red square")]
+    assert counted == tokens and tokens[0] < tokens[1]
 
 
 def test_probes_of_ours_part_by_linears_of_their_own(

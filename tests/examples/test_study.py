@@ -22,12 +22,11 @@ from holistic_clip_hf.corpus.build import (
     corpus_features,
     load_corpus,
     open_split,
-    write_caption,
 )
 from holistic_clip_hf.corpus.near_duplicates import NearDuplicates
 from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus
-from holistic_clip_hf.trainer.recipes import recipe_split
+from holistic_clip_hf.trainer.recipes import make_trainer, recipe_split, train_tokenizer
 from training import study as study_module
 from training import study_tables
 from training.near_duplicates import table_of_leaks
@@ -36,6 +35,7 @@ from training.study import (
     first_dimensions,
     load_results,
     load_study,
+    load_trained,
     measure_run,
     method_recipe,
     missing_runs,
@@ -310,24 +310,25 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
 
 
 def test_texts_of_a_method_carry_their_perspective(study_path: Path, corpus: Path, tmp_path: Path) -> None:
-    """Where it is trained and where it is asked, and nowhere else."""
+    """Where it is trained and where it is asked, each once, and not in the rows."""
     content = yaml.safe_load(study_path.read_text())
     content["methods"]["named"] = {**content["methods"]["one_to_many"], "caption_form": "{perspective}: {text}"}
     path = tmp_path / "named.yaml"
     path.write_text(yaml.safe_dump(content))
     study = load_study(path)
-    for split in ("train", "test"):
-        plain, named = (
-            recipe_split(method_recipe(study, name, 0), corpus, split) for name in ("one_to_many", "named")
-        )
-        texts = [[caption["text"] for caption in captions] for captions in plain["captions"]]
-        assert [[caption["text"] for caption in captions] for captions in named["captions"]] == [
-            [f"short: {short}", f"palette: {palette}"] for short, palette in texts
-        ]
-        assert [image.getpixel((0, 0)) for image in named["image"]] == [
-            image.getpixel((0, 0)) for image in plain["image"]
-        ]
-    assert write_caption("{text} ({perspective})", "style", "a {perspective}") == "a {perspective} (style)"
+    recipe = method_recipe(study, "named", 0)
+    trainer = make_trainer(recipe, "named", corpus, tmp_path / "states")
+    processor, rows = trainer.processing_class, recipe_split(recipe, corpus, "train")
+    assert (processor.caption_form, processor.caption_perspectives) == ("{perspective}: {text}", SLOTS)
+    texts = [[caption["text"] for caption in captions] for captions in rows["captions"]]
+    assert texts[0][0] == f"{rows['image_id'][0].partition('/')[2]} thing", "rows are as the corpus has them"
+    written = [[f"short: {short}", f"palette: {palette}"] for short, palette in texts]
+    by_hand = train_tokenizer([text for each in written for text in each], vocab_size=520, max_length=16)
+    assert processor.tokenizer.get_vocab() == by_hand.get_vocab()
+    batch, expected = trainer.data_collator(list(rows)), processor.nested_captions(written)
+    assert torch.equal(batch["input_ids"], expected["input_ids"])
+    other = make_trainer(method_recipe(study, "one_to_many", 0), "one_to_many", corpus, tmp_path / "states")
+    assert other.processing_class.caption_form is None
     content["methods"]["named"]["caption_form"] = "{perspective}"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=r"named: `caption_form` is '\{perspective\}'; expected a form with \{text\}"):
@@ -513,3 +514,13 @@ def test_the_row_that_varies_nothing_is_called_the_noise_floor() -> None:
     assert "noise floor" in study.labels["ours_duplicates_negative"]
     page = (ROOT / "training/studies/emoji/README.md").read_text()
     assert "`ours_duplicates_negative`" in page and "shows nothing" in " ".join(page.split())
+
+
+def test_a_run_that_was_trained_before_its_form_was_saved_is_asked_in_it(study_path: Path, tmp_path: Path) -> None:
+    study = load_study(study_path)
+    recipe = method_recipe(study, "one_to_many", 0)
+    trainer = make_trainer(recipe, "one_to_many", Path(recipe.corpus), tmp_path / "states")
+    trainer.save_result(tmp_path / "run")
+    named = replace(recipe, caption_form="{perspective}: {text}")
+    assert load_trained(tmp_path / "run", named)[1].write_caption("all red", "palette") == "palette: all red"
+    assert load_trained(tmp_path / "run", recipe)[1].write_caption("all red", "palette") == "all red"

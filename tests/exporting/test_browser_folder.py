@@ -98,6 +98,32 @@ def ends(sentence: str) -> list[str]:
     return re.sub("[`“”]", "", sentence).split()[-3:]
 
 
+WRITE = """
+const { written } = await import(`${page}/query.js`);
+const [asked, captions] = given;
+console.log(JSON.stringify(asked.map(([text, perspective]) => written(text, perspective, captions ?? undefined))));
+"""
+
+
+@needs_node
+def test_texts_are_written_as_in_python(processor: HolisticCLIPProcessor) -> None:
+    asked = [("yellow", "style"), ("yellow", "fused"), ("yellow", "background"), ("$& {text} {perspective}", "short")]
+    for form in ("{perspective}: {text}", "{text} ({perspective}), {text} {x}", None):
+        processor.caption_form, processor.caption_perspectives = form, NAMES
+        captions = None if form is None else {"form": form, "perspectives": NAMES}
+        found = run_node(WRITE, asked, captions)
+        assert found == [processor.write_caption(*each) for each in asked]
+
+
+@pytest.mark.parametrize("form", ["{perspective}: {text}", None])
+def test_the_page_is_told_of_the_form(
+    make_model: MakeModel, processor: HolisticCLIPProcessor, form: str | None
+) -> None:
+    processor.caption_form, processor.caption_perspectives = form, NAMES
+    found = browser_folder._text_facts(make_model(perspectives=NAMES), processor, False).get("captions")
+    assert found == (None if form is None else {"form": form, "perspectives": NAMES})
+
+
 SCORE = """
 import fs from 'node:fs';
 const { parseQuery } = await import(`${page}/query.js`);

@@ -70,7 +70,9 @@ def exported(
         name = SCRIPT_FILE if number == 0 else f"{number:03d}-{colour}-{shape}.png"
         draw(colour, shape, 24 + number // 8).save(base / "photos" / name)
     model = make_model(perspectives=NAMES, projection_dim=512, vision={"num_branches": len(NAMES)})
-    return Exported(base, model, make_processor(session_tokenizer))
+    processor = make_processor(session_tokenizer)
+    processor.caption_form, processor.caption_perspectives = "{perspective}: {text}", NAMES[1:]
+    return Exported(base, model, processor)
 
 
 @pytest.fixture(scope="module")

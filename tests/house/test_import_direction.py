@@ -30,7 +30,7 @@ SIBLINGS = {
     },
     "multivector_holistic_clip": set(),
     "options_holistic_clip": set(),
-    "processing_holistic_clip": set(),
+    "processing_holistic_clip": {"options_holistic_clip"},
     "streaming_holistic_clip": {"options_holistic_clip"},
     "text_holistic_clip": {"backbone_holistic_clip", "configuration_holistic_clip"},
     "towers_holistic_clip": {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -167,9 +168,11 @@ def test_the_snippets_run_for_a_stranger(
     for part in (model, processor):
         part.save_pretrained(checkpoint)
     red_square.save(tmp_path / "picture.png")
-    card = render_model_card(model.config, [], CardFacts(str(checkpoint), "emoji"))
+    form: dict[str, Any] = {"caption_form": "{perspective}: {text}", "caption_perspectives": ["colour", "shape"]}
+    card = render_model_card(model.config, [], CardFacts(str(checkpoint), "emoji"), **form)
+    assert "captions of `colour`, `shape` had the form `{perspective}: {text}`. A\ntext that asks" in card
     snippets = re.findall("```python\n(.*?)```", card, flags=re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     script = "import os, sys\nos.chdir(sys.argv[1])\n" + "\n".join(snippets)
     for snippet, name in (
         ("image.pooler_output @", "scores"),

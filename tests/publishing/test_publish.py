@@ -67,7 +67,7 @@ processor = AutoProcessor.from_pretrained("ada/clip", trust_remote_code=True, re
 with torch.inference_mode():
     found = model.get_text_features(**processor(text=json.loads(sys.argv[1]), return_tensors="pt")).pooler_output
 print()  # after the question that nobody answers
-print(json.dumps([found.tolist(), refusal, type(model).__module__]))
+print(json.dumps([found.tolist(), refusal, type(model).__module__, processor.write_caption("yellow", "colour")]))
 """
 )
 
@@ -96,6 +96,8 @@ def test_from_push_to_pull(
 ) -> None:
     """With the unmodified clients, in processes of their own."""
     (checkpoint / "training_args.bin").write_bytes(b"a pickle")
+    processor.caption_form, processor.caption_perspectives = "{perspective}: {text}", ["colour"]
+    processor.save_pretrained(checkpoint)
     published = json.loads(run_client(hub, PUBLISH, checkpoint, home=tmp_path / "ada").splitlines()[-1])
     repository = hub.repositories["model", "ada/clip"]
     main = repository.at("main")
@@ -110,7 +112,9 @@ def test_from_push_to_pull(
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert str(tmp_path).encode() not in b"".join(blob.content for blob in main.files.values())  # of no machine
-    found, refusal, module = json.loads(run_client(hub, PULL, json.dumps(TEXTS), home=tmp_path / "b").splitlines()[-1])
+    pulled = run_client(hub, PULL, json.dumps(TEXTS), home=tmp_path / "b").splitlines()[-1]
+    found, refusal, module, written = json.loads(pulled)
+    assert written == "colour: yellow" and b"`{perspective}: {text}`" in main.files["README.md"].content
     assert "trust_remote_code=True" in refusal and module.startswith("transformers_modules.ada.clip.")
     with torch.inference_mode():
         expected = model.get_text_features(**processor(text=TEXTS, return_tensors="pt")).pooler_output

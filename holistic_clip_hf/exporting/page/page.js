@@ -1,5 +1,5 @@
 // The page: what it asks of the index and the text model, and how it shows what is found.
-import { FUSED, parseQuery } from './query.js';
+import { FUSED, parseQuery, written } from './query.js';
 import { Index, readVectors, weighted } from './score.js';
 
 const SHOWN = 24;
@@ -115,7 +115,10 @@ class Page {
       const encoder = await this.encoder;
       const start = performance.now();
       const plain = [];
-      for (const term of terms) plain.push(this.index.ask(term, await encoder.embed(term.text)));
+      for (const term of terms) {
+        const text = written(term.text, term.perspective, this.facts.text.captions);
+        plain.push(this.index.ask(term, await encoder.embed(text)));
+      }
       const questions = this.index.withFloors(plain);
       const hits = this.index.best(questions, this.count);
       if (number !== this.asked) return; // another one was asked meanwhile

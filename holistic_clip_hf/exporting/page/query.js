@@ -34,6 +34,13 @@ export function parseQuery(query, perspectives, limits) {
   return parts.map((part) => parseTerm(part, perspectives));
 }
 
+// A text as the model learned to read it from a perspective; `captions` have the form and who has it, if any.
+export function written(text, perspective, captions) {
+  if (!captions?.perspectives.includes(perspective)) return text;
+  const given = { text, perspective };
+  return captions.form.replace(/\{(text|perspective)\}/g, (_, name) => given[name]);
+}
+
 // At semicolons that are not in quotes.
 function split(query) {
   const parts = [''];
