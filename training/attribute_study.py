@@ -35,13 +35,14 @@ from holistic_clip_hf.evaluation.attributes import (
     measure_query,
     score_queries,
 )
-from holistic_clip_hf.evaluation.encoding import encode_images, encode_texts, evaluation_mode, fuse, load_checkpoint
+from holistic_clip_hf.evaluation.encoding import encode_images, encode_texts, evaluation_mode, fuse
 from holistic_clip_hf.evaluation.fusion_fitting import fit_fusion
 from holistic_clip_hf.evaluation.ranking import top_candidates
 from holistic_clip_hf.evaluation.records import capture_provenance
 from holistic_clip_hf.evaluation.retrieval import EmbeddedCorpus, captions_by_perspective, embed_corpus
 from holistic_clip_hf.storage import write_json
 from holistic_clip_hf.trainer.recipes import recipe_split
+from training.changes import load_changed
 from training.emoji.traits import FACETS, drawing_traits
 from training.rivals import (
     WordSearch,
@@ -96,7 +97,7 @@ class Ground:
             )
         self.recipe = method_recipe(study, name, replicate)
         self.study, self.corpus = study, corpus
-        self.model, self.processor = load_checkpoint(checkpoint)
+        self.model, self.processor = load_changed(checkpoint)
         self._vectors: dict[str, Tensor] = {}
 
     def seen(self, split: str) -> Seen:

@@ -28,7 +28,6 @@ from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.configuration_holistic_clip import require_prefixes
 from holistic_clip_hf.corpus.build import find_corpus, load_corpus, read_manifest
 from holistic_clip_hf.evaluation.attributes import QueryRules
-from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, UNUSABLE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
@@ -38,20 +37,20 @@ from holistic_clip_hf.trainer.recipes import (
     Recipe,
     Run,
     load_recipe,
-    make_trainer,
     recipe_split,
     require_caption_form,
     require_run_name,
     seconds_of_training,
-    train_run,
 )
 from holistic_clip_hf.trainer.tower_states import hash_images
+from training.changes import changed_fingerprint, load_changed, make_changed, require_change, train_changed
 from training.rivals import require_ways
 
 RESULTS = "results.jsonl"
 PROTOCOLS = (PER_PERSPECTIVE, CAPTION_SETS)
 KEPT_METRICS = ("recall@1", "recall@5", "mean_average_precision")
 MAX, WITHOUT = "max", "without "  # scores that a study may name
+OPTIONAL = {"queries", "scores", "widths", "title", "changes_of", "also_against"}  # keys of a study
 FIT_ON = {"weighted": "validation", "softmax": "validation", "routed": "train"}
 
 
@@ -67,6 +66,7 @@ class Method:
         caption_form: Form of its captions, in training and where they ask; see `Recipe`. Default: the recipe's.
         seed_offset: Number added to the seed of each replicate, for a second run of what is else the same method.
         ways: Ways to ask its checkpoints for attributes, see `training.attribute_study`. Default: none.
+        change: Name of what `training.changes` changes in its training. Default: nothing.
         label: Words that tables and pictures have for it, where its name in the records misleads. Default: the name.
     """
 
@@ -79,6 +79,7 @@ class Method:
     caption_form: str | None = None
     seed_offset: int = 0
     ways: list[str] = field(default_factory=list)
+    change: str | None = None
     label: str | None = None
 
 
@@ -91,6 +92,7 @@ class Study:
     `without` and a perspective for the mean of all other branches. A study with `widths` measures vectors of so many
     dimensions, the first and the principal ones, in place of other fusions. `title` is the heading of its page, by
     default its name. `changes_of` is the method that the others are single changes of, if they are.
+    `also_against` is a method that the page compares all with a second time.
     """
 
     path: Path
@@ -105,6 +107,7 @@ class Study:
     widths: list[int] = field(default_factory=list)
     title: str | None = None
     changes_of: str | None = None
+    also_against: str | None = None
 
     @property
     def results(self) -> Path:
@@ -138,7 +141,7 @@ def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
     content = read_yaml(path)
     valid = field_names(Study) - {"path"}
-    content = require_keys(str(path), content, valid, valid - {"queries", "scores", "widths", "title", "changes_of"})
+    content = require_keys(str(path), content, valid, valid - OPTIONAL)
     require_prefixes(content.get("widths", []))
     rules = field_names(QueryRules)
     content["queries"] = QueryRules(**require_keys(f"{path}, queries", content.get("queries") or {}, rules))
@@ -152,6 +155,7 @@ def load_study(path: Path) -> Study:
     methods = {name: Method(**method) for name, method in content.pop("methods").items()}
     for name, each in methods.items():
         require_caption_form(f"{path}, {name}", each.caption_form)
+        require_change(f"{path}, {name}", each.change, each.perspectives, each.slots)
         require_ways(f"{path}, {name}", each.ways, each.perspectives, content["perspectives"])
         if content.get("widths") and each.model.get("fusion") == "routed":
             raise ValueError(
@@ -161,8 +165,9 @@ def load_study(path: Path) -> Study:
     models = {each.as_much_compute_as for each in methods.values() if each.as_much_compute_as}
     if missing := sorted(models - set(methods)):
         raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")
-    if content.get("changes_of") not in (None, *methods):
-        raise ValueError(f"{path}: `changes_of` is {content['changes_of']!r}; expected one of {', '.join(methods)}.")
+    for key in ("changes_of", "also_against"):
+        if content.get(key) not in (None, *methods):
+            raise ValueError(f"{path}: `{key}` is {content[key]!r}; expected one of {', '.join(methods)}.")
     return Study(path=path, methods=methods, recipe=load_recipe(content.pop("recipe")), **content)
 
 
@@ -191,8 +196,14 @@ def hash_corpus(corpus: Path) -> str:
 
 
 def plan_of(study: Study, name: str, replicate: int, corpus: Path) -> str:
-    """Return a hash that changes with all that decides a run: its recipe and what the corpus holds."""
-    return method_recipe(study, name, replicate).fingerprint(name, hash_corpus(corpus))
+    """Return a hash that changes with all that decides a run: its recipe, its change, and what the corpus holds."""
+    return _plan_by(study, name, replicate, hash_corpus(corpus))
+
+
+def _plan_by(study: Study, name: str, replicate: int, corpus: str) -> str:
+    """Return the plan's hash, given that of the corpus."""
+    recipe = method_recipe(study, name, replicate)
+    return changed_fingerprint(recipe.fingerprint(name, corpus), study.methods[name].change)
 
 
 def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | None = None) -> None:
@@ -216,17 +227,16 @@ def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | No
                 f"{where}; expected methods {', '.join(study.methods)} and replicates below {len(study.held_out)}, as "
                 f"{study.path} says. Add it to the plan, or move the results away."
             )
-        recipe = method_recipe(study, name, replicate)
-        if hashes and row.get("plan") not in (None, *(recipe.fingerprint(name, each) for each in hashes)):
+        if hashes and row.get("plan") not in (None, *(_plan_by(study, name, replicate, each) for each in hashes)):
             raise ValueError(
                 f"{where} by another recipe or corpus; expected those of {study.path}. Put the plan back as it was, "
                 "or move the results away."
             )
 
 
-def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int:
+def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path, change: str | None = None) -> int:
     """Count the floating-point operations of the first training step, forward and backward, without a frozen tower."""
-    trainer = make_trainer(recipe, run, corpus, states)
+    trainer = make_changed(recipe, run, corpus, states, change)
     if trainer.frozen_tower is not None:
         trainer.frozen_tower.prepare(trainer.accelerator.autocast)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
@@ -240,14 +250,14 @@ def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int
 def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Path) -> dict[str, Any]:
     """Train, fit every fusion, and measure on the domain that was held out."""
     recipe, checkpoint = method_recipe(study, name, replicate), work / f"{name}-{replicate}"
-    plan = plan_of(study, name, replicate, corpus)
-    operations = multiplications(recipe, name, corpus, work / "unused")
+    plan, change = plan_of(study, name, replicate, corpus), study.methods[name].change
+    operations = multiplications(recipe, name, corpus, work / "unused", change)
     if other := study.methods[name].as_much_compute_as:
-        theirs = method_recipe(study, other, replicate)
-        ratio = multiplications(theirs, other, corpus, work / "unused") / operations
+        theirs, their_change = method_recipe(study, other, replicate), study.methods[other].change
+        ratio = multiplications(theirs, other, corpus, work / "unused", their_change) / operations
         recipe = _stretch(recipe, ratio)
-    train_run(recipe, name, corpus, checkpoint)
-    model, processor = load_checkpoint(checkpoint)
+    train_changed(recipe, name, corpus, checkpoint, change)
+    model, processor = load_changed(checkpoint)
     has_fusions = model.config.num_branches > 1 and not study.widths
     encoded = {
         split: embed_corpus(
@@ -410,6 +420,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
     parser.add_argument("--work-dir", type=Path, default=Path("runs/studies"), help="of checkpoints")
+    parser.add_argument("--methods", nargs="+", default=None, help="those that are wanted now; default: all")
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
     options = parser.parse_args()
     if options.threads:
@@ -417,7 +428,9 @@ def main() -> None:
     disable_progress_bars()
     logging.disable_progress_bar()
     study = load_study(options.study)
-    finish_runs(study, options.work_dir / study.path.stem)
+    if unknown := sorted({*(options.methods or ())} - set(study.methods)):
+        raise ValueError(f"`--methods` has {', '.join(unknown)}; expected some of {', '.join(study.methods)}.")
+    finish_runs(study, options.work_dir / study.path.stem, options.methods)
 
 
 if __name__ == "__main__":

@@ -481,6 +481,30 @@ def test_the_page_is_written_beside_the_results(study_path: Path, tmp_path: Path
     assert "### Text to image: recall@5, %" in page and "### Image to text: recall@5, %" in page
 
 
+def test_changes_are_compared_way_by_way(study_path: Path, tmp_path: Path) -> None:
+    """By name with by name; the page of a study of changes has its picture in place of tables by perspective."""
+    found = []
+    for replicate, level in enumerate((0.1, 0.5)):
+        for name, fused, named in (("ours", 0.0, 0.2), ("as_much", 0.02, 0.25)):
+            found.append(result(name, replicate, mean=level + fused))
+            branch = result(name, replicate, mean=level + named)["numbers"]["fused, mean"]
+            found[-1]["numbers"] |= dict.fromkeys(SLOTS, branch)
+    labels = {"ours": "ours", "as_much": "changed"}
+    usual, alike = (summary_table(found, labels, "ours", alike=each).splitlines()[-2:] for each in (False, True))
+    assert [line.split(" | ")[3] for line in usual] == ["**+2.0 ± 0.0**", "**+25.0 ± 0.0**"]
+    assert [line.split(" | ")[3] for line in alike] == ["**+2.0 ± 0.0**", "**+5.0 ± 0.0**"]
+    panel = study_picture(found, labels, "ours", fewest=2, alike=True).axes[0]
+    drawn = [x for line in panel.lines if line.get_marker() == "o" for x in line.get_xdata()]
+    assert drawn == pytest.approx([2.0, 5.0])
+    content = yaml.safe_load(study_path.read_text())
+    path = tmp_path / "changes.yaml"
+    path.write_text(yaml.safe_dump({**content, "changes_of": "ours", "also_against": "as_much"}))
+    page = study_tables.study_page(load_study(path), found, "ours")
+    assert "both asked in the same way" in page and "differences.png" in page and "### " not in page
+    again = page.split("## Against `as_much`: one caption asks")[1].split("##")[0]
+    assert "| ours, mean | 2 | 30.0 ± 254.1 | **-2.0 ± 0.0** |" in again
+
+
 def test_by_name_each_perspective_is_answered_by_its_branch() -> None:
     row = result("ours", 0, mean=0.4)
     for place, slot in enumerate(SLOTS):
