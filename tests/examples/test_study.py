@@ -286,7 +286,7 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
     cases = [
         (
             {"metods": {}},
-            "unknown keys metods. Did you mean methods. Valid keys: changes_of, column, held_out, methods",
+            "unknown keys metods. Did you mean methods. Valid keys: also_against, changes_of, column, held_out",
         ),
         (
             {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "lr": 1}}},
