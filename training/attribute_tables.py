@@ -206,6 +206,8 @@ def _gains(study: Study, found: Found) -> tuple[list[str], list[str]]:
 def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> str:
     """Return the page of the study, as Markdown."""
     over, counts = Entry(ONE_VECTOR, "vector"), sorted({len(each) for each in found.queries.values()})
+    if over not in found.recalls and study.changes_of is not None:
+        over = Entry(study.changes_of, over.way)
     drawn = study.queries.num_negatives
     again = [Entry(AGAIN, entry.way) for entry in found.recalls if entry.method == OURS]
     floor = [

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from holistic_clip_hf import HolisticCLIPModel
 from holistic_clip_hf.configuration_holistic_clip import require_prefixes
@@ -50,7 +51,7 @@ RESULTS = "results.jsonl"
 PROTOCOLS = (PER_PERSPECTIVE, CAPTION_SETS)
 KEPT_METRICS = ("recall@1", "recall@5", "mean_average_precision")
 MAX, WITHOUT = "max", "without "  # scores that a study may name
-OPTIONAL = {"queries", "scores", "widths", "title", "changes_of", "also_against"}  # keys of a study
+OPTIONAL = {"queries", "scores", "widths", "title", "changes_of", "also_against", "fit_fusions"}  # keys
 FIT_ON = {"weighted": "validation", "softmax": "validation", "routed": "train"}
 
 
@@ -92,7 +93,8 @@ class Study:
     `without` and a perspective for the mean of all other branches. A study with `widths` measures vectors of so many
     dimensions, the first and the principal ones, in place of other fusions. `title` is the heading of its page, by
     default its name. `changes_of` is the method that the others are single changes of, if they are.
-    `also_against` is a method that the page compares all with a second time.
+    `also_against` is a method that the page compares all with a second time. Without `fit_fusions` branches are
+    measured by the fused score that they were trained for, and by name.
     """
 
     path: Path
@@ -108,6 +110,7 @@ class Study:
     title: str | None = None
     changes_of: str | None = None
     also_against: str | None = None
+    fit_fusions: bool = True
 
     @property
     def results(self) -> Path:
@@ -195,6 +198,15 @@ def hash_corpus(corpus: Path) -> str:
     return digest.hexdigest()
 
 
+@lru_cache
+def hash_start(start: str | None) -> str | None:
+    """Hash the weights of a checkpoint that runs start from; None without one, or if it is no folder of one file."""
+    weights = None if start is None else Path(start) / SAFE_WEIGHTS_NAME
+    if weights is None or not weights.is_file():
+        return None
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+
+
 def plan_of(study: Study, name: str, replicate: int, corpus: Path) -> str:
     """Return a hash that changes with all that decides a run: its recipe, its change, and what the corpus holds."""
     return _plan_by(study, name, replicate, hash_corpus(corpus))
@@ -215,8 +227,10 @@ def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | No
         corpus: Corpus, to hold the runs' recipes against. Default: names and replicates alone are looked at.
 
     Raises:
-        ValueError: a method or a replicate that the study does not have, or a run by another recipe.
+        ValueError: a method or a replicate that the study does not have, or a run by another recipe or from other
+            weights.
     """
+    start = None if corpus is None else hash_start(study.recipe.start_from)
     # Earlier runs name the corpus by its fingerprint, the first no plan at all.
     hashes = [] if corpus is None else [hash_corpus(corpus), read_manifest(corpus)["fingerprint"]]
     for row in rows:
@@ -231,6 +245,12 @@ def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | No
             raise ValueError(
                 f"{where} by another recipe or corpus; expected those of {study.path}. Put the plan back as it was, "
                 "or move the results away."
+            )
+        # Trained again, a network is another, and runs that start from the two are no pairs.
+        if None not in (start, row.get("start")) and row["start"] != start:
+            raise ValueError(
+                f"{where} from other weights than those of {study.recipe.start_from}; expected the same for all. Put "
+                "them back, or move the results away."
             )
 
 
@@ -258,7 +278,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         recipe = _stretch(recipe, ratio)
     train_changed(recipe, name, corpus, checkpoint, change)
     model, processor = load_changed(checkpoint)
-    has_fusions = model.config.num_branches > 1 and not study.widths
+    has_fusions = model.config.num_branches > 1 and not study.widths and study.fit_fusions
     encoded = {
         split: embed_corpus(
             model,
@@ -267,7 +287,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
             perspectives=study.perspectives,
             with_images=split != "train",
         )
-        # One vector has no fusion to fit, and shorter vectors are measured by one fusion.
+        # One vector has no fusion to fit.
         for split in (("train", "validation", "test") if has_fusions else ("test",))
     }
     provenance = capture_provenance(model=name, dataset=corpus.name, split=study.held_out[replicate], seed=recipe.seed)
@@ -276,6 +296,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         "versions": dict(provenance.versions),
         "replicate": replicate,
         "plan": plan,
+        "start": hash_start(recipe.start_from),
         "steps": recipe.training["max_steps"],
         "operations_per_step": operations,
         "train_seconds": seconds_of_training(checkpoint),

@@ -1,5 +1,6 @@
 """A study on drawn squares: every run once, the held-out painter never trained on, and tables from closed forms."""
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -34,6 +35,7 @@ from training.near_duplicates import table_of_leaks
 from training.study import (
     finish_runs,
     first_dimensions,
+    hash_start,
     load_results,
     load_study,
     measure_run,
@@ -286,7 +288,7 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
     cases = [
         (
             {"metods": {}},
-            "unknown keys metods. Did you mean methods. Valid keys: also_against, changes_of, column, held_out",
+            "unknown keys metods. Did you mean methods. Valid keys: also_against, changes_of, column, fit_fusions, ",
         ),
         (
             {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "lr": 1}}},
@@ -353,6 +355,18 @@ def test_results_of_another_plan_are_refused_by_name(study_path: Path, corpus: P
     ):
         with pytest.raises(ValueError, match=message):
             require_plan(study, [row], corpus)
+
+
+def test_results_that_start_from_other_weights_are_refused(study_path: Path, corpus: Path, tmp_path: Path) -> None:
+    study = load_study(study_path)
+    study = replace(study, recipe=replace(study.recipe, start_from=str(tmp_path)))
+    row = {"model": "ours", "replicate": 1, "plan": plan_of(study, "ours", 1, corpus)}
+    require_plan(study, [{**row, "start": "0123456789abcdef"}], corpus)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    hash_start.cache_clear()
+    require_plan(study, [row, {**row, "start": hashlib.sha256(b"weights").hexdigest()[:16]}], corpus)
+    with pytest.raises(ValueError, match="replicate 1 of 'ours' from other weights than those of .*; expected the sa"):
+        require_plan(study, [{**row, "start": "0123456789abcdef"}], corpus)
 
 
 def test_a_corpus_built_anew_by_other_code_is_the_same_if_its_rows_are(
