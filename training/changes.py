@@ -419,7 +419,8 @@ def load_changed(checkpoint: Path) -> tuple[HolisticCLIPModel, HolisticCLIPProce
     """Load a checkpoint of a study, with the projections of its branches if it has any beside its weights."""
     model, processor = load_checkpoint(checkpoint)
     if (checkpoint / PROJECTIONS).is_file():
-        own = OwnProjections(model.visual_projection, model.config.num_branches)
+        changed: Any = model  # whose own projection is one for all branches
+        own = OwnProjections(changed.visual_projection, model.config.num_branches)
         own.load_state_dict(load_file(checkpoint / PROJECTIONS))
-        model.visual_projection = own.to(model.device)
+        changed.visual_projection = own.to(model.device)
     return model, processor

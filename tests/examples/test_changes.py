@@ -95,7 +95,7 @@ def test_groups_have_every_row_once() -> None:
     """Rows of one parity go together, five at a time as long as there are as many."""
     order = order_of_groups(23, 5, lambda row, free: free[free % 2 == row % 2].tolist(), np.random.default_rng(0))
     assert sorted(order) == list(range(23))
-    parities, runs = [row % 2 for row in order], []
+    parities, runs = [row % 2 for row in order], list[int]()
     for place, parity in enumerate(parities):
         runs = [*runs, 1] if place == 0 or parity != parities[place - 1] else [*runs[:-1], runs[-1] + 1]
     assert sum(run % 5 != 0 for run in runs) <= 2
@@ -122,8 +122,8 @@ def test_projections_begin_as_the_shared_one_and_part() -> None:
     own, states = OwnProjections(shared, 3), torch.randn(5, 3, 6)
     torch.testing.assert_close(own(states), shared(states))
     with torch.no_grad():
-        for branch, projection in enumerate(own.branches):
-            projection.weight.fill_(branch + 1.0)
+        for branch, weight in enumerate(own.parameters()):
+            weight.fill_(branch + 1.0)
     patches = torch.randn(5, 3, 2, 6)
     for image in range(5):
         for branch in range(3):
@@ -193,7 +193,7 @@ def test_a_change_is_part_of_the_plan(study: Study) -> None:
 
 def test_changes_that_a_method_cannot_have_are_refused_by_name(study: Study, tmp_path: Path) -> None:
     content = yaml.safe_load(study.path.read_text())
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"change": "router"}, r"ours: `change` is 'router'; expected one of cross_slot_negatives, "),
         (
             {"change": "routed", "perspectives": ["all"]},
@@ -231,9 +231,10 @@ def test_a_changed_run_trains_to_a_checkpoint(study: Study, change: str, tmp_pat
 @pytest.mark.parametrize("change", ["cross_slot_negatives", "cross_slot_negatives_with_own"])
 def test_the_loss_of_a_step_has_the_term(study: Study, change: str, tmp_path: Path) -> None:
     trainer = changed(study, change, tmp_path)
+    assert trainer.frozen_tower is not None
     trainer.frozen_tower.prepare(trainer.accelerator.autocast)
     batch = next(iter(trainer.get_train_dataloader()))
-    output = trainer._encode(trainer.model, batch)
+    output: Any = trainer._encode(trainer.model, batch)
     scale, captions = output.logit_scale, (batch["caption_mask"], batch["caption_ids"])
     plain = multi_to_multi_loss(
         output.branch_embeds,
@@ -277,7 +278,7 @@ def test_an_epoch_of_training_takes_the_epochs_order(study: Study, tmp_path: Pat
 
     trainer.data_collator = remember  # type: ignore[assignment]
     trainer.train()
-    sampler = EpochOrder(trainer.draw, 16, 0)  # type: ignore[attr-defined]
+    sampler = EpochOrder(trainer.draw, 16, 0)
     names = trainer.train_dataset.rows["image_id"]
     expected = []
     for epoch in range(2):
