@@ -49,7 +49,7 @@ class Changed(HolisticCLIPTrainer):
     needs_slot: ClassVar[str | None] = None
 
     def begin(self) -> None:
-        """Change what is to be changed before the optimizer is made."""
+        """Prepare what the change needs before the optimizer is made."""
 
 
 def cross_slot_term(branches: Tensor, texts: Tensor, scale: Tensor, mask: Tensor, ids: Tensor, *, own: bool) -> Tensor:
@@ -57,7 +57,7 @@ def cross_slot_term(branches: Tensor, texts: Tensor, scale: Tensor, mask: Tensor
 
     Where an image asks through branch m, the sum over negatives takes in the captions of all slots. Its positives, and
     the other direction, stay, so the loss grows by half the mean growth of the log-sum-exp. Captions that say the
-    same as the right one are no negatives.
+    same as the right one are left out.
 
     Args:
         branches: Vectors of each slot's branch, (N, M, D), of unit length.

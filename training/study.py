@@ -200,7 +200,7 @@ def hash_corpus(corpus: Path) -> str:
 
 @lru_cache
 def hash_start(start: str | None) -> str | None:
-    """Hash the weights of a checkpoint that runs start from; None without one, or if it is no folder of one file."""
+    """Hash the weights of a checkpoint that runs start from; None without one, or if there is no such file."""
     weights = None if start is None else Path(start) / SAFE_WEIGHTS_NAME
     if weights is None or not weights.is_file():
         return None
