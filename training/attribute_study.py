@@ -77,7 +77,7 @@ class Seen:
 
     Args:
         branches: (N, H, D), of unit length.
-        patches: (N, P, D), of unit length.
+        patches: (N, P, D), of unit length; (0,) where no way of the method asks for them.
         captions: Own captions of the N images by perspective, as the corpus has them.
     """
 
@@ -96,7 +96,7 @@ class Ground:
                 "left. Name the folder that `python -m training.study` was given, or train it again."
             )
         self.recipe = method_recipe(study, name, replicate)
-        self.study, self.corpus = study, corpus
+        self.study, self.corpus, self.ways = study, corpus, study.methods[name].ways
         self.model, self.processor = load_trained(checkpoint, self.recipe)
         self._vectors: dict[str, Tensor] = {}
 
@@ -106,7 +106,9 @@ class Ground:
         branches = encode_images(self.model, self.processor, rows, batch_size=BATCH_SIZE).branch_embeds
         if len(branches) < len(rows):
             raise ValueError(f"{len(rows) - len(branches)} images of {split} cannot be read; expected whole ones.")
-        patches = encode_patches(self.model, self.processor, rows)
+        patches = torch.empty(0)
+        if any(way in OF_PATCHES for way in self.ways):
+            patches = encode_patches(self.model, self.processor, rows)
         return Seen(branches, patches, captions_by_perspective(rows, self.study.perspectives))
 
     @cached_property
@@ -235,6 +237,7 @@ SCORES: dict[str, tuple[Way, Sequence[float]]] = {
     "caption_vectors": (_caption_vectors, ANY),
     "own_caption_words": (_own_caption_words, ANY),
 }
+OF_PATCHES = ("patches", "patches_narrow")
 OPTIMISED = "optimised"  # one vector, with a query of its own where something is not wanted
 Queries = Sequence[AttributeQuery]
 

@@ -161,19 +161,24 @@ def verdict(study: Study, found: Found) -> str:
 
 
 def attribute_picture(study: Study, found: Found) -> "Figure":
-    """Return the gain of every entry over one vector, a panel for each form; for light pages and dark ones."""
-    over = Entry(ONE_VECTOR, "vector")
-    shown = [entry for entry in found.recalls if entry not in (over,) and entry.way != LIMIT]
+    """Return the gain of every entry over one vector, a panel for each form; for light pages and dark ones.
+
+    In a study of changes it is the gain over what is changed, both asked in the same way.
+    """
+    base = study.changes_of
+    over = {entry: Entry(ONE_VECTOR, "vector") if base is None else Entry(base, entry.way) for entry in found.recalls}
+    shown = [entry for entry in found.recalls if over[entry] in found.recalls and entry.way != LIMIT]
+    shown = [entry for entry in shown if entry.method != over[entry].method or entry.way != over[entry].way]
     figure = new_figure(11.0, 0.3 * len(shown) + 1.2)
     panels = figure.subplots(1, len(FORMS), sharey=True, squeeze=False)[0]
     for panel, form in zip(panels, FORMS, strict=True):
         panel.axvline(0.0, color=INK, linewidth=1)
         for place, entry in enumerate(shown):
-            gain = found.gain(entry, over, form)
+            gain = found.gain(entry, over[entry], form)
             panel.plot([100 * gain.low, 100 * gain.high], [place, place], color=_colour(entry), linewidth=1.5)
             panel.plot([100 * gain.value], [place], "o", color=_colour(entry), markersize=4)
         panel.set_title(form, color=INK, fontsize=10)
-        panel.set_xlabel(f"recall@5, % above {ONE_VECTOR.replace('_', ' ')}", color=INK, fontsize=9)
+        panel.set_xlabel(f"recall@5, % above {(base or ONE_VECTOR).replace('_', ' ')}", color=INK, fontsize=9)
         panel.set_yticks(range(len(shown)), [label_of(study, entry) for entry in shown])
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.set_facecolor("none")
@@ -201,6 +206,8 @@ def _gains(study: Study, found: Found) -> tuple[list[str], list[str]]:
 def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> str:
     """Return the page of the study, as Markdown."""
     over, counts = Entry(ONE_VECTOR, "vector"), sorted({len(each) for each in found.queries.values()})
+    if over not in found.recalls and study.changes_of is not None:
+        over = Entry(study.changes_of, over.way)
     drawn = study.queries.num_negatives
     again = [Entry(AGAIN, entry.way) for entry in found.recalls if entry.method == OURS]
     floor = [
@@ -220,7 +227,7 @@ def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> st
         "somewhat too narrow, and of so many lines one in twenty is bold by chance.",
         *above,
         "**Noise floor**, the same method with other seeds: " + ("; ".join(floor) or "not measured yet") + ".",
-        f"![Gain over one vector]({PICTURE})",
+        f"![Gain over {'one vector' if study.changes_of is None else study.changes_of}]({PICTURE})",
         f"## Recall, and gain over {label_of(study, over)}",
         recall_table(study, found, over),
         *below,
@@ -229,8 +236,10 @@ def study_page(study: Study, found: Found, runs: Sequence[dict[str, Any]]) -> st
         "## Among all images",
         metric_table(study, found, load_results(study.results.with_name(ATTRIBUTES))),
     ]
+    base = study.changes_of
     for column, words in QUESTIONS.items():
-        parts += [f"## Retrieval by captions: {words}", summary_table(runs, study.labels, ONE_VECTOR, column)]
+        table = summary_table(runs, study.labels, base or ONE_VECTOR, column, alike=base is not None)
+        parts += [f"## Retrieval by captions: {words}", table]
     return "\n\n".join(parts) + "\n"
 
 

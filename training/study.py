@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from holistic_clip_hf import HolisticCLIPModel, HolisticCLIPProcessor
 from holistic_clip_hf.corpus.build import find_corpus, load_corpus, read_manifest
 from holistic_clip_hf.evaluation.attributes import QueryRules
-from holistic_clip_hf.evaluation.encoding import load_checkpoint
 from holistic_clip_hf.evaluation.fusion_fitting import FITTED, fit_fusion
 from holistic_clip_hf.evaluation.records import FUSED, PER_PERSPECTIVE, UNUSABLE, Record, capture_provenance
 from holistic_clip_hf.evaluation.retrieval import CAPTION_SETS, EmbeddedCorpus, embed_corpus, measure_retrieval
@@ -38,19 +38,19 @@ from holistic_clip_hf.trainer.recipes import (
     Recipe,
     Run,
     load_recipe,
-    make_trainer,
     recipe_split,
     require_run_name,
     seconds_of_training,
-    train_run,
 )
 from holistic_clip_hf.trainer.tower_states import hash_images
+from training.changes import changed_fingerprint, load_changed, make_changed, require_change, train_changed
 from training.rivals import require_ways
 
 RESULTS = "results.jsonl"
 PROTOCOLS = (PER_PERSPECTIVE, CAPTION_SETS)
 KEPT_METRICS = ("recall@1", "recall@5", "mean_average_precision")
 MAX, WITHOUT = "max", "without "  # scores that a study may name
+OPTIONAL = {"queries", "scores", "widths", "title", "changes_of", "also_against", "fit_fusions"}  # keys
 FIT_ON = {"weighted": "validation", "softmax": "validation", "routed": "train"}
 
 
@@ -66,6 +66,7 @@ class Method:
         caption_form: Form of its captions, in training and where they ask; see `Recipe`. Default: the recipe's.
         seed_offset: Number added to the seed of each replicate, for a second run of what is else the same method.
         ways: Ways to ask its checkpoints for attributes, see `training.attribute_study`. Default: none.
+        change: Name of what `training.changes` changes in its training. Default: nothing.
         label: Words that tables and pictures have for it, where its name in the records misleads. Default: the name.
     """
 
@@ -78,6 +79,7 @@ class Method:
     caption_form: str | None = None
     seed_offset: int = 0
     ways: list[str] = field(default_factory=list)
+    change: str | None = None
     label: str | None = None
 
 
@@ -90,6 +92,8 @@ class Study:
     `without` and a perspective for the mean of all other branches. A study with `widths` measures vectors of so many
     dimensions, the first and the principal ones, in place of other fusions. `title` is the heading of its page, by
     default its name. `changes_of` is the method that the others are single changes of, if they are.
+    `also_against` is a method that the page compares all with a second time. Without `fit_fusions` branches are
+    measured by the fused score that they were trained for, and by name.
     """
 
     path: Path
@@ -104,6 +108,8 @@ class Study:
     widths: list[int] = field(default_factory=list)
     title: str | None = None
     changes_of: str | None = None
+    also_against: str | None = None
+    fit_fusions: bool = True
 
     @property
     def results(self) -> Path:
@@ -137,7 +143,7 @@ def load_study(path: Path) -> Study:
     """Read a study file. Raises `ValueError` for unknown or lacking keys and methods."""
     content = read_yaml(path)
     valid = field_names(Study) - {"path"}
-    content = require_keys(str(path), content, valid, valid - {"queries", "scores", "widths", "title", "changes_of"})
+    content = require_keys(str(path), content, valid, valid - OPTIONAL)
     require_prefixes(content.get("widths", []))
     rules = field_names(QueryRules)
     content["queries"] = QueryRules(**require_keys(f"{path}, queries", content.get("queries") or {}, rules))
@@ -151,6 +157,7 @@ def load_study(path: Path) -> Study:
     methods = {name: Method(**method) for name, method in content.pop("methods").items()}
     for name, each in methods.items():
         require_caption_form(f"{path}, {name}", each.caption_form)
+        require_change(f"{path}, {name}", each.change, each.perspectives, each.slots)
         require_ways(f"{path}, {name}", each.ways, each.perspectives, content["perspectives"])
         if content.get("widths") and each.model.get("fusion") == "routed":
             raise ValueError(
@@ -160,8 +167,9 @@ def load_study(path: Path) -> Study:
     models = {each.as_much_compute_as for each in methods.values() if each.as_much_compute_as}
     if missing := sorted(models - set(methods)):
         raise ValueError(f"{path}: got `as_much_compute_as` {missing}; expected one of {', '.join(methods)}.")
-    if content.get("changes_of") not in (None, *methods):
-        raise ValueError(f"{path}: `changes_of` is {content['changes_of']!r}; expected one of {', '.join(methods)}.")
+    for key in ("changes_of", "also_against"):
+        if content.get(key) not in (None, *methods):
+            raise ValueError(f"{path}: `{key}` is {content[key]!r}; expected one of {', '.join(methods)}.")
     return Study(path=path, methods=methods, recipe=load_recipe(content.pop("recipe")), **content)
 
 
@@ -189,9 +197,24 @@ def hash_corpus(corpus: Path) -> str:
     return digest.hexdigest()
 
 
+@lru_cache
+def hash_start(start: str | None) -> str | None:
+    """Hash the weights of a checkpoint that runs start from; None without one, or if there is no such file."""
+    weights = None if start is None else Path(start) / SAFE_WEIGHTS_NAME
+    if weights is None or not weights.is_file():
+        return None
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+
+
 def plan_of(study: Study, name: str, replicate: int, corpus: Path) -> str:
-    """Return a hash that changes with all that decides a run: its recipe and what the corpus holds."""
-    return method_recipe(study, name, replicate).fingerprint(name, hash_corpus(corpus))
+    """Return a hash that changes with all that decides a run: its recipe, its change, and what the corpus holds."""
+    return _plan_by(study, name, replicate, hash_corpus(corpus))
+
+
+def _plan_by(study: Study, name: str, replicate: int, corpus: str) -> str:
+    """Return the plan's hash, given that of the corpus."""
+    recipe = method_recipe(study, name, replicate)
+    return changed_fingerprint(recipe.fingerprint(name, corpus), study.methods[name].change)
 
 
 def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | None = None) -> None:
@@ -203,8 +226,10 @@ def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | No
         corpus: Corpus, to hold the runs' recipes against. Default: names and replicates alone are looked at.
 
     Raises:
-        ValueError: a method or a replicate that the study does not have, or a run by another recipe.
+        ValueError: a method or a replicate that the study does not have, or a run by another recipe or from other
+            weights.
     """
+    start = None if corpus is None else hash_start(study.recipe.start_from)
     # Earlier runs name the corpus by its fingerprint, the first no plan at all.
     hashes = [] if corpus is None else [hash_corpus(corpus), read_manifest(corpus)["fingerprint"]]
     for row in rows:
@@ -215,17 +240,22 @@ def require_plan(study: Study, rows: Iterable[dict[str, Any]], corpus: Path | No
                 f"{where}; expected methods {', '.join(study.methods)} and replicates below {len(study.held_out)}, as "
                 f"{study.path} says. Add it to the plan, or move the results away."
             )
-        recipe = method_recipe(study, name, replicate)
-        if hashes and row.get("plan") not in (None, *(recipe.fingerprint(name, each) for each in hashes)):
+        if hashes and row.get("plan") not in (None, *(_plan_by(study, name, replicate, each) for each in hashes)):
             raise ValueError(
                 f"{where} by another recipe or corpus; expected those of {study.path}. Put the plan back as it was, "
                 "or move the results away."
             )
+        # Trained again, a network is another, and runs that start from the two are no pairs.
+        if None not in (start, row.get("start")) and row["start"] != start:
+            raise ValueError(
+                f"{where} from other weights than those of {study.recipe.start_from}; expected the same for all. Put "
+                "them back, or move the results away."
+            )
 
 
-def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int:
+def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path, change: str | None = None) -> int:
     """Count the floating-point operations of the first training step, forward and backward, without a frozen tower."""
-    trainer = make_trainer(recipe, run, corpus, states)
+    trainer = make_changed(recipe, run, corpus, states, change)
     if trainer.frozen_tower is not None:
         trainer.frozen_tower.prepare(trainer.accelerator.autocast)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
@@ -239,15 +269,15 @@ def multiplications(recipe: Recipe, run: str, corpus: Path, states: Path) -> int
 def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Path) -> dict[str, Any]:
     """Train, fit every fusion, and measure on the domain that was held out."""
     recipe, checkpoint = method_recipe(study, name, replicate), work / f"{name}-{replicate}"
-    plan = plan_of(study, name, replicate, corpus)
-    operations = multiplications(recipe, name, corpus, work / "unused")
+    plan, change = plan_of(study, name, replicate, corpus), study.methods[name].change
+    operations = multiplications(recipe, name, corpus, work / "unused", change)
     if other := study.methods[name].as_much_compute_as:
-        theirs = method_recipe(study, other, replicate)
-        ratio = multiplications(theirs, other, corpus, work / "unused") / operations
+        theirs, their_change = method_recipe(study, other, replicate), study.methods[other].change
+        ratio = multiplications(theirs, other, corpus, work / "unused", their_change) / operations
         recipe = _stretch(recipe, ratio)
-    train_run(recipe, name, corpus, checkpoint)
+    train_changed(recipe, name, corpus, checkpoint, change)
     model, processor = load_trained(checkpoint, recipe)
-    has_fusions = model.config.num_branches > 1 and not study.widths
+    has_fusions = model.config.num_branches > 1 and not study.widths and study.fit_fusions
     encoded = {
         split: embed_corpus(
             model,
@@ -256,7 +286,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
             perspectives=study.perspectives,
             with_images=split != "train",
         )
-        # One vector has no fusion to fit, and shorter vectors are measured by one fusion.
+        # One vector has no fusion to fit.
         for split in (("train", "validation", "test") if has_fusions else ("test",))
     }
     provenance = capture_provenance(model=name, dataset=corpus.name, split=study.held_out[replicate], seed=recipe.seed)
@@ -265,6 +295,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
         "versions": dict(provenance.versions),
         "replicate": replicate,
         "plan": plan,
+        "start": hash_start(recipe.start_from),
         "steps": recipe.training["max_steps"],
         "operations_per_step": operations,
         "train_seconds": seconds_of_training(checkpoint),
@@ -287,7 +318,7 @@ def measure_run(study: Study, name: str, replicate: int, corpus: Path, work: Pat
 
 def load_trained(checkpoint: Path, recipe: Recipe) -> tuple[HolisticCLIPModel, HolisticCLIPProcessor]:
     """Load the checkpoint of a run, with the form of captions that its recipe says: earlier runs did not save it."""
-    model, processor = load_checkpoint(checkpoint)
+    model, processor = load_changed(checkpoint)
     if recipe.caption_form is not None:
         processor.caption_form, processor.caption_perspectives = recipe.caption_form, recipe.slots
     return model, processor
@@ -417,6 +448,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=Path("training/studies/emoji.yaml"))
     parser.add_argument("--work-dir", type=Path, default=Path("runs/studies"), help="of checkpoints")
+    parser.add_argument("--methods", nargs="+", default=None, help="those that are wanted now; default: all")
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
     options = parser.parse_args()
     if options.threads:
@@ -424,7 +456,9 @@ def main() -> None:
     disable_progress_bars()
     logging.disable_progress_bar()
     study = load_study(options.study)
-    finish_runs(study, options.work_dir / study.path.stem)
+    if unknown := sorted({*(options.methods or ())} - set(study.methods)):
+        raise ValueError(f"`--methods` has {', '.join(unknown)}; expected some of {', '.join(study.methods)}.")
+    finish_runs(study, options.work_dir / study.path.stem, options.methods)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,35 @@ from holistic_clip_hf.drawing import COLOURS, INK, new_figure
 from holistic_clip_hf.evaluation.ranking import DIRECTIONS
 from holistic_clip_hf.evaluation.records import BY_NAME
 from training.study import load_results, load_study
-from training.study_tables import METRIC, QUESTIONS, Estimate, column_of, difference, scores_of, trained_for
+from training.study_tables import (
+    DIFFERENCES,
+    METRIC,
+    QUESTIONS,
+    Estimate,
+    column_of,
+    difference,
+    scores_of,
+    trained_for,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROW, WIDTH = 0.34, 9.0  # inches
-PICTURE = "differences.png"
 FEWEST = 5  # runs of a method; the interval of three is so wide that nothing beside it can be read: tables have them
 
 
 def study_picture(
-    rows: Sequence[dict[str, Any]], labels: Mapping[str, str], against: str, *, fewest: int = FEWEST
+    rows: Sequence[dict[str, Any]],
+    labels: Mapping[str, str],
+    against: str,
+    *,
+    fewest: int = FEWEST,
+    alike: bool = False,
 ) -> "Figure":
     """Return a line for each method with enough runs, panels for question and direction; for light pages and dark
-    ones. `labels` are the words for each method, by its name.
+    ones. `labels` are the words for each method, by its name. `alike` compares branches by name with those of
+    `against` by name.
 
     Raises `ValueError` where no method has `fewest` runs.
     """
@@ -44,7 +58,9 @@ def study_picture(
             panel.axvline(0.0, color=INK, linewidth=1)
             for place, name in enumerate(names):
                 for shift, by, colour in ((-0.12, trained_for(rows, name), COLOURS[0]), (0.12, BY_NAME, COLOURS[1])):
-                    _draw(panel, place + shift, difference(rows, name, by, against, direction, column), colour)
+                    same = BY_NAME if alike and by == BY_NAME else None
+                    found = difference(rows, name, by, against, direction, column, against_by=same)
+                    _draw(panel, place + shift, found, colour)
             panel.set_title(f"{QUESTIONS[column]}, {direction.replace('_', ' ')}", color=INK, fontsize=10)
             _style(
                 panel, [labels[name].replace("_", " ") for name in names] if panel is line[0] else [""] * len(names)
@@ -93,8 +109,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="default: in the study's folder")
     options = parser.parse_args()
     study = load_study(options.study)
-    output = options.output or study.results.with_name(PICTURE)
-    study_picture(load_results(study.results), study.labels, options.against).savefig(output, dpi=110)
+    output = options.output or study.results.with_name(DIFFERENCES)
+    rows, is_of_changes = load_results(study.results), study.changes_of is not None
+    study_picture(rows, study.labels, options.against, alike=is_of_changes).savefig(output, dpi=110)
     print(output)
 
 

@@ -21,6 +21,7 @@ from training.study import FIRST, RESULTS, WAYS_TO_SHORTEN, Study, load_results,
 
 METRIC = "recall@5"
 PAGE = "README.md"
+DIFFERENCES = "differences.png"  # drawn by `training.study_picture`
 MEAN = "one caption"  # asks; the mean over perspectives
 QUESTIONS = {MEAN: "one caption asks", CAPTION_SETS: "all captions of an image ask"}
 # 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom, as every statistics textbook prints them.
@@ -111,10 +112,22 @@ def trained_for(rows: Sequence[dict[str, Any]], method: str) -> str:
     return next((next(iter(row["numbers"])) for row in rows if row["model"] == method), "")
 
 
-def summary_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, str], against: str, column: str = MEAN) -> str:
+def summary_table(
+    rows: Sequence[dict[str, Any]],
+    labels: Mapping[str, str],
+    against: str,
+    column: str = MEAN,
+    *,
+    alike: bool = False,
+) -> str:
     """Return Markdown: a line for each method and way to ask, what it reached, and the difference to `against`.
 
-    `labels` are the words for each method, by its name.
+    Args:
+        rows: Finished runs.
+        labels: Words for each method, by its name.
+        against: Method to compare with, by the score that it was trained for.
+        column: Who asks.
+        alike: Compare branches by name with those of `against` by name.
     """
     table = []
     for method, label in labels.items():
@@ -124,7 +137,8 @@ def summary_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, str], aga
                 cells = [f"{label}, {by.removeprefix(f'{FUSED}, ')}", str(len(found[0]))]
                 for values, direction in zip(found, DIRECTIONS, strict=True):
                     cells.append(str(estimate(list(values.values()))))
-                    paired = difference(rows, method, by, against, direction, column)
+                    same = BY_NAME if alike and by == BY_NAME else None
+                    paired = difference(rows, method, by, against, direction, column, against_by=same)
                     cells.append("" if method == against else signed(paired))
                 table.append(cells)
     words = [direction.replace("_", " ") for direction in DIRECTIONS]
@@ -198,20 +212,30 @@ def full_tables(
 
 def study_page(study: Study, rows: Sequence[dict[str, Any]], against: str) -> str:
     """Return the page of a study, as Markdown."""
+    is_of_changes = study.changes_of is not None
+    compared = "both asked in the same way," if is_of_changes else "by the score that it was trained for,"
     parts = [
         study.heading,
         f"Rendered by `python -m training.study_tables --page` from `{RESULTS}` in this folder. What it means, and "
         "how far to trust it, is in [science.md](../../../docs/science.md).",
-        f"{METRIC.capitalize()} in %, with its 95 % interval over replicates. Differences to `{against}`, by the "
-        "score that it was trained for, are taken replicate by replicate, and bold where their interval leaves out "
+        f"{METRIC.capitalize()} in %, with its 95 % interval over replicates. Differences to `{against}`, {compared} "
+        "are taken replicate by replicate, and bold where their interval leaves out "
         "zero. *By name*, each caption is answered by the branch of its own perspective. Of so many lines, one in "
         "twenty is bold by chance.",
     ]
     if study.widths:
         parts += ["## By dimensions", width_tables(rows, study.labels, study.widths, against).strip()]
     for column, words in QUESTIONS.items():
-        parts += [f"## {words.capitalize()}", summary_table(rows, study.labels, against, column)]
-    parts += ["## By perspective", full_tables(rows, study.perspectives, against, study.labels).strip()]
+        table = summary_table(rows, study.labels, against, column, alike=is_of_changes)
+        parts += [f"## {words.capitalize()}", table]
+    if study.also_against is not None:
+        for column, words in QUESTIONS.items():
+            heading = f"## Against `{study.also_against}`: {words}"
+            parts += [heading, summary_table(rows, study.labels, study.also_against, column)]
+    if is_of_changes:
+        parts.append(f"![Differences to {against}]({DIFFERENCES})")
+    else:
+        parts += ["## By perspective", full_tables(rows, study.perspectives, against, study.labels).strip()]
     return "\n\n".join([*parts, *filter(None, [unusable_note(rows).strip()])]) + "\n"
 
 

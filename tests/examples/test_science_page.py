@@ -14,7 +14,10 @@ from training.study import Study, load_results, load_study
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / "training/studies"
-OF_ATTRIBUTES, OF_CAPTIONS = ("attributes", "branches"), {"tuxpaint": "one_to_many", "matryoshka": "plain"}
+OF_ATTRIBUTES, OF_CAPTIONS = (
+    ("attributes", "branches", "branches_emoji"),
+    {"tuxpaint": "one_to_many", "matryoshka": "plain", "branches_tuxpaint": "ours"},
+)
 GAIN = re.compile(r"[+-]\d+\.\d %\s\[[+-]\d+\.\d, [+-]\d+\.\d\]")
 POINTS = re.compile(r"[+-]?\d+\.\d ± \d+\.\d")
 
@@ -69,7 +72,7 @@ def test_science_tells_the_numbers_of_the_pages() -> None:
     gains = {" ".join(gain.split()) for gain in GAIN.findall(told)}
     of_attributes = pages(OF_ATTRIBUTES)
     assert gains and all(gain in of_attributes for gain in gains), gains - set(GAIN.findall(of_attributes))
-    of_captions = pages(["emoji", "paper", *OF_CAPTIONS])
+    of_captions = pages(["emoji", "paper", "branches", "branches_emoji", *OF_CAPTIONS])
     points = set(POINTS.findall(told))
     assert points and all(point in of_captions for point in points), points - set(POINTS.findall(of_captions))
     ratios = set(re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", told))

@@ -1,5 +1,6 @@
 """A study on drawn squares: every run once, the held-out painter never trained on, and tables from closed forms."""
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -33,6 +34,7 @@ from training.near_duplicates import table_of_leaks
 from training.study import (
     finish_runs,
     first_dimensions,
+    hash_start,
     load_results,
     load_study,
     load_trained,
@@ -286,7 +288,7 @@ def test_mistakes_in_a_study_are_named(study_path: Path, tmp_path: Path) -> None
     cases = [
         (
             {"metods": {}},
-            "unknown keys metods. Did you mean methods. Valid keys: changes_of, column, held_out, methods",
+            "unknown keys metods. Did you mean methods. Valid keys: also_against, changes_of, column, fit_fusions, ",
         ),
         (
             {"methods": {"ours": {"perspectives": SLOTS, "slots": SLOTS, "lr": 1}}},
@@ -354,6 +356,18 @@ def test_results_of_another_plan_are_refused_by_name(study_path: Path, corpus: P
     ):
         with pytest.raises(ValueError, match=message):
             require_plan(study, [row], corpus)
+
+
+def test_results_that_start_from_other_weights_are_refused(study_path: Path, corpus: Path, tmp_path: Path) -> None:
+    study = load_study(study_path)
+    study = replace(study, recipe=replace(study.recipe, start_from=str(tmp_path)))
+    row = {"model": "ours", "replicate": 1, "plan": plan_of(study, "ours", 1, corpus)}
+    require_plan(study, [{**row, "start": "0123456789abcdef"}], corpus)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    hash_start.cache_clear()
+    require_plan(study, [row, {**row, "start": hashlib.sha256(b"weights").hexdigest()[:16]}], corpus)
+    with pytest.raises(ValueError, match="replicate 1 of 'ours' from other weights than those of .*; expected the sa"):
+        require_plan(study, [{**row, "start": "0123456789abcdef"}], corpus)
 
 
 def test_a_corpus_built_anew_by_other_code_is_the_same_if_its_rows_are(
@@ -480,6 +494,30 @@ def test_the_page_is_written_beside_the_results(study_path: Path, tmp_path: Path
     assert "**+2.0 ± 0.0**" in of_one.split("##")[0] and "**+3.0 ± 0.0**" not in of_one.split("##")[0]
     assert "**+3.0 ± 0.0**" in of_sets.split("##")[0] and "**+2.0 ± 0.0**" not in of_sets.split("##")[0]
     assert "### Text to image: recall@5, %" in page and "### Image to text: recall@5, %" in page
+
+
+def test_changes_are_compared_way_by_way(study_path: Path, tmp_path: Path) -> None:
+    """By name with by name; the page of a study of changes has its picture in place of tables by perspective."""
+    found = []
+    for replicate, level in enumerate((0.1, 0.5)):
+        for name, fused, named in (("ours", 0.0, 0.2), ("as_much", 0.02, 0.25)):
+            found.append(result(name, replicate, mean=level + fused))
+            branch = result(name, replicate, mean=level + named)["numbers"]["fused, mean"]
+            found[-1]["numbers"] |= dict.fromkeys(SLOTS, branch)
+    labels = {"ours": "ours", "as_much": "changed"}
+    usual, alike = (summary_table(found, labels, "ours", alike=each).splitlines()[-2:] for each in (False, True))
+    assert [line.split(" | ")[3] for line in usual] == ["**+2.0 ± 0.0**", "**+25.0 ± 0.0**"]
+    assert [line.split(" | ")[3] for line in alike] == ["**+2.0 ± 0.0**", "**+5.0 ± 0.0**"]
+    panel = study_picture(found, labels, "ours", fewest=2, alike=True).axes[0]
+    drawn = [x for line in panel.lines if line.get_marker() == "o" for x in line.get_xdata()]
+    assert drawn == pytest.approx([2.0, 5.0])
+    content = yaml.safe_load(study_path.read_text())
+    path = tmp_path / "changes.yaml"
+    path.write_text(yaml.safe_dump({**content, "changes_of": "ours", "also_against": "as_much"}))
+    page = study_tables.study_page(load_study(path), found, "ours")
+    assert "both asked in the same way" in page and "differences.png" in page and "### " not in page
+    again = page.split("## Against `as_much`: one caption asks")[1].split("##")[0]
+    assert "| ours, mean | 2 | 30.0 ± 254.1 | **-2.0 ± 0.0** |" in again
 
 
 def test_by_name_each_perspective_is_answered_by_its_branch() -> None:
