@@ -509,7 +509,7 @@ def test_changes_are_compared_way_by_way(study_path: Path, tmp_path: Path) -> No
     assert [line.split(" | ")[3] for line in usual] == ["**+2.0 ± 0.0**", "**+25.0 ± 0.0**"]
     assert [line.split(" | ")[3] for line in alike] == ["**+2.0 ± 0.0**", "**+5.0 ± 0.0**"]
     panel = study_picture(found, labels, "ours", fewest=2, alike=True).axes[0]
-    drawn = [x for line in panel.lines if line.get_marker() == "o" for x in line.get_xdata()]
+    drawn = [x for line in panel.lines if line.get_marker() == "o" for x in np.asarray(line.get_xdata())]
     assert drawn == pytest.approx([2.0, 5.0])
     content = yaml.safe_load(study_path.read_text())
     path = tmp_path / "changes.yaml"
