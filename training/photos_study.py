@@ -402,9 +402,7 @@ def finish_runs(
             if run not in left:
                 continue
             sys.stderr.write(f"== {name}, {len(left)} to do\n")
-            row = measure_run(study, folds, run, work)
-            require_rows(study, [*load_results(study.results), row])
-            append_result(study.results, row)
+            append_result(study.results, measure_run(study, folds, run, work))
 
 
 def main() -> None:
