@@ -49,10 +49,6 @@ class HolisticCLIPTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Of captions of several sentences, 1 to this many are drawn in each epoch. Default: whole."},
     )
-    borrowed_captions: dict[str, dict[str, float]] = field(
-        default_factory=dict,
-        metadata={"help": "Share of epochs in which a slot has a caption of another perspective, by slot and name."},
-    )
     gradient_cache_size: int | None = field(
         default=None,
         metadata={"help": "Images encoded at a time; the gradients stay those of the whole batch. Default: all."},

@@ -74,8 +74,6 @@ class HolisticCLIPCollator:
         captions_per_image: while training, so many of an image's captions are drawn in each epoch. Default: all.
         sentences_per_caption: while training, of captions of several sentences 1 to this many are drawn
             (`corpus.sampling`). Default: captions as they are.
-        borrowed_captions: while training, share of epochs in which a slot has an image's caption of another
-            perspective in place of its own, by slot and perspective. Default: none.
         seed: Seed of all that is random.
         takes_empty: while training, take a batch without any caption or readable image, as one of several ranks may
             draw it. Default: refuse it.
@@ -112,7 +110,6 @@ class HolisticCLIPCollator:
         augmentation: Augmentation | None = None,
         captions_per_image: int | None = None,
         sentences_per_caption: int | None = None,
-        borrowed_captions: Mapping[str, Mapping[str, float]] | None = None,
         seed: int = 0,
         takes_empty: bool = False,
     ) -> None:
@@ -123,7 +120,6 @@ class HolisticCLIPCollator:
         self.augmentation = augmentation
         self.captions_per_image = captions_per_image
         self.sentences_per_caption = sentences_per_caption
-        self.borrowed_captions = borrowed_captions or {}
         self.seed = seed
         self.takes_empty = takes_empty
         self.epoch = 0
@@ -255,7 +251,6 @@ class HolisticCLIPCollator:
         texts = [self._draw(captions, slot, generator) for slot in self.slots]
         if not self.is_training:
             return texts
-        texts = [self._borrow(captions, slot, text, generator) for slot, text in zip(self.slots, texts, strict=True)]
         present = [place for place, text in enumerate(texts) if text is not None]
         if self.captions_per_image is not None and len(present) > self.captions_per_image:
             for left_out in torch.randperm(len(present), generator=generator)[self.captions_per_image :].tolist():
@@ -264,15 +259,6 @@ class HolisticCLIPCollator:
             most = self.sentences_per_caption
             texts = [text if text is None else sample_sentences(text, most, generator) for text in texts]
         return texts
-
-    def _borrow(
-        self, captions: Sequence[UsableCaption], slot: str, text: str | None, generator: torch.Generator
-    ) -> str | None:
-        """Return the text of a slot, or the one that it borrows in this epoch."""
-        for other, share in self.borrowed_captions.get(slot, {}).items():
-            if torch.rand((), generator=generator) < share:
-                return self._draw(captions, other, generator) or text
-        return text
 
     def _draw(self, captions: Sequence[UsableCaption], slot: str, generator: torch.Generator) -> str | None:
         texts = [caption.text for caption in captions if caption.perspective == slot]

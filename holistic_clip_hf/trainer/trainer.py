@@ -213,7 +213,6 @@ class HolisticCLIPTrainer(ResultToHub, Trainer):
                 augmentation=augmentation,
                 captions_per_image=args.captions_per_image,
                 sentences_per_caption=args.sentences_per_caption,
-                borrowed_captions=args.borrowed_captions,
                 seed=args.seed,
                 takes_empty=True,
             ),

@@ -147,26 +147,6 @@ def test_captions_are_drawn_per_image_and_epoch(processor: HolisticCLIPProcessor
     assert collator.for_evaluation()(rows)["caption_mask"].sum() == 5
 
 
-def test_captions_are_borrowed_in_a_share_of_the_epochs(
-    processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]
-) -> None:
-    """The first image has a caption of the other perspective; what is not there cannot be borrowed."""
-    own, theirs = (
-        next(each["text"] for each in rows[0]["captions"] if each["perspective"] == name) for name in ("short", "web")
-    )
-    options = {"borrowed_captions": {"short": {"web": 0.25, "nothing": 1.0}}}
-    collator = HolisticCLIPCollator(processor, ["short", "web"], **options)
-    plain = HolisticCLIPCollator(processor, ["short", "web"])
-    seen = Counter[int]()
-    for collator.epoch in range(200):
-        batch = collator(rows)
-        seen[int(batch["caption_ids"][0, 0])] += 1
-        assert int(batch["caption_ids"][0, 1]) == id_of(processor, theirs), "who lends keeps its own"
-    assert set(seen) == {id_of(processor, own), id_of(processor, theirs)}
-    assert abs(seen[id_of(processor, theirs)] / 200 - 0.25) < 0.1, "three standard deviations"
-    assert torch.equal(collator.for_evaluation()(rows)["caption_ids"], plain.for_evaluation()(rows)["caption_ids"])
-
-
 def test_sentences_are_drawn_in_training_only(processor: HolisticCLIPProcessor, rows: list[dict[str, Any]]) -> None:
     text = "A red square. It is flat. Nothing else."
     rows = [{**rows[0], "captions": [{"perspective": "short", "text": text, "source": "test"}]}]
