@@ -45,8 +45,8 @@ BRANCH_PATTERNS = {
 }
 # Similarity above which branches are pushed apart. The default of pretraining, 0.7, costs recall on few photos.
 DIVERSITY_THRESHOLD = 0.8
-# Weight of the fused term. With it, probes learn each other's captions too, and naming one changes little. In five folds
-# of 326 photos the fused score lost nothing that could be told without it: training/studies/photos/README.md.
+# Weight of the fused term. With it, probes learn each other's captions too, and naming one changes little. In folds of
+# 326 photos the fused score lost nothing that could be told without it: training/studies/photos/README.md.
 FUSED_WEIGHT = 0.0
 BRANCH_LAYERS = 3  # at the end of a CLIP, as in the paper
 STEPS = 300  # that a few hundred images are given at least, so that branches have time to part
