@@ -45,8 +45,8 @@ BRANCH_PATTERNS = {
 }
 # Similarity above which branches are pushed apart. The default of pretraining, 0.7, costs recall on few photos.
 DIVERSITY_THRESHOLD = 0.8
-# Weight of the fused term. At 1, the default of pretraining, probes learn each other's captions as well as their own, and
-# naming one changes little. At 0 the branch of titles is worse. Five folds of photos: training/studies/photos/README.md.
+# Weight of the fused term. At 1, the default of pretraining, probes learn each other's captions as well as their own,
+# and naming one changes little. At 0 the branch of titles is worse. Five folds: training/studies/photos/README.md.
 FUSED_WEIGHT = 0.25
 BRANCH_LAYERS = 3  # at the end of a CLIP, as in the paper
 STEPS = 300  # that a few hundred images are given at least, so that branches have time to part
