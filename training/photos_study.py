@@ -195,8 +195,8 @@ def find_folds(study: PhotoStudy) -> Folds:
                 "anew, or move the study's records away."
             )
         return folds
-    alike = find_groups(np.stack([read_thumbnail((folder / name).read_bytes()) for name in photos]))
-    folds = deal(photos, alike, study.folds)
+    groups = find_groups(np.stack([read_thumbnail((folder / name).read_bytes()) for name in photos]))
+    folds = deal(photos, [group.tolist() for group in groups], study.folds)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, vars(folds), indent=0)
     return folds

@@ -186,7 +186,7 @@ def name_table(ways: Mapping[str, Measured], bases: Sequence[str], perspectives:
         found = []
         for perspective in perspectives:
             for words, directions in WAYS_TO_ASK.items():
-                cells = [base, perspective, words]
+                cells = [base, str(len(measured.rows)), perspective, words]
                 for metric in (RECALL, PRECISION):
                     asked = Asked([perspective], metric, directions)
                     other = measured.best_other(perspective, Asked([perspective], metric))
@@ -196,7 +196,7 @@ def name_table(ways: Mapping[str, Measured], bases: Sequence[str], perspectives:
                 found.append(cells)
         return found
 
-    head = ["base", "captions", "direction"]
+    head = ["base", "runs", "captions", "direction"]
     head += [cell for metric in (RECALL, PRECISION) for cell in (f"{metric}, own", "best other", "own less other")]
     return markdown_table(head, by_base(ways, bases, lines))
 
@@ -208,7 +208,7 @@ def gain_table(ways: Mapping[str, Measured], bases: Sequence[str], perspectives:
         before = ways[ZERO_SHOT].of([key[0] for key in measured.rows])
         found = []
         for words, directions in WAYS_TO_ASK.items():
-            cells = [base, words]
+            cells = [base, str(len(measured.rows)), words]
             for metric in (RECALL, PRECISION):
                 asked = Asked(perspectives, metric, directions)
                 cells += [f"{100 * each.mean(FUSED, asked):.1f}" for each in (before, measured)]
@@ -216,7 +216,7 @@ def gain_table(ways: Mapping[str, Measured], bases: Sequence[str], perspectives:
             found.append([*cells, measured.similarity if words == BOTH else ""])
         return found
 
-    head = ["base", "direction"]
+    head = ["base", "runs", "direction"]
     head += [cell for metric in (RECALL, PRECISION) for cell in (f"{metric}, base", "tuned", "gain")]
     return markdown_table([*head, "similarity (largest)"], by_base(ways, bases, lines))
 
@@ -243,7 +243,7 @@ def way_table(
             cells.append(f"{100 * measured.mean(FUSED, asked):.1f}")
             cells.append("" if way == DEFAULT else str(measured.gain(FUSED, default, FUSED, asked)))
             table.append(cells)
-    head = ["base", "way", "folds", "similarity (largest)"]
+    head = ["base", "way", "runs", "similarity (largest)"]
     head += [cell for name in perspectives for cell in (f"{name}, own less other", "own")]
     return markdown_table([*head, "fused", "fused less default's"], table)
 

@@ -176,8 +176,8 @@ def test_the_page_is_rendered_from_records(study: PhotoStudy) -> None:
         for direction in DIRECTIONS
         for rank in row["scores"]["short"]["short"][direction]["ranks"]
     ]
-    (line,) = (line for line in page.splitlines() if line.startswith("| all | short | both |"))
-    assert line.split("|")[4].strip() == f"{100 * statistics.fmean(hits):.1f}"
+    (line,) = (line for line in page.splitlines() if line.startswith("| all | 4 | short | both |"))
+    assert line.split("|")[5].strip() == f"{100 * statistics.fmean(hits):.1f}"
     assert "over 4 units of photos" in page and "What was tried" not in page
     assert "| 0.55 (0.60) |" in page
     assert Measured(default, [0] * 12).best_other("short", Asked(["short"], RECALL)) == "category"
