@@ -133,7 +133,7 @@ def _running(sizes: np.ndarray) -> list[int]:
 
 
 def deal(photos: Sequence[str], alike: Iterable[Sequence[int]], folds: int) -> Folds:
-    """Deal photos into folds of about one size by a hash of their names; near-duplicates share a fold.
+    """Split photos into folds of about one size by a hash of their names; near-duplicates share a fold.
 
     Args:
         photos: Names of the photos.
@@ -225,7 +225,7 @@ def write_list(study: PhotoStudy, folds: Folds, fold: int, path: Path) -> None:
 
 
 def prepare_run(study: PhotoStudy, folds: Folds, run: tuple[str, str, int], output: Path) -> Recipe:
-    """Let the command build the corpus of a fold and choose the settings, and return its recipe with a way's changes.
+    """Build the corpus of a fold, choose the settings as the command does, and return the recipe with a way's changes.
 
     Args:
         study: Plan.
@@ -302,7 +302,7 @@ def measure_queries(
     """
     corpus = embed_corpus(model, processor, rows, perspectives=perspectives)
     if corpus.left_out:
-        raise ValueError(f"Photos or captions cannot be read: {dict(corpus.left_out)}; expected all. Mend them.")
+        raise ValueError(f"Photos or captions {dict(corpus.left_out)} cannot be read; expected all. Mend them.")
     numbers = [folds.photos.index(image_id) for image_id in rows["image_id"]]
     scores: dict[str, Any] = {}
     for told, ranked in ranks_by_question(PER_PERSPECTIVE, model, corpus, with_branches=True):
