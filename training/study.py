@@ -179,7 +179,7 @@ def method_recipe(study: Study, name: str, replicate: int) -> Recipe:
     return replace(
         recipe,
         name=study.path.stem,
-        model=_merge(recipe.model, method.model),
+        model=merge_sections(recipe.model, method.model),
         training={**recipe.training, **study.training, **method.training, "seed": replicate + method.seed_offset},
         runs={name: Run(method.perspectives, method.slots)},
         held_out={study.column: study.held_out[replicate]},
@@ -395,8 +395,9 @@ def _stretch(recipe: Recipe, ratio: float) -> Recipe:
     return replace(recipe, training={**recipe.training, **steps})
 
 
-def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    both = {name: _merge(old[name], value) for name, value in new.items() if isinstance(old.get(name), dict)}
+def merge_sections(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping with changes; sections that both have are merged likewise."""
+    both = {name: merge_sections(old[name], value) for name, value in new.items() if isinstance(old.get(name), dict)}
     return {**old, **new, **both}
 
 

@@ -13,7 +13,8 @@ given again. For photos without captions, `holistic-clip caption` writes them.
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +37,7 @@ VALIDATION, TEST = 0.1, 0.2  # shares; of a few hundred photos less would say no
 KS = (1, 5, 10)
 GAIN_K = 5
 BASE = "base"  # in records
+CORPUS = "corpus"  # folder below the output
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,30 @@ class Command:
             ValueError: photos, captions or a base that cannot be used.
             InUseError: another command writes into the output.
         """
+        from ..trainer.finetuning import RUN, require_space
+        from ..trainer.recipes import load_recipe, train_run
+
+        with self._opened() as (source, base):
+            recipe = load_recipe(self._prepare(source, base))
+            corpus, checkpoint = self.output / CORPUS, self.output / RUN
+            if not any(self.output.glob(f"{RUN}*")):  # what has begun has its room
+                require_space(self.output, base)
+            train_run(recipe, RUN, corpus, checkpoint)
+            self._measure(base, corpus, checkpoint)
+
+    def prepare(self) -> Path:
+        """Build the corpus and choose the settings as the command does, train nothing, and return the recipe's path.
+
+        Raises:
+            ValueError: photos, captions or a base that cannot be used.
+            InUseError: another command writes into the output.
+        """
+        with self._opened() as opened:
+            return self._prepare(*opened)
+
+    @contextmanager
+    def _opened(self) -> "Iterator[tuple[Source, Base]]":
+        """Check what is given, and hold the output while it is written."""
         from datasets import disable_progress_bars
         from transformers import logging
 
@@ -114,22 +140,19 @@ class Command:
         if self.settings.freeze_tower:
             require_probes(base)
         with hold_lock(self.output / LOCK):
-            self._make(source, base)
+            yield source, base
 
-    def _make(self, source: "Source", base: "Base") -> None:
+    def _prepare(self, source: "Source", base: "Base") -> Path:
         from ..corpus.build import read_manifest, remove_corpus
         from ..trainer.finetuning import (
-            RUN,
             caption_lengths,
             choose_settings,
             make_recipe,
             order_of_branches,
-            require_space,
             write_recipe,
         )
-        from ..trainer.recipes import load_recipe, train_run
 
-        corpus, checkpoint = self.output / "corpus", self.output / RUN
+        corpus = self.output / CORPUS
         is_new = not corpus.exists()
         try:
             self._build(source, corpus)
@@ -146,11 +169,7 @@ class Command:
         _tell(base, branches, choices)
         path = self.output / "recipe.yaml"
         write_recipe(path, make_recipe(base, branches, choices, corpus, self.settings.seed))
-        recipe = load_recipe(path)
-        if not any(self.output.glob(f"{RUN}*")):  # what has begun has its room
-            require_space(self.output, base)
-        train_run(recipe, RUN, corpus, checkpoint)
-        self._measure(base, corpus, checkpoint)
+        return path
 
     def _build(self, source: "Source", corpus: Path) -> None:
         from ..corpus.card import CorpusFacts

@@ -46,6 +46,9 @@ BRANCH_PATTERNS = {
 }
 # Similarity above which branches are pushed apart. The default of pretraining, 0.7, costs recall on few photos.
 DIVERSITY_THRESHOLD = 0.8
+# Weight of the fused term. At 1, the default of pretraining, probes learn each other's captions as well as their own,
+# and naming one changes little. At 0 the branch of titles is worse. Five folds: training/studies/photos/README.md.
+FUSED_WEIGHT = 0.25
 BRANCH_LAYERS = 3  # at the end of a CLIP, as in the paper
 STEPS = 300  # that a few hundred images are given at least, so that branches have time to part
 LEAST_EPOCHS, MOST_EPOCHS = 5, 30
@@ -334,7 +337,7 @@ def make_recipe(
     if len(branches) == 1:
         model, rates = ({} if base.branches else model), {}
     elif base.branch_type == "probe":
-        model["diversity_threshold"] = DIVERSITY_THRESHOLD
+        model |= {"diversity_threshold": DIVERSITY_THRESHOLD, "fused_weight": FUSED_WEIGHT}
     return {
         "corpus": str(corpus),
         "split_column": "split",

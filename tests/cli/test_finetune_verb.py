@@ -272,6 +272,7 @@ def test_probes_of_ours_part_by_linears_of_their_own(
     assert set(rates) == {"*.branch_*", "*.head.probe", "*.head.mlp.fc2.*"} and len(set(rates.values())) == 1
     begun = build_model(recipe, "model", make_tokenizer(recipe, load_corpus(tmp_path / "mine" / "corpus"))).eval()
     assert begun.config.diversity_threshold == 0.8 != old.config.diversity_threshold
+    assert begun.config.fused_weight == 0.25 != old.config.fused_weight
     expected, found = (each.get_image_features(pixel_values).pooler_output for each in (old, begun))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     tuned = HolisticCLIPModel.from_pretrained(tmp_path / "mine" / "model")
