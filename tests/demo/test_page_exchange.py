@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +98,9 @@ def test_two_hundred_questions_during_an_exchange_are_answered_wholly_by_one_ind
         after = expected()
         assert all(answer in before[query] | after[query] for query, answer in answers)
         assert {answer in before[query] for query, answer in answers[:40]} == {True}
-        assert all(ask(number)[1] in after[ask(number)[0]] for number in range(8))
+        last = time.monotonic() + 20  # on a busy machine, one question may still be answered by the index before
+        while not all(answer in after[query] for query, answer in map(ask, range(8))):
+            assert time.monotonic() < last, "the page has taken up the index"
         assert all(not before[query] & after[query] for query in QUERIES)
 
 
